@@ -1,0 +1,49 @@
+"""A run's checkpoint: weights as safetensors, optimizer state, and how far the run is."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from masc.artifacts import InputError, replacing, write_json
+
+
+@dataclass
+class Progress:
+    """How far a run is. `seconds` counts training only, over all its interruptions."""
+
+    step: int = 0
+    seconds: float = 0.0
+
+
+def save_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
+    """Write the directory `path` whole, in place of the checkpoint before it."""
+    with replacing(path) as temporary:
+        temporary.mkdir(parents=True)
+        state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+        save_file(state, temporary / "model.safetensors", metadata={"format": "pt"})
+        torch.save(optimizer.state_dict(), temporary / "optimizer.pt")
+        write_json(temporary / "progress.json", asdict(progress))
+
+
+def load_progress(path: Path) -> Progress:
+    """How far the checkpoint at `path` is; step 0 if there is none."""
+    file = Path(path) / "progress.json"
+    return Progress(**json.loads(file.read_text())) if file.exists() else Progress()
+
+
+def load_weights(path: Path, model: nn.Module) -> None:
+    """Load the weights of a checkpoint directory into a model of the same config."""
+    file = Path(path) / "model.safetensors"
+    if not file.exists():
+        raise InputError(f"no checkpoint at {path}; the run has not been trained, or was stopped before its first one")
+    model.load_state_dict(load_file(file))
+
+
+def load_optimizer(path: Path, optimizer: torch.optim.Optimizer) -> None:
+    """Load the optimizer state that `save_checkpoint` wrote."""
+    state = torch.load(Path(path) / "optimizer.pt", weights_only=True, map_location="cpu")
+    optimizer.load_state_dict(state)

@@ -1,0 +1,54 @@
+"""The order in which codes are read: a function of (seed, step), whatever the number of processes.
+
+An epoch visits every group once, in an order drawn from (seed, epoch); of each group one variant and one
+view are drawn from (seed, step)."""
+
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from masc.codes import Codes
+
+# Purposes of random numbers, so that no two streams of one seed are the same.
+ORDER, VARIANT, CONDITION, DROPOUT, LABELS = range(5)
+
+
+class CodeStream:
+    """Global batches of training codes by step."""
+
+    def __init__(self, codes: Codes, seed: int, batch_size: int):
+        self.codes, self.seed, self.batch_size = codes, seed, batch_size
+        self.members = np.argsort(codes.groups, kind="stable")
+        sizes = np.bincount(codes.groups)
+        self.sizes, self.starts = sizes, np.concatenate([[0], np.cumsum(sizes)[:-1]])
+        self._order = lru_cache(maxsize=2)(self._draw_order)
+
+    def _draw_order(self, epoch: int) -> np.ndarray:
+        return np.random.default_rng([self.seed, ORDER, epoch]).permutation(len(self.sizes))
+
+    def batch(self, step: int, part: slice = slice(None)) -> tuple[Tensor, Tensor]:
+        """Tokens (B, T) int64 and labels (B,) int64 of a step, or the rows of them that `part` names."""
+        place = step * self.batch_size + np.arange(self.batch_size)
+        epoch, offset = place // len(self.sizes), place % len(self.sizes)
+        group = np.array([self._order(int(e))[o] for e, o in zip(epoch, offset, strict=True)])
+        draws = np.random.default_rng([self.seed, VARIANT, step]).random((2, self.batch_size))
+        image = self.members[self.starts[group] + (draws[0] * self.sizes[group]).astype(np.int64)]
+        view = (draws[1] * self.codes.tokens.shape[1]).astype(np.int64)
+        tokens = self.codes.tokens[image[part], view[part]].astype(np.int64)
+        return torch.from_numpy(tokens), torch.from_numpy(self.codes.labels[image[part]])
+
+
+def drop_labels(labels: Tensor, num_classes: int, rate: float, seed: int, step: int, part: slice, batch_size: int) -> Tensor:
+    """Replace a share of a step's labels (B,) by the null class, for guidance; rows `part` of the batch."""
+    if rate == 0:
+        return labels
+    dropped = np.random.default_rng([seed, CONDITION, step]).random(batch_size)[part] < rate
+    return torch.where(torch.from_numpy(dropped), torch.full_like(labels, num_classes), labels)
+
+
+def group_labels(codes: Codes) -> np.ndarray:
+    """The label of each group: (G,) int64. What a sample's label is drawn from, to match training."""
+    _, first = np.unique(codes.groups, return_index=True)
+    return codes.labels[first]

@@ -1,0 +1,52 @@
+"""Sizes of the LlamaGen backbone (llamagen paper, Table 1; FoundationVision/LlamaGen ce98ec4, gpt.py)."""
+
+from dataclasses import dataclass
+
+
+@dataclass(kw_only=True)
+class ModelConfig:
+    """A LlamaGen transformer; what depends on the data (tokens, classes, grid) is given when it is built."""
+
+    name: str
+    dim: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int | None = None  # None: as many as num_heads; every released model
+    multiple_of: int = 256  # the SwiGLU width is rounded up to it
+    ffn_dim_multiplier: float | None = None
+    norm_eps: float = 1e-5
+    rope_base: float = 10000.0
+    token_dropout: float = 0.1
+    residual_dropout: float = 0.1  # after the attention's output projection
+    ffn_dropout: float = 0.1
+    class_dropout: float = 0.1  # share of labels replaced by the null class in training, for guidance
+
+    def __post_init__(self) -> None:
+        if self.dim % self.num_heads or (self.dim // self.num_heads) % 4:
+            raise ValueError(
+                f"model.dim {self.dim} over {self.num_heads} heads must give a head width divisible by 4 "
+                "(2-D RoPE pairs the channels of two axes)"
+            )
+        if self.num_heads % self.kv_heads:
+            raise ValueError(
+                f"model.num_heads {self.num_heads} must be a multiple of num_kv_heads {self.kv_heads}"
+            )
+        for name in ("token_dropout", "residual_dropout", "ffn_dropout", "class_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"model.{name} must lie in [0, 1), found {getattr(self, name)}")
+
+    @property
+    def kv_heads(self) -> int:
+        return self.num_heads if self.num_kv_heads is None else self.num_kv_heads
+
+    @property
+    def head_dim(self) -> int:
+        return self.dim // self.num_heads
+
+    @property
+    def ffn_dim(self) -> int:
+        """Hidden width of SwiGLU: two thirds of 4 dim, rounded up."""
+        hidden = int(2 * (4 * self.dim) / 3)
+        if self.ffn_dim_multiplier is not None:
+            hidden = int(self.ffn_dim_multiplier * hidden)
+        return -(-hidden // self.multiple_of) * self.multiple_of

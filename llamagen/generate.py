@@ -1,0 +1,70 @@
+"""Drawing code grids with a key-value cache.
+
+A sample depends on (seed, image index) only: every image has its own random numbers, drawn before the
+first token, so neither the batch it is in nor the number of processes changes it."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from llamagen.build import ARModel
+from llamagen.filters import SamplingConfig, draw, guide, probabilities
+
+
+class SamplingPick:
+    """The `Pick` of the head protocol for one position of a batch; see `masc.heads.base`.
+
+    With guidance the logits hold [conditional; unconditional] halves, and both halves get the same choice."""
+
+    def __init__(self, config: SamplingConfig, uniforms: Tensor, position: int):
+        """`uniforms` (B, L): one number in [0, 1) an image and decision."""
+        self.config, self.uniforms, self.position = config, uniforms, position
+        self.decision = 0
+
+    def _next_uniforms(self) -> Tensor:
+        self.decision += 1
+        return self.uniforms[:, self.decision - 1]
+
+    def _both_halves(self, chosen: Tensor) -> Tensor:
+        return torch.cat([chosen, chosen]) if self.config.is_guided else chosen
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        config = self.config
+        if config.is_guided:
+            logits = guide(logits, config.guidance) if config.guides(self.position) else logits.chunk(2)[0]
+        probs = probabilities(logits, config.temperature, config.top_k, config.top_p)
+        return self._both_halves(draw(probs, self._next_uniforms()))
+
+    def uniform(self, sizes: Tensor) -> Tensor:
+        sizes = sizes.chunk(2)[0] if self.config.is_guided else sizes
+        drawn = (self._next_uniforms().to(sizes.device) * sizes).long()
+        return self._both_halves(torch.minimum(drawn, sizes - 1))
+
+
+def image_uniforms(seed: int, indices: np.ndarray, num_positions: int, num_decisions: int) -> Tensor:
+    """The random numbers of images by index: (B, T, L) float64 in [0, 1)."""
+    shape = (num_positions, num_decisions)
+    drawn = [np.random.default_rng([seed, int(index)]).random(shape) for index in indices]
+    return torch.from_numpy(np.stack(drawn))
+
+
+@torch.inference_mode()
+def generate(model: ARModel, labels: Tensor, uniforms: Tensor, config: SamplingConfig) -> Tensor:
+    """Draw code grids: labels (B,), uniforms (B, T, L) -> tokens (B, T) int64.
+
+    Costs T cached steps, of twice the batch with guidance. Raises ValueError if guidance is asked of a model
+    without a null class."""
+    backbone = model.backbone
+    if config.is_guided:
+        if not backbone.cls_embedding.has_null:
+            raise ValueError("guidance needs a model trained with class_dropout > 0; use sampling.guidance=1")
+        labels = torch.cat([labels, torch.full_like(labels, backbone.cls_embedding.num_classes)])
+    uniforms = uniforms.to(labels.device)
+    caches = backbone.empty_caches(len(labels))
+    hidden = backbone.start(labels, caches)
+    tokens = []
+    for position in range(uniforms.shape[1]):
+        if position:
+            hidden = backbone.step(tokens[-1], position, caches)
+        tokens.append(model.head.sample(hidden, SamplingPick(config, uniforms[:, position], position)))
+    return torch.stack(tokens, dim=1)[: len(uniforms)]

@@ -1,0 +1,134 @@
+"""A run: its config, what it reads, and how it is loaded again."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from llamagen.build import ARModel, DataShape, build_model
+from llamagen.checkpoint import load_weights
+from llamagen.config import ModelConfig
+from llamagen.optim import OptimConfig
+from llamagen.tracking import TrackingConfig
+from masc.artifacts import InputError
+from masc.build import TreeConfig
+from masc.codes import Codes, load_codes
+from masc.device import check_precision
+from masc.heads import HeadConfig
+from masc.layout import Layout
+from masc.run import open_run, plain
+from masc.tree import Partition
+from vq.data import DataConfig
+
+
+@dataclass(kw_only=True)
+class TrainConfig:
+    """One run. Everything but the keys in VOLATILE decides its result."""
+
+    model: ModelConfig
+    head: HeadConfig
+    tree: TreeConfig
+    data: DataConfig
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    tokenizer: str
+    steps: int
+    batch_size: int  # images a step, over all processes and micro-batches
+    micro_batches: int = 1  # gradient accumulation: parts of a process's share of the batch
+    seed: int = 0
+    precision: str = "auto"
+    evaluate_every: int = 1000  # steps
+    log_every: int = 100
+    checkpoint_every: int = 5000
+    artifacts: str = "artifacts"
+    run_dir: str | None = None  # None: runs/<model>/<head>[-on-<tree>]/seed<seed>
+
+    VOLATILE = ("tracking.", "log_every", "checkpoint_every", "artifacts", "run_dir", "micro_batches")
+
+    def __post_init__(self) -> None:
+        check_precision(self.precision)
+        if min(self.steps, self.batch_size, self.micro_batches, self.evaluate_every, self.log_every) < 1:
+            raise ValueError("steps, batch_size, micro_batches, evaluate_every and log_every must be positive")
+        if self.checkpoint_every % self.log_every:  # else a resumed run would average over another window
+            raise ValueError(
+                f"checkpoint_every {self.checkpoint_every} must be a multiple of log_every {self.log_every}"
+            )
+
+    @property
+    def label(self) -> str:
+        """The run's head and, unless it is MASC's own, its tree."""
+        on_tree = f"-on-{self.tree.name}" if self.head.uses_tree and self.tree.name != "masc" else ""
+        return self.head.name + on_tree
+
+    @property
+    def directory(self) -> Path:
+        return Path(self.run_dir or f"runs/{self.model.name}/{self.label}/seed{self.seed}")
+
+    @property
+    def layout(self) -> Layout:
+        return Layout(Path(self.artifacts), self.tokenizer)
+
+
+@dataclass(frozen=True)
+class RunInputs:
+    """What a run reads, checked to belong together."""
+
+    train: Codes
+    held_out: Codes
+    partition: Partition | None
+    parents: dict[str, str]  # kind -> SHA-256
+
+    @property
+    def shape(self) -> DataShape:
+        return DataShape(self.train.num_tokens, len(self.train.class_names), self.train.grid)
+
+
+def load_inputs(config: TrainConfig) -> RunInputs:
+    """Codes, tree and their hashes. Raises InputError naming what is missing, in the order to make it."""
+    layout, missing = config.layout, []
+    make_codes = f"make codes DATA={config.data.name} TOKENIZER={config.tokenizer}"
+    if not layout.codebook.exists():
+        missing.append((layout.codebook, f"make codebook TOKENIZER={config.tokenizer}"))
+    for split in ("train", "val"):
+        if not (layout.codes(config.data.name, split) / "meta.json").exists():
+            missing.append((layout.codes(config.data.name, split), make_codes))
+    if config.head.uses_tree and not missing:
+        num_clusters = config.head.clusters(layout.load_codebook().num_tokens)
+        tree = layout.tree(config.tree, num_clusters)
+        if not tree.exists():
+            missing.append((tree, layout.make_tree(config.tree, num_clusters)))
+    elif config.head.uses_tree:
+        make_tree = f"make tree TREE={config.tree.name} TOKENIZER={config.tokenizer}"
+        missing.append((layout.codebook.parent / "trees", make_tree))
+    if missing:
+        files = ", ".join(str(path) for path, _ in missing)
+        commands = dict.fromkeys(command for _, command in missing)
+        raise InputError(f"training needs {files}, which are missing; make them with " + " && ".join(commands))
+    codebook = layout.load_codebook()
+    train, held_out = (
+        load_codes(layout.codes(config.data.name, split), codebook.meta.sha256, make_codes)
+        for split in ("train", "val")
+    )
+    parents = {"codebook": codebook.meta.sha256, "train codes": train.sha256, "val codes": held_out.sha256}
+    partition = None
+    if config.head.uses_tree:
+        num_clusters = config.head.clusters(codebook.num_tokens)
+        partition, parents["tree"] = layout.load_partition(config.tree, num_clusters)
+    return RunInputs(train, held_out, partition, parents)
+
+
+def load_run(run_dir: Path) -> tuple[TrainConfig, RunInputs, ARModel]:
+    """A trained run: its config, inputs and model with the last checkpoint's weights, on the CPU.
+
+    Raises InputError if there is no run, it has no checkpoint, or an artefact it was made from changed."""
+    from omegaconf import OmegaConf
+
+    file = Path(run_dir) / "config.yaml"
+    if not file.exists():
+        raise InputError(f"no run at {run_dir} (no config.yaml); train it with `make train`")
+    schema = OmegaConf.structured(TrainConfig)
+    config = OmegaConf.to_object(OmegaConf.merge(schema, OmegaConf.load(file)))
+    config.run_dir = str(run_dir)
+    inputs = load_inputs(config)
+    open_run(config.directory, plain(config), inputs.parents, TrainConfig.VOLATILE)
+    model = build_model(config.model, config.head, inputs.shape, inputs.partition, config.seed)
+    load_weights(config.directory / "checkpoints" / "last", model)
+    return config, inputs, model.eval()

@@ -1,0 +1,200 @@
+"""The training loop: any backbone, any head, one CPU core to many nodes (through accelerate).
+
+The loss is the negative log-likelihood of the fine tokens in nats per token, whatever the head; with the
+`masc` head its gradient is that of the paper's K-way cross-entropy (MASC, Eq. 5). Data order, class dropout
+and dropout are functions of (seed, step): a resumed run gives the losses of an unbroken one."""
+
+import logging
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
+from torch import Tensor
+from tqdm import tqdm
+
+from llamagen.build import build_model, count_parameters
+from llamagen.checkpoint import Progress, load_optimizer, load_progress, load_weights, save_checkpoint
+from llamagen.codes import DROPOUT, CodeStream, drop_labels
+from llamagen.optim import build_optimizer, learning_rate, set_learning_rate
+from llamagen.run import RunInputs, TrainConfig, load_inputs
+from llamagen.tracking import Tracker
+from masc.artifacts import InputError
+from masc.codes import Codes
+from masc.device import resolve_precision
+from masc.run import MetricsLog, open_run, plain
+
+logger = logging.getLogger(__name__)
+
+
+def train(config: TrainConfig) -> Path:
+    """Train a run, or go on with it, to its last step; return its directory. Nothing to do if it is there."""
+    inputs = load_inputs(config)
+    precision = resolve_precision(config.precision)
+    accelerator = Accelerator(
+        mixed_precision="no" if precision == "fp32" else precision,
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+    )
+    share, remainder = divmod(config.batch_size, accelerator.num_processes * config.micro_batches)
+    if remainder:
+        raise InputError(
+            f"batch_size {config.batch_size} must be a multiple of {accelerator.num_processes} processes x "
+            f"{config.micro_batches} micro-batches; change batch_size or micro_batches in ARGS"
+        )
+    directory = config.directory
+    last = directory / "checkpoints" / "last"
+    if accelerator.is_main_process:
+        open_run(directory, plain(config), inputs.parents, TrainConfig.VOLATILE)
+    accelerator.wait_for_everyone()
+    progress = load_progress(last)
+    if progress.step >= config.steps:
+        logger.info("%s is trained already (%d steps)", directory, progress.step)
+        return directory
+
+    model = build_model(config.model, config.head, inputs.shape, inputs.partition, config.seed)
+    if progress.step:
+        load_weights(last, model)
+    optimizer = build_optimizer(model, config.optim, fused=True)
+    if progress.step:
+        load_optimizer(last, optimizer)
+        logger.info("going on with %s at step %d", directory, progress.step)
+    num_parameters = count_parameters(model)
+    model, optimizer = accelerator.prepare(model, optimizer)
+    stream = CodeStream(inputs.train, config.seed, config.batch_size)
+    tracker = None
+    if accelerator.is_main_process:
+        log = MetricsLog(directory / "metrics.jsonl", progress.step)
+        tracker = Tracker(config.tracking, config, log, {"parameters": num_parameters})
+        if progress.step == 0:
+            tracker.write(0, evaluate(accelerator, model, inputs.held_out), images=0, seconds=0.0)
+
+    loop = _Loop(config, accelerator, model, optimizer, stream, inputs, share)
+    loop.run(progress, tracker, last)
+    if tracker is not None:
+        tracker.finish()
+    return directory
+
+
+@dataclass
+class _Loop:
+    config: TrainConfig
+    accelerator: Accelerator
+    model: torch.nn.Module
+    optimizer: torch.optim.Optimizer
+    stream: CodeStream
+    inputs: RunInputs
+    share: int  # images a process and micro-batch
+
+    def run(self, progress: Progress, tracker: Tracker | None, last: Path) -> None:
+        config, accelerator = self.config, self.accelerator
+        bar = tqdm(
+            total=config.steps,
+            initial=progress.step,
+            desc=f"{config.label} seed {config.seed}",
+            unit="step",
+            disable=None if accelerator.is_main_process else True,
+        )
+        losses: list[Tensor] = []
+        clock = time.perf_counter()
+        while progress.step < config.steps:
+            losses.append(self.step(progress.step))
+            progress.step += 1
+            bar.update()
+            step = progress.step
+            is_last = step == config.steps
+            logs, evaluates = step % config.log_every == 0, step % config.evaluate_every == 0 or is_last
+            if logs or evaluates:
+                elapsed = time.perf_counter() - clock
+                nats = accelerator.reduce(torch.stack(losses).mean(), "mean").item()
+                if not np.isfinite(nats):
+                    raise InputError(
+                        f"the loss is {nats} at step {step} of {config.directory}; lower optim.learning_rate "
+                        f"(now {config.optim.learning_rate}) or set precision=fp32"
+                    )
+                progress.seconds += elapsed
+                row = {
+                    "train/nats_per_token": nats,
+                    "train/learning_rate": learning_rate(config.optim, step - 1, config.steps),
+                    "speed/images_per_second": len(losses) * config.batch_size / elapsed,
+                }
+                if evaluates:
+                    row |= evaluate(accelerator, self.model, self.inputs.held_out)
+                if tracker is not None:
+                    tracker.write(step, row, images=step * config.batch_size, seconds=progress.seconds)
+                bar.set_postfix(nats=f"{nats:.3f}")
+                losses, clock = [], time.perf_counter()
+            if (step % config.checkpoint_every == 0 or is_last) and accelerator.is_main_process:
+                progress.seconds += time.perf_counter() - clock
+                save_checkpoint(last, accelerator.unwrap_model(self.model), self.optimizer, progress)
+                clock = time.perf_counter()
+        accelerator.wait_for_everyone()
+
+    def step(self, step: int) -> Tensor:
+        """One optimizer step; the mean loss of this process's images, nats per token."""
+        config, accelerator, model = self.config, self.accelerator, self.model
+        model.train()
+        set_learning_rate(self.optimizer, learning_rate(config.optim, step, config.steps))
+        first = accelerator.process_index * config.micro_batches
+        losses = []
+        for micro in range(config.micro_batches):
+            index = first + micro
+            part = slice(index * self.share, (index + 1) * self.share)
+            tokens, labels = self.stream.batch(step, part)
+            labels = drop_labels(
+                labels,
+                self.inputs.shape.num_classes,
+                config.model.class_dropout,
+                config.seed,
+                step,
+                part,
+                config.batch_size,
+            )
+            # Dropout can only draw from torch's global generator: tie it to what is being computed.
+            mixed = np.random.SeedSequence([config.seed, DROPOUT, step, index]).generate_state(1, np.uint64)
+            torch.manual_seed(int(mixed[0]))
+            is_last = micro == config.micro_batches - 1
+            with torch.enable_grad() if is_last else accelerator.no_sync(model):
+                with accelerator.autocast():
+                    log_probs = model(tokens.to(accelerator.device), labels.to(accelerator.device))
+                loss = -log_probs.sum(-1).mean()
+                accelerator.backward(loss / config.micro_batches)
+            losses.append(loss.detach())
+        accelerator.clip_grad_norm_(model.parameters(), config.optim.max_grad_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return torch.stack(losses).mean()
+
+
+@torch.no_grad()
+def image_nats(accelerator: Accelerator, model: torch.nn.Module, codes: Codes, batch_size: int = 64) -> Tensor:
+    """Negative log-likelihood of each image in nats, by decision: (M, L), first view, dropout off.
+
+    The sum over L divided by T is nats per token over the fine tokens, comparable between heads."""
+    was_training = model.training
+    model.eval()
+    mine = range(accelerator.process_index * batch_size, codes.num_images, accelerator.num_processes * batch_size)
+    total = None
+    for start in mine:
+        rows = slice(start, min(start + batch_size, codes.num_images))
+        tokens = torch.from_numpy(codes.tokens[rows, 0].astype(np.int64)).to(accelerator.device)
+        labels = torch.from_numpy(codes.labels[rows]).to(accelerator.device)
+        with accelerator.autocast():
+            nats = -accelerator.unwrap_model(model)(tokens, labels).sum(1)
+        if total is None:
+            total = nats.new_zeros(codes.num_images, nats.shape[1])
+        total[rows] = nats
+    if total is None:
+        decisions = accelerator.unwrap_model(model).head.num_decisions
+        total = torch.zeros(codes.num_images, decisions, device=accelerator.device)
+    model.train(was_training)
+    return accelerator.reduce(total, "sum")
+
+
+def evaluate(accelerator: Accelerator, model: torch.nn.Module, codes: Codes) -> dict[str, float]:
+    """Held-out nats per fine token, and the share of each level."""
+    levels = (image_nats(accelerator, model, codes) / codes.num_positions).double().mean(0).tolist()
+    by_level = {f"val/level_{index}_nats": value for index, value in enumerate(levels)} if len(levels) > 1 else {}
+    return {"val/nats_per_token": sum(levels), **by_level}

@@ -1,0 +1,179 @@
+"""Files that stages hand to one another: versioned, hashed, written whole or not at all.
+
+Every artefact carries its format version, the config that made it and the SHA-256 of what it was made
+from. Nothing here is ever unpickled."""
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+class InputError(ValueError):
+    """Something the user can mend: a missing file, a value out of range, a mismatch. Its message says what
+    was expected, what was found, where, and what to type next; scripts print it without a traceback."""
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary name beside `path`, renamed to it on success and removed on failure."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        yield temporary
+        if path.is_dir():
+            shutil.rmtree(path)
+        temporary.replace(path)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise InputError(
+                f"no space left while writing {path} "
+                f"({shutil.disk_usage(path.parent).free / 2**20:.0f} MiB free on its disk); nothing was kept. "
+                "Free some space and run the same command again: it continues where it was"
+            ) from error
+        raise
+    finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary)
+        else:
+            temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_text(text)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON file whole or not at all, keys in the order given."""
+    write_text(path, json.dumps(content, indent=1) + "\n")
+
+
+def hash_arrays(arrays: dict[str, np.ndarray]) -> str:
+    """SHA-256 over names, types, shapes and bytes: the identity of an artefact, whatever file holds it."""
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        digest.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
+        digest.update(array.data if array.size else b"")
+    return digest.hexdigest()
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@dataclass(frozen=True)
+class Meta:
+    """What an artefact says about itself."""
+
+    kind: str
+    sha256: str
+    config: dict[str, Any] = field(default_factory=dict)
+    parents: dict[str, str] = field(default_factory=dict)  # kind of parent -> its SHA-256
+
+
+def save_npz(
+    path: Path,
+    kind: str,
+    version: int,
+    arrays: dict[str, np.ndarray],
+    config: dict[str, Any],
+    parents: dict[str, str],
+) -> Meta:
+    """Write an artefact of one .npz file and return what it says about itself."""
+    meta = Meta(kind, hash_arrays(arrays), config, parents)
+    header = json.dumps({"format": f"masc-{kind}", "version": version, **vars(meta)})
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, header=np.array(header), **arrays)
+    return meta
+
+
+def load_npz(path: Path, kind: str, version: int, make: str) -> tuple[dict[str, np.ndarray], Meta]:
+    """Read an artefact written by `save_npz`; `make` is the command that would make it.
+
+    Raises InputError if the file is missing, truncated, of another kind or version, or altered."""
+    path = Path(path)
+    if not path.exists():
+        raise InputError(f"no {kind} at {path}; make it with `{make}`")
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+        header = json.loads(str(arrays.pop("header")))
+    except (zipfile.BadZipFile, EOFError, OSError, KeyError, ValueError) as error:
+        raise InputError(
+            f"{path} is not a {kind} of this project, or is truncated ({error}); remake it with `{make}`"
+        ) from error
+    if header.get("format") != f"masc-{kind}" or header.get("version") != version:
+        raise InputError(
+            f"expected a masc-{kind} of format version {version}, found {header.get('format')!r} version "
+            f"{header.get('version')} in {path}; remake it with `{make}`"
+        )
+    meta = Meta(kind, header["sha256"], header["config"], header["parents"])
+    if hash_arrays(arrays) != meta.sha256:
+        raise InputError(f"the contents of {path} do not match its own SHA-256; remake it with `{make}`")
+    return arrays, meta
+
+
+def require_parent(meta: Meta, kind: str, sha256: str, where: Path, make: str) -> None:
+    """Raise InputError unless the artefact `meta` was made from the `kind` whose SHA-256 is given."""
+    if meta.parents.get(kind) != sha256:
+        raise InputError(
+            f"{where} was made from the {kind} {str(meta.parents.get(kind))[:12]}, but the {kind} in use is "
+            f"{sha256[:12]}; remake it with `{make}`"
+        )
+
+
+@dataclass(frozen=True)
+class Codebook:
+    """The effective vectors of a tokenizer: as the quantizer compares them, not its raw weight."""
+
+    vectors: np.ndarray  # (N, d) float32
+    meta: Meta
+
+    VERSION = 1
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.vectors)
+
+    @staticmethod
+    def save(path: Path, vectors: np.ndarray, config: dict[str, Any], parents: dict[str, str]) -> "Codebook":
+        """Write the vectors (N, d); raises InputError unless they are finite, two-dimensional, N >= 2."""
+        vectors = check_vectors(vectors, str(path))
+        return Codebook(vectors, save_npz(path, "codebook", 1, {"vectors": vectors}, config, parents))
+
+    @staticmethod
+    def load(path: Path, make: str = "make codebook") -> "Codebook":
+        arrays, meta = load_npz(path, "codebook", Codebook.VERSION, make)
+        return Codebook(check_vectors(arrays["vectors"], str(path)), meta)
+
+
+def check_vectors(vectors: np.ndarray, where: str) -> np.ndarray:
+    """The vectors as float32 (N, d), N >= 2, all finite; InputError otherwise."""
+    vectors = np.asarray(vectors)
+    if vectors.ndim != 2 or len(vectors) < 2 or vectors.dtype.kind != "f":
+        raise InputError(
+            "a codebook must be a float array (N, d) with at least 2 rows, "
+            f"found {vectors.dtype} {vectors.shape} in {where}"
+        )
+    bad = ~np.isfinite(vectors).all(axis=1)
+    if bad.any():
+        raise InputError(
+            f"codebook row {int(bad.argmax())} and {int(bad.sum()) - 1} others are not finite in {where}; "
+            "the tokenizer that made it is broken"
+        )
+    return np.ascontiguousarray(vectors, np.float32)

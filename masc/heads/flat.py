@@ -1,0 +1,32 @@
+"""The flat head: one softmax over all N tokens. The baseline, and LlamaGen's own."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from masc.heads.base import Head, Pick
+
+
+class FlatHead(Head):
+    """p(token) = softmax(W h). `output.weight` (N, D) starts at zero, so the first loss is ln N."""
+
+    num_decisions = 1
+
+    def __init__(self, dim: int, num_tokens: int):
+        super().__init__()
+        self.num_tokens = num_tokens
+        self.output = nn.Linear(dim, num_tokens, bias=False)
+        nn.init.zeros_(self.output.weight)
+
+    def log_probs(self, hidden: Tensor, tokens: Tensor) -> Tensor:
+        """(*, D), (*) -> (*, 1)."""
+        return log_softmax_at(self.output(hidden), tokens)[..., None]
+
+    def sample(self, hidden: Tensor, pick: Pick) -> Tensor:
+        """(B, D) -> (B,)."""
+        return pick(self.output(hidden).float())
+
+
+def log_softmax_at(logits: Tensor, chosen: Tensor) -> Tensor:
+    """log softmax(logits)[chosen] in float32: (*, V), (*) -> (*)."""
+    flat = F.cross_entropy(logits.flatten(0, -2).float(), chosen.flatten(), reduction="none")
+    return -flat.view(chosen.shape)

@@ -1,0 +1,126 @@
+"""A run's directory and what is written there beside the results: config, provenance, metrics.
+
+The directory's name is deterministic, so that the same command finds its own earlier work and goes on."""
+
+import json
+import logging
+import os
+import platform
+import subprocess
+import sys
+from dataclasses import asdict, is_dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from masc.artifacts import InputError, write_json, write_text
+
+logger = logging.getLogger(__name__)
+PACKAGES = ("torch", "accelerate", "numpy", "scipy", "fastcluster", "faiss-cpu", "faiss-gpu", "safetensors")
+
+
+def plain(config: Any) -> Any:
+    """A config dataclass as JSON-like values (paths as strings), for config.yaml and artefact headers."""
+    if is_dataclass(config) and not isinstance(config, type):
+        config = asdict(config)
+    if isinstance(config, dict):
+        return {str(key): plain(value) for key, value in config.items()}
+    if isinstance(config, list | tuple):
+        return [plain(value) for value in config]
+    return str(config) if isinstance(config, Path) else config
+
+
+def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested keys joined by dots: {"a": {"b": 1}} -> {"a.b": 1}."""
+    flat = {}
+    for key, value in config.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def open_run(path: Path, config: dict[str, Any], parents: dict[str, str], volatile: tuple[str, ...]) -> None:
+    """Create the run directory with config.yaml and provenance.json, or check that they agree.
+
+    Raises InputError naming every key that differs if another config, or another parent artefact,
+    already made results there. Keys that begin with one of `volatile` change no result and may differ."""
+    import yaml
+
+    path = Path(path)
+    file = path / "config.yaml"
+    if file.exists():
+        old, new = flatten(yaml.safe_load(file.read_text())), flatten(config)
+        old_parents = json.loads((path / "provenance.json").read_text())["parents"]
+        old |= {f"sha256 of the {name}": value[:12] for name, value in old_parents.items()}
+        new |= {f"sha256 of the {name}": value[:12] for name, value in parents.items()}
+        changed = [
+            key
+            for key in sorted(old | new)
+            if old.get(key) != new.get(key) and not key.startswith(volatile)
+        ]
+        if changed:
+            lines = "\n".join(f"  {key}: {old.get(key)!r} there, {new.get(key)!r} now" for key in changed)
+            raise InputError(
+                f"{path} holds a run with another config:\n{lines}\nChoose another directory with "
+                f"RUN_DIR=..., or delete this one with `rm -r {path}` to train it anew"
+            )
+        return
+    write_json(path / "provenance.json", {"parents": parents, **provenance()})
+    write_text(file, yaml.safe_dump(config, sort_keys=False))
+
+
+def provenance() -> dict[str, Any]:
+    """Commit, versions, command and machine of this process."""
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(
+                ["git", *arguments], capture_output=True, text=True, cwd=Path(__file__).parent, check=True
+            )
+        except (OSError, subprocess.CalledProcessError):
+            return None
+        return done.stdout.strip()
+
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return {
+        "commit": git("rev-parse", "HEAD"),
+        "dirty": bool(git("status", "--porcelain", "--untracked-files=no")),
+        "command": " ".join(sys.argv),
+        "python": platform.python_version(),
+        "packages": versions,
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+    }
+
+
+class MetricsLog:
+    """Appends rows to metrics.jsonl: {"step": 10, "train/nats_per_token": 5.3, ...}."""
+
+    def __init__(self, path: Path, resume_step: int):
+        """Opens the log and drops what an interrupted run wrote beyond the step it resumes from."""
+        self.path = Path(path)
+        kept = [row for row in read_metrics(self.path) if row["step"] <= resume_step]
+        write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
+
+    def write(self, row: dict[str, float | int]) -> None:
+        with self.path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+def read_metrics(path: Path) -> list[dict[str, float | int]]:
+    """Rows of a metrics.jsonl in order; empty if there is none. A last line cut short is passed over."""
+    if not Path(path).exists():
+        return []
+    rows = []
+    for line in Path(path).read_text().splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            logger.warning("passing over a broken line in %s: %.60s", path, line)
+    return rows

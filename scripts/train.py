@@ -1,0 +1,15 @@
+"""Train a run, or go on with it (`make train`)."""
+
+from stage import run_stage
+
+from llamagen.run import TrainConfig
+from llamagen.train import train
+
+
+def main(config: TrainConfig) -> None:
+    """Train runs/<model>/<head>/seed<seed>; the same command goes on where it was stopped."""
+    print(train(config))
+
+
+if __name__ == "__main__":
+    run_stage("train", TrainConfig, main)
