@@ -40,7 +40,9 @@ class CodeStream:
         return torch.from_numpy(tokens), torch.from_numpy(self.codes.labels[image[part]])
 
 
-def drop_labels(labels: Tensor, num_classes: int, rate: float, seed: int, step: int, part: slice, batch_size: int) -> Tensor:
+def drop_labels(
+    labels: Tensor, num_classes: int, rate: float, seed: int, step: int, part: slice, batch_size: int
+) -> Tensor:
     """Replace a share of a step's labels (B,) by the null class, for guidance; rows `part` of the batch."""
     if rate == 0:
         return labels

@@ -28,9 +28,7 @@ class ModelConfig:
                 "(2-D RoPE pairs the channels of two axes)"
             )
         if self.num_heads % self.kv_heads:
-            raise ValueError(
-                f"model.num_heads {self.num_heads} must be a multiple of num_kv_heads {self.kv_heads}"
-            )
+            raise ValueError(f"model.num_heads {self.num_heads} must be a multiple of num_kv_heads {self.kv_heads}")
         for name in ("token_dropout", "residual_dropout", "ffn_dropout", "class_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"model.{name} must lie in [0, 1), found {getattr(self, name)}")

@@ -55,11 +55,7 @@ def open_run(path: Path, config: dict[str, Any], parents: dict[str, str], volati
         old_parents = json.loads((path / "provenance.json").read_text())["parents"]
         old |= {f"sha256 of the {name}": value[:12] for name, value in old_parents.items()}
         new |= {f"sha256 of the {name}": value[:12] for name, value in parents.items()}
-        changed = [
-            key
-            for key in sorted(old | new)
-            if old.get(key) != new.get(key) and not key.startswith(volatile)
-        ]
+        changed = [key for key in sorted(old | new) if old.get(key) != new.get(key) and not key.startswith(volatile)]
         if changed:
             lines = "\n".join(f"  {key}: {old.get(key)!r} there, {new.get(key)!r} now" for key in changed)
             raise InputError(

@@ -42,7 +42,11 @@ class PathHead(Head):
             if not np.array_equal(parent_of[node_of[index]], node_of[index - 1]):
                 raise ValueError(f"level {index} is not nested in level {index - 1}: cut one tree for both")
             self.register_buffer(f"parent_of_{index}", torch.from_numpy(parent_of), persistent=False)
-        for name, table in (("members", finest.members), ("offsets", finest.offsets), ("counts", finest.sizes)):
+        for name, table in (
+            ("members", finest.members),
+            ("offsets", finest.offsets),
+            ("counts", finest.sizes),
+        ):
             self.register_buffer(name, torch.from_numpy(np.ascontiguousarray(table)), persistent=False)
         self.output = nn.Linear(dim, sum(self.sizes), bias=False)
         nn.init.zeros_(self.output.weight)

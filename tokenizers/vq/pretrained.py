@@ -5,6 +5,7 @@ from importlib import resources
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 
 from masc.artifacts import InputError
 from vq.autoencoder import ConvVQ, ConvVQConfig
@@ -20,32 +21,42 @@ def tokenizer_path(name: str, artifacts: Path) -> Path:
         return trained
     if shipped.exists():
         return shipped
-    raise InputError(f"no weights of the tokenizer {name} at {trained}; make them with `make tokenizer TOKENIZER={name}`")
+    raise InputError(
+        f"no weights of the tokenizer {name} at {trained}; make them with `make tokenizer TOKENIZER={name}`"
+    )
 
 
 def load_tokenizer(path: Path, config: ConvVQConfig) -> ConvVQ:
     """The tokenizer stored at `path`, in evaluation mode, float32. Raises InputError if it has other sizes
     than `config` or the file is no safetensors file."""
-    try:
-        with safe_open(path, "pt") as file:
-            stored = json.loads((file.metadata() or {}).get("config", "{}"))
-            state = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise InputError(f"{path} is not a safetensors file, or is truncated ({error})") from error
+    stored = _header(path, "config")
     wanted = vars(config)
     differing = {key: (stored.get(key), wanted[key]) for key in wanted if stored.get(key) != wanted[key]}
     if differing:
+        listed = ", ".join(f"{key} is {there!r} there, {here!r} here" for key, (there, here) in differing.items())
         raise InputError(
-            f"{path} holds a tokenizer of other sizes than configs/tokenizer/{config.name}.yaml: "
-            + ", ".join(f"{key} is {there!r} there, {here!r} here" for key, (there, here) in differing.items())
-            + f"; train one with `make tokenizer TOKENIZER={config.name}`"
+            f"{path} holds a tokenizer of other sizes than the config {config.name}: {listed}; "
+            f"train one with `make tokenizer TOKENIZER={config.name}`"
         )
     model = config.build()
-    model.load_state_dict(state)
+    model.load_state_dict({key: value.float() for key, value in load_file(path).items()})
     return model.eval()
+
+
+def load_named_tokenizer(name: str, artifacts: Path) -> ConvVQ:
+    """The tokenizer of that name with the sizes stored beside its weights, in evaluation mode."""
+    path = tokenizer_path(name, artifacts)
+    return load_tokenizer(path, ConvVQConfig(**_header(path, "config")))
+
+
+def _header(path: Path, key: str) -> dict:
+    try:
+        with safe_open(path, "pt") as file:
+            return json.loads((file.metadata() or {})[key])
+    except (SafetensorError, KeyError) as error:
+        raise InputError(f"{path} is not a tokenizer of this project, or is truncated ({error})") from error
 
 
 def load_extra(path: Path) -> dict:
     """How a stored tokenizer was trained and what it reached."""
-    with safe_open(path, "pt") as file:
-        return json.loads((file.metadata() or {}).get("extra", "{}"))
+    return _header(path, "extra")

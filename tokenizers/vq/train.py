@@ -2,6 +2,7 @@
 
 No perceptual term: the embedded metrics judge with EfficientNet-Lite0, and the judge must not teach."""
 
+import json
 import logging
 import math
 import time
@@ -21,7 +22,8 @@ from masc.artifacts import replacing
 from masc.device import check_precision, resolve_precision
 from masc.run import plain
 from vq.autoencoder import ConvVQ, ConvVQConfig
-from vq.images import ImageSource, to_tensor, to_uint8
+from vq.images import ImageSource, to_tensor
+from vq.measure import measure
 
 logger = logging.getLogger(__name__)
 
@@ -79,9 +81,7 @@ def train_tokenizer(
     accelerator = Accelerator(mixed_precision="no" if precision == "fp32" else precision)
     torch.manual_seed(training.seed)
     model = config.build().to(memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=training.learning_rate, betas=(0.9, 0.95), weight_decay=1e-4
-    )
+    optimizer = torch.optim.AdamW(model.parameters(), lr=training.learning_rate, betas=(0.9, 0.95), weight_decay=1e-4)
     model, optimizer = accelerator.prepare(model, optimizer)
     batches = _Batches(source, training)
     quantize_from = int(training.continuous_share * training.steps)
@@ -126,37 +126,8 @@ def _initialise_codebook(model: ConvVQ, batches: _Batches, step: int, seed: int)
 
 
 def save_tokenizer(model: ConvVQ, path: Path, extra: dict[str, Any]) -> None:
-    """Write weights as float16 (half the bytes; PSNR changes by less than 0.001 dB) with sizes beside them."""
-    import json
-
+    """Write weights as float16 (half the bytes), with sizes and training beside them."""
     state = {name: value.detach().half().contiguous() for name, value in model.state_dict().items()}
     header = {"config": json.dumps(plain(model.config)), "extra": json.dumps(extra)}
     with replacing(path) as temporary:
         save_file(state, temporary, metadata={"format": "pt", **header})
-
-
-@torch.no_grad()
-def measure(model: ConvVQ, source: ImageSource, batch_size: int = 64) -> dict[str, float]:
-    """PSNR (dB, mean over images, on the uint8 pictures), codebook usage and perplexity on a source."""
-    device = next(model.parameters()).device
-    psnr, tokens = [], []
-    for start in range(0, len(source), batch_size):
-        pixels = source.pixels[start : start + batch_size]
-        codes = model.encode(to_tensor(pixels).to(device))
-        psnr.append(peak_signal_to_noise(pixels, to_uint8(model.decode(codes))))
-        tokens.append(codes.cpu().numpy().ravel())
-    counts = np.bincount(np.concatenate(tokens), minlength=model.config.num_tokens)
-    shares = counts[counts > 0] / counts.sum()
-    return {
-        "num_images": len(source),
-        "psnr_db": float(np.concatenate(psnr).mean()),
-        "usage": float((counts > 0).mean()),
-        "perplexity": float(np.exp(-(shares * np.log(shares)).sum())),
-    }
-
-
-def peak_signal_to_noise(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """PSNR in dB of each pair of uint8 pictures: (B, H, W, 3), (B, H, W, 3) -> (B,); inf where equal."""
-    error = np.square(a.astype(np.float64) - b.astype(np.float64)).mean(axis=(1, 2, 3))
-    with np.errstate(divide="ignore"):
-        return 10 * np.log10(255.0**2 / error)

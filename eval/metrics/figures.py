@@ -1,0 +1,148 @@
+"""Figures of the report: SVG for lines, PNG for pictures, both as text that goes into one HTML file."""
+
+import base64
+import io
+
+import matplotlib as mpl
+import numpy as np
+from PIL import Image
+
+mpl.use("Agg")
+
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from masc.tree import Partition, Tree
+from metrics.runs import NATS, Run
+
+INK, GRID = "#1c2430", "#e3e6ea"
+COLOURS = ("#4a5568", "#d1495b", "#2e7fb8", "#e0982f", "#6a994e", "#8e6bbf", "#20a39e", "#a0785a")
+STYLE = {
+    "font.family": "sans-serif",
+    "font.size": 10,
+    "axes.edgecolor": GRID,
+    "axes.labelcolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": GRID,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "svg.hashsalt": "masc",  # the same figure gives the same bytes
+}
+
+
+def colours(labels: list[str]) -> dict[str, str]:
+    """A fixed colour for each run label, in order of first appearance."""
+    return {label: COLOURS[index % len(COLOURS)] for index, label in enumerate(dict.fromkeys(labels))}
+
+
+def convergence(runs: list[Run], target: float | None) -> str:
+    """Held-out nats per token against images seen and against training seconds, one line a run."""
+    palette = colours([run.label for run in runs])
+    with mpl.rc_context(STYLE):
+        figure, axes = plt.subplots(1, 2, figsize=(10.5, 4.0), sharey=True)
+        for axis, unit, name in zip(axes, ("images", "seconds"), ("images seen", "training seconds"), strict=True):
+            for run in runs:
+                shown = run.curve["step"] > 0
+                first_of_label = next(other for other in runs if other.label == run.label) is run
+                axis.plot(
+                    run.curve[unit][shown],
+                    run.curve[NATS][shown],
+                    color=palette[run.label],
+                    label=run.label if first_of_label else None,
+                    linewidth=1.8,
+                    alpha=1.0 if first_of_label else 0.5,
+                )
+            if target is not None:
+                axis.axhline(target, color=INK, linewidth=0.8, linestyle=(0, (4, 3)))
+            axis.set_xlabel(name)
+        axes[0].set_ylabel("held-out nats per token")
+        axes[1].legend(frameon=False)
+        return _svg(figure)
+
+
+def dendrogram(tree: Tree, num_clusters: int) -> str:
+    """The upper part of a tree with the height at which it is cut, and its merge heights in order."""
+    from scipy.cluster.hierarchy import dendrogram as draw
+
+    heights = tree.merges[:, 2]
+    cut = tree.num_tokens - num_clusters
+    at = (heights[max(cut - 1, 0)] + heights[min(cut, len(heights) - 1)]) / 2
+    with mpl.rc_context(STYLE):
+        figure, axes = plt.subplots(1, 2, figsize=(10.5, 3.6), width_ratios=(2.4, 1))
+        draw(
+            tree.merges,
+            ax=axes[0],
+            no_labels=True,
+            color_threshold=0,
+            above_threshold_color="#2e7fb8",
+        )
+        axes[0].axhline(at, color="#d1495b", linewidth=1.2)
+        axes[0].set_ylabel("average pairwise distance")
+        axes[0].set_title(f"{tree.num_tokens} tokens, cut into K = {num_clusters}", loc="left", fontsize=10)
+        axes[0].grid(visible=False, axis="x")
+        axes[1].plot(np.arange(tree.num_tokens - 1, 0, -1), heights, color="#2e7fb8", linewidth=1.6)
+        axes[1].axvline(num_clusters, color="#d1495b", linewidth=1.2)
+        axes[1].set_xlabel("clusters left")
+        axes[1].set_title("merge height", loc="left", fontsize=10)
+        return _png(figure)
+
+
+def cluster_sizes(partitions: dict[str, Partition]) -> str:
+    """How many tokens lie in clusters of each size, one step line a partition."""
+    with mpl.rc_context(STYLE):
+        figure, axis = plt.subplots(figsize=(5.2, 3.2))
+        for (name, partition), colour in zip(partitions.items(), COLOURS[1:], strict=False):
+            sizes = np.sort(partition.sizes)[::-1]
+            axis.plot(np.arange(1, len(sizes) + 1), sizes, color=colour, label=name, linewidth=1.8)
+        _log_axes(axis)
+        axis.set_xlabel("clusters, largest first")
+        axis.set_ylabel("tokens in the cluster")
+        axis.legend(frameon=False)
+        return _svg(figure)
+
+
+def _log_axes(axis: Axes) -> None:
+    axis.set_xscale("log")
+    axis.set_yscale("log")
+
+
+def _svg(figure: Figure) -> str:
+    buffer = io.StringIO()
+    figure.tight_layout()
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    plt.close(figure)
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]
+
+
+def _png(figure: Figure) -> str:
+    buffer = io.BytesIO()
+    figure.tight_layout()
+    figure.savefig(buffer, format="png", dpi=130)
+    plt.close(figure)
+    return _data_uri(buffer.getvalue())
+
+
+def picture(pixels: np.ndarray) -> str:
+    """A uint8 picture (H, W, 3) as a data URI."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="png", optimize=True)
+    return _data_uri(buffer.getvalue())
+
+
+def _data_uri(png: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(png).decode()
+
+
+def image_grid(images: np.ndarray, columns: int, gap: int = 2) -> np.ndarray:
+    """Pictures in rows with white gaps: (M, H, W, 3) uint8 -> (rows (H + gap), columns (W + gap), 3)."""
+    rows = -(-len(images) // columns)
+    height, width = images.shape[1:3]
+    canvas = np.full((rows * columns, height + gap, width + gap, 3), 255, np.uint8)
+    canvas[: len(images), :height, :width] = images
+    tiled = canvas.reshape(rows, columns, height + gap, width + gap, 3).swapaxes(1, 2)
+    return tiled.reshape(rows * (height + gap), columns * (width + gap), 3)

@@ -1,0 +1,243 @@
+"""The report: every run found, its curves, samples and metrics, as one HTML page, Markdown and JSON."""
+
+import json
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, StrictUndefined
+
+from masc.artifacts import InputError, write_json, write_text
+from masc.codes import Codes
+from masc.tree import Partition, Tree
+from metrics import figures
+from metrics.claims import state_claims
+from metrics.patches import cluster_sheet, token_patches
+from metrics.runs import Run, time_to_target
+from metrics.tokenizer import decode_pixels
+from vq.autoencoder import ConvVQ
+
+NUM_SAMPLES_SHOWN = 40
+SAMPLE_METRICS = ("FD-lite0", "IS-lite0", "precision-lite0", "recall-lite0")
+
+
+@dataclass
+class ReportInputs:
+    """What a report is made of; `tokenizer`, `trees` and `codes` may be missing for a report on runs alone."""
+
+    runs: list[Run]
+    sample_sets: list[str]  # the first is the headline
+    attribution: str = ""
+    tokenizer: ConvVQ | None = None
+    tokenizer_results: Path | None = None  # directory of tokenizer.json and pictures.npz
+    codes: Codes | None = None
+    tree: Tree | None = None
+    partitions: dict[str, Partition] = field(default_factory=dict)  # by tree name, at the default K
+
+
+def group_by_label(runs: list[Run]) -> dict[str, list[Run]]:
+    """Runs of one head and tree, over seeds, in order of first appearance."""
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        groups.setdefault(run.label, []).append(run)
+    return groups
+
+
+def mean_and_spread(values: list[float]) -> dict[str, float | None]:
+    """Mean over seeds, and the standard deviation where there are several."""
+    return {
+        "mean": float(np.mean(values)),
+        "sd": float(np.std(values, ddof=1)) if len(values) > 1 else None,
+    }
+
+
+def summarise(runs: list[Run], sample_sets: list[str]) -> list[dict[str, Any]]:
+    """One row a head: likelihood, time to the flat head's final value, sample metrics; means over seeds."""
+    groups = group_by_label(runs)
+    baselines = {run.seed: run for run in groups.get("flat", [])}
+    rows = []
+    for label, members in groups.items():
+        likelihoods = [run.results("likelihood").get("held-out nats per token") for run in members]
+        found = [row for row in likelihoods if row is not None]
+        last = members[0].rows[-1]
+        row: dict[str, Any] = {
+            "label": label,
+            "seeds": [run.seed for run in members],
+            "learning_rate": members[0].config["optim"]["learning_rate"],
+            "table_scale": members[0].config["optim"]["table_scale"],
+            "nats": mean_and_spread([run.final_nats for run in members]),
+            "train_nats": float(np.mean([run.train_nats for run in members])),
+            "level_nats": [last[key] for key in sorted(last) if key.startswith("val/level_")],
+            "seconds": float(np.mean([run.curve["seconds"][-1] for run in members])),
+            "samples": {},
+            "time_to_flat": {},
+        }
+        if found:
+            row["nats"] = mean_and_spread([entry["value"] for entry in found])
+            row["nats"]["se_over_images"] = float(
+                np.mean([entry["protocol"]["standard_error_over_images"] for entry in found])
+            )
+        for name in sample_sets:
+            results = [run.results(name) for run in members if run.results(name)]
+            if results:
+                row["samples"][name] = {
+                    metric: mean_and_spread([result[metric]["value"] for result in results])
+                    for metric in SAMPLE_METRICS
+                }
+        paired = [(run, baselines[run.seed]) for run in members if run.seed in baselines]
+        for axis in ("images", "seconds"):
+            times = [time_to_target(run, baseline, axis) for run, baseline in paired]
+            reached = [time for time in times if time.reached is not None]
+            if times:
+                row["time_to_flat"][axis] = {
+                    "reached": len(reached),
+                    "of": len(times),
+                    "saved": float(np.mean([time.saved for time in reached])) if reached else None,
+                    "speedup": float(np.mean([time.speedup for time in reached])) if reached else None,
+                }
+        rows.append(row)
+    return rows
+
+
+def sample_grids(runs: list[Run], name: str) -> list[dict[str, str]]:
+    """The first samples of each head's first seed: the same labels and random numbers in each grid."""
+    grids = []
+    for label, members in group_by_label(runs).items():
+        file = members[0].directory / "samples" / name / "images.npz"
+        if file.exists():
+            with np.load(file, allow_pickle=False) as archive:
+                images = archive["arr_0"][:NUM_SAMPLES_SHOWN]
+            grids.append({"label": label, "image": figures.picture(figures.image_grid(images, 8))})
+    return grids
+
+
+def tree_figures(inputs: ReportInputs) -> dict[str, Any]:
+    """Dendrogram, cluster sizes and the sheets of decoded clusters."""
+    if inputs.tree is None or inputs.codes is None or inputs.tokenizer is None:
+        return {}
+    num_clusters = inputs.partitions["masc"].num_clusters
+    tokens = np.asarray(inputs.codes.tokens[:1500, 0]).astype(np.int64)
+    pictures = decode_pixels(inputs.tokenizer, tokens)
+    patches = token_patches(tokens, pictures, inputs.codes.num_tokens, margin=4)
+    sheets = [
+        {"tree": name, "image": figures.picture(cluster_sheet(patches, partition, 10, 12))}
+        for name, partition in inputs.partitions.items()
+    ]
+    return {
+        "num_clusters": num_clusters,
+        "dendrogram": figures.dendrogram(inputs.tree, num_clusters),
+        "sizes": figures.cluster_sizes(inputs.partitions),
+        "sheets": sheets,
+    }
+
+
+def tokenizer_figures(directory: Path | None) -> dict[str, Any]:
+    """Results of the tokenizer and of the replacement test, with rows of pictures."""
+    if directory is None or not (directory / "tokenizer.json").exists():
+        return {}
+    results = json.loads((directory / "tokenizer.json").read_text())
+    with np.load(directory / "pictures.npz", allow_pickle=False) as archive:
+        strips = {name: archive[name] for name in archive.files}
+    pictures = [
+        {"name": name, "image": figures.picture(figures.image_grid(images, len(images)))}
+        for name, images in strips.items()
+    ]
+    return {"results": results, "pictures": pictures}
+
+
+def write_report(inputs: ReportInputs, directory: Path) -> Path:
+    """Write report.html, report.md and report.json to `directory`; return the page's path.
+
+    Raises InputError if there are no runs."""
+    if not inputs.runs:
+        raise InputError(
+            "no trained runs to report on; train one with `make train`, or everything with `make reproduce`"
+        )
+    table = summarise(inputs.runs, inputs.sample_sets)
+    tokenizer = tokenizer_figures(inputs.tokenizer_results)
+    claims = state_claims(table, tokenizer.get("results"), inputs.sample_sets)
+    flat = next((row for row in table if row["label"] == "flat"), None)
+    first = inputs.runs[0]
+    content = {
+        "claims": claims,
+        "table": table,
+        "sample_sets": inputs.sample_sets,
+        "tokenizer": tokenizer.get("results"),
+        "experiment": {
+            "data": first.config["data"]["name"],
+            "model": first.config["model"]["name"],
+            "tokenizer": first.config["tokenizer"],
+            "steps": first.config["steps"],
+            "batch_size": first.config["batch_size"],
+            "attribution": inputs.attribution,
+        },
+        "provenance": first.provenance,
+        "protocols": protocols(inputs),
+    }
+    template = resources.files("metrics") / "report.html.j2"
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    page = environment.from_string(template.read_text()).render(
+        **content,
+        convergence=figures.convergence(inputs.runs, flat["nats"]["mean"] if flat else None),
+        colours=figures.colours([run.label for run in inputs.runs]),
+        grids={name: sample_grids(inputs.runs, name) for name in inputs.sample_sets},
+        tokenizer_pictures=tokenizer.get("pictures", []),
+        tree=tree_figures(inputs),
+        sample_metrics=SAMPLE_METRICS,
+        protocol_text=json.dumps(content["protocols"], indent=1),
+    )
+    write_json(directory / "report.json", content)
+    write_text(directory / "report.md", markdown(content))
+    write_text(directory / "report.html", page)
+    return directory / "report.html"
+
+
+def protocols(inputs: ReportInputs) -> dict[str, Any]:
+    """The protocol of each number on the page, once: they are the same for all heads but for the weights."""
+    run, found = inputs.runs[0], {}
+    for name in ["likelihood", *inputs.sample_sets]:
+        for metric, row in run.results(name).items():
+            protocol = {key: value for key, value in row["protocol"].items() if key != "weights_sha256"}
+            protocol.pop("standard_error_over_images", None)
+            found[f"{name}: {metric}"] = protocol
+    return found
+
+
+def markdown(content: dict[str, Any]) -> str:
+    """The page's numbers as Markdown."""
+    experiment = content["experiment"]
+    name = content["sample_sets"][0] if content["sample_sets"] else None
+    lines = [
+        f"# {experiment['model']} on {experiment['data']}",
+        "",
+        f"{experiment['steps']} steps of {experiment['batch_size']} images, tokenizer {experiment['tokenizer']}.",
+        "",
+        *[f"- {claim['text']}" for claim in content["claims"]],
+        "",
+        f"| head | seeds | lr x table | held-out nats/token | train | t0/t to flat (images) | 1 - t/t0 | "
+        f"FD-lite0 ({name}) | IS-lite0 | precision | recall |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in content["table"]:
+        time = row["time_to_flat"].get("images", {})
+        samples = row["samples"].get(name, {})
+        numbers = [f"{samples[metric]['mean']:.3f}" if samples else "" for metric in SAMPLE_METRICS]
+        reached = time.get("saved") is not None
+        lines.append(
+            f"| {row['label']} | {len(row['seeds'])} | {row['learning_rate']:g} x {row['table_scale']:g} "
+            f"| {row['nats']['mean']:.3f} | {row['train_nats']:.3f} "
+            f"| {format(time['speedup'], '.2f') if reached else 'not reached'} "
+            f"| {format(time['saved'], '.0%') if reached else ''} | {' | '.join(numbers)} |"
+        )
+    if content["tokenizer"]:
+        lines += ["", "| replacement within | K | PSNR (dB) | SSIM | FD-lite0 |", "|---|---|---|---|---|"]
+        for case in content["tokenizer"]["replacement"]:
+            values = {row["metric"]: row["value"] for row in case["metrics"]}
+            lines.append(
+                f"| {case['tree']} | {case['K']} | {values['PSNR (dB)']:.2f} | {values['SSIM']:.3f} "
+                f"| {values['FD-lite0']:.1f} |"
+            )
+    lines += ["", experiment["attribution"], ""]
+    return "\n".join(lines)

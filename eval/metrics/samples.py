@@ -1,0 +1,87 @@
+"""What is said of a set of pictures: FD-lite0, IS-lite0, precision, recall, each with its protocol."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from masc.artifacts import load_npz, save_npz
+from metrics import features as lite0
+from metrics.features import extract_features
+from metrics.frechet import frechet_distance
+from metrics.inception_score import inception_score
+from metrics.precision_recall import NEIGHBOUR, precision_recall
+from vq.images import ImageSource
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Features of the pictures that samples are compared with."""
+
+    pooled: np.ndarray  # (M, 1280) float32
+    sha256: str
+    description: str
+
+
+def draw_variants(source: ImageSource, seed: int) -> np.ndarray:
+    """One picture of every group, as training draws them: indices (G,) into the source."""
+    order = np.argsort(source.groups, kind="stable")
+    sizes = np.bincount(source.groups)
+    starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
+    draw = np.random.default_rng(seed).random(len(sizes))
+    return order[starts + (draw * sizes).astype(np.int64)]
+
+
+def load_reference(path: Path, source: ImageSource, extractor: nn.Module, seed: int = 0) -> Reference:
+    """The reference of a source: one picture of every group. Kept in `path` and made where missing."""
+    description = f"{source.name} {source.split}, one variant of each of {source.groups.max() + 1} groups"
+    config = {
+        "reference": description,
+        "seed": seed,
+        "resolution": source.pixels.shape[1],
+        **extractor_protocol(),
+    }
+    make = f"rm {path}"
+    if path.exists():
+        arrays, meta = load_npz(path, "reference", VERSION, make)
+        if meta.config == config:
+            return Reference(arrays["pooled"], meta.sha256, description)
+    pooled = extract_features(extractor, source.pixels[draw_variants(source, seed)]).pooled
+    meta = save_npz(path, "reference", VERSION, {"pooled": pooled}, config, {})
+    return Reference(pooled, meta.sha256, description)
+
+
+def extractor_protocol() -> dict[str, Any]:
+    return {
+        "extractor": lite0.NAME,
+        "extractor_sha256": lite0.SHA256,
+        "input": f"{lite0.RESOLUTION} px, antialiased bicubic",
+    }
+
+
+def measure_images(
+    images: np.ndarray, reference: Reference, extractor: nn.Module, protocol: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """FD-lite0, IS-lite0, precision and recall of uint8 pictures (M, H, W, 3): rows of metric, value, protocol.
+
+    `protocol` says where the pictures came from."""
+    found = extract_features(extractor, images)
+    common = {**protocol, "num_images": len(images), **extractor_protocol()}
+    against = {**common, "reference": reference.description, "reference_sha256": reference.sha256}
+    precision, recall = precision_recall(found.pooled, reference.pooled)
+    neighbours = {**against, "neighbour": NEIGHBOUR}
+    return [
+        row("FD-lite0", frechet_distance(found.pooled, reference.pooled), against),
+        row("IS-lite0", inception_score(found.logits), {**common, "splits": 1}),
+        row("precision-lite0", precision, neighbours),
+        row("recall-lite0", recall, neighbours),
+    ]
+
+
+def row(metric: str, value: float, protocol: dict[str, Any]) -> dict[str, Any]:
+    """A number with its protocol: the only form in which results are stored."""
+    return {"metric": metric, "value": value, "protocol": protocol}

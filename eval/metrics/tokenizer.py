@@ -1,0 +1,101 @@
+"""Evaluation of a tokenizer: reconstruction, codebook usage, and the semantic replacement of its tokens."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from masc.artifacts import hash_file, replacing, write_json
+from masc.tree import Partition
+from metrics.features import load_extractor
+from metrics.replacement import replacement_test
+from metrics.samples import draw_variants, load_reference, measure_images, row
+from vq.autoencoder import ConvVQ
+from vq.images import ImageSource, to_tensor, to_uint8
+from vq.measure import measure
+
+NUM_SHOWN = 24  # pictures kept for the report
+
+
+def decode_pixels(model: ConvVQ, tokens: np.ndarray, batch_size: int = 100) -> np.ndarray:
+    """Pictures of code grids: (M, T) -> (M, H, W, 3) uint8."""
+    parts = torch.from_numpy(tokens.astype(np.int64)).split(batch_size)
+    with torch.inference_mode():
+        return np.concatenate([to_uint8(model.decode(part)) for part in parts])
+
+
+def evaluate_tokenizer(
+    model: ConvVQ,
+    weights: Path,
+    train: ImageSource,
+    held_out: ImageSource,
+    partitions: dict[str, dict[int, Partition]],
+    directory: Path,
+    reference_path: Path,
+    num_images: int = 1000,
+    seed: int = 0,
+) -> Path:
+    """Write tokenizer.json and pictures.npz to `directory`: held-out PSNR and usage, the metrics of training
+    images and of their reconstructions (the floor for any sampler), and the replacement test of each
+    partition, by tree and K. About a minute and a half on one core for 1,000 images and 9 partitions."""
+    source = {"tokenizer": model.config.name, "tokenizer_sha256": hash_file(weights)}
+    extractor = load_extractor()
+    reference = load_reference(reference_path, train, extractor)
+    chosen = np.random.default_rng([seed, 1]).permutation(draw_variants(train, seed + 1))[:num_images]
+    pixels = train.pixels[chosen]
+    with torch.inference_mode():
+        tokens = np.concatenate([model.encode(to_tensor(part)).numpy() for part in _parts(pixels)])
+
+    quality = measure(model, held_out)
+    on_held_out = {**source, "images": f"{held_out.name} {held_out.split}", "num_images": len(held_out)}
+    results: dict[str, Any] = {
+        "reconstruction": [
+            row("PSNR (dB)", quality["psnr_db"], on_held_out),
+            row("perplexity", quality["perplexity"], on_held_out),
+            row("codebook usage", measure(model, train)["usage"], {**source, "images": "twemoji train"}),
+        ],
+        "training images": measure_images(pixels, reference, extractor, {"images": "training images"}),
+        "reconstructions": measure_images(
+            decode_pixels(model, tokens), reference, extractor, {**source, "images": "reconstructions"}
+        ),
+        "replacement": [],
+    }
+    shown = {"original": held_out.pixels[:NUM_SHOWN]}
+    shown_tokens = model.encode(to_tensor(shown["original"])).numpy()
+    shown["reconstruction"] = decode_pixels(model, shown_tokens)
+    cases = [(tree, k, cut) for tree, cuts in partitions.items() for k, cut in cuts.items()]
+    for tree, num_clusters, partition in tqdm(cases, desc="replacement test", disable=None):
+        protocol = {
+            **source,
+            "tree": tree,
+            "K": num_clusters,
+            "seed": seed,
+            "against": "plain reconstruction",
+        }
+        values, replaced = replacement_test(tokens, partition, lambda codes: decode_pixels(model, codes), seed)
+        found = measure_images(replaced, reference, extractor, protocol)[0]
+        results["replacement"].append(
+            {
+                "tree": tree,
+                "K": num_clusters,
+                "largest_cluster": int(partition.sizes.max()),
+                "metrics": [
+                    row("PSNR (dB)", values["psnr_db"], {**protocol, "num_images": len(pixels)}),
+                    row("SSIM", values["ssim"], {**protocol, "num_images": len(pixels)}),
+                    found,
+                ],
+            }
+        )
+        shown[f"{tree} {num_clusters}"] = replacement_test(
+            shown_tokens, partition, lambda codes: decode_pixels(model, codes), seed
+        )[1]
+    with replacing(directory / "pictures.npz") as temporary, temporary.open("wb") as file:
+        np.savez(file, **shown)
+    write_json(directory / "tokenizer.json", results)
+    return directory / "tokenizer.json"
+
+
+def _parts(pixels: np.ndarray, size: int = 100) -> list[np.ndarray]:
+    return [pixels[start : start + size] for start in range(0, len(pixels), size)]

@@ -1,0 +1,106 @@
+"""Samples of a run: labels, tokens, pictures, and a manifest of everything that made them."""
+
+import json
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from PIL import Image
+from tqdm import tqdm
+
+from llamagen.codes import LABELS, group_labels
+from llamagen.filters import SamplingConfig
+from llamagen.generate import generate, image_uniforms
+from llamagen.run import load_run
+from masc.artifacts import InputError, hash_file, replacing, write_json
+from masc.codes import Codes
+from masc.run import plain
+from metrics.figures import image_grid
+from vq.images import to_uint8
+from vq.pretrained import load_named_tokenizer
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(kw_only=True)
+class SampleConfig:
+    """Which samples to draw from a run."""
+
+    run: str  # its directory
+    num_images: int = 1000
+    batch_size: int = 100  # changes no sample
+    labels: str = "training"  # `training`: drawn as often as in training; `balanced`: each class in turn
+    seed: int = 0
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    name: str = "default"  # of the sample set: runs/.../samples/<name>
+
+    def __post_init__(self) -> None:
+        if self.labels not in ("training", "balanced"):
+            raise ValueError(f"labels must be training or balanced, not {self.labels!r}")
+        if self.num_images < 1 or self.batch_size < 1:
+            raise ValueError("num_images and batch_size must be positive")
+
+    @property
+    def directory(self) -> Path:
+        return Path(self.run) / "samples" / self.name
+
+
+def plan_labels(codes: Codes, kind: str, num_images: int, seed: int) -> np.ndarray:
+    """The label of each image by index: (M,) int64. Image i has the same label whatever M is."""
+    if kind == "balanced":
+        return np.arange(num_images) % len(codes.class_names)
+    population = group_labels(codes)
+    draws = [np.random.default_rng([seed, LABELS, index]).random() for index in range(num_images)]
+    return population[(np.array(draws) * len(population)).astype(np.int64)]
+
+
+def sample(config: SampleConfig) -> Path:
+    """Draw the samples of a run and write samples/<name>: tokens.npy, labels.npy, images.npz (ADM's layout,
+    `arr_0`), grid.png and manifest.json. Returns that directory; nothing to do if it holds them."""
+    train_config, inputs, model = load_run(Path(config.run))
+    weights = hash_file(train_config.directory / "checkpoints" / "last" / "model.safetensors")
+    manifest = {"config": plain(config), "weights_sha256": weights}
+    for volatile in ("batch_size", "run"):
+        manifest["config"].pop(volatile)
+    done = config.directory / "manifest.json"
+    if done.exists() and json.loads(done.read_text()) == manifest:
+        logger.info("%s holds these samples already", config.directory)
+        return config.directory
+
+    accelerator = Accelerator()
+    model.to(accelerator.device)
+    labels = torch.from_numpy(plan_labels(inputs.train, config.labels, config.num_images, config.seed))
+    positions, decisions = inputs.train.num_positions, model.head.num_decisions
+    tokens = torch.zeros(config.num_images, positions, dtype=torch.int64, device=accelerator.device)
+    stride = config.batch_size * accelerator.num_processes
+    starts = range(accelerator.process_index * config.batch_size, config.num_images, stride)
+    for start in tqdm(starts, desc=f"sample {train_config.label}", unit="batch", disable=None):
+        rows = np.arange(start, min(start + config.batch_size, config.num_images))
+        uniforms = image_uniforms(config.seed, rows, positions, decisions)
+        tokens[rows] = generate(model, labels[rows].to(accelerator.device), uniforms, config.sampling)
+    tokens = accelerator.reduce(tokens, "sum").cpu()
+    if accelerator.is_main_process:
+        tokenizer = load_named_tokenizer(train_config.tokenizer, Path(train_config.artifacts))
+        with torch.inference_mode():
+            images = np.concatenate([to_uint8(tokenizer.decode(part)) for part in tokens.split(100)])
+        with replacing(config.directory) as temporary:
+            temporary.mkdir()
+            np.save(temporary / "tokens.npy", tokens.numpy().astype(inputs.train.tokens.dtype))
+            np.save(temporary / "labels.npy", labels.numpy())
+            np.savez(temporary / "images.npz", arr_0=images)
+            Image.fromarray(image_grid(images[:64], 8)).save(temporary / "grid.png")
+            write_json(temporary / "manifest.json", manifest)
+    accelerator.wait_for_everyone()
+    return config.directory
+
+
+def load_samples(directory: Path) -> tuple[np.ndarray, dict]:
+    """Pictures (M, H, W, 3) uint8 and manifest of a sample set; InputError if it is missing."""
+    if not (directory / "manifest.json").exists():
+        run = directory.parent.parent
+        raise InputError(f"no samples at {directory}; draw them with `make sample RUN={run}`")
+    with np.load(directory / "images.npz", allow_pickle=False) as archive:
+        return archive["arr_0"], json.loads((directory / "manifest.json").read_text())
