@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from masc.artifacts import InputError, replacing, write_json
+from masc.artifacts import InputError, hash_file, replacing, write_json
 
 
 @dataclass
@@ -41,6 +41,19 @@ def load_weights(path: Path, model: nn.Module) -> None:
     if not file.exists():
         raise InputError(f"no checkpoint at {path}; the run has not been trained, or was stopped before its first one")
     model.load_state_dict(load_file(file))
+
+
+def hash_weights(run_dir: Path) -> str:
+    """SHA-256 of a run's last weights; InputError if it has none."""
+    file = last_checkpoint(run_dir) / "model.safetensors"
+    if not file.exists():
+        raise InputError(f"no checkpoint in {run_dir}; train the run with `make train`")
+    return hash_file(file)
+
+
+def last_checkpoint(run_dir: Path) -> Path:
+    """Where a run keeps its last checkpoint."""
+    return Path(run_dir) / "checkpoints" / "last"
 
 
 def load_optimizer(path: Path, optimizer: torch.optim.Optimizer) -> None:

@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 from accelerate import Accelerator
 
+from llamagen.build import ARModel
+from llamagen.checkpoint import hash_weights
 from llamagen.run import RunInputs, TrainConfig, load_run
-from llamagen.sample import load_samples
+from llamagen.sample import load_manifest, load_samples
 from llamagen.train import image_nats
-from masc.artifacts import hash_file, write_json
+from masc.artifacts import write_json
 from metrics.features import load_extractor
 from metrics.samples import load_reference, measure_images, row
 from vq.images import load_images
@@ -33,7 +35,7 @@ def reference_path(config: TrainConfig) -> Path:
     return Path(config.artifacts) / "references" / f"{config.data.name}-lite0.npz"
 
 
-def likelihood(config: TrainConfig, inputs: RunInputs, model: Any, weights: str) -> list[dict[str, Any]]:
+def likelihood(config: TrainConfig, inputs: RunInputs, model: ARModel) -> list[dict[str, Any]]:
     """Held-out nats per fine token, with the standard error over images, in float32."""
     accelerator = Accelerator()
     model.to(accelerator.device)
@@ -44,43 +46,55 @@ def likelihood(config: TrainConfig, inputs: RunInputs, model: Any, weights: str)
         "num_images": len(nats),
         "standard_error_over_images": float(nats.std(ddof=1) / np.sqrt(len(nats))),
         "codes_sha256": inputs.held_out.sha256,
-        "weights_sha256": weights,
+        "weights_sha256": hash_weights(config.directory),
     }
     return [row("held-out nats per token", float(nats.mean()), protocol)]
+
+
+def samples_protocol(run_dir: Path, name: str) -> dict[str, Any]:
+    """Where the pictures of a sample set come from."""
+    manifest = load_manifest(run_dir / "samples" / name)
+    settings = manifest["config"]
+    return {
+        "images": "samples",
+        "num_images": settings["num_images"],
+        "weights_sha256": manifest["weights_sha256"],
+        **settings["sampling"],
+        "labels": settings["labels"],
+        "seed": settings["seed"],
+    }
+
+
+def unmeasured(config: EvaluateConfig) -> list[str]:
+    """Which of `likelihood` and the sample sets have no results for the present weights and samples."""
+    run_dir = Path(config.run)
+    wanted = {"likelihood": {"weights_sha256": hash_weights(run_dir)}}
+    wanted |= {name: samples_protocol(run_dir, name) for name in config.samples}
+    return [name for name, protocol in wanted.items() if not _holds(run_dir / "eval" / f"{name}.json", protocol)]
+
+
+def _holds(path: Path, protocol: dict[str, Any]) -> bool:
+    if not path.exists():
+        return False
+    found = json.loads(path.read_text())[0]["protocol"]
+    return all(found.get(key) == value for key, value in protocol.items())
 
 
 def evaluate_run(config: EvaluateConfig) -> Path:
     """Write eval/likelihood.json and eval/<samples>.json of a run; what is there for the same weights and
     samples is kept. Returns the directory."""
     train_config, inputs, model = load_run(Path(config.run))
-    directory = train_config.directory / "eval"
-    weights = hash_file(train_config.directory / "checkpoints" / "last" / "model.safetensors")
-    if not _is_current(directory / "likelihood.json", {"weights_sha256": weights}):
-        write_json(directory / "likelihood.json", likelihood(train_config, inputs, model, weights))
-    extractor = None
-    for name in config.samples:
-        images, manifest = load_samples(train_config.directory / "samples" / name)
-        settings = manifest["config"]
-        protocol = {
-            "images": "samples",
-            "weights_sha256": manifest["weights_sha256"],
-            **settings["sampling"],
-            "labels": settings["labels"],
-            "seed": settings["seed"],
-        }
-        path = directory / f"{name}.json"
-        if _is_current(path, {**protocol, "num_images": len(images)}):
-            continue
-        extractor = extractor or load_extractor()
-        source = load_images(train_config.data.source, "train", train_config.data.resolution)
-        reference = load_reference(reference_path(train_config), source, extractor)
-        write_json(path, measure_images(images, reference, extractor, protocol))
+    directory, missing = train_config.directory / "eval", unmeasured(config)
+    if "likelihood" in missing:
+        write_json(directory / "likelihood.json", likelihood(train_config, inputs, model))
+    sets = [name for name in config.samples if name in missing]
+    if not sets:
+        return directory
+    extractor = load_extractor()
+    source = load_images(train_config.data.source, "train", train_config.data.resolution)
+    reference = load_reference(reference_path(train_config), source, extractor)
+    for name in sets:
+        images = load_samples(train_config.directory / "samples" / name)
+        protocol = samples_protocol(train_config.directory, name)
+        write_json(directory / f"{name}.json", measure_images(images, reference, extractor, protocol))
     return directory
-
-
-def _is_current(path: Path, protocol: dict[str, Any]) -> bool:
-    """Whether results with this protocol are in the file already."""
-    if not path.exists():
-        return False
-    found = json.loads(path.read_text())[0]["protocol"]
-    return all(found.get(key) == value for key, value in protocol.items())

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from llamagen.build import ARModel, DataShape, build_model
-from llamagen.checkpoint import load_weights
+from llamagen.checkpoint import last_checkpoint, load_progress, load_weights
 from llamagen.config import ModelConfig
 from llamagen.optim import OptimConfig
 from llamagen.tracking import TrackingConfig
@@ -115,6 +115,15 @@ def load_inputs(config: TrainConfig) -> RunInputs:
     return RunInputs(train, held_out, partition, parents)
 
 
+def is_trained(config: TrainConfig) -> bool:
+    """Whether the run is at its last step. Raises InputError if another config trained in its directory."""
+    directory = config.directory
+    if load_progress(last_checkpoint(directory)).step < config.steps:
+        return False
+    open_run(directory, plain(config), load_inputs(config).parents, TrainConfig.VOLATILE)
+    return True
+
+
 def load_run(run_dir: Path) -> tuple[TrainConfig, RunInputs, ARModel]:
     """A trained run: its config, inputs and model with the last checkpoint's weights, on the CPU.
 
@@ -130,5 +139,5 @@ def load_run(run_dir: Path) -> tuple[TrainConfig, RunInputs, ARModel]:
     inputs = load_inputs(config)
     open_run(config.directory, plain(config), inputs.parents, TrainConfig.VOLATILE)
     model = build_model(config.model, config.head, inputs.shape, inputs.partition, config.seed)
-    load_weights(config.directory / "checkpoints" / "last", model)
+    load_weights(last_checkpoint(config.directory), model)
     return config, inputs, model.eval()

@@ -4,6 +4,7 @@ import json
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,11 +12,12 @@ from accelerate import Accelerator
 from PIL import Image
 from tqdm import tqdm
 
+from llamagen.checkpoint import hash_weights
 from llamagen.codes import LABELS, group_labels
 from llamagen.filters import SamplingConfig
 from llamagen.generate import generate, image_uniforms
 from llamagen.run import load_run
-from masc.artifacts import InputError, hash_file, replacing, write_json
+from masc.artifacts import InputError, replacing, write_json
 from masc.codes import Codes
 from masc.run import plain
 from metrics.figures import image_grid
@@ -57,16 +59,25 @@ def plan_labels(codes: Codes, kind: str, num_images: int, seed: int) -> np.ndarr
     return population[(np.array(draws) * len(population)).astype(np.int64)]
 
 
+def manifest_of(config: SampleConfig) -> dict[str, Any]:
+    """Everything that decides the samples of a trained run."""
+    settings = plain(config)
+    for volatile in ("batch_size", "run"):
+        settings.pop(volatile)
+    return {"config": settings, "weights_sha256": hash_weights(Path(config.run))}
+
+
+def is_sampled(config: SampleConfig) -> bool:
+    """Whether the samples are there, drawn from the run's present weights."""
+    file = config.directory / "manifest.json"
+    return file.exists() and json.loads(file.read_text()) == manifest_of(config)
+
+
 def sample(config: SampleConfig) -> Path:
     """Draw the samples of a run and write samples/<name>: tokens.npy, labels.npy, images.npz (ADM's layout,
     `arr_0`), grid.png and manifest.json. Returns that directory; nothing to do if it holds them."""
     train_config, inputs, model = load_run(Path(config.run))
-    weights = hash_file(train_config.directory / "checkpoints" / "last" / "model.safetensors")
-    manifest = {"config": plain(config), "weights_sha256": weights}
-    for volatile in ("batch_size", "run"):
-        manifest["config"].pop(volatile)
-    done = config.directory / "manifest.json"
-    if done.exists() and json.loads(done.read_text()) == manifest:
+    if is_sampled(config):
         logger.info("%s holds these samples already", config.directory)
         return config.directory
 
@@ -92,15 +103,24 @@ def sample(config: SampleConfig) -> Path:
             np.save(temporary / "labels.npy", labels.numpy())
             np.savez(temporary / "images.npz", arr_0=images)
             Image.fromarray(image_grid(images[:64], 8)).save(temporary / "grid.png")
-            write_json(temporary / "manifest.json", manifest)
+            write_json(temporary / "manifest.json", manifest_of(config))
     accelerator.wait_for_everyone()
     return config.directory
 
 
-def load_samples(directory: Path) -> tuple[np.ndarray, dict]:
-    """Pictures (M, H, W, 3) uint8 and manifest of a sample set; InputError if it is missing."""
-    if not (directory / "manifest.json").exists():
-        run = directory.parent.parent
-        raise InputError(f"no samples at {directory}; draw them with `make sample RUN={run}`")
+def load_manifest(directory: Path) -> dict[str, Any]:
+    """What made a sample set; InputError if it is missing."""
+    file = directory / "manifest.json"
+    if not file.exists():
+        raise InputError(
+            f"no samples at {directory}; draw them with `make sample RUN={directory.parent.parent} "
+            f'ARGS="name={directory.name}"`'
+        )
+    return json.loads(file.read_text())
+
+
+def load_samples(directory: Path) -> np.ndarray:
+    """Pictures of a sample set: (M, H, W, 3) uint8."""
+    load_manifest(directory)
     with np.load(directory / "images.npz", allow_pickle=False) as archive:
-        return archive["arr_0"], json.loads((directory / "manifest.json").read_text())
+        return archive["arr_0"]

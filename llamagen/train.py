@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from llamagen.build import build_model, count_parameters
-from llamagen.checkpoint import Progress, load_optimizer, load_progress, load_weights, save_checkpoint
+from llamagen.checkpoint import Progress, last_checkpoint, load_optimizer, load_progress, load_weights, save_checkpoint
 from llamagen.codes import DROPOUT, CodeStream, drop_labels
 from llamagen.optim import build_optimizer, learning_rate, set_learning_rate
 from llamagen.run import RunInputs, TrainConfig, load_inputs
@@ -45,7 +45,7 @@ def train(config: TrainConfig) -> Path:
             f"{config.micro_batches} micro-batches; change batch_size or micro_batches in ARGS"
         )
     directory = config.directory
-    last = directory / "checkpoints" / "last"
+    last = last_checkpoint(directory)
     if accelerator.is_main_process:
         open_run(directory, plain(config), inputs.parents, TrainConfig.VOLATILE)
     accelerator.wait_for_everyone()

@@ -128,6 +128,17 @@ def load_npz(path: Path, kind: str, version: int, make: str) -> tuple[dict[str, 
     return arrays, meta
 
 
+def reuse_npz(
+    path: Path, kind: str, version: int, config: dict[str, Any], parents: dict[str, str]
+) -> tuple[dict[str, np.ndarray], Meta] | None:
+    """What is at `path` if it was made by the same config from the same parents; None if it must be made."""
+    try:
+        arrays, meta = load_npz(path, kind, version, make="")
+    except InputError:
+        return None
+    return (arrays, meta) if (meta.config, meta.parents) == (config, parents) else None
+
+
 def require_parent(meta: Meta, kind: str, sha256: str, where: Path, make: str) -> None:
     """Raise InputError unless the artefact `meta` was made from the `kind` whose SHA-256 is given."""
     if meta.parents.get(kind) != sha256:

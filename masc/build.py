@@ -1,12 +1,13 @@
 """From a codebook to tree.npz: which clustering, built how."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 
-from masc.artifacts import Codebook, InputError
+from masc.artifacts import Codebook, InputError, reuse_npz
 from masc.linkage import average_linkage
-from masc.tree import Partition, Tree
+from masc.tree import VERSION, Partition, Tree, load_tree, save_tree
 
 METHODS = ("average", "kmeans", "random")
 
@@ -27,6 +28,16 @@ class TreeConfig:
     def file_name(self, num_clusters: int) -> str:
         """A tree serves every k, a partition one."""
         return f"{self.name}-k{num_clusters}.npz" if self.needs_k else f"{self.name}.npz"
+
+
+def make_tree(config: TreeConfig, codebook: Codebook, num_clusters: int, path: Path) -> Tree | Partition:
+    """The tree or partition of a codebook, built and written to `path` unless it is there."""
+    settings = asdict(config) | ({"num_clusters": num_clusters} if config.needs_k else {})
+    if reuse_npz(path, "tree", VERSION, settings, {"codebook": codebook.meta.sha256}) is not None:
+        return load_tree(path, codebook, make="")[0]
+    made = build_tree(config, codebook, num_clusters)
+    save_tree(path, made, settings, codebook)
+    return made
 
 
 def build_tree(config: TreeConfig, codebook: Codebook, num_clusters: int) -> Tree | Partition:

@@ -5,11 +5,10 @@ from pathlib import Path
 
 from stage import run_stage
 
-from masc.build import TreeConfig, build_tree
+from masc.build import TreeConfig, make_tree
 from masc.heads import HeadConfig
 from masc.layout import Layout
-from masc.run import plain
-from masc.tree import Tree, save_tree
+from masc.tree import Tree
 
 
 @dataclass(kw_only=True)
@@ -25,9 +24,8 @@ def main(stage: TreeStage) -> None:
     layout = Layout(Path(stage.artifacts), stage.tokenizer)
     codebook = layout.load_codebook()
     num_clusters = stage.head.clusters(codebook.num_tokens)
-    made = build_tree(stage.tree, codebook, num_clusters)
     path = layout.tree(stage.tree, num_clusters)
-    save_tree(path, made, plain(stage.tree), codebook)
+    made = make_tree(stage.tree, codebook, num_clusters, path)
     partition = made.cut(num_clusters) if isinstance(made, Tree) else made
     sizes = partition.sizes
     print(

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from masc.artifacts import load_npz, save_npz
+from masc.artifacts import reuse_npz, save_npz
 from metrics import features as lite0
 from metrics.features import extract_features
 from metrics.frechet import frechet_distance
@@ -45,11 +45,9 @@ def load_reference(path: Path, source: ImageSource, extractor: nn.Module, seed: 
         "resolution": source.pixels.shape[1],
         **extractor_protocol(),
     }
-    make = f"rm {path}"
-    if path.exists():
-        arrays, meta = load_npz(path, "reference", VERSION, make)
-        if meta.config == config:
-            return Reference(arrays["pooled"], meta.sha256, description)
+    found = reuse_npz(path, "reference", VERSION, config, {})
+    if found is not None:
+        return Reference(found[0]["pooled"], found[1].sha256, description)
     pooled = extract_features(extractor, source.pixels[draw_variants(source, seed)]).pooled
     meta = save_npz(path, "reference", VERSION, {"pooled": pooled}, config, {})
     return Reference(pooled, meta.sha256, description)

@@ -1,5 +1,6 @@
 """Evaluation of a tokenizer: reconstruction, codebook usage, and the semantic replacement of its tokens."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from masc.artifacts import hash_file, replacing, write_json
+from masc.artifacts import hash_arrays, hash_file, replacing, write_json
 from masc.tree import Partition
 from metrics.features import load_extractor
 from metrics.replacement import replacement_test
@@ -37,10 +38,20 @@ def evaluate_tokenizer(
     num_images: int = 1000,
     seed: int = 0,
 ) -> Path:
-    """Write tokenizer.json and pictures.npz to `directory`: held-out PSNR and usage, the metrics of training
-    images and of their reconstructions (the floor for any sampler), and the replacement test of each
-    partition, by tree and K. About a minute and a half on one core for 1,000 images and 9 partitions."""
+    """Write tokenizer.json and pictures.npz to `directory`, unless they are there.
+
+    Held-out PSNR and usage; the metrics of training images and of their reconstructions (the floor for any
+    sampler); and the replacement test of each partition, by tree and K."""
     source = {"tokenizer": model.config.name, "tokenizer_sha256": hash_file(weights)}
+    inputs = {
+        **source,
+        "num_images": num_images,
+        "seed": seed,
+        "partitions": {f"{tree} {k}": hash_arrays({"": cut.cluster_of}) for tree, k, cut in _cases(partitions)},
+    }
+    file = directory / "tokenizer.json"
+    if file.exists() and json.loads(file.read_text())["inputs"] == inputs:
+        return file
     extractor = load_extractor()
     reference = load_reference(reference_path, train, extractor)
     chosen = np.random.default_rng([seed, 1]).permutation(draw_variants(train, seed + 1))[:num_images]
@@ -51,6 +62,7 @@ def evaluate_tokenizer(
     quality = measure(model, held_out)
     on_held_out = {**source, "images": f"{held_out.name} {held_out.split}", "num_images": len(held_out)}
     results: dict[str, Any] = {
+        "inputs": inputs,
         "reconstruction": [
             row("PSNR (dB)", quality["psnr_db"], on_held_out),
             row("perplexity", quality["perplexity"], on_held_out),
@@ -65,8 +77,7 @@ def evaluate_tokenizer(
     shown = {"original": held_out.pixels[:NUM_SHOWN]}
     shown_tokens = model.encode(to_tensor(shown["original"])).numpy()
     shown["reconstruction"] = decode_pixels(model, shown_tokens)
-    cases = [(tree, k, cut) for tree, cuts in partitions.items() for k, cut in cuts.items()]
-    for tree, num_clusters, partition in tqdm(cases, desc="replacement test", disable=None):
+    for tree, num_clusters, partition in tqdm(_cases(partitions), desc="replacement test", disable=None):
         protocol = {
             **source,
             "tree": tree,
@@ -93,8 +104,12 @@ def evaluate_tokenizer(
         )[1]
     with replacing(directory / "pictures.npz") as temporary, temporary.open("wb") as file:
         np.savez(file, **shown)
-    write_json(directory / "tokenizer.json", results)
-    return directory / "tokenizer.json"
+    write_json(file, results)
+    return file
+
+
+def _cases(partitions: dict[str, dict[int, Partition]]) -> list[tuple[str, int, Partition]]:
+    return [(tree, k, cut) for tree, cuts in partitions.items() for k, cut in cuts.items()]
 
 
 def _parts(pixels: np.ndarray, size: int = 100) -> list[np.ndarray]:

@@ -21,6 +21,8 @@ class HeadConfig:
             raise ValueError(f"head.context must be token or cluster, not {self.context!r}")
         if self.kind == "flat" and self.context == "cluster":
             raise ValueError("head.context=cluster needs a head with clusters; the flat head has none")
+        if self.kind == "flat" and self.num_clusters is not None:
+            raise ValueError(f"the flat head has no clusters, found head.num_clusters={self.num_clusters}; leave out K")
 
     @property
     def uses_tree(self) -> bool:

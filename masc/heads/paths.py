@@ -75,6 +75,7 @@ class PathHead(Head):
 
     def sample(self, hidden: Tensor, pick: Pick) -> Tensor:
         """(B, D) -> (B,)."""
+        node = torch.zeros(len(hidden), dtype=torch.long, device=hidden.device)  # the root
         for level, logits in enumerate(self.output(hidden).float().split(self.sizes, dim=-1)):
             if level:
                 # Finite, so that guidance, which subtracts logits, does not make NaN of the blocked nodes.

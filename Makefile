@@ -1,0 +1,101 @@
+# MASC on LlamaGen. `make help` lists the commands; names map onto the groups of configs/.
+
+PYTHON ?= .venv/bin/python
+SETUP_PYTHON ?= python3
+ARGS ?=
+
+MODEL ?= llamagen-b
+HEAD ?= masc
+TREE ?= masc
+DATA ?= imagenet256
+TOKENIZER ?= $(if $(findstring twemoji64,$(DATA)),emoji64,$(if $(findstring imagenet,$(DATA)),vq16,emoji32))
+SEED ?= 0
+SEEDS ?= 0
+GPUS ?= 1
+NODES ?= 1
+K ?=
+RUN ?=
+RUN_DIR ?=
+SAMPLES ?= default
+
+# More than one node: run the same command on each; SLURM's variables say which is which.
+MACHINE_RANK ?= $(or $(SLURM_NODEID),0)
+MAIN_HOST ?= $(or $(SLURM_LAUNCH_NODE_IPADDR),127.0.0.1)
+MAIN_PORT ?= 29500
+
+LAUNCH = $(if $(filter-out 1,$(GPUS)$(NODES:1=)),$(PYTHON) -m accelerate.commands.launch \
+	--num_processes $(shell echo $$(($(GPUS)*$(NODES)))) --num_machines $(NODES) --multi_gpu \
+	--machine_rank $(MACHINE_RANK) --main_process_ip $(MAIN_HOST) --main_process_port $(MAIN_PORT),$(PYTHON))
+CLUSTERS = $(if $(K),head.num_clusters=$(K))
+NEED_RUN = $(if $(RUN),,$(error say which run: make $@ RUN=runs/llamagen-tiny/masc/seed0))
+
+.DEFAULT_GOAL := help
+.PHONY: help setup reproduce tokenizer codebook codes tree train sample eval-lite sweep test test-all lint format clean
+
+help:  ## list the commands
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@echo
+	@echo "  MODEL HEAD TREE DATA TOKENIZER K SEED GPUS NODES choose; ARGS=\"key=value ...\" overrides any config value."
+
+# The stamp's name holds a hash of what is installed: a second `make setup` does nothing.
+STAMP = .venv/.installed-$(shell cat requirements.txt requirements-cpu.txt pyproject.toml 2>/dev/null | sha256sum | cut -c1-16)
+
+setup: $(STAMP)  ## make .venv with the pinned packages
+
+$(STAMP):
+	@test -x .venv/bin/python || $(SETUP_PYTHON) -m venv .venv
+	@$(SETUP_PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: Python 3.11 or newer is needed; try make setup SETUP_PYTHON=python3.11"; exit 1; }
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check uv==0.13.9
+	.venv/bin/uv pip install --quiet --python .venv/bin/python -r requirements-cpu.txt
+	.venv/bin/uv pip install --quiet --python .venv/bin/python --no-deps --editable .
+	@rm -f .venv/.installed-* && touch $@
+
+# Any command may be the first one typed: it sets up what it needs.
+ifeq ($(PYTHON),.venv/bin/python)
+reproduce tokenizer codebook codes tree train sample eval-lite sweep test test-all lint format: setup
+endif
+
+reproduce:  ## the main job on the embedded data: images to report (SEEDS=0,1,2)
+	$(PYTHON) scripts/reproduce.py seeds=[$(SEEDS)] $(ARGS)
+
+tokenizer:  ## train the small tokenizer: TOKENIZER=emoji32
+	$(PYTHON) scripts/train_tokenizer.py tokenizer=$(TOKENIZER) data=$(DATA) $(ARGS)
+
+codebook:  ## effective codebook of a tokenizer: TOKENIZER=emoji32
+	$(PYTHON) scripts/codebook.py tokenizer=$(TOKENIZER) $(ARGS)
+
+codes:  ## images to packed codes: DATA=twemoji TOKENIZER=emoji32
+	$(PYTHON) scripts/extract_codes.py data=$(DATA) tokenizer=$(TOKENIZER) $(ARGS)
+
+tree:  ## dendrogram of a codebook: TREE=masc TOKENIZER=emoji32 K=512
+	$(PYTHON) scripts/tree.py tree=$(TREE) tokenizer=$(TOKENIZER) $(CLUSTERS) $(ARGS)
+
+train:  ## train or go on: MODEL=llamagen-tiny HEAD=masc DATA=twemoji SEED=0 GPUS=1 NODES=1
+	$(LAUNCH) scripts/train.py model=$(MODEL) head=$(HEAD) tree=$(TREE) data=$(DATA) tokenizer=$(TOKENIZER) \
+		seed=$(SEED) $(CLUSTERS) $(if $(RUN_DIR),run_dir=$(RUN_DIR)) $(ARGS)
+
+sample:  ## draw samples: RUN=runs/llamagen-tiny/masc/seed0
+	$(NEED_RUN)$(LAUNCH) scripts/sample.py run=$(RUN) name=$(SAMPLES) $(ARGS)
+
+eval-lite:  ## likelihood, FD-lite0, IS-lite0, precision, recall: RUN=... SAMPLES=default
+	$(NEED_RUN)$(PYTHON) scripts/evaluate.py run=$(RUN) samples=[$(SAMPLES)] $(ARGS)
+
+sweep:  ## the learning-rate grid behind configs/tuned
+	$(PYTHON) benchmarks/sweep.py $(ARGS)
+
+test:  ## the default tests: CPU, no network, under five minutes
+	$(PYTHON) -m pytest -q $(ARGS)
+
+test-all:  ## the slow tests as well
+	$(PYTHON) -m pytest -q -m "not gpu and not weights" $(ARGS)
+
+lint:  ## ruff: rules and format
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+
+format:  ## rewrite in ruff's format
+	$(PYTHON) -m ruff check --fix .
+	$(PYTHON) -m ruff format .
+
+clean:  ## delete artefacts, runs and the report (not .venv)
+	rm -rf artifacts runs report wandb

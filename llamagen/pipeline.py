@@ -1,0 +1,178 @@
+"""The main job: images to report in eight stages, each done once.
+
+A stage looks for its own output, made from the same inputs, and passes it over; so the same command goes on
+where it was interrupted. Runs share the CPU: one process and thread each."""
+
+import os
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tqdm import tqdm
+
+from llamagen.evaluate import EvaluateConfig, reference_path, unmeasured
+from llamagen.filters import SamplingConfig
+from llamagen.jobs import Job, run_jobs
+from llamagen.run import TrainConfig, is_trained
+from llamagen.sample import SampleConfig, is_sampled
+from masc.artifacts import Codebook
+from masc.build import TreeConfig, make_tree
+from masc.codes import load_codes
+from masc.layout import Layout
+from masc.run import read_metrics
+from masc.tree import Partition, Tree
+from metrics.report import ReportInputs, write_report
+from metrics.runs import Run
+from metrics.tokenizer import evaluate_tokenizer
+from vq.autoencoder import ConvVQConfig
+from vq.extract import extract_codes, save_codebook
+from vq.images import load_images
+from vq.pretrained import load_tokenizer, tokenizer_path
+
+STAGES = ("images", "codebook and codes", "trees", "tokenizer's metrics", "train", "sample", "measure", "report")
+
+
+@dataclass(kw_only=True)
+class ReproduceConfig:
+    """What `make reproduce` runs."""
+
+    tokenizer: ConvVQConfig
+    trees: dict[str, TreeConfig] = field(default_factory=dict)
+    model: str = "llamagen-tiny"
+    data: str = "twemoji"
+    heads: list[str] = field(default_factory=list)  # HEAD or HEAD-on-TREE
+    seeds: list[int] = field(default_factory=lambda: [0])
+    guidance: list[float] = field(default_factory=lambda: [2.0])  # a sample set each; the first is the headline
+    num_samples: int = 1000
+    num_workers: int | None = None  # None: one a core
+    train_overrides: list[str] = field(default_factory=list)  # KEY=VALUE for every run
+    artifacts: str = "artifacts"
+    runs: str = "runs"
+    report: str = "report"
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """A run to train: its config, and the command line that trains it."""
+
+    config: TrainConfig
+    overrides: list[str]
+
+
+def reproduce(config: ReproduceConfig, planned: list[PlannedRun]) -> Path:
+    """Run all stages that are not done; return the path of the report's page."""
+    data, layout = planned[0].config.data, planned[0].config.layout
+    sources = {}
+    for split in _stage(1, ["train", "val"], "split"):
+        sources[split] = load_images(data.source, split, data.resolution)
+
+    weights = tokenizer_path(config.tokenizer.name, layout.root)
+    model = load_tokenizer(weights, config.tokenizer)
+    codebook = save_codebook(model, weights, layout.codebook)
+    for split in _stage(2, list(sources), "split"):
+        extract_codes(model, sources[split], data.flip, codebook, layout.codes(data.name, split))
+
+    default_k = next(run.config.head for run in planned).clusters(codebook.num_tokens)
+    partitions, average = _make_trees(config, layout, codebook, [default_k, default_k // 2, default_k // 4])
+
+    results = layout.codebook.parent / "eval"
+    for _ in _stage(4, [config.tokenizer.name], "tokenizer"):
+        evaluate_tokenizer(
+            model,
+            weights,
+            sources["train"],
+            sources["val"],
+            partitions,
+            results,
+            reference_path(planned[0].config),
+            num_images=config.num_samples,
+        )
+
+    num_workers = config.num_workers or os.cpu_count() or 1
+    sets = {f"guidance-{guidance:g}": guidance for guidance in config.guidance}
+    run_jobs([_train_job(run) for run in planned], num_workers, _name(5), "step")
+    samples = [_sample_job(run, name, scale, config) for run in planned for name, scale in sets.items()]
+    run_jobs(samples, num_workers, _name(6), "set")
+    run_jobs([_evaluate_job(run, list(sets)) for run in planned], num_workers, _name(7), "run")
+
+    for _ in _stage(8, ["page"], "page"):
+        inputs = ReportInputs(
+            runs=[Run.load(run.config.directory) for run in planned],
+            sample_sets=list(sets),
+            attribution=sources["train"].attribution,
+            tokenizer=model,
+            tokenizer_results=results,
+            codes=load_codes(layout.codes(data.name, "train"), codebook.meta.sha256, "make codes"),
+            tree=average,
+            partitions={name: cuts[default_k] for name, cuts in partitions.items()},
+        )
+        page = write_report(inputs, Path(config.report))
+    return page
+
+
+def _name(stage: int) -> str:
+    return f"[{stage}/{len(STAGES)}] {STAGES[stage - 1]}"
+
+
+def _stage(stage: int, items: list[str], unit: str) -> tqdm:
+    return tqdm(items, desc=_name(stage), unit=unit)
+
+
+def _make_trees(
+    config: ReproduceConfig, layout: Layout, codebook: Codebook, ks: list[int]
+) -> tuple[dict[str, dict[int, Partition]], Tree | None]:
+    """Partitions by tree and K, and the average-linkage tree itself."""
+    partitions: dict[str, dict[int, Partition]] = {}
+    average = None
+    for name in _stage(3, list(config.trees), "tree"):
+        tree = config.trees[name]
+        for k in ks:
+            made = make_tree(tree, codebook, k, layout.tree(tree, k))
+            partitions.setdefault(name, {})[k] = made.cut(k) if isinstance(made, Tree) else made
+            if tree.method == "average":
+                average = made
+    return partitions, average
+
+
+def _script(name: str, *overrides: str) -> list[str]:
+    scripts = Path(__file__).resolve().parents[1] / "scripts"
+    return [sys.executable, str(scripts / f"{name}.py"), *overrides]
+
+
+def _train_job(run: PlannedRun) -> Job:
+    directory, steps = run.config.directory, run.config.steps
+
+    def progress() -> int:
+        rows = read_metrics(directory / "metrics.jsonl")
+        return int(rows[-1]["step"]) if rows else 0
+
+    return Job(
+        name=f"training {directory}",
+        command=_script("train", *run.overrides),
+        log=directory / "train.log",
+        is_done=lambda: is_trained(run.config),
+        total=steps,
+        progress=progress,
+    )
+
+
+def _sample_job(run: PlannedRun, name: str, guidance: float, config: ReproduceConfig) -> Job:
+    directory = run.config.directory
+    settings = SampleConfig(
+        run=str(directory), name=name, num_images=config.num_samples, sampling=SamplingConfig(guidance=guidance)
+    )
+    command = _script(
+        "sample",
+        f"run={directory}",
+        f"name={name}",
+        f"num_images={config.num_samples}",
+        f"sampling.guidance={guidance}",
+    )
+    return Job(f"sampling {directory}", command, directory / "sample.log", lambda: is_sampled(settings))
+
+
+def _evaluate_job(run: PlannedRun, sets: list[str]) -> Job:
+    directory = run.config.directory
+    settings = EvaluateConfig(run=str(directory), samples=sets)
+    command = _script("evaluate", f"run={directory}", f"samples=[{','.join(sets)}]")
+    return Job(f"measuring {directory}", command, directory / "evaluate.log", lambda: not unmeasured(settings))

@@ -1,0 +1,33 @@
+"""The main job, images to report (`make reproduce`)."""
+
+from stage import load_config, run_stage
+
+from llamagen.pipeline import PlannedRun, ReproduceConfig, reproduce
+from llamagen.run import TrainConfig
+
+
+def plan(config: ReproduceConfig, head: str, seed: int) -> PlannedRun:
+    """The run of HEAD or HEAD-on-TREE at a seed."""
+    name, _, tree = head.partition("-on-")
+    overrides = [
+        f"model={config.model}",
+        f"data={config.data}",
+        f"head={name}",
+        f"tree={tree or 'masc'}",
+        f"seed={seed}",
+        f"tokenizer={config.tokenizer.name}",
+        f"artifacts={config.artifacts}",
+        f"run_dir={config.runs}/{config.model}/{head}/seed{seed}",
+        *config.train_overrides,
+    ]
+    return PlannedRun(load_config("train", TrainConfig, overrides), overrides)
+
+
+def main(config: ReproduceConfig) -> None:
+    """Images to report in eight stages; what is done already is passed over."""
+    planned = [plan(config, head, seed) for seed in config.seeds for head in config.heads]
+    print(f"\nThe report: {reproduce(config, planned).resolve()}")
+
+
+if __name__ == "__main__":
+    run_stage("reproduce", ReproduceConfig, main)

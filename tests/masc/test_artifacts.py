@@ -1,0 +1,154 @@
+"""Artefacts: whole or absent, and never of something else."""
+
+import errno
+import json
+import os
+
+import numpy as np
+import pytest
+
+from masc.artifacts import Codebook, InputError, hash_arrays, load_npz, replacing, reuse_npz, save_npz, write_text
+from masc.codes import load_codes, save_codes
+from masc.run import MetricsLog, open_run, read_metrics
+
+VECTORS = np.eye(4, dtype=np.float32)
+
+
+def test_an_artefact_comes_back_as_it_was(tmp_path):
+    saved = Codebook.save(tmp_path / "a" / "codebook.npz", VECTORS, {"x": 1}, {"tokenizer": "abc"})
+    loaded = Codebook.load(tmp_path / "a" / "codebook.npz")
+    assert np.array_equal(loaded.vectors, VECTORS)
+    assert loaded.meta == saved.meta
+    assert loaded.meta.parents == {"tokenizer": "abc"}
+
+
+def test_the_hash_tells_name_type_shape_and_value_apart():
+    a = np.zeros(4, np.float32)
+    different = [{"a": a}, {"b": a}, {"a": a.astype(np.int32)}, {"a": a.reshape(2, 2)}, {"a": a + 1}]
+    assert len({hash_arrays(arrays) for arrays in different}) == len(different)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda path: path.unlink(), "no codebook at .*make codebook"),
+        (lambda path: path.write_bytes(path.read_bytes()[:200]), "truncated"),
+        (lambda path: path.write_bytes(b"hello"), "not a codebook of this project"),
+        (lambda path: np.savez(path, vectors=VECTORS), "not a codebook of this project"),
+        (lambda path: save_npz(path, "tree", 1, {"vectors": VECTORS}, {}, {}), "expected a masc-codebook.*masc-tree"),
+        (lambda path: save_npz(path, "codebook", 7, {"vectors": VECTORS}, {}, {}), "version 1.*version 7"),
+    ],
+)
+def test_what_is_not_the_artefact_is_refused(tmp_path, spoil, message):
+    path = tmp_path / "codebook.npz"
+    Codebook.save(path, VECTORS, {}, {})
+    spoil(path)
+    with pytest.raises(InputError, match=message):
+        Codebook.load(path)
+
+
+def test_altered_contents_are_noticed(tmp_path):
+    path = tmp_path / "codebook.npz"
+    Codebook.save(path, VECTORS, {}, {})
+    with np.load(path) as archive:
+        header = archive["header"]
+    np.savez(path, header=header, vectors=VECTORS + 1)
+    with pytest.raises(InputError, match="do not match its own SHA-256"):
+        Codebook.load(path)
+
+
+def test_nothing_is_unpickled(tmp_path):
+    np.savez(tmp_path / "codebook.npz", header=np.array([{"a": 1}], dtype=object))
+    with pytest.raises(InputError, match="not a codebook"):
+        load_npz(tmp_path / "codebook.npz", "codebook", 1, "make codebook")
+
+
+@pytest.mark.parametrize(
+    ("vectors", "message"),
+    [
+        (np.array([[0.0, np.nan], [1, 1]]), "row 0 and 0 others are not finite"),
+        (np.ones((1, 4)), "at least 2 rows"),
+        (np.ones(4), r"float array \(N, d\)"),
+        (np.ones((4, 2), int), "found int64"),
+    ],
+)
+def test_a_bad_codebook_is_refused_and_not_written(tmp_path, vectors, message):
+    with pytest.raises(InputError, match=message):
+        Codebook.save(tmp_path / "codebook.npz", vectors, {}, {})
+    assert not list(tmp_path.iterdir())
+
+
+def test_reuse_needs_the_same_config_and_parents(tmp_path):
+    path = tmp_path / "a.npz"
+    save_npz(path, "thing", 1, {"a": VECTORS}, {"k": 1}, {"p": "x"})
+    assert reuse_npz(path, "thing", 1, {"k": 1}, {"p": "x"}) is not None
+    assert reuse_npz(path, "thing", 1, {"k": 2}, {"p": "x"}) is None
+    assert reuse_npz(path, "thing", 1, {"k": 1}, {"p": "y"}) is None
+    path.write_bytes(b"broken")
+    assert reuse_npz(path, "thing", 1, {"k": 1}, {"p": "x"}) is None
+
+
+def test_a_failed_write_keeps_the_old_file_and_leaves_nothing_behind(tmp_path):
+    write_text(tmp_path / "a.txt", "old")
+    with pytest.raises(RuntimeError), replacing(tmp_path / "a.txt") as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert [file.name for file in tmp_path.iterdir()] == ["a.txt"]
+    assert (tmp_path / "a.txt").read_text() == "old"
+
+
+def test_a_full_disk_is_one_clear_error(tmp_path):
+    with pytest.raises(InputError, match=r"no space left while writing .*a.txt.*Free some space"):
+        with replacing(tmp_path / "a.txt") as temporary:
+            temporary.write_text("half")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert not list(tmp_path.iterdir())
+
+
+def test_codes_come_back_and_are_checked(tmp_path):
+    tokens = np.arange(24).reshape(3, 2, 4)
+    save_codes(tmp_path / "c", tokens, np.arange(3), np.arange(3), ["a", "b", "c"], 32, "hash", {"k": 1})
+    codes = load_codes(tmp_path / "c", "hash", "make codes")
+    assert codes.tokens.dtype == np.uint16
+    assert np.array_equal(codes.tokens, tokens)
+    assert (codes.num_images, codes.num_positions, codes.grid) == (3, 4, 2)
+    with pytest.raises(InputError, match="codebook hash, but the codebook in use is other"):
+        load_codes(tmp_path / "c", "other", "make codes")
+    with pytest.raises(InputError, match="no codes at .*make codes DATA=x"):
+        load_codes(tmp_path / "d", "hash", "make codes DATA=x")
+    with pytest.raises(InputError, match="token 23 is outside the codebook of 23"):
+        save_codes(tmp_path / "e", tokens, np.arange(3), np.arange(3), [], 23, "hash", {})
+    np.save(tmp_path / "c" / "codes.npy", tokens[:1].astype(np.uint16))
+    with pytest.raises(InputError, match=r"has shape \[1, 2, 4\], its meta.json says \[3, 2, 4\]"):
+        load_codes(tmp_path / "c", "hash", "make codes")
+
+
+def test_large_vocabularies_take_four_bytes(tmp_path):
+    save_codes(tmp_path / "c", np.array([[[70000]]]), np.zeros(1), np.zeros(1), ["a"], 262144, "h", {})
+    codes = load_codes(tmp_path / "c", "h", "")
+    assert codes.tokens.dtype == np.uint32 and codes.tokens[0, 0, 0] == 70000
+
+
+def test_a_changed_config_is_refused_by_the_keys_that_differ(tmp_path):
+    config = {"steps": 10, "optim": {"lr": 0.1}, "tracking": {"mode": "offline"}}
+    open_run(tmp_path / "run", config, {"tree": "a" * 64}, ("tracking.",))
+    open_run(tmp_path / "run", config, {"tree": "a" * 64}, ("tracking.",))
+    open_run(tmp_path / "run", config | {"tracking": {"mode": "disabled"}}, {"tree": "a" * 64}, ("tracking.",))
+    with pytest.raises(InputError, match=r"optim.lr: 0.1 there, 0.2 now\n.*RUN_DIR") as error:
+        open_run(tmp_path / "run", config | {"optim": {"lr": 0.2}}, {"tree": "a" * 64}, ("tracking.",))
+    assert "steps" not in str(error.value)
+    with pytest.raises(InputError, match="sha256 of the tree"):
+        open_run(tmp_path / "run", config, {"tree": "b" * 64}, ("tracking.",))
+
+
+def test_the_metrics_log_drops_what_lies_beyond_the_checkpoint(tmp_path):
+    log = MetricsLog(tmp_path / "metrics.jsonl", 0)
+    for step in (1, 2, 3):
+        log.write({"step": step})
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "tra')  # the process died here
+    MetricsLog(tmp_path / "metrics.jsonl", 2).write({"step": 3, "again": 1})
+    assert read_metrics(tmp_path / "metrics.jsonl") == [{"step": 1}, {"step": 2}, {"step": 3, "again": 1}]
+    provenance = tmp_path / "run2"
+    open_run(provenance, {}, {}, ("x",))
+    assert json.loads((provenance / "provenance.json").read_text())["packages"]["numpy"]

@@ -1,0 +1,66 @@
+"""Every choice of every group composes into dataclasses, and what does not exist is refused in plain words."""
+
+import pytest
+from stage import CONFIGS, load_config
+
+from llamagen.build import DataShape, build_model, count_parameters
+from llamagen.pipeline import ReproduceConfig
+from llamagen.run import TrainConfig
+from masc.artifacts import InputError
+
+
+def choices(group):
+    return sorted(file.stem for file in (CONFIGS / group).glob("*.yaml"))
+
+
+@pytest.mark.parametrize("group", ["model", "head", "tree", "data"])
+def test_every_choice_composes(group):
+    assert choices(group)
+    for choice in choices(group):
+        config = load_config("train", TrainConfig, [f"{group}={choice}"])
+        assert getattr(config, group).name == choice
+
+
+def test_tuned_values_reach_the_run_they_are_for():
+    flat = load_config("train", TrainConfig, ["model=llamagen-tiny", "data=twemoji", "head=flat"])
+    assert flat.steps == 600
+    assert load_config("train", TrainConfig, ["model=llamagen-xl"]).optim.learning_rate == 2e-4  # MASC, App. A
+
+
+def test_the_main_job_composes():
+    config = load_config("reproduce", ReproduceConfig, [])
+    assert list(config.trees) == ["masc", "kmeans", "random"]
+    assert config.heads[0] == "flat"
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("head=nonesuch", ["HEAD", "flat", "masc-two-level"]),
+        ("model=nonesuch", ["MODEL", "llamagen-tiny", "llamagen-xl"]),
+        ("tree=nonesuch", ["TREE", "kmeans", "random"]),
+        ("steps=many", ["steps", "many"]),
+        ("nonesuch=1", ["nonesuch"]),
+        ("model.dim=100", ["model.dim", "100"]),
+        ("batch_size=0", ["batch_size"]),
+        ("head.context=word", ["token", "cluster", "word"]),
+    ],
+)
+def test_a_bad_choice_is_refused_by_name(override, words):
+    with pytest.raises(InputError) as error:
+        load_config("train", TrainConfig, [override])
+    for word in words:
+        assert word in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("model", "parameters"),  # golden/arch/param_counts.json
+    [("llamagen-b", 110_888_448), ("llamagen-l", 342_910_976), ("llamagen-xl", 774_699_520)],
+)
+def test_the_published_sizes_build_with_the_published_parameter_counts(model, parameters):
+    import torch
+
+    config = load_config("train", TrainConfig, [f"model={model}", "head=flat"])
+    with torch.device("meta"):
+        built = build_model(config.model, config.head, DataShape(16384, 1000, 16), None, seed=0)
+    assert count_parameters(built) == parameters
