@@ -4,11 +4,12 @@ PYTHON ?= .venv/bin/python
 SETUP_PYTHON ?= python3
 ARGS ?=
 
-MODEL ?= llamagen-b
+# Without a choice everything runs on the embedded data; the published sizes are trained on ImageNet.
+MODEL ?= llamagen-tiny
 HEAD ?= masc
 TREE ?= masc
-DATA ?= imagenet256
-TOKENIZER ?= $(if $(findstring twemoji64,$(DATA)),emoji64,$(if $(findstring imagenet,$(DATA)),vq16,emoji32))
+DATA ?= $(if $(filter-out llamagen-tiny,$(MODEL)),imagenet256,twemoji)
+TOKENIZER ?= $(if $(findstring imagenet,$(DATA)),vq16,$(if $(filter twemoji64,$(DATA)),emoji64,emoji32))
 SEED ?= 0
 SEEDS ?= 0
 GPUS ?= 1

@@ -1,0 +1,57 @@
+"""The order of reading is a function of (seed, step) alone."""
+
+import numpy as np
+import pytest
+import torch
+
+from llamagen.codes import CodeStream, drop_labels, group_labels
+from masc.codes import Codes
+
+
+@pytest.fixture
+def codes():
+    # Image i of group g has tokens (g, i, view): 4 groups of 1, 2, 3 and 4 images.
+    groups = np.repeat(np.arange(4), np.arange(1, 5))
+    tokens = np.stack([[[g, i, view, 0] for view in range(2)] for i, g in enumerate(groups)]).astype(np.uint16)
+    return Codes(tokens, groups * 10, groups, [str(i) for i in range(40)], 64, "", "", {})
+
+
+def test_an_epoch_visits_every_group_once_whatever_the_batch_size(codes):
+    for batch_size in (1, 2, 4, 8):
+        stream = CodeStream(codes, seed=0, batch_size=batch_size)
+        seen = torch.cat([stream.batch(step)[0][:, 0] for step in range(8 // batch_size)]).reshape(-1, 4)
+        assert (seen.sort(dim=1).values == torch.arange(4)).all()
+    assert not torch.equal(seen[0], seen[1]) or not torch.equal(seen[0], torch.arange(4))
+
+
+def test_a_step_is_the_same_when_read_in_parts_or_again(codes):
+    stream = CodeStream(codes, seed=3, batch_size=6)
+    tokens, labels = stream.batch(7)
+    parts = [CodeStream(codes, seed=3, batch_size=6).batch(7, slice(start, start + 2)) for start in (0, 2, 4)]
+    assert torch.equal(tokens, torch.cat([part[0] for part in parts]))
+    assert torch.equal(labels, torch.cat([part[1] for part in parts]))
+    assert torch.equal(labels, tokens[:, 0] * 10)
+    assert not torch.equal(tokens, CodeStream(codes, seed=4, batch_size=6).batch(7)[0])
+
+
+def test_variants_and_views_are_drawn_uniformly_within_a_group(codes):
+    # 4,000 draws of the group of 4 images x 2 views: chi-square with 7 degrees of freedom, 1e-4 at 29.9.
+    stream = CodeStream(codes, seed=0, batch_size=4)
+    rows = torch.cat([stream.batch(step)[0] for step in range(4000)])
+    rows = rows[rows[:, 0] == 3]
+    counts = np.bincount((rows[:, 1] - 6).numpy() * 2 + rows[:, 2].numpy(), minlength=8)
+    assert (np.square(counts - 500) / 500).sum() < 29.9
+
+
+def test_labels_are_dropped_at_the_rate_and_by_place_in_the_batch():
+    labels = torch.zeros(1000, dtype=torch.long)
+    dropped = drop_labels(labels, 9, 0.1, seed=0, step=5, part=slice(None), batch_size=1000)
+    assert set(dropped.tolist()) == {0, 9}
+    assert abs((dropped == 9).float().mean() - 0.1) < 0.04  # 4 standard deviations: false alarms 6e-5
+    part = drop_labels(labels[:300], 9, 0.1, seed=0, step=5, part=slice(200, 500), batch_size=1000)
+    assert torch.equal(part, dropped[200:500])
+    assert torch.equal(drop_labels(labels, 9, 0.0, 0, 5, slice(None), 1000), labels)
+
+
+def test_labels_of_groups_weigh_each_group_once(codes):
+    assert group_labels(codes).tolist() == [0, 10, 20, 30]
