@@ -69,10 +69,10 @@ codes:  ## images to packed codes: DATA=twemoji TOKENIZER=emoji32
 	$(PYTHON) scripts/extract_codes.py data=$(DATA) tokenizer=$(TOKENIZER) $(ARGS)
 
 tree:  ## dendrogram of a codebook: TREE=masc TOKENIZER=emoji32 K=512
-	$(PYTHON) scripts/tree.py tree=$(TREE) tokenizer=$(TOKENIZER) $(CLUSTERS) $(ARGS)
+	$(PYTHON) scripts/tree.py tree=$(TREE) tokenizer_name=$(TOKENIZER) $(CLUSTERS) $(ARGS)
 
 train:  ## train or go on: MODEL=llamagen-tiny HEAD=masc DATA=twemoji SEED=0 GPUS=1 NODES=1
-	$(LAUNCH) scripts/train.py model=$(MODEL) head=$(HEAD) tree=$(TREE) data=$(DATA) tokenizer=$(TOKENIZER) \
+	$(LAUNCH) scripts/train.py model=$(MODEL) head=$(HEAD) tree=$(TREE) data=$(DATA) tokenizer_name=$(TOKENIZER) \
 		seed=$(SEED) $(CLUSTERS) $(if $(RUN_DIR),run_dir=$(RUN_DIR)) $(ARGS)
 
 sample:  ## draw samples: RUN=runs/llamagen-tiny/masc/seed0

@@ -73,7 +73,9 @@ def main() -> None:
         "brackets. `x` is the learning rate of token embedding and head relative to the rest (`optim.table_scale`).",
         "Bold: chosen for configs/tuned.",
         "",
-        "| head | " + " | ".join(f"{rate:g} x{scale:g}" for _, rate, scale in points[: len(points) // len(arguments.heads)]) + " |",
+        "| head | "
+        + " | ".join(f"{rate:g} x{scale:g}" for _, rate, scale in points[: len(points) // len(arguments.heads)])
+        + " |",
         "|---" * (1 + len(points) // len(arguments.heads)) + "|",
     ]
     for head in arguments.heads:
@@ -83,8 +85,10 @@ def main() -> None:
             nats = sum(run.final_nats for run in runs) / len(runs)
             cells[rate, scale] = (nats, sum(run.train_nats for run in runs) / len(runs))
         best = min(cells, key=lambda point: cells[point][0])
-        texts = [f"{'**' if point == best else ''}{nats:.3f}{'**' if point == best else ''} ({train:.2f})"
-                 for point, (nats, train) in cells.items()]
+        texts = [
+            f"{'**' if point == best else ''}{nats:.3f}{'**' if point == best else ''} ({train:.2f})"
+            for point, (nats, train) in cells.items()
+        ]
         lines.append(f"| {head} | " + " | ".join(texts) + " |")
     text = "\n".join(lines) + "\n"
     write_text(ROOT / "benchmarks" / "sweep.md", text)

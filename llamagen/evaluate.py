@@ -91,8 +91,14 @@ def evaluate_run(config: EvaluateConfig) -> Path:
     if not sets:
         return directory
     extractor = load_extractor()
-    source = load_images(train_config.data.source, "train", train_config.data.resolution)
-    reference = load_reference(reference_path(train_config), source, extractor)
+    data = train_config.data
+    reference = load_reference(
+        reference_path(train_config),
+        data.name,
+        data.resolution,
+        lambda: load_images(data.source, "train", data.resolution),
+        extractor,
+    )
     for name in sets:
         images = load_samples(train_config.directory / "samples" / name)
         protocol = samples_protocol(train_config.directory, name)

@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -34,7 +35,7 @@ def run_jobs(jobs: list[Job], num_workers: int, description: str, unit: str) -> 
     finished = total - sum(job.total for job in waiting)
     running: dict[subprocess.Popen, Job] = {}
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    with tqdm(total=total, desc=description, unit=unit, initial=finished, disable=False) as bar:
+    with tqdm(total=total, desc=description, unit=unit, initial=finished) as bar:
         try:
             while waiting or running:
                 while waiting and len(running) < num_workers:
@@ -49,7 +50,10 @@ def run_jobs(jobs: list[Job], num_workers: int, description: str, unit: str) -> 
                     _check(process, job)
                     finished += job.total
                 under_way = sum(job.progress() for job in running.values() if job.progress)
-                bar.update(finished + under_way - bar.n)
+                if finished + under_way != bar.n:
+                    bar.update(finished + under_way - bar.n)
+                elif sys.stderr.isatty():
+                    bar.refresh()
         finally:
             for process in running:
                 process.terminate()

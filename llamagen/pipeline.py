@@ -84,6 +84,7 @@ def reproduce(config: ReproduceConfig, planned: list[PlannedRun]) -> Path:
             sources["val"],
             partitions,
             results,
+            data.name,
             reference_path(planned[0].config),
             num_images=config.num_samples,
         )

@@ -29,7 +29,7 @@ class TrainConfig:
     data: DataConfig
     optim: OptimConfig = field(default_factory=OptimConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
-    tokenizer: str
+    tokenizer_name: str  # not `tokenizer`, which Hydra takes for the group of that name
     steps: int
     batch_size: int  # images a step, over all processes and micro-batches
     micro_batches: int = 1  # gradient accumulation: parts of a process's share of the batch
@@ -64,7 +64,7 @@ class TrainConfig:
 
     @property
     def layout(self) -> Layout:
-        return Layout(Path(self.artifacts), self.tokenizer)
+        return Layout(Path(self.artifacts), self.tokenizer_name)
 
 
 @dataclass(frozen=True)
@@ -84,9 +84,9 @@ class RunInputs:
 def load_inputs(config: TrainConfig) -> RunInputs:
     """Codes, tree and their hashes. Raises InputError naming what is missing, in the order to make it."""
     layout, missing = config.layout, []
-    make_codes = f"make codes DATA={config.data.name} TOKENIZER={config.tokenizer}"
+    make_codes = f"make codes DATA={config.data.name} TOKENIZER={config.tokenizer_name}"
     if not layout.codebook.exists():
-        missing.append((layout.codebook, f"make codebook TOKENIZER={config.tokenizer}"))
+        missing.append((layout.codebook, f"make codebook TOKENIZER={config.tokenizer_name}"))
     for split in ("train", "val"):
         if not (layout.codes(config.data.name, split) / "meta.json").exists():
             missing.append((layout.codes(config.data.name, split), make_codes))
@@ -96,7 +96,7 @@ def load_inputs(config: TrainConfig) -> RunInputs:
         if not tree.exists():
             missing.append((tree, layout.make_tree(config.tree, num_clusters)))
     elif config.head.uses_tree:
-        make_tree = f"make tree TREE={config.tree.name} TOKENIZER={config.tokenizer}"
+        make_tree = f"make tree TREE={config.tree.name} TOKENIZER={config.tokenizer_name}"
         missing.append((layout.codebook.parent / "trees", make_tree))
     if missing:
         files = ", ".join(str(path) for path, _ in missing)

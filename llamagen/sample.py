@@ -94,7 +94,7 @@ def sample(config: SampleConfig) -> Path:
         tokens[rows] = generate(model, labels[rows].to(accelerator.device), uniforms, config.sampling)
     tokens = accelerator.reduce(tokens, "sum").cpu()
     if accelerator.is_main_process:
-        tokenizer = load_named_tokenizer(train_config.tokenizer, Path(train_config.artifacts))
+        tokenizer = load_named_tokenizer(train_config.tokenizer_name, Path(train_config.artifacts))
         with torch.inference_mode():
             images = np.concatenate([to_uint8(tokenizer.decode(part)) for part in tokens.split(100)])
         with replacing(config.directory) as temporary:

@@ -15,7 +15,7 @@ def plan(config: ReproduceConfig, head: str, seed: int) -> PlannedRun:
         f"head={name}",
         f"tree={tree or 'masc'}",
         f"seed={seed}",
-        f"tokenizer={config.tokenizer.name}",
+        f"tokenizer_name={config.tokenizer.name}",
         f"artifacts={config.artifacts}",
         f"run_dir={config.runs}/{config.model}/{head}/seed{seed}",
         *config.train_overrides,

@@ -15,13 +15,13 @@ from masc.tree import Tree
 class TreeStage:
     tree: TreeConfig
     head: HeadConfig  # its number of clusters is what a k-means partition needs
-    tokenizer: str = "emoji32"
+    tokenizer_name: str = "emoji32"
     artifacts: str = "artifacts"
 
 
 def main(stage: TreeStage) -> None:
     """Write artifacts/<tokenizer>/trees/<tree>.npz, uncut where the method makes a tree."""
-    layout = Layout(Path(stage.artifacts), stage.tokenizer)
+    layout = Layout(Path(stage.artifacts), stage.tokenizer_name)
     codebook = layout.load_codebook()
     num_clusters = stage.head.clusters(codebook.num_tokens)
     path = layout.tree(stage.tree, num_clusters)

@@ -1,14 +1,12 @@
-"""Fixtures shared by the tests: one thread, and a small set of artefacts made by the real stages."""
+"""What all tests share: the repository, and where scripts and helpers are imported from."""
 
 import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "tests")]
-torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

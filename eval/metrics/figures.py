@@ -2,6 +2,7 @@
 
 import base64
 import io
+import re
 
 import matplotlib as mpl
 import numpy as np
@@ -116,6 +117,7 @@ def _svg(figure: Figure) -> str:
     figure.savefig(buffer, format="svg", metadata={"Date": None})
     plt.close(figure)
     text = buffer.getvalue()
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     return text[text.index("<svg") :]
 
 

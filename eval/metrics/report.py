@@ -168,7 +168,7 @@ def write_report(inputs: ReportInputs, directory: Path) -> Path:
         "experiment": {
             "data": first.config["data"]["name"],
             "model": first.config["model"]["name"],
-            "tokenizer": first.config["tokenizer"],
+            "tokenizer": first.config["tokenizer_name"],
             "steps": first.config["steps"],
             "batch_size": first.config["batch_size"],
             "attribution": inputs.attribution,
@@ -237,7 +237,7 @@ def markdown(content: dict[str, Any]) -> str:
             values = {row["metric"]: row["value"] for row in case["metrics"]}
             lines.append(
                 f"| {case['tree']} | {case['K']} | {values['PSNR (dB)']:.2f} | {values['SSIM']:.3f} "
-                f"| {values['FD-lite0']:.1f} |"
+                f"| {format(values['FD-lite0'], '.1f') if 'FD-lite0' in values else ''} |"
             )
     lines += ["", experiment["attribution"], ""]
     return "\n".join(lines)

@@ -1,5 +1,6 @@
 """What is said of a set of pictures: FD-lite0, IS-lite0, precision, recall, each with its protocol."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,19 +37,19 @@ def draw_variants(source: ImageSource, seed: int) -> np.ndarray:
     return order[starts + (draw * sizes).astype(np.int64)]
 
 
-def load_reference(path: Path, source: ImageSource, extractor: nn.Module, seed: int = 0) -> Reference:
-    """The reference of a source: one picture of every group. Kept in `path` and made where missing."""
-    description = f"{source.name} {source.split}, one variant of each of {source.groups.max() + 1} groups"
-    config = {
-        "reference": description,
-        "seed": seed,
-        "resolution": source.pixels.shape[1],
-        **extractor_protocol(),
-    }
+def load_reference(
+    path: Path, data: str, resolution: int, source: Callable[[], ImageSource], extractor: nn.Module, seed: int = 0
+) -> Reference:
+    """The reference of a data set: one picture of every group of its training split.
+
+    Kept in `path`; `source` is called, and the features made, only where they are missing."""
+    description = f"{data} train, one variant of each group"
+    config = {"reference": description, "seed": seed, "resolution": resolution, **extractor_protocol()}
     found = reuse_npz(path, "reference", VERSION, config, {})
     if found is not None:
         return Reference(found[0]["pooled"], found[1].sha256, description)
-    pooled = extract_features(extractor, source.pixels[draw_variants(source, seed)]).pooled
+    images = source()
+    pooled = extract_features(extractor, images.pixels[draw_variants(images, seed)]).pooled
     meta = save_npz(path, "reference", VERSION, {"pooled": pooled}, config, {})
     return Reference(pooled, meta.sha256, description)
 
@@ -69,7 +70,12 @@ def measure_images(
     `protocol` says where the pictures came from."""
     found = extract_features(extractor, images)
     common = {**protocol, "num_images": len(images), **extractor_protocol()}
-    against = {**common, "reference": reference.description, "reference_sha256": reference.sha256}
+    against = {
+        **common,
+        "reference": reference.description,
+        "reference_size": len(reference.pooled),
+        "reference_sha256": reference.sha256,
+    }
     precision, recall = precision_recall(found.pooled, reference.pooled)
     neighbours = {**against, "neighbour": NEIGHBOUR}
     return [

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from masc.artifacts import hash_arrays, hash_file, replacing, write_json
 from masc.tree import Partition
 from metrics.features import load_extractor
-from metrics.replacement import replacement_test
+from metrics.replacement import compare_replaced, replace_tokens
 from metrics.samples import draw_variants, load_reference, measure_images, row
 from vq.autoencoder import ConvVQ
 from vq.images import ImageSource, to_tensor, to_uint8
@@ -34,6 +34,7 @@ def evaluate_tokenizer(
     held_out: ImageSource,
     partitions: dict[str, dict[int, Partition]],
     directory: Path,
+    data: str,
     reference_path: Path,
     num_images: int = 1000,
     seed: int = 0,
@@ -53,57 +54,52 @@ def evaluate_tokenizer(
     if file.exists() and json.loads(file.read_text())["inputs"] == inputs:
         return file
     extractor = load_extractor()
-    reference = load_reference(reference_path, train, extractor)
+    reference = load_reference(reference_path, data, train.pixels.shape[1], lambda: train, extractor)
     chosen = np.random.default_rng([seed, 1]).permutation(draw_variants(train, seed + 1))[:num_images]
     pixels = train.pixels[chosen]
     with torch.inference_mode():
         tokens = np.concatenate([model.encode(to_tensor(part)).numpy() for part in _parts(pixels)])
 
+    plain = decode_pixels(model, tokens)
     quality = measure(model, held_out)
     on_held_out = {**source, "images": f"{held_out.name} {held_out.split}", "num_images": len(held_out)}
     results: dict[str, Any] = {
         "inputs": inputs,
         "reconstruction": [
             row("PSNR (dB)", quality["psnr_db"], on_held_out),
+            row("codebook usage", quality["usage"], on_held_out),
             row("perplexity", quality["perplexity"], on_held_out),
-            row("codebook usage", measure(model, train)["usage"], {**source, "images": "twemoji train"}),
         ],
         "training images": measure_images(pixels, reference, extractor, {"images": "training images"}),
-        "reconstructions": measure_images(
-            decode_pixels(model, tokens), reference, extractor, {**source, "images": "reconstructions"}
-        ),
+        "reconstructions": measure_images(plain, reference, extractor, {**source, "images": "reconstructions"}),
         "replacement": [],
     }
     shown = {"original": held_out.pixels[:NUM_SHOWN]}
-    shown_tokens = model.encode(to_tensor(shown["original"])).numpy()
+    with torch.inference_mode():
+        shown_tokens = model.encode(to_tensor(shown["original"])).numpy()
     shown["reconstruction"] = decode_pixels(model, shown_tokens)
-    for tree, num_clusters, partition in tqdm(_cases(partitions), desc="replacement test", disable=None):
-        protocol = {
-            **source,
-            "tree": tree,
-            "K": num_clusters,
-            "seed": seed,
-            "against": "plain reconstruction",
-        }
-        values, replaced = replacement_test(tokens, partition, lambda codes: decode_pixels(model, codes), seed)
-        found = measure_images(replaced, reference, extractor, protocol)[0]
+    finest = max(k for _, k, _ in _cases(partitions))
+    for tree, num_clusters, partition in tqdm(_cases(partitions), desc="replacement test", disable=None, leave=False):
+        protocol = {**source, "tree": tree, "K": num_clusters, "seed": seed, "against": "plain reconstruction"}
+        replaced = decode_pixels(model, replace_tokens(tokens, partition, seed))
+        values = compare_replaced(plain, replaced)
+        metrics = [
+            row("PSNR (dB)", values["psnr_db"], {**protocol, "num_images": len(pixels)}),
+            row("SSIM", values["ssim"], {**protocol, "num_images": len(pixels)}),
+        ]
+        if num_clusters == finest:  # features cost more than all the rest
+            metrics.append(measure_images(replaced, reference, extractor, protocol)[0])
         results["replacement"].append(
             {
                 "tree": tree,
                 "K": num_clusters,
                 "largest_cluster": int(partition.sizes.max()),
-                "metrics": [
-                    row("PSNR (dB)", values["psnr_db"], {**protocol, "num_images": len(pixels)}),
-                    row("SSIM", values["ssim"], {**protocol, "num_images": len(pixels)}),
-                    found,
-                ],
+                "metrics": metrics,
             }
         )
-        shown[f"{tree} {num_clusters}"] = replacement_test(
-            shown_tokens, partition, lambda codes: decode_pixels(model, codes), seed
-        )[1]
-    with replacing(directory / "pictures.npz") as temporary, temporary.open("wb") as file:
-        np.savez(file, **shown)
+        shown[f"{tree} {num_clusters}"] = decode_pixels(model, replace_tokens(shown_tokens, partition, seed))
+    with replacing(directory / "pictures.npz") as temporary, temporary.open("wb") as stream:
+        np.savez(stream, **shown)
     write_json(file, results)
     return file
 

@@ -79,7 +79,9 @@ def test_another_seed_gives_other_images_and_the_same_seed_the_same():
 def test_guidance_needs_a_null_class():
     model = model_of(HEADS[0], class_dropout=0.0)
     with pytest.raises(ValueError, match="class_dropout > 0"):
-        generate(model, torch.zeros(1, dtype=torch.long), image_uniforms(0, np.arange(1), 4, 1), SamplingConfig(guidance=2))
+        generate(
+            model, torch.zeros(1, dtype=torch.long), image_uniforms(0, np.arange(1), 4, 1), SamplingConfig(guidance=2)
+        )
 
 
 def test_a_guidance_of_one_is_no_guidance():

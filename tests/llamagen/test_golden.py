@@ -153,7 +153,9 @@ def test_optimizer_groups_and_steps_are_the_released_ones():
     )
     optimizer = build_optimizer(model, config, fused=True)
     names = {id(p): name.removeprefix("backbone.").removeprefix("head.") for name, p in model.named_parameters()}
-    groups = [(group["weight_decay"], sorted(names[id(p)] for p in group["params"])) for group in optimizer.param_groups]
+    groups = [
+        (group["weight_decay"], sorted(names[id(p)] for p in group["params"])) for group in optimizer.param_groups
+    ]
     assert sorted(groups) == sorted((g["weight_decay"], sorted(g["names"])) for g in meta["optimizer_groups"])
 
     start = {names[id(p)]: p.detach().clone() for p in model.parameters()}

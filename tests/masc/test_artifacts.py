@@ -114,7 +114,7 @@ def test_codes_come_back_and_are_checked(tmp_path):
     assert (codes.num_images, codes.num_positions, codes.grid) == (3, 4, 2)
     with pytest.raises(InputError, match="codebook hash, but the codebook in use is other"):
         load_codes(tmp_path / "c", "other", "make codes")
-    with pytest.raises(InputError, match="no codes at .*make codes DATA=x"):
+    with pytest.raises(InputError, match=r"no codes at .*make codes DATA=x"):
         load_codes(tmp_path / "d", "hash", "make codes DATA=x")
     with pytest.raises(InputError, match="token 23 is outside the codebook of 23"):
         save_codes(tmp_path / "e", tokens, np.arange(3), np.arange(3), [], 23, "hash", {})

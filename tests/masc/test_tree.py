@@ -29,7 +29,9 @@ def naive_average_linkage(vectors, num_clusters):
     distances = np.linalg.norm(vectors[:, None].astype(float) - vectors[None], axis=-1)
     clusters = [[i] for i in range(len(vectors))]
     while len(clusters) > num_clusters:
-        pairs = [(distances[np.ix_(a, b)].mean(), i, j) for i, a in enumerate(clusters) for j, b in enumerate(clusters[:i])]
+        pairs = [
+            (distances[np.ix_(a, b)].mean(), i, j) for i, a in enumerate(clusters) for j, b in enumerate(clusters[:i])
+        ]
         _, i, j = min(pairs)
         clusters[j] += clusters.pop(i)
     labels = np.empty(len(vectors), int)

@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from masc.artifacts import InputError
+
 
 @dataclass(frozen=True)
 class ImageSource:
@@ -35,7 +37,7 @@ def load_images(name: str, split: str, resolution: int) -> ImageSource:
         from vq.twemoji import Twemoji
 
         return Twemoji.load(split, resolution)
-    raise ValueError(
+    raise InputError(
         f"no reader for the image source {name!r} yet: expected 'twemoji'. "
         "ImageNet, COCO and folders of images are not readable in this version."
     )

@@ -1,0 +1,175 @@
+"""The training loop: it learns, resumes exactly, and gives the same run on one process or two."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file
+from stage import load_config
+
+from llamagen.run import TrainConfig, load_inputs, load_run
+from llamagen.train import _Loop, image_nats, train
+from masc.artifacts import InputError
+from masc.run import read_metrics
+
+CLOCK = ("seconds", "speed/images_per_second")
+
+
+def losses(run_dir):
+    """Rows of metrics.jsonl without what a clock decides."""
+    return [{k: v for k, v in row.items() if k not in CLOCK} for row in read_metrics(run_dir / "metrics.jsonl")]
+
+
+def weights(run_dir):
+    return load_file(run_dir / "checkpoints" / "last" / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("head", "tree"),
+    [("flat", "masc"), ("masc", "masc"), ("masc", "kmeans"), ("masc-two-level", "masc"), ("masc-two-level", "random")],
+)
+def test_every_head_learns_from_its_first_loss_on(small_run, head, tree):
+    config = small_run(f"head={head}", f"tree={tree}", "steps=60", "optim.learning_rate=0.01", "checkpoint_every=60")
+    rows = losses(train(config))
+    assert rows[0]["step"] == 0 and rows[-1]["step"] == 60
+    # The head starts at zero: flat at ln N, the others at the mean code length of uniform choices on the path.
+    partition = load_inputs(config).partition
+    tokens = np.asarray(load_inputs(config).held_out.tokens[:, 0]).astype(int)
+    start = np.log(24)
+    if partition is not None:
+        start = np.log(partition.num_clusters) + np.log(partition.sizes[partition.cluster_of[tokens]]).mean()
+    assert abs(rows[0]["val/nats_per_token"] - start) < 1e-4
+    assert rows[-1]["val/nats_per_token"] < start - 0.3
+    assert rows[-1]["train/nats_per_token"] < rows[1]["train/nats_per_token"]
+
+
+def test_a_resumed_run_gives_the_losses_of_an_unbroken_one(small_run, tmp_path, monkeypatch):
+    unbroken = train(small_run("head=masc", f"run_dir={tmp_path / 'a'}"))
+    config = small_run("head=masc", f"run_dir={tmp_path / 'b'}")
+    step = _Loop.step
+
+    def dies(self, index):
+        if index == 7:
+            raise KeyboardInterrupt
+        return step(self, index)
+
+    monkeypatch.setattr(_Loop, "step", dies)
+    with pytest.raises(KeyboardInterrupt):
+        train(config)
+    monkeypatch.setattr(_Loop, "step", step)
+    assert json.loads((tmp_path / "b/checkpoints/last/progress.json").read_text())["step"] == 4
+    resumed = train(config)
+    assert losses(unbroken) == losses(resumed)
+    a, b = weights(unbroken), weights(resumed)
+    assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_a_finished_run_is_left_alone(small_run, monkeypatch):
+    config = small_run("head=flat")
+    train(config)
+    before = (config.directory / "metrics.jsonl").read_bytes()
+    monkeypatch.setattr(_Loop, "run", None)
+    train(config)
+    assert (config.directory / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_changed_config_in_the_same_place_is_refused_by_key(small_run):
+    train(small_run("head=flat"))
+    with pytest.raises(InputError, match=r"optim.learning_rate: 0.00\d there, 0.5 now"):
+        train(small_run("head=flat", "optim.learning_rate=0.5"))
+    train(small_run("head=flat", "log_every=4"))  # changes no result
+
+
+def test_gradient_accumulation_changes_nothing_but_rounding(small_run, tmp_path):
+    dry = ["model.token_dropout=0", "model.residual_dropout=0", "model.ffn_dropout=0", "head=masc-two-level"]
+    a = losses(train(small_run(*dry, f"run_dir={tmp_path / 'a'}")))
+    b = losses(train(small_run(*dry, f"run_dir={tmp_path / 'b'}", "micro_batches=4")))
+    for one, other in zip(a, b, strict=True):
+        assert one.keys() == other.keys()
+        for key in one:
+            assert one[key] == pytest.approx(other[key], abs=2e-4)
+
+
+def test_two_processes_give_the_run_of_one(small_run, overrides, tmp_path, root):
+    # Dropout is drawn by place in the batch: one process with two micro-batches draws what two processes do.
+    one = losses(train(small_run("head=masc", f"run_dir={tmp_path / 'one'}", "micro_batches=2")))
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29611"]
+    command = [*launch, "scripts/train.py", *overrides, "head=masc", f"run_dir={tmp_path / 'two'}"]
+    environment = {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=root, env=os.environ | environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    two = losses(tmp_path / "two")
+    for a, b in zip(one, two, strict=True):
+        assert a.keys() == b.keys()
+        for key in a:
+            assert a[key] == pytest.approx(b[key], abs=2e-4), key
+
+
+def test_validation_is_the_mean_over_images_whatever_the_batch(small_run):
+    config = small_run("head=masc-two-level")
+    directory = train(config)
+    _, inputs, model = load_run(directory)
+    accelerator = Accelerator(cpu=True)
+    whole, parts = (image_nats(accelerator, model, inputs.held_out, size) for size in (64, 3))
+    torch.testing.assert_close(whole, parts)
+    expected = losses(directory)[-1]["val/nats_per_token"]
+    assert whole.sum().item() / whole.shape[0] / 9 == pytest.approx(expected, abs=1e-5)
+    rows = losses(directory)[-1]
+    assert rows["val/level_0_nats"] + rows["val/level_1_nats"] == pytest.approx(expected)
+
+
+def test_a_diverged_run_stops_with_advice(small_run, monkeypatch):
+    monkeypatch.setattr(_Loop, "step", lambda self, index: torch.tensor(float("nan")))
+    with pytest.raises(InputError, match=r"loss is nan at step 2.*lower optim.learning_rate"):
+        train(small_run("head=flat"))
+
+
+def test_missing_inputs_are_named_with_the_commands_that_make_them(root):
+    done = subprocess.run(
+        [sys.executable, "scripts/train.py", "model=llamagen-xl", "head=masc", "artifacts=/nonexistent"],
+        cwd=root,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    for words in (
+        "/nonexistent/vq16/codes/imagenet256/train",
+        "make codebook TOKENIZER=vq16",
+        "make codes DATA=imagenet256 TOKENIZER=vq16",
+        "make tree TREE=masc TOKENIZER=vq16",
+    ):
+        assert words in done.stderr
+
+
+def test_a_missing_tree_or_a_k_too_large_is_one_error(small_run, artifacts):
+    with pytest.raises(InputError, match=r"kmeans-k6.npz.*make tree TREE=kmeans TOKENIZER=emoji32 K=6"):
+        train(small_run("head=masc", "tree=kmeans", "head.num_clusters=6"))
+    with pytest.raises(InputError, match="between 1 and the 24 tokens of emoji32, found 25; try K=12"):
+        train(small_run("head=masc", "head.num_clusters=25"))
+    with pytest.raises(InputError, match="batch_size 8 must be a multiple of 1 processes x 3 micro-batches"):
+        train(small_run("head=flat", "micro_batches=3"))
+
+
+def test_a_run_that_is_not_there_is_refused(tmp_path, small_run):
+    with pytest.raises(InputError, match="no run at .*make train"):
+        load_run(tmp_path / "nothing")
+    with pytest.raises(InputError, match="checkpoint_every 5 must be a multiple of log_every 2"):
+        small_run("checkpoint_every=5")
+
+
+def test_the_directory_names_head_tree_and_seed():
+    config = load_config("train", TrainConfig, ["model=llamagen-tiny", "head=masc", "tree=random", "seed=3"])
+    assert str(config.directory) == "runs/llamagen-tiny/masc-on-random/seed3"
+    config = load_config("train", TrainConfig, ["model=llamagen-tiny", "head=flat", "tree=random"])
+    assert str(config.directory) == "runs/llamagen-tiny/flat/seed0"
+
+
+def test_wandb_offline_writes_beside_the_run_under_the_same_names(small_run):
+    pytest.importorskip("wandb")
+    directory = train(small_run("head=flat", "tracking.mode=offline", "steps=4"))
+    assert list(directory.glob("wandb/offline-run-*/run-*.wandb"))

@@ -1,0 +1,173 @@
+"""Metrics against torch-fidelity's own functions, and laws of their own."""
+
+import numpy as np
+import pytest
+import torch
+
+from masc.artifacts import InputError
+from masc.tree import Partition
+from metrics.features import extract_features, load_extractor
+from metrics.frechet import frechet_distance
+from metrics.inception_score import inception_score
+from metrics.patches import cluster_sheet, token_patches
+from metrics.precision_recall import precision_recall
+from metrics.replacement import compare_replaced, replace_tokens
+from metrics.samples import draw_variants, load_reference, measure_images
+from vq.images import load_images
+
+fidelity_fid = pytest.importorskip("torch_fidelity.metric_fid")
+fidelity_isc = pytest.importorskip("torch_fidelity.metric_isc")
+fidelity_prc = pytest.importorskip("torch_fidelity.metric_prc")
+
+
+def clouds(n=400, m=300, d=16, shift=0.3, seed=0):
+    rng = np.random.default_rng(seed)
+    mix = rng.standard_normal((d, d))
+    return (rng.standard_normal((n, d)) @ mix).astype(np.float32), (rng.standard_normal((m, d)) @ mix + shift).astype(
+        np.float32
+    )
+
+
+def test_frechet_distance_equals_torch_fidelitys():
+    a, b = clouds()
+    statistics = [fidelity_fid.fid_features_to_statistics(torch.from_numpy(x).double()) for x in (a, b)]
+    expected = fidelity_fid.fid_statistics_to_metric(*statistics, verbose=False)["frechet_inception_distance"]
+    np.testing.assert_allclose(frechet_distance(a, b), expected, rtol=1e-9)
+
+
+def test_frechet_distance_of_gaussians_with_known_moments():
+    # N(0, I) and N(mu, 4 I) in 2-D: |mu|^2 + 2 (1 + 4 - 2 * 2) = |mu|^2 + 2, with moments made exact.
+    rng = np.random.default_rng(0)
+    white = rng.standard_normal((500, 2))
+    white -= white.mean(0)
+    white = white @ np.linalg.inv(np.linalg.cholesky(np.cov(white.T))).T
+    np.testing.assert_allclose(frechet_distance(white, 2 * white + [3, 4]), 25 + 2, rtol=1e-9)
+
+
+def test_frechet_distance_with_fewer_samples_than_dimensions():
+    a, b = clouds(20, 24, 64)
+    covariances = [np.cov(x.astype(np.float64).T) for x in (a, b)]
+    values, vectors = np.linalg.eigh(covariances[0])
+    root = vectors * np.sqrt(np.maximum(values, 0)) @ vectors.T
+    cross = np.sqrt(np.maximum(np.linalg.eigvalsh(root @ covariances[1] @ root), 0)).sum()
+    mean = np.square(a.astype(np.float64).mean(0) - b.astype(np.float64).mean(0)).sum()
+    expected = mean + sum(np.trace(c) for c in covariances) - 2 * cross
+    np.testing.assert_allclose(frechet_distance(a, b), expected, rtol=1e-5)  # eigh is the loose one here
+    assert abs(frechet_distance(a, a)) < 1e-6 * np.trace(covariances[0])
+
+
+@pytest.mark.parametrize("spoil", [lambda x: x[:1], lambda x: x[:, :3], lambda x: np.where(x > 2, np.nan, x)])
+def test_features_that_cannot_be_compared_are_refused(spoil):
+    a, b = clouds()
+    with pytest.raises(InputError):
+        frechet_distance(a, spoil(b))
+
+
+def test_inception_score_equals_torch_fidelitys():
+    logits = np.random.default_rng(0).standard_normal((200, 10)).astype(np.float32) * 3
+    expected = fidelity_isc.isc_features_to_metric(torch.from_numpy(logits), splits=1)["inception_score_mean"]
+    np.testing.assert_allclose(inception_score(logits), expected, rtol=1e-9)
+
+
+def test_inception_score_of_certain_and_of_uniform_predictions():
+    np.testing.assert_allclose(inception_score(np.eye(8) * 1000), 8)
+    np.testing.assert_allclose(inception_score(np.zeros((5, 8))), 1)
+
+
+def test_precision_and_recall_equal_torch_fidelitys():
+    a, b = clouds(shift=1.5)
+    found = fidelity_prc.prc_features_to_metric(
+        torch.from_numpy(a),
+        torch.from_numpy(b),
+        prc_neighborhood=3,
+        prc_batch_size=1000,
+        save_cpu_ram=False,
+        verbose=False,
+    )
+    assert precision_recall(a, b) == (pytest.approx(found["precision"]), pytest.approx(found["recall"]))
+    assert precision_recall(a, a + 1000.0) == (0.0, 0.0)
+    assert precision_recall(a, a) == (1.0, 1.0)
+
+
+@pytest.fixture(scope="module")
+def images():
+    source = load_images("twemoji", "train", 32)
+    return source, load_extractor()
+
+
+def test_the_extractor_knows_its_classes_and_the_batch_changes_nothing(images):
+    source, extractor = images
+    some = source.pixels[:10]
+    whole, parts = extract_features(extractor, some), extract_features(extractor, some, batch_size=3)
+    assert whole.pooled.shape == (10, 1280) and whole.logits.shape == (10, 1000)
+    np.testing.assert_allclose(whole.pooled, parts.pooled, atol=2e-4)
+    with pytest.raises(InputError, match="uint8"):
+        extract_features(extractor, some.astype(np.float32))
+
+
+def test_fd_lite0_ranks_training_images_before_noisy_ones_before_noise(images, tmp_path):
+    source, extractor = images
+    chosen = draw_variants(source, 0)[:240]
+    small = type(source)(
+        **{**vars(source), "pixels": source.pixels[chosen], "labels": source.labels[chosen], "groups": np.arange(240)}
+    )
+    reference = load_reference(tmp_path / "reference.npz", "small", 32, lambda: small, extractor)
+    again = load_reference(tmp_path / "reference.npz", "small", 32, None, None)  # stored: nothing is needed
+    assert again.sha256 == reference.sha256
+    rng = np.random.default_rng(0)
+    pictures = source.pixels[draw_variants(source, 1)[240:480]]
+    noisy = np.clip(pictures + rng.normal(0, 40, pictures.shape), 0, 255).astype(np.uint8)
+    noise = rng.integers(0, 256, pictures.shape, dtype=np.uint8)
+    rows = [measure_images(x, reference, extractor, {"images": "test"}) for x in (pictures, noisy, noise)]
+    distances = [row[0]["value"] for row in rows]
+    assert distances[0] < distances[1] < distances[2]
+    first = rows[0][0]
+    assert first["metric"] == "FD-lite0" and first["protocol"]["reference_sha256"] == reference.sha256
+    assert {row["metric"] for row in rows[0]} == {"FD-lite0", "IS-lite0", "precision-lite0", "recall-lite0"}
+
+
+def test_one_variant_of_each_group_is_drawn(images):
+    source, _ = images
+    chosen = draw_variants(source, 3)
+    assert np.array_equal(source.groups[chosen], np.arange(1691))
+    assert not np.array_equal(chosen, draw_variants(source, 4))
+
+
+PARTITION = Partition(np.array([0, 0, 1, 1, 1, 2]))
+
+
+def test_replacement_stays_within_the_cluster_and_is_uniform():
+    tokens = np.full((300, 40), 3)
+    replaced = replace_tokens(tokens, PARTITION, seed=0)
+    counts = np.bincount(replaced.ravel(), minlength=6)
+    assert counts[[0, 1, 5]].sum() == 0
+    assert (np.square(counts[2:5] - 4000) / 4000).sum() < 18.4  # chi-square, 2 degrees of freedom, 1e-4
+    tokens = np.random.default_rng(0).integers(0, 6, (20, 9))
+    assert np.array_equal(PARTITION.cluster_of[replace_tokens(tokens, PARTITION, 1)], PARTITION.cluster_of[tokens])
+
+
+def test_replacement_within_singletons_changes_nothing():
+    tokens = np.random.default_rng(0).integers(0, 6, (4, 64))
+
+    def decode(codes):
+        return np.repeat((codes * 40).astype(np.uint8).reshape(-1, 8, 8, 1), 3, axis=3).repeat(4, 1).repeat(4, 2)
+
+    assert np.array_equal(replace_tokens(tokens, Partition(np.arange(6)), seed=0), tokens)
+    assert compare_replaced(decode(tokens), decode(tokens)) == {"psnr_db": 60.0, "ssim": 1.0}
+    coarse = compare_replaced(decode(tokens), decode(replace_tokens(tokens, PARTITION, seed=0)))
+    assert coarse["psnr_db"] < 40 and coarse["ssim"] < 1
+
+
+def test_patches_show_the_tokens_own_cell():
+    tokens = np.array([[0, 1, 2, 3]])
+    picture = np.zeros((1, 4, 4, 3), np.uint8)
+    for token in range(4):
+        picture[0, 2 * (token // 2) :, 2 * (token % 2) :] = 10 * (token + 1)
+    patches = token_patches(tokens, picture, num_tokens=5, margin=1)
+    assert patches.shape == (5, 4, 4, 3)
+    for token in range(4):
+        assert (patches[token, 1:3, 1:3] == 10 * (token + 1)).all()
+    assert (patches[4] == 255).all()
+    sheet = cluster_sheet(patches, Partition(np.array([0, 0, 1, 1, 1])), rows=2, columns=3, gap=0)
+    assert sheet.shape == (8, 12, 3)
+    assert np.array_equal(sheet[:4, :4], patches[2])  # the larger cluster first

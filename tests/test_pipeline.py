@@ -1,0 +1,130 @@
+"""The main job end to end on a tiny model: all eight stages, each done once."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from reproduce import plan
+from stage import load_config
+
+from llamagen import jobs
+from llamagen.evaluate import EvaluateConfig, unmeasured
+from llamagen.jobs import Job, run_jobs
+from llamagen.pipeline import ReproduceConfig, reproduce
+from llamagen.sample import SampleConfig, is_sampled, sample
+from masc.artifacts import InputError
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    return tmp_path_factory.mktemp("work")
+
+
+@pytest.fixture(scope="module")
+def config(workplace):
+    small = ["model.dim=32", "model.num_layers=1", "model.num_heads=4", "model.multiple_of=16", "steps=6"]
+    every = ["evaluate_every=3", "log_every=3", "checkpoint_every=3", "batch_size=8", "tracking.mode=disabled"]
+    return load_config(
+        "reproduce",
+        ReproduceConfig,
+        [
+            "heads=[flat,masc-on-kmeans]",
+            "num_samples=24",
+            "train_overrides=[" + ",".join(f"'{override}'" for override in small + every) + "]",
+            *[f"{name}={workplace / name}" for name in ("artifacts", "runs", "report")],
+        ],
+    )
+
+
+@pytest.fixture(scope="module")
+def planned(config):
+    return [plan(config, head, 0) for head in config.heads]
+
+
+@pytest.fixture(scope="module")
+def page(config, planned):
+    return reproduce(config, planned)
+
+
+def test_the_report_holds_every_part(page, config):
+    html = page.read_text()
+    assert "<script" not in html and "http://" not in html.replace("http://www.w3.org/", "")  # self-contained
+    assert html.count("data:image/png") >= 8 and html.count("<svg") >= 2
+    for words in ("flat", "masc-on-kmeans", "FD-lite0", "CC-BY 4.0", "1 &minus; t/t0", "replacement"):
+        assert words in html
+    found = json.loads((page.parent / "report.json").read_text())
+    assert [row["label"] for row in found["table"]] == config.heads
+    assert found["table"][0]["samples"]["guidance-2"]["FD-lite0"]["mean"] > 0
+    assert len(found["tokenizer"]["replacement"]) == 9
+    for rows in (found["tokenizer"]["reconstruction"], found["tokenizer"]["reconstructions"]):
+        assert all(row["protocol"] for row in rows)
+    assert "| masc-on-kmeans |" in (page.parent / "report.md").read_text()
+
+
+def test_geometry_keeps_pictures_and_random_clusters_do_not(page):
+    found = json.loads((page.parent / "report.json").read_text())["tokenizer"]["replacement"]
+    psnr = {(case["tree"], case["K"]): case["metrics"][0]["value"] for case in found}
+    assert psnr["masc", 512] - psnr["random", 512] > 8
+    assert psnr["kmeans", 512] - psnr["random", 512] > 8
+    assert psnr["masc", 512] > psnr["masc", 256] > psnr["masc", 128]
+
+
+def test_finished_stages_are_not_repeated(page, config, planned, monkeypatch):
+    before = page.read_bytes()
+
+    def refuse(*arguments, **options):
+        raise AssertionError(f"launched again: {arguments}")
+
+    monkeypatch.setattr(jobs.subprocess, "Popen", refuse)
+    for name in ("masc.build.build_tree", "vq.extract.save_codes", "metrics.tokenizer.load_extractor"):
+        monkeypatch.setattr(name, refuse)
+    assert reproduce(config, planned).read_bytes() == before
+
+
+def test_samples_of_other_weights_or_settings_are_not_taken_for_done(page, planned):
+    directory = planned[0].config.directory
+    settings = json.loads((directory / "samples/guidance-2/manifest.json").read_text())["config"]
+    config = SampleConfig(run=str(directory), **{k: v for k, v in settings.items() if k != "sampling"})
+    assert not is_sampled(config)  # guidance 1, not 2
+    assert unmeasured(EvaluateConfig(run=str(directory), samples=["guidance-2"])) == []
+    with pytest.raises(InputError, match="make sample RUN="):
+        unmeasured(EvaluateConfig(run=str(directory), samples=["nonesuch"]))
+    weights = directory / "checkpoints/last/model.safetensors"
+    weights.write_bytes(weights.read_bytes() + b" ")
+    assert unmeasured(EvaluateConfig(run=str(directory), samples=["guidance-2"])) == ["likelihood"]
+
+
+def test_samples_do_not_depend_on_batch_or_on_how_many_are_drawn(page, planned):
+    directory = planned[1].config.directory
+    tokens = []
+    for name, count, batch in (("a", 20, 7), ("b", 12, 12)):
+        where = sample(SampleConfig(run=str(directory), num_images=count, batch_size=batch, name=name, seed=1))
+        tokens.append(np.load(where / "tokens.npy"))
+        assert (where / "grid.png").stat().st_size > 100
+        with np.load(where / "images.npz") as archive:
+            assert archive["arr_0"].shape == (count, 32, 32, 3) and archive["arr_0"].dtype == np.uint8
+    assert np.array_equal(tokens[0][:12], tokens[1])
+
+
+def test_a_failed_job_shows_the_end_of_its_log_and_stops_the_others(tmp_path):
+    bad = Job("bad", [sys.executable, "-c", "import sys; sys.exit('it broke')"], tmp_path / "bad.log", lambda: False)
+    slow = Job("slow", [sys.executable, "-c", "import time; time.sleep(60)"], tmp_path / "slow.log", lambda: False)
+    with pytest.raises(InputError, match=r"bad stopped with exit status 1.*\n.*it broke"):
+        run_jobs([bad, slow], 2, "jobs", "job")
+
+
+def test_a_job_that_is_done_is_not_started(tmp_path):
+    job = Job("done", ["/nonexistent"], tmp_path / "x.log", lambda: True, total=5)
+    run_jobs([job], 1, "jobs", "job")
+    assert not (tmp_path / "x.log").exists()
+
+
+@pytest.mark.parametrize("script", ["train", "tree", "sample", "reproduce", "evaluate", "extract_codes", "codebook"])
+def test_every_script_explains_itself(root, script):
+    arguments = ["run=x"] if script in ("sample", "evaluate") else []
+    done = subprocess.run(
+        [sys.executable, f"scripts/{script}.py", "--help", *arguments], cwd=root, capture_output=True, text=True
+    )
+    assert done.returncode == 0 and "KEY=VALUE" in done.stdout, done.stderr

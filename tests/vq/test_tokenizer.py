@@ -1,0 +1,151 @@
+"""The small tokenizer: its quantizer's laws, the shipped weights, training, and extraction."""
+
+import numpy as np
+import pytest
+import torch
+
+from masc.artifacts import Codebook, InputError
+from masc.codes import load_codes
+from vq.autoencoder import ConvVQConfig
+from vq.extract import extract_codes, save_codebook
+from vq.images import ImageSource, load_images, to_tensor
+from vq.measure import measure, peak_signal_to_noise
+from vq.pretrained import load_extra, load_named_tokenizer, load_tokenizer, tokenizer_path
+from vq.quantize import VectorQuantizer
+from vq.train import TokenizerTraining, train_tokenizer
+
+SMALL = ConvVQConfig(name="small", resolution=16, num_tokens=32, width=16, num_blocks=1)
+
+
+def source_of(pixels, split="train"):
+    count = len(pixels)
+    return ImageSource(
+        name="squares",
+        split=split,
+        pixels=pixels,
+        labels=np.arange(count) % 2,
+        groups=np.arange(count),
+        keys=tuple(map(str, range(count))),
+        captions=("",) * count,
+        class_names=("a", "b"),
+        attribution="",
+    )
+
+
+@pytest.fixture(scope="module")
+def squares():
+    rng = np.random.default_rng(0)
+    pixels = np.full((64, 16, 16, 3), 255, np.uint8)
+    for picture in pixels:
+        top, left = rng.integers(0, 10, 2)
+        picture[top : top + 6, left : left + 6] = rng.integers(0, 200, 3)
+    return source_of(pixels)
+
+
+def test_tokens_are_the_nearest_vectors_of_the_effective_codebook():
+    torch.manual_seed(0)
+    quantizer = VectorQuantizer(20, 5, commitment=0.25)
+    z = torch.randn(2, 5, 3, 3)
+    found = quantizer(z)
+    unit = torch.nn.functional.normalize(z.permute(0, 2, 3, 1), dim=-1).reshape(-1, 5)
+    nearest = torch.cdist(unit, quantizer.codebook).argmin(-1)
+    assert torch.equal(found.tokens.ravel(), nearest)
+    torch.testing.assert_close(found.latents, quantizer.lookup(found.tokens, 3))
+    torch.testing.assert_close(quantizer.codebook.norm(dim=-1), torch.ones(20))
+    expected = 1.25 * (quantizer.codebook[nearest] - unit).square().mean()
+    torch.testing.assert_close(found.loss, expected)
+
+
+def test_the_gradient_passes_straight_through():
+    quantizer = VectorQuantizer(20, 5, commitment=0.0)
+    z = torch.nn.functional.normalize(torch.randn(1, 5, 2, 2), dim=1).requires_grad_()
+    weight = torch.randn(1, 5, 2, 2)
+    (grad,) = torch.autograd.grad((quantizer(z).latents * weight).sum(), z)
+    plain = torch.nn.functional.normalize(z, dim=1)
+    (expected,) = torch.autograd.grad((plain * weight).sum(), z)
+    torch.testing.assert_close(grad, expected)
+
+
+def test_kmeans_initialisation_fits_the_data_and_needs_enough_of_it():
+    torch.manual_seed(0)
+    quantizer = VectorQuantizer(16, 4, commitment=0.25)
+    latents = torch.nn.functional.normalize(torch.randn(2000, 4), dim=-1)
+
+    def error():
+        return torch.cdist(latents, quantizer.codebook).amin(1).square().mean().item()
+
+    before = error()
+    quantizer.initialise(latents, seed=0)
+    assert error() < 0.75 * before
+    with pytest.raises(ValueError, match="as many latents, found 3"):
+        quantizer.initialise(latents[:3], seed=0)
+
+
+@pytest.mark.parametrize(("resolution", "downsample"), [(32, 4), (64, 8), (16, 2), (32, 16)])
+def test_shapes_of_every_downsampling(resolution, downsample):
+    config = ConvVQConfig(name="x", resolution=resolution, downsample=downsample, num_tokens=16, width=16)
+    model = config.build()
+    images = torch.randn(2, 3, resolution, resolution)
+    tokens = model.encode(images)
+    assert tokens.shape == (2, config.grid**2)
+    assert model.decode(tokens).shape == images.shape
+    reconstruction, quantized = model(images)
+    torch.testing.assert_close(reconstruction, model.decode(quantized.tokens), atol=1e-5, rtol=1e-5)
+
+
+def test_the_shipped_tokenizer_reaches_what_it_claims(tmp_path):
+    model = load_named_tokenizer("emoji32", tmp_path)
+    found = measure(model, load_images("twemoji", "val", 32))
+    assert found["psnr_db"] >= 23.0  # the bar set for it
+    assert found["usage"] >= 0.95
+    claimed = load_extra(tokenizer_path("emoji32", tmp_path))["held_out"]
+    assert abs(found["psnr_db"] - claimed["psnr_db"]) < 0.01  # stored as float16
+
+
+def test_training_learns_and_gives_the_same_weights_twice(squares, tmp_path):
+    training = TokenizerTraining(steps=60, batch_size=16, precision="fp32", max_shift=1)
+    results = [
+        train_tokenizer(SMALL, training, squares, squares, tmp_path / f"{name}.safetensors") for name in ("a", "b")
+    ]
+    assert results[0]["psnr_db"] > 12 and results[0]["psnr_db"] == results[1]["psnr_db"]
+    a, b = (load_tokenizer(tmp_path / f"{name}.safetensors", SMALL).state_dict() for name in ("a", "b"))
+    assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_extraction_stores_tokens_of_both_views_once(squares, tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    model = SMALL.build().eval()
+    weights = tmp_path / "weights"
+    weights.write_bytes(b"x")
+    codebook = save_codebook(model, weights, tmp_path / "codebook.npz")
+    np.testing.assert_allclose(np.linalg.norm(codebook.vectors, axis=1), 1, atol=1e-6)
+    extract_codes(model, squares, True, codebook, tmp_path / "codes", batch_size=24)
+    codes = load_codes(tmp_path / "codes", codebook.meta.sha256, "make codes")
+    assert codes.tokens.shape == (64, 2, 16)
+    with torch.no_grad():
+        images = to_tensor(squares.pixels)
+        assert np.array_equal(codes.tokens[:, 0], model.encode(images))
+        assert np.array_equal(codes.tokens[:, 1], model.encode(images.flip(-1)))
+    monkeypatch.setattr("vq.extract.save_codes", None)
+    extract_codes(model, squares, True, codebook, tmp_path / "codes")
+    assert isinstance(save_codebook(model, weights, tmp_path / "codebook.npz"), Codebook)
+
+
+def test_weights_that_do_not_fit_are_refused(tmp_path, squares):
+    with pytest.raises(InputError, match="make tokenizer TOKENIZER=nonesuch"):
+        tokenizer_path("nonesuch", tmp_path)
+    path = tokenizer_path("emoji32", tmp_path)
+    with pytest.raises(InputError, match="width is 64 there, 32 here"):
+        load_tokenizer(path, ConvVQConfig(name="emoji32", width=32))
+    broken = tmp_path / "broken.safetensors"
+    broken.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(InputError, match="truncated"):
+        load_tokenizer(broken, SMALL)
+    with pytest.raises(ValueError, match="power of two"):
+        ConvVQConfig(name="x", downsample=3)
+
+
+def test_psnr_of_known_errors():
+    black, grey = np.zeros((1, 4, 4, 3), np.uint8), np.full((1, 4, 4, 3), 51, np.uint8)
+    np.testing.assert_allclose(peak_signal_to_noise(black, grey), 20 * np.log10(5))
+    assert peak_signal_to_noise(black, black) == np.inf
