@@ -126,6 +126,7 @@ def _limits(table: list[dict[str, Any]]) -> list[dict[str, str]]:
         limits.append(
             "Some heads have one seed: differences as small as that between seeds mean nothing (try SEEDS=0,1,2)."
         )
+    limits.append("Each head's learning rate was chosen on these held-out images: mildly optimistic, for all alike.")
     gap = max(row["nats"]["mean"] - row["train_nats"] for row in table)
     if gap > 0.3:
         limits.append(

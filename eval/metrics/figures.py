@@ -46,23 +46,57 @@ def convergence(runs: list[Run], target: float | None) -> str:
     with mpl.rc_context(STYLE):
         figure, axes = plt.subplots(1, 2, figsize=(10.5, 4.0), sharey=True)
         for axis, unit, name in zip(axes, ("images", "seconds"), ("images seen", "training seconds"), strict=True):
-            for run in runs:
-                shown = run.curve["step"] > 0
-                first_of_label = next(other for other in runs if other.label == run.label) is run
-                axis.plot(
-                    run.curve[unit][shown],
-                    run.curve[NATS][shown],
-                    color=palette[run.label],
-                    label=run.label if first_of_label else None,
-                    linewidth=1.8,
-                    alpha=1.0 if first_of_label else 0.5,
-                )
-            if target is not None:
-                axis.axhline(target, color=INK, linewidth=0.8, linestyle=(0, (4, 3)))
+            _curves(axis, runs, unit, palette, target)
             axis.set_xlabel(name)
         axes[0].set_ylabel("held-out nats per token")
         axes[1].legend(frameon=False)
         return _svg(figure)
+
+
+def _curves(axis: Axes, runs: list[Run], unit: str, palette: dict[str, str], target: float | None) -> None:
+    for run in runs:
+        shown = run.curve["step"] > 0
+        first_of_label = next(other for other in runs if other.label == run.label) is run
+        axis.plot(
+            run.curve[unit][shown],
+            run.curve[NATS][shown],
+            color=palette[run.label],
+            label=run.label if first_of_label else None,
+            linewidth=1.8,
+            alpha=1.0 if first_of_label else 0.45,
+        )
+    if target is not None:
+        axis.axhline(target, color=INK, linewidth=0.8, linestyle=(0, (4, 3)))
+
+
+def overview(
+    runs: list[Run], target: float | None, grids: dict[str, np.ndarray], sheets: dict[str, np.ndarray]
+) -> bytes:
+    """One picture of a report, as PNG bytes: convergence, samples of some heads, clusters of some trees."""
+    palette = colours([run.label for run in runs])
+    with mpl.rc_context(STYLE):
+        figure = plt.figure(figsize=(12, 7.2), layout="constrained")
+        top, bottom = figure.subfigures(2, 1, height_ratios=(1, 1.05))
+        axis, *pictures = top.subplots(1, 1 + len(sheets), width_ratios=(1.7, *[1] * len(sheets)))
+        _curves(axis, runs, "images", palette, target)
+        axis.set_xlabel("images seen")
+        axis.set_ylabel("held-out nats per token")
+        axis.legend(frameon=False, fontsize=9)
+        for panel, (name, pixels) in zip(pictures, sheets.items(), strict=True):
+            _show(panel, pixels, f"clusters: {name}")
+        panels = bottom.subplots(1, len(grids), squeeze=False)[0]
+        for panel, (label, pixels) in zip(panels, grids.items(), strict=True):
+            _show(panel, pixels, f"samples: {label}")
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=110)
+        plt.close(figure)
+        return buffer.getvalue()
+
+
+def _show(axis: Axes, pixels: np.ndarray, title: str) -> None:
+    axis.imshow(pixels, interpolation="nearest")
+    axis.set_title(title, fontsize=10, loc="left")
+    axis.set_axis_off()
 
 
 def dendrogram(tree: Tree, num_clusters: int) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, StrictUndefined
 
-from masc.artifacts import InputError, write_json, write_text
+from masc.artifacts import InputError, replacing, write_json, write_text
 from masc.codes import Codes
 from masc.tree import Partition, Tree
 from metrics import figures
@@ -101,35 +101,37 @@ def summarise(runs: list[Run], sample_sets: list[str]) -> list[dict[str, Any]]:
     return rows
 
 
-def sample_grids(runs: list[Run], name: str) -> list[dict[str, str]]:
+def sample_grids(runs: list[Run], name: str) -> dict[str, np.ndarray]:
     """The first samples of each head's first seed: the same labels and random numbers in each grid."""
-    grids = []
+    grids = {}
     for label, members in group_by_label(runs).items():
         file = members[0].directory / "samples" / name / "images.npz"
         if file.exists():
             with np.load(file, allow_pickle=False) as archive:
-                images = archive["arr_0"][:NUM_SAMPLES_SHOWN]
-            grids.append({"label": label, "image": figures.picture(figures.image_grid(images, 8))})
+                grids[label] = figures.image_grid(archive["arr_0"][:NUM_SAMPLES_SHOWN], 8)
     return grids
 
 
-def tree_figures(inputs: ReportInputs) -> dict[str, Any]:
-    """Dendrogram, cluster sizes and the sheets of decoded clusters."""
-    if inputs.tree is None or inputs.codes is None or inputs.tokenizer is None:
+def cluster_sheets(inputs: ReportInputs) -> dict[str, np.ndarray]:
+    """Clusters of each tree as decoded patches: one cluster a row, largest first."""
+    if inputs.codes is None or inputs.tokenizer is None:
         return {}
-    num_clusters = inputs.partitions["masc"].num_clusters
     tokens = np.asarray(inputs.codes.tokens[:1500, 0]).astype(np.int64)
     pictures = decode_pixels(inputs.tokenizer, tokens)
     patches = token_patches(tokens, pictures, inputs.codes.num_tokens, margin=4)
-    sheets = [
-        {"tree": name, "image": figures.picture(cluster_sheet(patches, partition, 10, 12))}
-        for name, partition in inputs.partitions.items()
-    ]
+    return {name: cluster_sheet(patches, cut, 10, 12) for name, cut in inputs.partitions.items()}
+
+
+def tree_figures(inputs: ReportInputs, sheets: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Dendrogram, cluster sizes and the sheets of decoded clusters."""
+    if inputs.tree is None or "masc" not in inputs.partitions:
+        return {}
+    num_clusters = inputs.partitions["masc"].num_clusters
     return {
         "num_clusters": num_clusters,
         "dendrogram": figures.dendrogram(inputs.tree, num_clusters),
         "sizes": figures.cluster_sizes(inputs.partitions),
-        "sheets": sheets,
+        "sheets": {name: figures.picture(sheet) for name, sheet in sheets.items()},
     }
 
 
@@ -148,7 +150,7 @@ def tokenizer_figures(directory: Path | None) -> dict[str, Any]:
 
 
 def write_report(inputs: ReportInputs, directory: Path) -> Path:
-    """Write report.html, report.md and report.json to `directory`; return the page's path.
+    """Write report.html, report.md, report.json and overview.png to `directory`; return the page's path.
 
     Raises InputError if there are no runs."""
     if not inputs.runs:
@@ -176,20 +178,26 @@ def write_report(inputs: ReportInputs, directory: Path) -> Path:
         "provenance": first.provenance,
         "protocols": protocols(inputs),
     }
+    target = flat["nats"]["mean"] if flat else None
+    grids = sample_grids(inputs.runs, inputs.sample_sets[0]) if inputs.sample_sets else {}
+    sheets = cluster_sheets(inputs)
     template = resources.files("metrics") / "report.html.j2"
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     page = environment.from_string(template.read_text()).render(
         **content,
-        convergence=figures.convergence(inputs.runs, flat["nats"]["mean"] if flat else None),
+        convergence=figures.convergence(inputs.runs, target),
         colours=figures.colours([run.label for run in inputs.runs]),
-        grids={name: sample_grids(inputs.runs, name) for name in inputs.sample_sets},
+        grids={label: figures.picture(grid) for label, grid in grids.items()},
         tokenizer_pictures=tokenizer.get("pictures", []),
-        tree=tree_figures(inputs),
+        tree=tree_figures(inputs, sheets),
         sample_metrics=SAMPLE_METRICS,
         protocol_text=json.dumps(content["protocols"], indent=1),
     )
     write_json(directory / "report.json", content)
     write_text(directory / "report.md", markdown(content))
+    if grids:
+        with replacing(directory / "overview.png") as temporary:
+            temporary.write_bytes(figures.overview(inputs.runs, target, grids, sheets))
     write_text(directory / "report.html", page)
     return directory / "report.html"
 

@@ -74,7 +74,8 @@ def evaluate_tokenizer(
         "reconstructions": measure_images(plain, reference, extractor, {**source, "images": "reconstructions"}),
         "replacement": [],
     }
-    shown = {"original": held_out.pixels[:NUM_SHOWN]}
+    spread = np.linspace(0, len(held_out) - 1, NUM_SHOWN).astype(int)
+    shown = {"original": held_out.pixels[spread]}
     with torch.inference_mode():
         shown_tokens = model.encode(to_tensor(shown["original"])).numpy()
     shown["reconstruction"] = decode_pixels(model, shown_tokens)

@@ -156,7 +156,7 @@ def test_a_missing_tree_or_a_k_too_large_is_one_error(small_run, artifacts):
 
 
 def test_a_run_that_is_not_there_is_refused(tmp_path, small_run):
-    with pytest.raises(InputError, match="no run at .*make train"):
+    with pytest.raises(InputError, match=r"no run at .*make train"):
         load_run(tmp_path / "nothing")
     with pytest.raises(InputError, match="checkpoint_every 5 must be a multiple of log_every 2"):
         small_run("checkpoint_every=5")

@@ -98,10 +98,13 @@ def test_a_failed_write_keeps_the_old_file_and_leaves_nothing_behind(tmp_path):
 
 
 def test_a_full_disk_is_one_clear_error(tmp_path):
-    with pytest.raises(InputError, match=r"no space left while writing .*a.txt.*Free some space"):
+    def fill_the_disk():
         with replacing(tmp_path / "a.txt") as temporary:
             temporary.write_text("half")
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(InputError, match=r"no space left while writing .*a.txt.*Free some space"):
+        fill_the_disk()
     assert not list(tmp_path.iterdir())
 
 
