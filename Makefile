@@ -31,7 +31,7 @@ CLUSTERS = $(if $(K),head.num_clusters=$(K))
 NEED_RUN = $(if $(RUN),,$(error say which run: make $@ RUN=runs/llamagen-tiny/masc/seed0))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce tokenizer codebook codes tree train sample eval-lite sweep test test-all lint format clean
+.PHONY: help setup reproduce tokenizer codebook codes tree train sample eval-lite sweep bench test test-all lint format clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -53,7 +53,7 @@ $(STAMP):
 
 # Any command may be the first one typed: it sets up what it needs.
 ifeq ($(PYTHON),.venv/bin/python)
-reproduce tokenizer codebook codes tree train sample eval-lite sweep test test-all lint format: setup
+reproduce tokenizer codebook codes tree train sample eval-lite sweep bench test test-all lint format: setup
 endif
 
 reproduce:  ## the main job on the embedded data: images to report (SEEDS=0,1,2)
@@ -83,6 +83,9 @@ eval-lite:  ## likelihood, FD-lite0, IS-lite0, precision, recall: RUN=... SAMPLE
 
 sweep:  ## the learning-rate grid behind configs/tuned
 	$(PYTHON) benchmarks/sweep.py $(ARGS)
+
+bench:  ## speed against LlamaGen's own code: ARGS="--llamagen /path/to/LlamaGen"
+	$(PYTHON) benchmarks/speed.py $(ARGS)
 
 test:  ## the default tests: CPU, no network, under five minutes
 	$(PYTHON) -m pytest -q $(ARGS)

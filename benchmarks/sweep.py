@@ -56,8 +56,8 @@ def job(config: TrainConfig, overrides: list[str]) -> Job:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--heads", nargs="+", default=["flat", "masc", "masc-two-level"])
-    parser.add_argument("--rates", nargs="+", type=float, default=[1e-3, 2e-3, 4e-3])
-    parser.add_argument("--scales", nargs="+", type=float, default=[1.0, 4.0])
+    parser.add_argument("--rates", nargs="+", type=float, default=[5e-4, 1e-3, 2e-3])
+    parser.add_argument("--scales", nargs="+", type=float, default=[4.0, 8.0])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     arguments = parser.parse_args()

@@ -7,7 +7,9 @@ and dropout are functions of (seed, step): a resumed run gives the losses of an 
 import contextlib
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -77,10 +79,10 @@ def train(config: TrainConfig) -> Path:
     return directory
 
 
-def _attention_kernel(device: torch.device) -> contextlib.AbstractContextManager:
-    """Torch's fused CPU attention is slow to differentiate at short sequences: the plain one makes a training
-    step of llamagen-tiny 15% faster (benchmarks/README.md). On a GPU torch chooses."""
-    return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else contextlib.nullcontext()
+def attention_kernel(device: torch.device) -> Callable[[], contextlib.AbstractContextManager]:
+    """Which attention a training step uses. Torch's fused CPU kernel is slow to differentiate at short
+    sequences (`make bench` prints both); elsewhere torch chooses."""
+    return partial(sdpa_kernel, SDPBackend.MATH) if device.type == "cpu" else contextlib.nullcontext
 
 
 @dataclass
@@ -162,7 +164,7 @@ class _Loop:
             torch.manual_seed(int(mixed[0]))
             is_last = micro == config.micro_batches - 1
             with torch.enable_grad() if is_last else accelerator.no_sync(model):
-                with accelerator.autocast(), _attention_kernel(accelerator.device):
+                with accelerator.autocast(), attention_kernel(accelerator.device)():
                     log_probs = model(tokens.to(accelerator.device), labels.to(accelerator.device))
                 loss = -log_probs.sum(-1).mean()
                 accelerator.backward(loss / config.micro_batches)

@@ -1,0 +1,120 @@
+"""Time to target, the report's table, and claims that follow from the numbers."""
+
+import json
+
+import numpy as np
+import pytest
+import yaml
+
+from masc.artifacts import InputError
+from metrics.claims import state_claims
+from metrics.report import ReportInputs, summarise, write_report
+from metrics.runs import NATS, Run, TimeToTarget, reached_at, time_to_target
+
+
+def make_run(root, label, seed, nats, seconds_a_step=1.0, train=None):
+    """A run directory with one validation row every 10 steps of 32 images."""
+    directory = root / "llamagen-tiny" / label / f"seed{seed}"
+    directory.mkdir(parents=True)
+    config = {
+        "seed": seed,
+        "steps": 10 * (len(nats) - 1),
+        "batch_size": 32,
+        "tokenizer_name": "emoji32",
+        "model": {"name": "llamagen-tiny"},
+        "data": {"name": "twemoji"},
+        "optim": {"learning_rate": 0.001, "table_scale": 4.0},
+    }
+    (directory / "config.yaml").write_text(yaml.safe_dump(config))
+    (directory / "provenance.json").write_text(json.dumps({"commit": "abc", "parents": {}}))
+    rows = []
+    for index, value in enumerate(nats):
+        row = {"step": 10 * index, "images": 320 * index, "seconds": 10 * index * seconds_a_step, NATS: value}
+        if index:
+            row["train/nats_per_token"] = train or value - 0.5
+        if label == "masc":
+            row |= {"val/level_0_nats": value - 0.5, "val/level_1_nats": 0.5}
+        rows.append(row)
+    (directory / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return Run.load(directory)
+
+
+def test_the_time_a_curve_reaches_a_value_is_interpolated():
+    x, y = np.array([0.0, 10, 20, 30]), np.array([7.0, 5, 4, 4.5])
+    assert reached_at(x, y, 4.5) == 15
+    assert reached_at(x, y, 7.0) == 0
+    assert reached_at(x, y, 3.9) is None
+
+
+def test_both_ways_of_stating_a_speedup():
+    time = TimeToTarget(baseline=100, reached=40)
+    assert time.saved == pytest.approx(0.6) and time.speedup == pytest.approx(2.5)
+    never = TimeToTarget(baseline=100, reached=None)
+    assert never.saved is None and never.speedup is None
+
+
+def test_time_to_the_baselines_final_value_on_either_axis(tmp_path):
+    flat = make_run(tmp_path, "flat", 0, [7, 6, 5, 4])
+    fast = make_run(tmp_path, "masc", 0, [7, 4, 3.5, 3], seconds_a_step=2.0)
+    by_images, by_seconds = (time_to_target(fast, flat, axis) for axis in ("images", "seconds"))
+    assert by_images.speedup == pytest.approx(3.0)
+    assert by_seconds.speedup == pytest.approx(1.5)  # each step costs twice as much
+    slow = make_run(tmp_path, "masc-on-random", 0, [7, 6.5, 6, 5.5])
+    assert time_to_target(slow, flat, "images").saved is None
+    assert time_to_target(flat, flat, "images").speedup == pytest.approx(1.0)
+
+
+def test_seeds_are_averaged_and_paired_with_their_own_baseline(tmp_path):
+    runs = [make_run(tmp_path, "flat", seed, [7, 5, 4 + seed]) for seed in (0, 1)]
+    runs += [make_run(tmp_path, "masc", seed, [7, 4, 3]) for seed in (0, 1)]
+    flat, masc = summarise(runs, [])
+    assert flat["nats"] == {"mean": 4.5, "sd": pytest.approx(np.std([4, 5], ddof=1))}
+    assert masc["time_to_flat"]["images"]["of"] == 2
+    # Seed 0: flat is at 4 in row 2, masc in row 1. Seed 1: flat is at 5 in row 1, masc two thirds on the way there.
+    assert masc["time_to_flat"]["images"]["speedup"] == pytest.approx((2 + 1.5) / 2)
+
+
+def claims_for(tmp_path, values):
+    runs = [
+        make_run(tmp_path, label, seed, [7, value]) for label, seeds in values.items() for seed, value in seeds.items()
+    ]
+    return state_claims(summarise(runs, []), None, [])
+
+
+@pytest.mark.parametrize(
+    ("masc", "verdict", "words"),
+    [
+        ({0: 3.0, 1: 3.01}, "supported", "better than flat"),
+        ({0: 5.0, 1: 5.01}, "not supported", "worse than flat"),
+        ({0: 3.0, 1: 5.0}, "not supported", "cannot be told apart"),
+    ],
+)
+def test_a_claim_says_what_the_numbers_say(tmp_path, masc, verdict, words):
+    claims = claims_for(tmp_path, {"flat": {0: 4.0, 1: 4.01}, "masc": masc})
+    assert claims[0]["verdict"] == verdict and words in claims[0]["text"]
+    assert "0.500 are the uniform draw of a member" in claims[1]["text"]
+
+
+def test_limits_are_always_stated(tmp_path):
+    claims = claims_for(tmp_path, {"flat": {0: 4.0}, "masc": {0: 4.5}})
+    limits = " ".join(claim["text"] for claim in claims if claim["verdict"] == "limit")
+    for words in ("nothing here supports or refutes", "one seed", "chosen on these held-out images", "memorise"):
+        assert words in limits
+
+
+def test_a_report_on_runs_alone(tmp_path):
+    runs = [make_run(tmp_path, "flat", 0, [7, 5, 4]), make_run(tmp_path, "masc", 0, [7, 6, 5])]
+    page = write_report(ReportInputs(runs=runs, sample_sets=[]), tmp_path / "report")
+    assert "not reached" in page.read_text()
+    assert "| masc | 1 | 0.001 x 4 | 5.000 |" in (tmp_path / "report" / "report.md").read_text()
+    with pytest.raises(InputError, match="no trained runs"):
+        write_report(ReportInputs(runs=[], sample_sets=[]), tmp_path / "report")
+
+
+def test_a_run_without_results_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"no config.yaml in .*make train"):
+        Run.load(tmp_path)
+    run = make_run(tmp_path, "flat", 0, [7, 6])
+    (run.directory / "metrics.jsonl").write_text("")
+    with pytest.raises(InputError, match="no validation results yet"):
+        Run.load(run.directory)
