@@ -21,13 +21,16 @@ SAMPLES ?= default
 
 # More than one node: run the same command on each; SLURM's variables say which is which.
 MACHINE_RANK ?= $(or $(SLURM_NODEID),0)
-MAIN_HOST ?= $(or $(SLURM_LAUNCH_NODE_IPADDR),127.0.0.1)
+MAIN_HOST ?= 127.0.0.1
 MAIN_PORT ?= 29500
+# --cpu for several processes on a machine without GPUs.
+LAUNCH_DEVICE ?= --multi_gpu
 
 LAUNCH = $(if $(filter-out 1,$(GPUS)$(NODES:1=)),$(PYTHON) -m accelerate.commands.launch \
-	--num_processes $(shell echo $$(($(GPUS)*$(NODES)))) --num_machines $(NODES) --multi_gpu \
+	--num_processes $(shell echo $$(($(GPUS)*$(NODES)))) --num_machines $(NODES) $(LAUNCH_DEVICE) \
 	--machine_rank $(MACHINE_RANK) --main_process_ip $(MAIN_HOST) --main_process_port $(MAIN_PORT),$(PYTHON))
 CLUSTERS = $(if $(K),head.num_clusters=$(K))
+comma := ,
 NEED_RUN = $(if $(RUN),,$(error say which run: make $@ RUN=runs/llamagen-tiny/masc/seed0))
 
 .DEFAULT_GOAL := help
@@ -44,8 +47,10 @@ STAMP = .venv/.installed-$(shell cat requirements.txt requirements-cpu.txt pypro
 setup: $(STAMP)  ## make .venv with the pinned packages
 
 $(STAMP):
-	@test -x .venv/bin/python || $(SETUP_PYTHON) -m venv .venv
-	@$(SETUP_PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: Python 3.11 or newer is needed; try make setup SETUP_PYTHON=python3.11"; exit 1; }
+	@$(SETUP_PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: $(SETUP_PYTHON) is older than Python 3.11; try make setup SETUP_PYTHON=python3.11"; exit 1; }
+	@.venv/bin/python -c 'import pip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+		|| $(SETUP_PYTHON) -m venv --clear .venv \
+		|| { rm -rf .venv; echo "error: $(SETUP_PYTHON) -m venv failed; on Debian install python3-venv, then try again"; exit 1; }
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check uv==0.13.9
 	.venv/bin/uv pip install --quiet --python .venv/bin/python -r requirements-cpu.txt
 	.venv/bin/uv pip install --quiet --python .venv/bin/python --no-deps --editable .
@@ -56,8 +61,10 @@ ifeq ($(PYTHON),.venv/bin/python)
 reproduce tokenizer codebook codes tree train sample eval-lite sweep bench test test-all lint format: setup
 endif
 
-reproduce:  ## the main job on the embedded data: images to report (SEEDS=0,1,2)
-	$(PYTHON) scripts/reproduce.py seeds=[$(SEEDS)] $(ARGS)
+reproduce:  ## the main job on the embedded data: images to report (SEEDS=0,1,2 K=512)
+	$(foreach name,MODEL DATA HEAD TREE TOKENIZER SEED,$(if $(filter command,$(firstword $(origin $(name)))),$(error \
+		make reproduce does not take $(name): say it in ARGS, as in ARGS="model=llamagen-b" or ARGS="heads=[flat$(comma)masc]")))\
+	$(PYTHON) scripts/reproduce.py seeds=[$(SEEDS)] $(if $(K),num_clusters=$(K)) $(ARGS)
 
 tokenizer:  ## train the small tokenizer: TOKENIZER=emoji32
 	$(PYTHON) scripts/train_tokenizer.py tokenizer=$(TOKENIZER) data=$(DATA) $(ARGS)
@@ -101,5 +108,5 @@ format:  ## rewrite in ruff's format
 	$(PYTHON) -m ruff check --fix .
 	$(PYTHON) -m ruff format .
 
-clean:  ## delete artefacts, runs and the report (not .venv)
+clean:  ## delete artifacts/ (tokenizers you trained too), runs/ and report/
 	rm -rf artifacts runs report wandb

@@ -8,15 +8,20 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from masc.artifacts import InputError, hash_file, replacing, write_json
+from masc.artifacts import InputError, hash_file, recover, replacing, write_json
 
 
 @dataclass
 class Progress:
-    """How far a run is. `seconds` counts training only, over all its interruptions."""
+    """How far a run is, and what its numbers depend on beside its config.
+
+    `seconds` counts training only, over all its interruptions. `shares` is processes x micro-batches: dropout
+    masks are drawn for one share of a batch at a time."""
 
     step: int = 0
     seconds: float = 0.0
+    shares: int = 1
+    precision: str = "fp32"
 
 
 def save_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
@@ -31,6 +36,7 @@ def save_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
 
 def load_progress(path: Path) -> Progress:
     """How far the checkpoint at `path` is; step 0 if there is none."""
+    recover(Path(path))
     file = Path(path) / "progress.json"
     return Progress(**json.loads(file.read_text())) if file.exists() else Progress()
 
@@ -39,7 +45,7 @@ def load_weights(path: Path, model: nn.Module) -> None:
     """Load the weights of a checkpoint directory into a model of the same config."""
     file = Path(path) / "model.safetensors"
     if not file.exists():
-        raise InputError(f"no checkpoint at {path}; the run has not been trained, or was stopped before its first one")
+        raise InputError(f"no checkpoint at {path}; train the run with `make train`, or go on with it")
     model.load_state_dict(load_file(file))
 
 
@@ -47,7 +53,7 @@ def hash_weights(run_dir: Path) -> str:
     """SHA-256 of a run's last weights; InputError if it has none."""
     file = last_checkpoint(run_dir) / "model.safetensors"
     if not file.exists():
-        raise InputError(f"no checkpoint in {run_dir}; train the run with `make train`")
+        raise InputError(f"no checkpoint in {run_dir}; train the run with `make train`, or go on with it")
     return hash_file(file)
 
 

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from masc.codes import Codes
 
-# Purposes of random numbers, so that no two streams of one seed are the same.
-ORDER, VARIANT, CONDITION, DROPOUT, LABELS = range(5)
+# Purposes of random numbers: a key is [seed, purpose, index], so that no two streams of one seed are the same.
+ORDER, VARIANT, CONDITION, DROPOUT, LABELS, SAMPLING = range(6)
 
 
 class CodeStream:

@@ -1,7 +1,6 @@
 """Evaluation of a run: held-out likelihood, and the metrics of its samples in the embedded feature space."""
 
 import json
-import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,6 @@ from masc.artifacts import write_json
 from metrics.features import load_extractor
 from metrics.samples import load_reference, measure_images, row
 from vq.images import load_images
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(kw_only=True)
@@ -59,6 +56,7 @@ def samples_protocol(run_dir: Path, name: str) -> dict[str, Any]:
         "images": "samples",
         "num_images": settings["num_images"],
         "weights_sha256": manifest["weights_sha256"],
+        "tokenizer_sha256": manifest["tokenizer_sha256"],
         **settings["sampling"],
         "labels": settings["labels"],
         "seed": settings["seed"],

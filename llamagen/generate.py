@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from llamagen.build import ARModel
+from llamagen.codes import SAMPLING
 from llamagen.filters import SamplingConfig, draw, guide, probabilities
 
 
@@ -44,7 +45,7 @@ class SamplingPick:
 def image_uniforms(seed: int, indices: np.ndarray, num_positions: int, num_decisions: int) -> Tensor:
     """The random numbers of images by index: (B, T, L) float64 in [0, 1)."""
     shape = (num_positions, num_decisions)
-    drawn = [np.random.default_rng([seed, int(index)]).random(shape) for index in indices]
+    drawn = [np.random.default_rng([seed, SAMPLING, int(index)]).random(shape) for index in indices]
     return torch.from_numpy(np.stack(drawn))
 
 

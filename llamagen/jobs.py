@@ -25,6 +25,11 @@ class Job:
     progress: Callable[[], int] | None = None  # units done so far, asked while it runs
 
 
+def available_cores() -> int:
+    """Cores that this process may use, which a container can limit below the machine's."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def run_jobs(jobs: list[Job], num_workers: int, description: str, unit: str) -> None:
     """Run the jobs that are not done, `num_workers` at a time, one thread each where there are several cores.
 
@@ -57,6 +62,8 @@ def run_jobs(jobs: list[Job], num_workers: int, description: str, unit: str) -> 
         finally:
             for process in running:
                 process.terminate()
+            for process in running:
+                process.wait()
 
 
 def _check(process: subprocess.Popen, job: Job) -> None:

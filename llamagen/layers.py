@@ -36,13 +36,18 @@ def rope_table(grid: int, head_dim: int, base: float, num_condition: int, device
 
     The first half of the pairs turns with the row, the second with the column. The condition's positions
     hold zeros, not the identity rotation: their queries and keys vanish. Released weights need that."""
+    with torch.inference_mode(False):  # a table first made while sampling must serve training too
+        return _rope_table(grid, head_dim, base, num_condition).to(device)
+
+
+def _rope_table(grid: int, head_dim: int, base: float, num_condition: int) -> Tensor:
     frequencies = base ** (-torch.arange(0, head_dim // 2, 2).float() / (head_dim // 2))  # (E / 4,)
     angles = torch.outer(torch.arange(grid).float(), frequencies)  # (grid, E / 4)
     by_row = angles[:, None].expand(grid, grid, -1)
     by_column = angles[None].expand(grid, grid, -1)
     angles = torch.cat([by_row, by_column], dim=-1).flatten(0, 1)  # (grid * grid, E / 2)
     table = torch.stack([angles.cos(), angles.sin()], dim=-1)
-    return torch.cat([torch.zeros(num_condition, head_dim // 2, 2), table]).to(device)
+    return torch.cat([torch.zeros(num_condition, head_dim // 2, 2), table])
 
 
 def apply_rope(x: Tensor, table: Tensor) -> Tensor:

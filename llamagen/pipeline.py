@@ -3,7 +3,6 @@
 A stage looks for its own output, made from the same inputs, and passes it over; so the same command goes on
 where it was interrupted. Runs share the CPU: one process and thread each."""
 
-import os
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,10 +11,10 @@ from tqdm import tqdm
 
 from llamagen.evaluate import EvaluateConfig, reference_path, unmeasured
 from llamagen.filters import SamplingConfig
-from llamagen.jobs import Job, run_jobs
+from llamagen.jobs import Job, available_cores, run_jobs
 from llamagen.run import TrainConfig, is_trained
 from llamagen.sample import SampleConfig, is_sampled
-from masc.artifacts import Codebook
+from masc.artifacts import Codebook, InputError
 from masc.build import TreeConfig, make_tree
 from masc.codes import load_codes
 from masc.layout import Layout
@@ -41,6 +40,7 @@ class ReproduceConfig:
     model: str = "llamagen-tiny"
     data: str = "twemoji"
     heads: list[str] = field(default_factory=list)  # HEAD or HEAD-on-TREE
+    num_clusters: int | None = None  # K of every head that has clusters; None: N // 2
     seeds: list[int] = field(default_factory=lambda: [0])
     guidance: list[float] = field(default_factory=lambda: [2.0])  # a sample set each; the first is the headline
     num_samples: int = 1000
@@ -60,7 +60,11 @@ class PlannedRun:
 
 
 def reproduce(config: ReproduceConfig, planned: list[PlannedRun]) -> Path:
-    """Run all stages that are not done; return the path of the report's page."""
+    """Run all stages that are not done; return the path of the report's page.
+
+    Raises InputError if nothing is planned, or for what any of the stages refuses."""
+    if not planned:
+        raise InputError("nothing to run: name at least one head and one seed, as in SEEDS=0")
     data, layout = planned[0].config.data, planned[0].config.layout
     sources = {}
     for split in _stage(1, ["train", "val"], "split"):
@@ -72,8 +76,10 @@ def reproduce(config: ReproduceConfig, planned: list[PlannedRun]) -> Path:
     for split in _stage(2, list(sources), "split"):
         extract_codes(model, sources[split], data.flip, codebook, layout.codes(data.name, split))
 
-    default_k = next(run.config.head for run in planned).clusters(codebook.num_tokens)
-    partitions, average = _make_trees(config, layout, codebook, [default_k, default_k // 2, default_k // 4])
+    default_k = config.num_clusters or codebook.num_tokens // 2
+    partitions, average = _make_trees(
+        config, layout, codebook, [k for k in (default_k, default_k // 2, default_k // 4) if k]
+    )
 
     results = layout.codebook.parent / "eval"
     for _ in _stage(4, [config.tokenizer.name], "tokenizer"):
@@ -89,12 +95,12 @@ def reproduce(config: ReproduceConfig, planned: list[PlannedRun]) -> Path:
             num_images=config.num_samples,
         )
 
-    num_workers = config.num_workers or os.cpu_count() or 1
+    num_workers = config.num_workers or available_cores()
     sets = {f"guidance-{guidance:g}": guidance for guidance in config.guidance}
-    run_jobs([_train_job(run) for run in planned], num_workers, _name(5), "step")
+    run_jobs([train_job(run.config, run.overrides) for run in planned], num_workers, _name(5), "step")
     samples = [_sample_job(run, name, scale, config) for run in planned for name, scale in sets.items()]
-    run_jobs(samples, num_workers, _name(6), "set")
-    run_jobs([_evaluate_job(run, list(sets)) for run in planned], num_workers, _name(7), "run")
+    run_jobs(samples, num_workers, _name(6), "image")
+    run_jobs([_evaluate_job(run, list(sets), config) for run in planned], num_workers, _name(7), "image")
 
     for _ in _stage(8, ["page"], "page"):
         inputs = ReportInputs(
@@ -140,8 +146,9 @@ def _script(name: str, *overrides: str) -> list[str]:
     return [sys.executable, str(scripts / f"{name}.py"), *overrides]
 
 
-def _train_job(run: PlannedRun) -> Job:
-    directory, steps = run.config.directory, run.config.steps
+def train_job(config: TrainConfig, overrides: list[str]) -> Job:
+    """The training of a run as a job, whose progress is read from its metrics."""
+    directory = config.directory
 
     def progress() -> int:
         rows = read_metrics(directory / "metrics.jsonl")
@@ -149,10 +156,10 @@ def _train_job(run: PlannedRun) -> Job:
 
     return Job(
         name=f"training {directory}",
-        command=_script("train", *run.overrides),
+        command=_script("train", *overrides),
         log=directory / "train.log",
-        is_done=lambda: is_trained(run.config),
-        total=steps,
+        is_done=lambda: is_trained(config),
+        total=config.steps,
         progress=progress,
     )
 
@@ -169,11 +176,13 @@ def _sample_job(run: PlannedRun, name: str, guidance: float, config: ReproduceCo
         f"num_images={config.num_samples}",
         f"sampling.guidance={guidance}",
     )
-    return Job(f"sampling {directory}", command, directory / "sample.log", lambda: is_sampled(settings))
+    log = directory / "sample.log"
+    return Job(f"sampling {directory}", command, log, lambda: is_sampled(settings), total=config.num_samples)
 
 
-def _evaluate_job(run: PlannedRun, sets: list[str]) -> Job:
+def _evaluate_job(run: PlannedRun, sets: list[str], config: ReproduceConfig) -> Job:
     directory = run.config.directory
     settings = EvaluateConfig(run=str(directory), samples=sets)
     command = _script("evaluate", f"run={directory}", f"samples=[{','.join(sets)}]")
-    return Job(f"measuring {directory}", command, directory / "evaluate.log", lambda: not unmeasured(settings))
+    log, total = directory / "evaluate.log", config.num_samples * len(sets)
+    return Job(f"measuring {directory}", command, log, lambda: not unmeasured(settings), total=total)

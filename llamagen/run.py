@@ -21,7 +21,7 @@ from vq.data import DataConfig
 
 @dataclass(kw_only=True)
 class TrainConfig:
-    """One run. Everything but the keys in VOLATILE decides its result."""
+    """One run. Everything but its `volatile` keys decides its result."""
 
     model: ModelConfig
     head: HeadConfig
@@ -41,12 +41,18 @@ class TrainConfig:
     artifacts: str = "artifacts"
     run_dir: str | None = None  # None: runs/<model>/<head>[-on-<tree>]/seed<seed>
 
-    VOLATILE = ("tracking.", "log_every", "checkpoint_every", "artifacts", "run_dir", "micro_batches")
+    @property
+    def volatile(self) -> tuple[str, ...]:
+        """Keys, by how they begin, that may differ when a run is gone on with: they change no result, or
+        (`micro_batches`) are checked apart."""
+        keys = ("tracking.", "log_every", "checkpoint_every", "artifacts", "run_dir", "micro_batches")
+        return keys if self.head.uses_tree else (*keys, "tree.")
 
     def __post_init__(self) -> None:
         check_precision(self.precision)
-        if min(self.steps, self.batch_size, self.micro_batches, self.evaluate_every, self.log_every) < 1:
-            raise ValueError("steps, batch_size, micro_batches, evaluate_every and log_every must be positive")
+        for name in ("steps", "batch_size", "micro_batches", "evaluate_every", "log_every", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be positive, found {getattr(self, name)}")
         if self.checkpoint_every % self.log_every:  # else a resumed run would average over another window
             raise ValueError(
                 f"checkpoint_every {self.checkpoint_every} must be a multiple of log_every {self.log_every}"
@@ -107,6 +113,13 @@ def load_inputs(config: TrainConfig) -> RunInputs:
         load_codes(layout.codes(config.data.name, split), codebook.meta.sha256, make_codes)
         for split in ("train", "val")
     )
+    for codes, split in ((train, "train"), (held_out, "val")):
+        flipped = codes.tokens.shape[1] == 2
+        if flipped != config.data.flip:
+            raise InputError(
+                f"data.flip is {config.data.flip}, but {layout.codes(config.data.name, split)} holds "
+                f"{codes.tokens.shape[1]} view(s) of an image; remake it with `{make_codes}`"
+            )
     parents = {"codebook": codebook.meta.sha256, "train codes": train.sha256, "val codes": held_out.sha256}
     partition = None
     if config.head.uses_tree:
@@ -120,14 +133,12 @@ def is_trained(config: TrainConfig) -> bool:
     directory = config.directory
     if load_progress(last_checkpoint(directory)).step < config.steps:
         return False
-    open_run(directory, plain(config), load_inputs(config).parents, TrainConfig.VOLATILE)
+    open_run(directory, plain(config), load_inputs(config).parents, config.volatile)
     return True
 
 
-def load_run(run_dir: Path) -> tuple[TrainConfig, RunInputs, ARModel]:
-    """A trained run: its config, inputs and model with the last checkpoint's weights, on the CPU.
-
-    Raises InputError if there is no run, it has no checkpoint, or an artefact it was made from changed."""
+def load_config_of(run_dir: Path) -> TrainConfig:
+    """The config that a run was trained with; InputError if there is none."""
     from omegaconf import OmegaConf
 
     file = Path(run_dir) / "config.yaml"
@@ -136,8 +147,16 @@ def load_run(run_dir: Path) -> tuple[TrainConfig, RunInputs, ARModel]:
     schema = OmegaConf.structured(TrainConfig)
     config = OmegaConf.to_object(OmegaConf.merge(schema, OmegaConf.load(file)))
     config.run_dir = str(run_dir)
+    return config
+
+
+def load_run(run_dir: Path) -> tuple[TrainConfig, RunInputs, ARModel]:
+    """A trained run: its config, inputs and model with the last checkpoint's weights, on the CPU.
+
+    Raises InputError if there is no run, it has no checkpoint, or an artefact it was made from changed."""
+    config = load_config_of(run_dir)
     inputs = load_inputs(config)
-    open_run(config.directory, plain(config), inputs.parents, TrainConfig.VOLATILE)
+    open_run(config.directory, plain(config), inputs.parents, config.volatile)
     model = build_model(config.model, config.head, inputs.shape, inputs.partition, config.seed)
     load_weights(last_checkpoint(config.directory), model)
     return config, inputs, model.eval()

@@ -16,13 +16,13 @@ from llamagen.checkpoint import hash_weights
 from llamagen.codes import LABELS, group_labels
 from llamagen.filters import SamplingConfig
 from llamagen.generate import generate, image_uniforms
-from llamagen.run import load_run
-from masc.artifacts import InputError, replacing, write_json
+from llamagen.run import load_config_of, load_run
+from masc.artifacts import InputError, hash_file, replacing, write_json
 from masc.codes import Codes
 from masc.run import plain
 from metrics.figures import image_grid
-from vq.images import to_uint8
-from vq.pretrained import load_named_tokenizer
+from metrics.tokenizer import decode_pixels
+from vq.pretrained import load_decoder, tokenizer_path
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +64,9 @@ def manifest_of(config: SampleConfig) -> dict[str, Any]:
     settings = plain(config)
     for volatile in ("batch_size", "run"):
         settings.pop(volatile)
-    return {"config": settings, "weights_sha256": hash_weights(Path(config.run))}
+    run = load_config_of(Path(config.run))
+    tokenizer = hash_file(tokenizer_path(run.tokenizer_name, Path(run.artifacts)))
+    return {"config": settings, "weights_sha256": hash_weights(Path(config.run)), "tokenizer_sha256": tokenizer}
 
 
 def is_sampled(config: SampleConfig) -> bool:
@@ -94,9 +96,9 @@ def sample(config: SampleConfig) -> Path:
         tokens[rows] = generate(model, labels[rows].to(accelerator.device), uniforms, config.sampling)
     tokens = accelerator.reduce(tokens, "sum").cpu()
     if accelerator.is_main_process:
-        tokenizer = load_named_tokenizer(train_config.tokenizer_name, Path(train_config.artifacts))
-        with torch.inference_mode():
-            images = np.concatenate([to_uint8(tokenizer.decode(part)) for part in tokens.split(100)])
+        layout = train_config.layout
+        tokenizer = load_decoder(layout.load_codebook(), train_config.tokenizer_name, layout.root)
+        images = decode_pixels(tokenizer, tokens.numpy())
         with replacing(config.directory) as temporary:
             temporary.mkdir()
             np.save(temporary / "tokens.npy", tokens.numpy().astype(inputs.train.tokens.dtype))

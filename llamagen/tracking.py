@@ -12,7 +12,7 @@ from masc.run import MetricsLog, plain
 
 @dataclass(kw_only=True)
 class TrackingConfig:
-    """wandb: `auto` is online with a key and offline without."""
+    """wandb: `auto` is what WANDB_MODE says, else online with a key and offline without."""
 
     mode: str = "auto"  # auto, online, offline or disabled
     project: str = "masc-llamagen"
@@ -24,6 +24,8 @@ class TrackingConfig:
     def resolved_mode(self) -> str:
         if self.mode != "auto":
             return self.mode
+        if os.environ.get("WANDB_MODE") in ("online", "offline", "disabled"):
+            return os.environ["WANDB_MODE"]
         return "online" if has_wandb_key() else "offline"
 
 
@@ -33,7 +35,7 @@ def has_wandb_key() -> bool:
         return True
     try:
         return netrc.netrc().authenticators("api.wandb.ai") is not None
-    except (FileNotFoundError, netrc.NetrcParseError):
+    except (OSError, netrc.NetrcParseError):
         return False
 
 

@@ -1,8 +1,10 @@
 """The training loop: any backbone, any head, one CPU core to many nodes (through accelerate).
 
 The loss is the negative log-likelihood of the fine tokens in nats per token, whatever the head; with the
-`masc` head its gradient is that of the paper's K-way cross-entropy (MASC, Eq. 5). Data order, class dropout
-and dropout are functions of (seed, step): a resumed run gives the losses of an unbroken one."""
+`masc` head its gradient is that of the paper's K-way cross-entropy (MASC, Eq. 5). Data order and class dropout
+are functions of (seed, step); dropout is one of (seed, step, share), where a share is what one process takes in
+one micro-batch. So a resumed run gives the losses of an unbroken one, and one process with 8 micro-batches those
+of eight processes."""
 
 import contextlib
 import logging
@@ -28,13 +30,16 @@ from llamagen.tracking import Tracker
 from masc.artifacts import InputError
 from masc.codes import Codes
 from masc.device import resolve_precision
-from masc.run import MetricsLog, open_run, plain
+from masc.run import MetricsLog, locked, open_run, plain
 
 logger = logging.getLogger(__name__)
 
 
 def train(config: TrainConfig) -> Path:
-    """Train a run, or go on with it, to its last step; return its directory. Nothing to do if it is there."""
+    """Train a run, or go on with it, to its last step; return its directory. Nothing to do if it is there.
+
+    Raises InputError if an input is missing, another config or another process has the directory, or the run
+    was begun in another precision or with another number of shares of a batch."""
     inputs = load_inputs(config)
     precision = resolve_precision(config.precision)
     accelerator = Accelerator(mixed_precision="no" if precision == "fp32" else precision)
@@ -46,14 +51,28 @@ def train(config: TrainConfig) -> Path:
         )
     directory = config.directory
     last = last_checkpoint(directory)
-    if accelerator.is_main_process:
-        open_run(directory, plain(config), inputs.parents, TrainConfig.VOLATILE)
-    accelerator.wait_for_everyone()
-    progress = load_progress(last)
-    if progress.step >= config.steps:
-        logger.info("%s is trained already (%d steps)", directory, progress.step)
-        return directory
+    with locked(directory) if accelerator.is_main_process else contextlib.nullcontext():
+        if accelerator.is_main_process:
+            open_run(directory, plain(config), inputs.parents, config.volatile)
+        accelerator.wait_for_everyone()
+        now = Progress(shares=accelerator.num_processes * config.micro_batches, precision=precision)
+        progress = load_progress(last)
+        if progress.step >= config.steps:
+            logger.info("%s is trained already (%d steps)", directory, progress.step)
+            return directory
+        if progress.step == 0:
+            progress = now
+        elif (progress.shares, progress.precision) != (now.shares, now.precision):
+            raise InputError(
+                f"{directory} was begun in {progress.precision} with {progress.shares} share(s) of a batch (processes "
+                f"x micro_batches), now {now.precision} with {now.shares}; give it the same, or choose another RUN_DIR"
+            )
+        _run(config, accelerator, inputs, progress, share)
+    return directory
 
+
+def _run(config: TrainConfig, accelerator: Accelerator, inputs: RunInputs, progress: Progress, share: int) -> None:
+    directory, last = config.directory, last_checkpoint(config.directory)
     model = build_model(config.model, config.head, inputs.shape, inputs.partition, config.seed)
     if progress.step:
         load_weights(last, model)
@@ -76,7 +95,6 @@ def train(config: TrainConfig) -> Path:
     loop.run(progress, tracker, last)
     if tracker is not None:
         tracker.finish()
-    return directory
 
 
 def attention_kernel(device: torch.device) -> Callable[[], contextlib.AbstractContextManager]:

@@ -25,17 +25,24 @@ class InputError(ValueError):
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path`, renamed to it on success and removed on failure."""
+    """A temporary name beside `path`, renamed to it on success and removed on failure.
+
+    A directory is first moved aside: if the process dies between the two renames, `recover` brings it back."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         yield temporary
         if path.is_dir():
-            shutil.rmtree(path)
-        temporary.replace(path)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            aside = _aside(path)
+            shutil.rmtree(aside, ignore_errors=True)
+            path.rename(aside)
+            temporary.rename(path)
+            shutil.rmtree(aside)
+        else:
+            temporary.replace(path)
+    except Exception as error:
+        if _is_full(error):
             raise InputError(
                 f"no space left while writing {path} "
                 f"({shutil.disk_usage(path.parent).free / 2**20:.0f} MiB free on its disk); nothing was kept. "
@@ -47,6 +54,24 @@ def replacing(path: Path) -> Iterator[Path]:
             shutil.rmtree(temporary)
         else:
             temporary.unlink(missing_ok=True)
+
+
+def _aside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.old")
+
+
+def recover(path: Path) -> None:
+    """Bring back the directory that `replacing` had moved aside when its process died."""
+    if not path.exists() and _aside(path).exists():
+        _aside(path).rename(path)
+
+
+def _is_full(error: Exception) -> bool:
+    """Whether a write failed for want of space; safetensors and torch say so in words only."""
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    words = ("No space left", "os error 28", "File too large", "os error 27", "inline_container")
+    return any(word in str(error) for word in words)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -143,8 +168,8 @@ def require_parent(meta: Meta, kind: str, sha256: str, where: Path, make: str) -
     """Raise InputError unless the artefact `meta` was made from the `kind` whose SHA-256 is given."""
     if meta.parents.get(kind) != sha256:
         raise InputError(
-            f"{where} was made from the {kind} {str(meta.parents.get(kind))[:12]}, but the {kind} in use is "
-            f"{sha256[:12]}; remake it with `{make}`"
+            f"the {meta.kind} was made from the {kind} {str(meta.parents.get(kind))[:12]}, but the {kind} in use is "
+            f"{sha256[:12]} ({where}); remake the {meta.kind} with `{make}`"
         )
 
 

@@ -2,6 +2,7 @@
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -25,6 +26,10 @@ class TreeConfig:
         if self.method not in METHODS:
             raise ValueError(f"tree.method must be one of {', '.join(METHODS)}, not {self.method!r}")
 
+    def settings(self, num_clusters: int) -> dict[str, Any]:
+        """Everything that decides the result: what the file says of itself."""
+        return asdict(self) | ({"num_clusters": num_clusters} if self.needs_k else {})
+
     def file_name(self, num_clusters: int) -> str:
         """A tree serves every k, a partition one."""
         return f"{self.name}-k{num_clusters}.npz" if self.needs_k else f"{self.name}.npz"
@@ -32,7 +37,7 @@ class TreeConfig:
 
 def make_tree(config: TreeConfig, codebook: Codebook, num_clusters: int, path: Path) -> Tree | Partition:
     """The tree or partition of a codebook, built and written to `path` unless it is there."""
-    settings = asdict(config) | ({"num_clusters": num_clusters} if config.needs_k else {})
+    settings = config.settings(num_clusters)
     if reuse_npz(path, "tree", VERSION, settings, {"codebook": codebook.meta.sha256}) is not None:
         return load_tree(path, codebook, make="")[0]
     made = build_tree(config, codebook, num_clusters)
@@ -53,8 +58,8 @@ def build_tree(config: TreeConfig, codebook: Codebook, num_clusters: int) -> Tre
 def kmeans(vectors: np.ndarray, num_clusters: int, seed: int, num_starts: int = 10) -> Partition:
     """Lloyd's k-means with random starting points, best of `num_starts` (MASC, App. A.3: 10).
 
-    FAISS in place of the paper's scikit-learn. Raises InputError if K is not in 1..N or if the vectors have
-    fewer than K distinct rows, so that a cluster would be empty."""
+    FAISS in place of the paper's scikit-learn. A cluster that ends empty gets the token farthest from its own
+    centre. Raises InputError if K is not in 1..N."""
     import faiss
 
     if not 1 <= num_clusters <= len(vectors):

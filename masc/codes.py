@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from masc.artifacts import InputError, hash_file, replacing, write_json
+from masc.artifacts import InputError, hash_arrays, hash_file, replacing, write_json
 
 FORMAT, VERSION = "masc-codes", 1
 
@@ -67,36 +67,43 @@ def save_codes(
             "class_names": list(class_names),
             "codebook_sha256": codebook_sha256,
             "sha256": hash_file(temporary / "codes.npy"),
+            "order_sha256": hash_arrays({"labels": labels.astype(np.int64), "groups": groups.astype(np.int64)}),
             "config": config,
         }
         write_json(temporary / "meta.json", meta)
 
 
-def load_codes(path: Path, codebook_sha256: str | None, make: str) -> Codes:
+def load_codes(path: Path, codebook_sha256: str, make: str) -> Codes:
     """Open a directory of codes; `make` is the command that makes it.
 
-    Raises InputError if it is missing, of another version, or made with another codebook."""
+    Raises InputError if it is missing, truncated, of another version, or made with another codebook. Labels and
+    groups are checked against their hash, the memory-mapped tokens against their shape."""
     path = Path(path)
     if not (path / "meta.json").exists():
         raise InputError(f"no codes at {path}; make them with `{make}`")
-    meta = json.loads((path / "meta.json").read_text())
+    try:
+        meta = json.loads((path / "meta.json").read_text())
+        tokens = np.load(path / "codes.npy", mmap_mode="r")
+        order = {name: np.load(path / f"{name}.npy") for name in ("labels", "groups")}
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"{path} holds no codes, or truncated ones ({error}); remake them with `{make}`") from error
     if meta.get("format") != FORMAT or meta.get("version") != VERSION:
         raise InputError(f"expected {FORMAT} version {VERSION} in {path}/meta.json; remake them with `{make}`")
-    if codebook_sha256 is not None and meta["codebook_sha256"] != codebook_sha256:
+    if meta["codebook_sha256"] != codebook_sha256:
         raise InputError(
             f"{path} was made with the codebook {meta['codebook_sha256'][:12]}, but the codebook in use is "
             f"{codebook_sha256[:12]}; remake it with `{make}`"
         )
-    tokens = np.load(path / "codes.npy", mmap_mode="r")
     if list(tokens.shape) != meta["shape"]:
         raise InputError(
             f"{path}/codes.npy has shape {list(tokens.shape)}, its meta.json says {meta['shape']}; "
             f"remake it with `{make}`"
         )
+    if hash_arrays(order) != meta.get("order_sha256"):
+        raise InputError(f"labels or groups in {path} were altered; remake them with `{make}`")
     return Codes(
         tokens=tokens,
-        labels=np.load(path / "labels.npy"),
-        groups=np.load(path / "groups.npy"),
+        **order,
         class_names=meta["class_names"],
         num_tokens=meta["num_tokens"],
         codebook_sha256=meta["codebook_sha256"],

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from masc.artifacts import Codebook, InputError
 from masc.build import TreeConfig
-from masc.tree import Partition, Tree, load_partition, load_tree
+from masc.tree import Partition, load_partition
 
 
 @dataclass(frozen=True)
@@ -33,10 +33,6 @@ class Layout:
     def load_codebook(self) -> Codebook:
         return Codebook.load(self.codebook, f"make codebook TOKENIZER={self.tokenizer}")
 
-    def load_tree(self, tree: TreeConfig, num_clusters: int) -> Tree | Partition:
-        made, _ = load_tree(self.tree(tree, num_clusters), self.load_codebook(), self.make_tree(tree, num_clusters))
-        return made
-
     def load_partition(self, tree: TreeConfig, num_clusters: int) -> tuple[Partition, str]:
         """The partition in K clusters and the SHA-256 of the tree it was cut from."""
         codebook = self.load_codebook()
@@ -47,4 +43,9 @@ class Layout:
             )
         path, make = self.tree(tree, num_clusters), self.make_tree(tree, num_clusters)
         partition, meta = load_partition(path, num_clusters, codebook, make)
+        wanted = tree.settings(num_clusters)
+        differing = [key for key in wanted if meta.config.get(key) != wanted[key]]
+        if differing:
+            listed = ", ".join(f"{key} is {meta.config.get(key)!r} there, {wanted[key]!r} here" for key in differing)
+            raise InputError(f"{path} was built by another config: {listed}; remake it with `{make}`")
         return partition, meta.sha256

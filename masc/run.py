@@ -2,12 +2,15 @@
 
 The directory's name is deterministic, so that the same command finds its own earlier work and goes on."""
 
+import contextlib
+import fcntl
 import json
 import logging
 import os
 import platform
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict, is_dataclass
 from importlib import metadata
 from pathlib import Path
@@ -39,6 +42,18 @@ def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{key}"] = value
     return flat
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold a run's directory against a second process; InputError if another one has it."""
+    path.mkdir(parents=True, exist_ok=True)
+    with (path / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(f"another process is training {path}; wait for it, or stop it first") from error
+        yield
 
 
 def open_run(path: Path, config: dict[str, Any], parents: dict[str, str], volatile: tuple[str, ...]) -> None:
@@ -101,7 +116,7 @@ class MetricsLog:
     def __init__(self, path: Path, resume_step: int):
         """Opens the log and drops what an interrupted run wrote beyond the step it resumes from."""
         self.path = Path(path)
-        kept = [row for row in read_metrics(self.path) if row["step"] <= resume_step]
+        kept = [row for row in read_metrics(self.path) if row["step"] <= resume_step] if resume_step else []
         write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
 
     def write(self, row: dict[str, float | int]) -> None:

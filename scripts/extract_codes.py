@@ -5,13 +5,12 @@ from pathlib import Path
 
 from stage import run_stage
 
-from masc.artifacts import InputError
 from masc.layout import Layout
 from vq.autoencoder import ConvVQConfig
 from vq.data import DataConfig
 from vq.extract import extract_codes
 from vq.images import load_images
-from vq.pretrained import load_tokenizer, tokenizer_path
+from vq.pretrained import load_decoder
 
 
 @dataclass(kw_only=True)
@@ -23,14 +22,9 @@ class CodesStage:
 
 def main(stage: CodesStage) -> None:
     """Write artifacts/<tokenizer>/codes/<data>/{train,val}: packed tokens, labels, groups."""
-    if stage.data.resolution != stage.tokenizer.resolution:
-        raise InputError(
-            f"the images of {stage.data.name} have {stage.data.resolution} pixels a side, the tokenizer "
-            f"{stage.tokenizer.name} takes {stage.tokenizer.resolution}; try TOKENIZER={stage.data.tokenizer}"
-        )
     layout = Layout(Path(stage.artifacts), stage.tokenizer.name)
     codebook = layout.load_codebook()
-    model = load_tokenizer(tokenizer_path(stage.tokenizer.name, Path(stage.artifacts)), stage.tokenizer)
+    model = load_decoder(codebook, stage.tokenizer.name, layout.root)
     for split in ("train", "val"):
         source = load_images(stage.data.source, split, stage.data.resolution)
         path = layout.codes(stage.data.name, split)

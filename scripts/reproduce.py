@@ -9,6 +9,7 @@ from llamagen.run import TrainConfig
 def plan(config: ReproduceConfig, head: str, seed: int) -> PlannedRun:
     """The run of HEAD or HEAD-on-TREE at a seed."""
     name, _, tree = head.partition("-on-")
+    clusters = [] if name == "flat" or config.num_clusters is None else [f"head.num_clusters={config.num_clusters}"]
     overrides = [
         f"model={config.model}",
         f"data={config.data}",
@@ -18,6 +19,7 @@ def plan(config: ReproduceConfig, head: str, seed: int) -> PlannedRun:
         f"tokenizer_name={config.tokenizer.name}",
         f"artifacts={config.artifacts}",
         f"run_dir={config.runs}/{config.model}/{head}/seed{seed}",
+        *clusters,
         *config.train_overrides,
     ]
     return PlannedRun(load_config("train", TrainConfig, overrides), overrides)

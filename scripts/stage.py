@@ -1,6 +1,8 @@
 """How every script starts: compose its config with Hydra, turn it into dataclasses, call one function."""
 
+import errno
 import logging
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -67,6 +69,8 @@ def _unknown_choice(message: str) -> str:
 
 def run_stage(stage: str, schema: type, function: Callable[[Any], Any]) -> None:
     """Compose, call, and report what the user can mend in plain words and with exit status 1."""
+    # A polite kill ends like Ctrl-C, so that a stage can stop the processes it started.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
         overrides = sys.argv[1:]
@@ -78,3 +82,11 @@ def run_stage(stage: str, schema: type, function: Callable[[Any], Any]) -> None:
         function(load_config(stage, schema, overrides))
     except InputError as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("\ninterrupted; the same command goes on from the last checkpoint or finished stage")
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        sys.exit(
+            "error: no space left on the disk; free some and type the same command: it goes on from its last files"
+        )

@@ -1,6 +1,7 @@
 """Every choice of every group composes into dataclasses, and what does not exist is refused in plain words."""
 
 import pytest
+import yaml
 from stage import CONFIGS, load_config
 
 from llamagen.build import DataShape, build_model, count_parameters
@@ -22,8 +23,11 @@ def test_every_choice_composes(group):
 
 
 def test_tuned_values_reach_the_run_they_are_for():
-    flat = load_config("train", TrainConfig, ["model=llamagen-tiny", "data=twemoji", "head=flat"])
-    assert flat.steps == 600
+    for head in choices("head"):
+        tuned = yaml.safe_load((CONFIGS / "tuned" / f"llamagen-tiny-{head}.yaml").read_text())["optim"]
+        config = load_config("train", TrainConfig, ["model=llamagen-tiny", "data=twemoji", f"head={head}"])
+        assert (config.optim.learning_rate, config.optim.table_scale) == (tuned["learning_rate"], tuned["table_scale"])
+        assert config.steps == 600
     assert load_config("train", TrainConfig, ["model=llamagen-xl"]).optim.learning_rate == 2e-4  # MASC, App. A
 
 

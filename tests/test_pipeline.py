@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -110,9 +111,12 @@ def test_samples_do_not_depend_on_batch_or_on_how_many_are_drawn(page, planned):
 
 def test_a_failed_job_shows_the_end_of_its_log_and_stops_the_others(tmp_path):
     bad = Job("bad", [sys.executable, "-c", "import sys; sys.exit('it broke')"], tmp_path / "bad.log", lambda: False)
-    slow = Job("slow", [sys.executable, "-c", "import time; time.sleep(60)"], tmp_path / "slow.log", lambda: False)
+    code = f"import time; time.sleep(3); open({str(tmp_path / 'survived')!r}, 'w')"
+    slow = Job("slow", [sys.executable, "-c", code], tmp_path / "slow.log", lambda: False)
     with pytest.raises(InputError, match=r"bad stopped with exit status 1.*\n.*it broke"):
         run_jobs([bad, slow], 2, "jobs", "job")
+    time.sleep(3.5)
+    assert not (tmp_path / "survived").exists()
 
 
 def test_a_job_that_is_done_is_not_started(tmp_path):

@@ -1,4 +1,4 @@
-"""The report: every run found, its curves, samples and metrics, as one HTML page, Markdown and JSON."""
+"""The report: runs, their curves, samples and metrics, as one HTML page, Markdown and JSON."""
 
 import json
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ from masc.tree import Partition, Tree
 from metrics import figures
 from metrics.claims import state_claims
 from metrics.patches import cluster_sheet, token_patches
-from metrics.runs import Run, time_to_target
+from metrics.runs import Run, TimeToTarget, time_to_target
 from metrics.tokenizer import decode_pixels
 from vq.autoencoder import ConvVQ
 
@@ -59,46 +59,49 @@ def summarise(runs: list[Run], sample_sets: list[str]) -> list[dict[str, Any]]:
     baselines = {run.seed: run for run in groups.get("flat", [])}
     rows = []
     for label, members in groups.items():
-        likelihoods = [run.results("likelihood").get("held-out nats per token") for run in members]
-        found = [row for row in likelihoods if row is not None]
-        last = members[0].rows[-1]
+        nats = [run.final_nats for run in members]
         row: dict[str, Any] = {
             "label": label,
             "seeds": [run.seed for run in members],
             "learning_rate": members[0].config["optim"]["learning_rate"],
             "table_scale": members[0].config["optim"]["table_scale"],
-            "nats": mean_and_spread([run.final_nats for run in members]),
+            "nats": {**mean_and_spread(nats), "by_seed": nats},
             "train_nats": float(np.mean([run.train_nats for run in members])),
-            "level_nats": [last[key] for key in sorted(last) if key.startswith("val/level_")],
+            "level_nats": np.mean([run.final_level_nats for run in members], axis=0).tolist(),
             "seconds": float(np.mean([run.curve["seconds"][-1] for run in members])),
             "samples": {},
             "time_to_flat": {},
         }
-        if found:
-            row["nats"] = mean_and_spread([entry["value"] for entry in found])
-            row["nats"]["se_over_images"] = float(
-                np.mean([entry["protocol"]["standard_error_over_images"] for entry in found])
-            )
+        likelihoods = [run.results("likelihood") for run in members]
+        if all(likelihoods):
+            errors = [
+                found["held-out nats per token"]["protocol"]["standard_error_over_images"] for found in likelihoods
+            ]
+            row["nats"]["se_over_images"] = float(np.mean(errors))
         for name in sample_sets:
-            results = [run.results(name) for run in members if run.results(name)]
-            if results:
+            results = [run.results(name) for run in members]
+            if all(results):
                 row["samples"][name] = {
                     metric: mean_and_spread([result[metric]["value"] for result in results])
                     for metric in SAMPLE_METRICS
                 }
         paired = [(run, baselines[run.seed]) for run in members if run.seed in baselines]
         for axis in ("images", "seconds"):
-            times = [time_to_target(run, baseline, axis) for run, baseline in paired]
-            reached = [time for time in times if time.reached is not None]
-            if times:
-                row["time_to_flat"][axis] = {
-                    "reached": len(reached),
-                    "of": len(times),
-                    "saved": float(np.mean([time.saved for time in reached])) if reached else None,
-                    "speedup": float(np.mean([time.speedup for time in reached])) if reached else None,
-                }
+            row["time_to_flat"][axis] = _mean_time([time_to_target(*pair, axis) for pair in paired])
         rows.append(row)
     return rows
+
+
+def _mean_time(times: list[TimeToTarget]) -> dict[str, float | int | None]:
+    """Means over seeds if all reached the target: a mean over those that did would flatter the head."""
+    reached = [time for time in times if time.reached is not None]
+    complete = bool(times) and len(reached) == len(times)
+    return {
+        "reached": len(reached),
+        "of": len(times),
+        "saved": float(np.mean([time.saved for time in reached])) if complete else None,
+        "speedup": float(np.mean([time.speedup for time in reached])) if complete else None,
+    }
 
 
 def sample_grids(runs: list[Run], name: str) -> dict[str, np.ndarray]:
@@ -176,7 +179,7 @@ def write_report(inputs: ReportInputs, directory: Path) -> Path:
             "attribution": inputs.attribution,
         },
         "provenance": first.provenance,
-        "protocols": protocols(inputs),
+        "protocols": protocols(inputs, tokenizer.get("results")),
     }
     target = flat["nats"]["mean"] if flat else None
     grids = sample_grids(inputs.runs, inputs.sample_sets[0]) if inputs.sample_sets else {}
@@ -202,14 +205,19 @@ def write_report(inputs: ReportInputs, directory: Path) -> Path:
     return directory / "report.html"
 
 
-def protocols(inputs: ReportInputs) -> dict[str, Any]:
-    """The protocol of each number on the page, once: they are the same for all heads but for the weights."""
+def protocols(inputs: ReportInputs, tokenizer: dict[str, Any] | None) -> dict[str, Any]:
+    """The protocol of each number on the page. Those of runs are given once: heads differ in their weights."""
     run, found = inputs.runs[0], {}
     for name in ["likelihood", *inputs.sample_sets]:
         for metric, row in run.results(name).items():
-            protocol = {key: value for key, value in row["protocol"].items() if key != "weights_sha256"}
-            protocol.pop("standard_error_over_images", None)
-            found[f"{name}: {metric}"] = protocol
+            own = ("weights_sha256", "standard_error_over_images")
+            found[f"{name}: {metric}"] = {key: value for key, value in row["protocol"].items() if key not in own}
+    for name in ("reconstruction", "training images", "reconstructions"):
+        for row in (tokenizer or {}).get(name, []):
+            found[f"{name}: {row['metric']}"] = row["protocol"]
+    for case in (tokenizer or {}).get("replacement", []):
+        for row in case["metrics"]:
+            found[f"replacement, {case['tree']}, K = {case['K']}: {row['metric']}"] = row["protocol"]
     return found
 
 
@@ -222,21 +230,22 @@ def markdown(content: dict[str, Any]) -> str:
         "",
         f"{experiment['steps']} steps of {experiment['batch_size']} images, tokenizer {experiment['tokenizer']}.",
         "",
-        *[f"- {claim['text']}" for claim in content["claims"]],
+        *[f"- *{claim['verdict']}*: {claim['text']}" for claim in content["claims"]],
         "",
         f"| head | seeds | lr x table | held-out nats/token | train | t0/t to flat (images) | 1 - t/t0 | "
         f"FD-lite0 ({name}) | IS-lite0 | precision | recall |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in content["table"]:
-        time = row["time_to_flat"].get("images", {})
+        time = row["time_to_flat"]["images"]
         samples = row["samples"].get(name, {})
         numbers = [f"{samples[metric]['mean']:.3f}" if samples else "" for metric in SAMPLE_METRICS]
-        reached = time.get("saved") is not None
+        reached = time["saved"] is not None
+        speedup = format(time["speedup"], ".2f") if reached else f"reached by {time['reached']} of {time['of']}"
         lines.append(
             f"| {row['label']} | {len(row['seeds'])} | {row['learning_rate']:g} x {row['table_scale']:g} "
             f"| {row['nats']['mean']:.3f} | {row['train_nats']:.3f} "
-            f"| {format(time['speedup'], '.2f') if reached else 'not reached'} "
+            f"| {speedup} "
             f"| {format(time['saved'], '.0%') if reached else ''} | {' | '.join(numbers)} |"
         )
     if content["tokenizer"]:

@@ -61,6 +61,12 @@ class Run:
         return float(self.curve[NATS][-1])
 
     @property
+    def final_level_nats(self) -> list[float]:
+        """The share of each decision in `final_nats`; empty for a head with one."""
+        last = next(row for row in reversed(self.rows) if NATS in row)
+        return [last[key] for key in sorted(last) if key.startswith("val/level_")]
+
+    @property
     def train_nats(self) -> float:
         """Training loss of the last rows logged, dropout on."""
         values = [row["train/nats_per_token"] for row in self.rows if "train/nats_per_token" in row]

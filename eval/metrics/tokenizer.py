@@ -12,7 +12,7 @@ from masc.artifacts import hash_arrays, hash_file, replacing, write_json
 from masc.tree import Partition
 from metrics.features import load_extractor
 from metrics.replacement import compare_replaced, replace_tokens
-from metrics.samples import draw_variants, load_reference, measure_images, row
+from metrics.samples import draw_variants, extractor_protocol, load_reference, measure_images, row
 from vq.autoencoder import ConvVQ
 from vq.images import ImageSource, to_tensor, to_uint8
 from vq.measure import measure
@@ -48,6 +48,8 @@ def evaluate_tokenizer(
         **source,
         "num_images": num_images,
         "seed": seed,
+        "images_sha256": hash_arrays({"train": train.pixels, "val": held_out.pixels}),
+        "extractor": extractor_protocol(),
         "partitions": {f"{tree} {k}": hash_arrays({"": cut.cluster_of}) for tree, k, cut in _cases(partitions)},
     }
     file = directory / "tokenizer.json"
@@ -55,7 +57,7 @@ def evaluate_tokenizer(
         return file
     extractor = load_extractor()
     reference = load_reference(reference_path, data, train.pixels.shape[1], lambda: train, extractor)
-    chosen = np.random.default_rng([seed, 1]).permutation(draw_variants(train, seed + 1))[:num_images]
+    chosen = np.random.default_rng([seed, 1002]).permutation(draw_variants(train, [seed, 1001]))[:num_images]
     pixels = train.pixels[chosen]
     with torch.inference_mode():
         tokens = np.concatenate([model.encode(to_tensor(part)).numpy() for part in _parts(pixels)])

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from golden import load_golden, load_state, require_golden
+from golden import GOLDEN, load_golden, load_state
 
 from llamagen.build import ARModel, DataShape, build_model
 from llamagen.config import ModelConfig
@@ -139,7 +139,7 @@ def test_filters_and_probabilities_are_the_released_ones():
 
 
 def test_optimizer_groups_and_steps_are_the_released_ones():
-    folder = require_golden() / "train"
+    folder = GOLDEN / "train"
     meta = json.loads((folder / "train_c2i_a.json").read_text())
     arrays = dict(np.load(folder / "train_c2i_a.npz"))
     hyper = meta["hyper"]

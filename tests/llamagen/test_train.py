@@ -12,10 +12,13 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 from stage import load_config
 
+from llamagen.filters import SamplingConfig
+from llamagen.generate import generate, image_uniforms
+from llamagen.layers import rope_table
 from llamagen.run import TrainConfig, load_inputs, load_run
 from llamagen.train import _Loop, image_nats, train
 from masc.artifacts import InputError
-from masc.run import read_metrics
+from masc.run import locked, read_metrics
 
 CLOCK = ("seconds", "speed/images_per_second")
 
@@ -48,13 +51,14 @@ def test_every_head_learns_from_its_first_loss_on(small_run, head, tree):
     assert rows[-1]["train/nats_per_token"] < rows[1]["train/nats_per_token"]
 
 
-def test_a_resumed_run_gives_the_losses_of_an_unbroken_one(small_run, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("death", "checkpoint"), [(7, 4), (2, None)])
+def test_a_resumed_run_gives_the_losses_of_an_unbroken_one(small_run, tmp_path, monkeypatch, death, checkpoint):
     unbroken = train(small_run("head=masc", f"run_dir={tmp_path / 'a'}"))
     config = small_run("head=masc", f"run_dir={tmp_path / 'b'}")
     step = _Loop.step
 
     def dies(self, index):
-        if index == 7:
+        if index == death:
             raise KeyboardInterrupt
         return step(self, index)
 
@@ -62,11 +66,46 @@ def test_a_resumed_run_gives_the_losses_of_an_unbroken_one(small_run, tmp_path, 
     with pytest.raises(KeyboardInterrupt):
         train(config)
     monkeypatch.setattr(_Loop, "step", step)
-    assert json.loads((tmp_path / "b/checkpoints/last/progress.json").read_text())["step"] == 4
+    found = tmp_path / "b/checkpoints/last/progress.json"
+    assert (json.loads(found.read_text())["step"] if found.exists() else None) == checkpoint
     resumed = train(config)
     assert losses(unbroken) == losses(resumed)
     a, b = weights(unbroken), weights(resumed)
     assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_a_run_is_not_gone_on_with_in_other_shares_or_precision(small_run, monkeypatch):
+    step = _Loop.step
+    monkeypatch.setattr(_Loop, "step", lambda self, index: step(self, index) if index < 5 else 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        train(small_run("head=flat"))
+    with pytest.raises(InputError, match=r"begun in fp32 with 1 share\(s\).*now fp32 with 2"):
+        train(small_run("head=flat", "micro_batches=2"))
+    path = small_run("head=flat").directory / "checkpoints/last/progress.json"
+    path.write_text(path.read_text().replace("fp32", "bf16"))
+    with pytest.raises(InputError, match="begun in bf16"):
+        train(small_run("head=flat"))
+
+
+def test_two_processes_cannot_train_one_directory(small_run):
+    config = small_run("head=flat")
+    with locked(config.directory), pytest.raises(InputError, match="another process is training"):
+        train(config)
+    train(config)
+
+
+def test_a_tree_of_another_config_and_codes_of_other_views_are_refused(small_run):
+    with pytest.raises(InputError, match=r"random.npz was built by another config: seed is 0 there, 5 here"):
+        train(small_run("head=masc", "tree=random", "tree.seed=5"))
+    with pytest.raises(InputError, match=r"data.flip is False, but .* holds 2 view"):
+        train(small_run("head=flat", "data.flip=false"))
+
+
+def test_a_run_can_be_trained_in_a_process_that_has_sampled(small_run, tmp_path):
+    _, _, model = load_run(train(small_run("head=flat", f"run_dir={tmp_path / 'a'}")))
+    rope_table.cache_clear()
+    generate(model, torch.zeros(2, dtype=torch.long), image_uniforms(0, np.arange(2), 9, 1), SamplingConfig())
+    train(small_run("head=flat", f"run_dir={tmp_path / 'b'}"))
 
 
 def test_a_finished_run_is_left_alone(small_run, monkeypatch):
@@ -82,7 +121,7 @@ def test_a_changed_config_in_the_same_place_is_refused_by_key(small_run):
     train(small_run("head=flat"))
     with pytest.raises(InputError, match=r"optim.learning_rate: 0.00\d there, 0.5 now"):
         train(small_run("head=flat", "optim.learning_rate=0.5"))
-    train(small_run("head=flat", "log_every=4"))  # changes no result
+    train(small_run("head=flat", "log_every=4", "tree=random"))  # neither changes a result of the flat head
 
 
 def test_gradient_accumulation_changes_nothing_but_rounding(small_run, tmp_path):
@@ -98,7 +137,7 @@ def test_gradient_accumulation_changes_nothing_but_rounding(small_run, tmp_path)
 def test_two_processes_give_the_run_of_one(small_run, overrides, tmp_path, root):
     # Dropout is drawn by place in the batch: one process with two micro-batches draws what two processes do.
     one = losses(train(small_run("head=masc", f"run_dir={tmp_path / 'one'}", "micro_batches=2")))
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29611"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     command = [*launch, "scripts/train.py", *overrides, "head=masc", f"run_dir={tmp_path / 'two'}"]
     environment = {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=root, env=os.environ | environment, capture_output=True, text=True)

@@ -3,11 +3,23 @@
 import errno
 import json
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
-from masc.artifacts import Codebook, InputError, hash_arrays, load_npz, replacing, reuse_npz, save_npz, write_text
+from masc.artifacts import (
+    Codebook,
+    InputError,
+    hash_arrays,
+    load_npz,
+    recover,
+    replacing,
+    reuse_npz,
+    save_npz,
+    write_text,
+)
 from masc.codes import load_codes, save_codes
 from masc.run import MetricsLog, open_run, read_metrics
 
@@ -108,6 +120,44 @@ def test_a_full_disk_is_one_clear_error(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_directory_moved_aside_by_a_killed_process_comes_back(tmp_path):
+    with replacing(tmp_path / "last") as temporary:
+        temporary.mkdir()
+        (temporary / "a").write_text("1")
+    (tmp_path / "last").rename(tmp_path / ".last.old")  # where a kill between the two renames leaves it
+    recover(tmp_path / "last")
+    assert (tmp_path / "last" / "a").read_text() == "1"
+    with replacing(tmp_path / "last") as temporary:
+        temporary.mkdir()
+    assert [file.name for file in tmp_path.iterdir()] == ["last"]
+
+
+@pytest.mark.parametrize("write", ["safetensors", "torch", "numpy"])
+def test_a_write_the_system_refuses_is_one_clear_error(tmp_path, write):
+    # A file-size limit in place of a full disk, in a process of its own: the limit cannot be lifted again.
+    code = f"""
+import resource, signal, sys
+import numpy as np, torch
+from pathlib import Path
+from safetensors.torch import save_file
+from masc.artifacts import InputError, replacing
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (10000, 10000))
+big = torch.zeros(100000)
+try:
+    with replacing(Path({str(tmp_path / "big")!r})) as temporary:
+        if {write!r} == "safetensors": save_file({{"a": big}}, temporary)
+        if {write!r} == "torch": torch.save(big, temporary)
+        if {write!r} == "numpy":
+            with temporary.open("wb") as file: np.savez(file, a=big.numpy())
+except InputError as error:
+    sys.exit(0 if "no space left while writing" in str(error) else 3)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert not [file for file in tmp_path.iterdir() if file.name == "big"]
+
+
 def test_codes_come_back_and_are_checked(tmp_path):
     tokens = np.arange(24).reshape(3, 2, 4)
     save_codes(tmp_path / "c", tokens, np.arange(3), np.arange(3), ["a", "b", "c"], 32, "hash", {"k": 1})
@@ -121,6 +171,9 @@ def test_codes_come_back_and_are_checked(tmp_path):
         load_codes(tmp_path / "d", "hash", "make codes DATA=x")
     with pytest.raises(InputError, match="token 23 is outside the codebook of 23"):
         save_codes(tmp_path / "e", tokens, np.arange(3), np.arange(3), [], 23, "hash", {})
+    np.save(tmp_path / "c" / "labels.npy", np.array([0, 1, 1]))
+    with pytest.raises(InputError, match=r"labels or groups in .* were altered"):
+        load_codes(tmp_path / "c", "hash", "make codes")
     np.save(tmp_path / "c" / "codes.npy", tokens[:1].astype(np.uint16))
     with pytest.raises(InputError, match=r"has shape \[1, 2, 4\], its meta.json says \[3, 2, 4\]"):
         load_codes(tmp_path / "c", "hash", "make codes")

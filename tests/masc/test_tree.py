@@ -1,9 +1,8 @@
 """Trees, their cuts, and the clusterings beside them."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
+from golden import GOLDEN
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.cluster.hierarchy import fcluster, linkage
@@ -12,8 +11,6 @@ from masc.artifacts import Codebook, InputError
 from masc.build import TreeConfig, build_tree, kmeans, make_tree
 from masc.linkage import average_linkage
 from masc.tree import Partition, Tree, load_partition, save_tree
-
-DATA = Path(__file__).parents[1] / "data"
 
 
 def points(n, d=4, seed=0):
@@ -42,7 +39,7 @@ def naive_average_linkage(vectors, num_clusters):
 
 @pytest.mark.parametrize("name", ["n64_d8", "n256_d256", "n300_d8_dup"])
 def test_cuts_equal_the_golden_partitions_at_every_stored_k(name):
-    golden = np.load(DATA / f"{name}.npz")
+    golden = np.load(GOLDEN / "masc" / f"{name}.npz")
     tree = Tree(average_linkage(golden["codebook"]))
     np.testing.assert_allclose(tree.merges[:, 2], golden["merge_heights"], atol=1e-6)
     ks = [int(key.removeprefix("labels_k")) for key in golden.files if key.startswith("labels_k")]

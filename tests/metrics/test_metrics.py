@@ -3,6 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from torch_fidelity import metric_fid as fidelity_fid
+from torch_fidelity import metric_isc as fidelity_isc
+from torch_fidelity import metric_prc as fidelity_prc
 
 from masc.artifacts import InputError
 from masc.tree import Partition
@@ -14,10 +17,6 @@ from metrics.precision_recall import precision_recall
 from metrics.replacement import compare_replaced, replace_tokens
 from metrics.samples import draw_variants, load_reference, measure_images
 from vq.images import load_images
-
-fidelity_fid = pytest.importorskip("torch_fidelity.metric_fid")
-fidelity_isc = pytest.importorskip("torch_fidelity.metric_isc")
-fidelity_prc = pytest.importorskip("torch_fidelity.metric_prc")
 
 
 def clouds(n=400, m=300, d=16, shift=0.3, seed=0):

@@ -12,7 +12,7 @@ from metrics.report import ReportInputs, summarise, write_report
 from metrics.runs import NATS, Run, TimeToTarget, reached_at, time_to_target
 
 
-def make_run(root, label, seed, nats, seconds_a_step=1.0, train=None):
+def make_run(root, label, seed, nats, seconds_a_step=1.0):
     """A run directory with one validation row every 10 steps of 32 images."""
     directory = root / "llamagen-tiny" / label / f"seed{seed}"
     directory.mkdir(parents=True)
@@ -31,7 +31,7 @@ def make_run(root, label, seed, nats, seconds_a_step=1.0, train=None):
     for index, value in enumerate(nats):
         row = {"step": 10 * index, "images": 320 * index, "seconds": 10 * index * seconds_a_step, NATS: value}
         if index:
-            row["train/nats_per_token"] = train or value - 0.5
+            row["train/nats_per_token"] = value - 0.5
         if label == "masc":
             row |= {"val/level_0_nats": value - 0.5, "val/level_1_nats": 0.5}
         rows.append(row)
@@ -68,7 +68,7 @@ def test_seeds_are_averaged_and_paired_with_their_own_baseline(tmp_path):
     runs = [make_run(tmp_path, "flat", seed, [7, 5, 4 + seed]) for seed in (0, 1)]
     runs += [make_run(tmp_path, "masc", seed, [7, 4, 3]) for seed in (0, 1)]
     flat, masc = summarise(runs, [])
-    assert flat["nats"] == {"mean": 4.5, "sd": pytest.approx(np.std([4, 5], ddof=1))}
+    assert flat["nats"] == {"mean": 4.5, "sd": pytest.approx(np.std([4, 5], ddof=1)), "by_seed": [4, 5]}
     assert masc["time_to_flat"]["images"]["of"] == 2
     # Seed 0: flat is at 4 in row 2, masc in row 1. Seed 1: flat is at 5 in row 1, masc two thirds on the way there.
     assert masc["time_to_flat"]["images"]["speedup"] == pytest.approx((2 + 1.5) / 2)
@@ -84,19 +84,36 @@ def claims_for(tmp_path, values):
 @pytest.mark.parametrize(
     ("masc", "verdict", "words"),
     [
-        ({0: 3.0, 1: 3.01}, "supported", "better than flat"),
-        ({0: 5.0, 1: 5.01}, "not supported", "worse than flat"),
-        ({0: 3.0, 1: 5.0}, "not supported", "cannot be told apart"),
+        ({0: 3.0, 1: 3.02, 2: 3.01}, "supported", "better than flat"),
+        ({0: 5.0, 1: 5.01, 2: 5.03}, "not supported", "worse than flat"),
+        ({0: 3.0, 1: 5.0, 2: 3.9}, "undecided", "neither better nor worse"),
+        ({0: 3.0}, "one seed", "better than flat: 3.000 against"),
+        ({7: 3.0}, "undecided", "No seed has both"),
     ],
 )
 def test_a_claim_says_what_the_numbers_say(tmp_path, masc, verdict, words):
-    claims = claims_for(tmp_path, {"flat": {0: 4.0, 1: 4.01}, "masc": masc})
+    claims = claims_for(tmp_path, {"flat": {0: 4.0, 1: 4.01, 2: 4.0}, "masc": masc})
     assert claims[0]["verdict"] == verdict and words in claims[0]["text"]
     assert "0.500 are the uniform draw of a member" in claims[1]["text"]
 
 
+def test_the_interval_of_a_claim_is_students_over_paired_seeds(tmp_path):
+    claims = claims_for(tmp_path, {"flat": {0: 4.0, 1: 5.0}, "masc": {0: 3.9, 1: 4.7}})
+    # Differences -0.1 and -0.3: mean -0.2, standard error 0.1, t(0.975, 1) = 12.706.
+    assert "difference -0.200, 95% interval -1.471 to +1.071, 2 seeds" in claims[0]["text"]
+
+
+def test_a_speedup_is_a_mean_only_if_every_seed_got_there(tmp_path):
+    runs = [make_run(tmp_path, "flat", seed, [7, 5, 4]) for seed in (0, 1)]
+    runs += [make_run(tmp_path, "masc", 0, [7, 4, 3]), make_run(tmp_path, "masc", 1, [7, 6, 5])]
+    time = summarise(runs, [])[1]["time_to_flat"]["images"]
+    assert time == {"reached": 1, "of": 2, "saved": None, "speedup": None}
+    page = write_report(ReportInputs(runs=runs, sample_sets=[]), tmp_path / "report").read_text()
+    assert "reached by 1 of 2" in page
+
+
 def test_limits_are_always_stated(tmp_path):
-    claims = claims_for(tmp_path, {"flat": {0: 4.0}, "masc": {0: 4.5}})
+    claims = claims_for(tmp_path, {"flat": {0: 4.0}, "masc": {0: 4.6}})
     limits = " ".join(claim["text"] for claim in claims if claim["verdict"] == "limit")
     for words in ("nothing here supports or refutes", "one seed", "chosen on these held-out images", "memorise"):
         assert words in limits

@@ -10,7 +10,7 @@ from vq.autoencoder import ConvVQConfig
 from vq.extract import extract_codes, save_codebook
 from vq.images import ImageSource, load_images, to_tensor
 from vq.measure import measure, peak_signal_to_noise
-from vq.pretrained import load_extra, load_named_tokenizer, load_tokenizer, tokenizer_path
+from vq.pretrained import load_decoder, load_extra, load_tokenizer, tokenizer_path
 from vq.quantize import VectorQuantizer
 from vq.train import TokenizerTraining, train_tokenizer
 
@@ -94,7 +94,7 @@ def test_shapes_of_every_downsampling(resolution, downsample):
 
 
 def test_the_shipped_tokenizer_reaches_what_it_claims(tmp_path):
-    model = load_named_tokenizer("emoji32", tmp_path)
+    model = load_tokenizer(tokenizer_path("emoji32", tmp_path), ConvVQConfig(name="emoji32"))
     found = measure(model, load_images("twemoji", "val", 32))
     assert found["psnr_db"] >= 23.0  # the bar set for it
     assert found["usage"] >= 0.95
@@ -143,6 +143,26 @@ def test_weights_that_do_not_fit_are_refused(tmp_path, squares):
         load_tokenizer(broken, SMALL)
     with pytest.raises(ValueError, match="power of two"):
         ConvVQConfig(name="x", downsample=3)
+
+
+def test_a_codebook_of_other_weights_is_refused(tmp_path):
+    path = tokenizer_path("emoji32", tmp_path)
+    model = load_tokenizer(path, ConvVQConfig(name="emoji32"))
+    codebook = save_codebook(model, path, tmp_path / "codebook.npz")
+    assert torch.equal(load_decoder(codebook, "emoji32", tmp_path).codebook, model.codebook)
+    mine = tmp_path / "emoji32" / "tokenizer.safetensors"
+    mine.parent.mkdir()
+    mine.write_bytes(path.read_bytes() + b" ")
+    with pytest.raises(InputError, match=r"codebook was made from the tokenizer .*make codebook TOKENIZER=emoji32"):
+        load_decoder(codebook, "emoji32", tmp_path)
+
+
+def test_images_of_another_size_are_refused(squares, tmp_path):
+    path = tokenizer_path("emoji32", tmp_path)
+    model = load_tokenizer(path, ConvVQConfig(name="emoji32"))
+    codebook = save_codebook(model, path, tmp_path / "codebook.npz")
+    with pytest.raises(InputError, match="squares have 16 pixels a side, the tokenizer emoji32 takes 32"):
+        extract_codes(model, squares, True, codebook, tmp_path / "codes")
 
 
 def test_psnr_of_known_errors():

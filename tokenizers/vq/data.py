@@ -12,7 +12,6 @@ class DataConfig:
     name: str
     source: str  # one of SOURCES
     resolution: int  # pixels a side
-    num_classes: int
     tokenizer: str  # the one whose codes are trained on unless TOKENIZER says otherwise
     flip: bool = True  # whether the codes hold a mirrored view of each picture
 

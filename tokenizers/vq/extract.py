@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from masc.artifacts import Codebook, InputError, hash_file, reuse_npz
+from masc.artifacts import Codebook, InputError, hash_arrays, hash_file, reuse_npz
 from masc.codes import load_codes, save_codes
 from masc.run import plain
 from vq.autoencoder import ConvVQ
@@ -29,7 +29,19 @@ def extract_codes(
 ) -> None:
     """Write the codes of every image of a source, the picture and, with `flip`, its mirror image, unless
     they are there. The same codes whatever the batch size."""
-    config = {"source": source.name, "split": source.split, "flip": flip, "tokenizer": plain(model.config)}
+    if source.pixels.shape[1] != model.config.resolution:
+        raise InputError(
+            f"the images of {source.name} have {source.pixels.shape[1]} pixels a side, the tokenizer "
+            f"{model.config.name} takes {model.config.resolution}; choose DATA and TOKENIZER that agree"
+        )
+    config = {
+        "source": source.name,
+        "split": source.split,
+        "flip": flip,
+        "images_sha256": hash_arrays({"pixels": source.pixels}),
+        "tokenizer": plain(model.config),
+        "tokenizer_sha256": codebook.meta.parents["tokenizer"],
+    }
     with contextlib.suppress(InputError):
         found = load_codes(path, codebook.meta.sha256, make="")
         if found.config == config and np.array_equal(found.labels, source.labels):

@@ -6,6 +6,8 @@ import torch
 from vq.autoencoder import ConvVQ
 from vq.images import ImageSource, to_tensor, to_uint8
 
+MAX_PSNR = 60.0  # dB: what an exact copy counts as in a mean, beyond what uint8 can tell apart
+
 
 @torch.no_grad()
 def measure(model: ConvVQ, source: ImageSource, batch_size: int = 64) -> dict[str, float]:
@@ -15,7 +17,7 @@ def measure(model: ConvVQ, source: ImageSource, batch_size: int = 64) -> dict[st
     for start in range(0, len(source), batch_size):
         pixels = source.pixels[start : start + batch_size]
         codes = model.encode(to_tensor(pixels).to(device))
-        psnr.append(peak_signal_to_noise(pixels, to_uint8(model.decode(codes))))
+        psnr.append(np.minimum(peak_signal_to_noise(pixels, to_uint8(model.decode(codes))), MAX_PSNR))
         tokens.append(codes.cpu().numpy().ravel())
     counts = np.bincount(np.concatenate(tokens), minlength=model.config.num_tokens)
     shares = counts[counts > 0] / counts.sum()

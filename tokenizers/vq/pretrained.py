@@ -7,7 +7,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
-from masc.artifacts import InputError
+from masc.artifacts import Codebook, InputError, hash_file, require_parent
 from vq.autoencoder import ConvVQ, ConvVQConfig
 
 SHIPPED = resources.files("vq") / "weights"
@@ -43,9 +43,12 @@ def load_tokenizer(path: Path, config: ConvVQConfig) -> ConvVQ:
     return model.eval()
 
 
-def load_named_tokenizer(name: str, artifacts: Path) -> ConvVQ:
-    """The tokenizer of that name with the sizes stored beside its weights, in evaluation mode."""
+def load_decoder(codebook: Codebook, name: str, artifacts: Path) -> ConvVQ:
+    """The tokenizer whose codebook this is, in evaluation mode, with the sizes stored beside its weights.
+
+    Raises InputError if the weights in use are not those the codebook was read from."""
     path = tokenizer_path(name, artifacts)
+    require_parent(codebook.meta, "tokenizer", hash_file(path), path, f"make codebook TOKENIZER={name}")
     return load_tokenizer(path, ConvVQConfig(**_header(path, "config")))
 
 

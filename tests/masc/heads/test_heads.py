@@ -84,14 +84,13 @@ def test_masc_with_one_cluster_costs_ln_n():
     torch.testing.assert_close(nats, torch.full((6,), float(np.log(N))))
 
 
-@pytest.mark.parametrize("name", heads())
-def test_the_first_loss_is_that_of_uniform_choices(name):
-    head = heads()[name]
-    torch.nn.init.zeros_(head.output.weight)
-    h = hidden(6)
-    assert torch.allclose(head.log_probs(h, torch.arange(6)), head.log_probs(-h, torch.arange(6)))
-    if name == "flat":
-        torch.testing.assert_close(head.log_probs(h, torch.arange(6)).exp(), torch.full((6, 1), 1 / N))
+def test_a_new_head_makes_uniform_choices():
+    cut, tokens = TREE.cut(12), torch.arange(N)
+    h = hidden(N)
+    torch.testing.assert_close(-FlatHead(D, N).log_probs(h, tokens).sum(-1), torch.full((N,), float(np.log(N))))
+    sizes = torch.from_numpy(cut.sizes[cut.cluster_of]).float()
+    for head in (PathHead(D, [cut], uniform_member=True), PathHead(D, [cut, IDENTITY], uniform_member=False)):
+        torch.testing.assert_close(-head.log_probs(h, tokens).sum(-1), np.log(12) + sizes.log())
 
 
 def test_masc_loss_has_the_gradient_of_cluster_cross_entropy():
@@ -121,12 +120,19 @@ def test_fine_level_guidance_equals_cluster_level_guidance_for_uniform_members()
 
 
 def test_guided_halves_choose_alike_and_stay_in_the_cluster():
-    head = heads()["two-level"]
+    head, cut = heads()["two-level"], TREE.cut(12)
     uniforms = torch.from_numpy(np.random.default_rng(0).random((50, 2)))
-    config = SamplingConfig(guidance=4.0)
-    tokens = head.sample(torch.cat([hidden(50), hidden(50, seed=2)]), SamplingPick(config, uniforms, 0))
+    chosen = []
+
+    class Spy(SamplingPick):
+        def __call__(self, logits):
+            chosen.append(super().__call__(logits))
+            return chosen[-1]
+
+    both = torch.cat([hidden(50), hidden(50, seed=2)])
+    tokens = head.sample(both, Spy(SamplingConfig(guidance=4.0), uniforms, 0))
     assert torch.equal(tokens[:50], tokens[50:])
-    assert tokens.min() >= 0 and tokens.max() < N
+    assert np.array_equal(cut.cluster_of[tokens], chosen[0]) and torch.equal(tokens, chosen[1])
 
 
 def test_build_head_refuses_a_partition_that_does_not_fit():
