@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from masc.codes import Codes
+from masc.groups import Groups
 
 # Purposes of random numbers: a key is [seed, purpose, index], so that no two streams of one seed are the same.
 ORDER, VARIANT, CONDITION, DROPOUT, LABELS, SAMPLING = range(6)
@@ -20,21 +21,19 @@ class CodeStream:
 
     def __init__(self, codes: Codes, seed: int, batch_size: int):
         self.codes, self.seed, self.batch_size = codes, seed, batch_size
-        self.members = np.argsort(codes.groups, kind="stable")
-        sizes = np.bincount(codes.groups)
-        self.sizes, self.starts = sizes, np.concatenate([[0], np.cumsum(sizes)[:-1]])
+        self.groups = Groups(codes.groups)
         self._order = lru_cache(maxsize=2)(self._draw_order)
 
     def _draw_order(self, epoch: int) -> np.ndarray:
-        return np.random.default_rng([self.seed, ORDER, epoch]).permutation(len(self.sizes))
+        return np.random.default_rng([self.seed, ORDER, epoch]).permutation(len(self.groups))
 
     def batch(self, step: int, part: slice = slice(None)) -> tuple[Tensor, Tensor]:
         """Tokens (B, T) int64 and labels (B,) int64 of a step, or the rows of them that `part` names."""
         place = step * self.batch_size + np.arange(self.batch_size)
-        epoch, offset = place // len(self.sizes), place % len(self.sizes)
+        epoch, offset = place // len(self.groups), place % len(self.groups)
         group = np.array([self._order(int(e))[o] for e, o in zip(epoch, offset, strict=True)])
         draws = np.random.default_rng([self.seed, VARIANT, step]).random((2, self.batch_size))
-        image = self.members[self.starts[group] + (draws[0] * self.sizes[group]).astype(np.int64)]
+        image = self.groups.pick(group, draws[0])
         view = (draws[1] * self.codes.tokens.shape[1]).astype(np.int64)
         tokens = self.codes.tokens[image[part], view[part]].astype(np.int64)
         return torch.from_numpy(tokens), torch.from_numpy(self.codes.labels[image[part]])
@@ -52,5 +51,4 @@ def drop_labels(
 
 def group_labels(codes: Codes) -> np.ndarray:
     """The label of each group: (G,) int64. What a sample's label is drawn from, to match training."""
-    _, first = np.unique(codes.groups, return_index=True)
-    return codes.labels[first]
+    return codes.labels[Groups(codes.groups).first()]

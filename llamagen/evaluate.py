@@ -88,12 +88,12 @@ def evaluate_run(config: EvaluateConfig) -> Path:
     sets = [name for name in config.samples if name in missing]
     if not sets:
         return directory
-    extractor = load_extractor()
+    extractor = load_extractor().to(Accelerator().device)
     data = train_config.data
     reference = load_reference(
         reference_path(train_config),
         data.name,
-        data.resolution,
+        inputs.train.config["images_sha256"],
         lambda: load_images(data.source, "train", data.resolution),
         extractor,
     )

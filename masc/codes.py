@@ -1,7 +1,7 @@
 """Packed codes: the tokens of many images in one memory-mapped file, with labels and groups.
 
 A directory of codes.npy (M images, V views, T positions; uint16, uint32 from N > 65,536), labels.npy,
-groups.npy and meta.json."""
+groups.npy, captions.json (for text conditioning; nothing reads it yet) and meta.json."""
 
 import json
 from dataclasses import dataclass
@@ -47,11 +47,12 @@ def save_codes(
     labels: np.ndarray,
     groups: np.ndarray,
     class_names: list[str],
+    captions: list[str],
     num_tokens: int,
     codebook_sha256: str,
     config: dict[str, Any],
 ) -> None:
-    """Write a directory of codes: tokens (M, V, T) below num_tokens, labels (M,), groups (M,)."""
+    """Write a directory of codes: tokens (M, V, T) below num_tokens, labels (M,), groups (M,), captions (M or none)."""
     if tokens.size and int(tokens.max()) >= num_tokens:
         raise InputError(f"token {int(tokens.max())} is outside the codebook of {num_tokens} ({path})")
     with replacing(path) as temporary:
@@ -59,6 +60,7 @@ def save_codes(
         np.save(temporary / "codes.npy", tokens.astype(np.uint16 if num_tokens <= 2**16 else np.uint32))
         np.save(temporary / "labels.npy", labels.astype(np.int64))
         np.save(temporary / "groups.npy", groups.astype(np.int64))
+        write_json(temporary / "captions.json", captions)
         meta = {
             "format": FORMAT,
             "version": VERSION,

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from accelerate import Accelerator
 from stage import run_stage
 
 from masc.layout import Layout
@@ -24,7 +25,7 @@ def main(stage: CodesStage) -> None:
     """Write artifacts/<tokenizer>/codes/<data>/{train,val}: packed tokens, labels, groups."""
     layout = Layout(Path(stage.artifacts), stage.tokenizer.name)
     codebook = layout.load_codebook()
-    model = load_decoder(codebook, stage.tokenizer.name, layout.root)
+    model = load_decoder(codebook, stage.tokenizer.name, layout.root).to(Accelerator().device)
     for split in ("train", "val"):
         source = load_images(stage.data.source, split, stage.data.resolution)
         path = layout.codes(stage.data.name, split)

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -82,6 +83,21 @@ def test_finished_stages_are_not_repeated(page, config, planned, monkeypatch):
     for name in ("masc.build.build_tree", "vq.extract.save_codes", "metrics.tokenizer.load_extractor"):
         monkeypatch.setattr(name, refuse)
     assert reproduce(config, planned).read_bytes() == before
+
+
+@pytest.mark.slow
+def test_the_main_job_gives_the_same_numbers_twice(page, config, tmp_path):
+    again = replace(config, **{name: str(tmp_path / name) for name in ("artifacts", "runs", "report")})
+    second = reproduce(again, [plan(again, head, 0) for head in again.heads])
+
+    def numbers(path):
+        found = json.loads((path.parent / "report.json").read_text())
+        for row in found["table"]:
+            row.pop("seconds")
+            row["time_to_flat"].pop("seconds")
+        return found["table"], found["tokenizer"], found["claims"]
+
+    assert numbers(page) == numbers(second)
 
 
 def test_samples_of_other_weights_or_settings_are_not_taken_for_done(page, planned):

@@ -9,6 +9,7 @@ import numpy as np
 from torch import nn
 
 from masc.artifacts import reuse_npz, save_npz
+from masc.groups import Groups
 from metrics import features as lite0
 from metrics.features import extract_features
 from metrics.frechet import frechet_distance
@@ -30,27 +31,25 @@ class Reference:
 
 def draw_variants(source: ImageSource, seed: int | list[int]) -> np.ndarray:
     """One picture of every group, as training draws them: indices (G,) into the source."""
-    order = np.argsort(source.groups, kind="stable")
-    sizes = np.bincount(source.groups)
-    starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
-    draw = np.random.default_rng(seed).random(len(sizes))
-    return order[starts + (draw * sizes).astype(np.int64)]
+    groups = Groups(source.groups)
+    return groups.pick(np.arange(len(groups)), np.random.default_rng(seed).random(len(groups)))
 
 
 def load_reference(
-    path: Path, data: str, resolution: int, source: Callable[[], ImageSource], extractor: nn.Module, seed: int = 0
+    path: Path, data: str, images_sha256: str, source: Callable[[], ImageSource], extractor: nn.Module, seed: int = 0
 ) -> Reference:
     """The reference of a data set: one picture of every group of its training split.
 
-    Kept in `path`; `source` is called, and the features made, only where they are missing."""
+    Kept in `path` for the pictures whose hash is given; `source` is called, and the features made, only where
+    they are missing."""
     description = f"{data} train, one variant of each group"
-    config = {"reference": description, "seed": seed, "resolution": resolution, **extractor_protocol()}
-    found = reuse_npz(path, "reference", VERSION, config, {})
+    config, parents = {"reference": description, "seed": seed, **extractor_protocol()}, {"images": images_sha256}
+    found = reuse_npz(path, "reference", VERSION, config, parents)
     if found is not None:
         return Reference(found[0]["pooled"], found[1].sha256, description)
     images = source()
     pooled = extract_features(extractor, images.pixels[draw_variants(images, [seed, 1000])]).pooled
-    meta = save_npz(path, "reference", VERSION, {"pooled": pooled}, config, {})
+    meta = save_npz(path, "reference", VERSION, {"pooled": pooled}, config, parents)
     return Reference(pooled, meta.sha256, description)
 
 

@@ -22,7 +22,8 @@ NUM_SHOWN = 24  # pictures kept for the report
 
 def decode_pixels(model: ConvVQ, tokens: np.ndarray, batch_size: int = 100) -> np.ndarray:
     """Pictures of code grids: (M, T) -> (M, H, W, 3) uint8."""
-    parts = torch.from_numpy(tokens.astype(np.int64)).split(batch_size)
+    device = next(model.parameters()).device
+    parts = torch.from_numpy(tokens.astype(np.int64)).to(device).split(batch_size)
     with torch.inference_mode():
         return np.concatenate([to_uint8(model.decode(part)) for part in parts])
 
@@ -48,7 +49,7 @@ def evaluate_tokenizer(
         **source,
         "num_images": num_images,
         "seed": seed,
-        "images_sha256": hash_arrays({"train": train.pixels, "val": held_out.pixels}),
+        "images_sha256": [train.sha256, held_out.sha256],
         "extractor": extractor_protocol(),
         "partitions": {f"{tree} {k}": hash_arrays({"": cut.cluster_of}) for tree, k, cut in _cases(partitions)},
     }
@@ -56,7 +57,7 @@ def evaluate_tokenizer(
     if file.exists() and json.loads(file.read_text())["inputs"] == inputs:
         return file
     extractor = load_extractor()
-    reference = load_reference(reference_path, data, train.pixels.shape[1], lambda: train, extractor)
+    reference = load_reference(reference_path, data, train.sha256, lambda: train, extractor)
     chosen = np.random.default_rng([seed, 1002]).permutation(draw_variants(train, [seed, 1001]))[:num_images]
     pixels = train.pixels[chosen]
     with torch.inference_mode():

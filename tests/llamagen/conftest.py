@@ -28,6 +28,7 @@ def make_artifacts(root):
             labels,
             np.arange(count),
             names,
+            [],
             NUM_TOKENS,
             codebook.meta.sha256,
             {},

@@ -160,17 +160,20 @@ except InputError as error:
 
 def test_codes_come_back_and_are_checked(tmp_path):
     tokens = np.arange(24).reshape(3, 2, 4)
-    save_codes(tmp_path / "c", tokens, np.arange(3), np.arange(3), ["a", "b", "c"], 32, "hash", {"k": 1})
+    save_codes(
+        tmp_path / "c", tokens, np.arange(3), np.arange(3), ["a", "b", "c"], ["x", "y", "z"], 32, "hash", {"k": 1}
+    )
     codes = load_codes(tmp_path / "c", "hash", "make codes")
     assert codes.tokens.dtype == np.uint16
     assert np.array_equal(codes.tokens, tokens)
+    assert json.loads((tmp_path / "c" / "captions.json").read_text()) == ["x", "y", "z"]
     assert (codes.num_images, codes.num_positions, codes.grid) == (3, 4, 2)
     with pytest.raises(InputError, match="codebook hash, but the codebook in use is other"):
         load_codes(tmp_path / "c", "other", "make codes")
     with pytest.raises(InputError, match=r"no codes at .*make codes DATA=x"):
         load_codes(tmp_path / "d", "hash", "make codes DATA=x")
     with pytest.raises(InputError, match="token 23 is outside the codebook of 23"):
-        save_codes(tmp_path / "e", tokens, np.arange(3), np.arange(3), [], 23, "hash", {})
+        save_codes(tmp_path / "e", tokens, np.arange(3), np.arange(3), [], [], 23, "hash", {})
     np.save(tmp_path / "c" / "labels.npy", np.array([0, 1, 1]))
     with pytest.raises(InputError, match=r"labels or groups in .* were altered"):
         load_codes(tmp_path / "c", "hash", "make codes")
@@ -180,7 +183,7 @@ def test_codes_come_back_and_are_checked(tmp_path):
 
 
 def test_large_vocabularies_take_four_bytes(tmp_path):
-    save_codes(tmp_path / "c", np.array([[[70000]]]), np.zeros(1), np.zeros(1), ["a"], 262144, "h", {})
+    save_codes(tmp_path / "c", np.array([[[70000]]]), np.zeros(1), np.zeros(1), ["a"], [], 262144, "h", {})
     codes = load_codes(tmp_path / "c", "h", "")
     assert codes.tokens.dtype == np.uint32 and codes.tokens[0, 0, 0] == 70000
 

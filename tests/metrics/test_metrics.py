@@ -110,8 +110,8 @@ def test_fd_lite0_ranks_training_images_before_noisy_ones_before_noise(images, t
     small = type(source)(
         **{**vars(source), "pixels": source.pixels[chosen], "labels": source.labels[chosen], "groups": np.arange(240)}
     )
-    reference = load_reference(tmp_path / "reference.npz", "small", 32, lambda: small, extractor)
-    again = load_reference(tmp_path / "reference.npz", "small", 32, None, None)  # stored: nothing is needed
+    reference = load_reference(tmp_path / "reference.npz", "small", small.sha256, lambda: small, extractor)
+    again = load_reference(tmp_path / "reference.npz", "small", small.sha256, None, None)  # stored: nothing is needed
     assert again.sha256 == reference.sha256
     rng = np.random.default_rng(0)
     pictures = source.pixels[draw_variants(source, 1)[240:480]]

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from masc.artifacts import Codebook, InputError, hash_arrays, hash_file, reuse_npz
+from masc.artifacts import Codebook, InputError, hash_file, reuse_npz
 from masc.codes import load_codes, save_codes
 from masc.run import plain
 from vq.autoencoder import ConvVQ
@@ -38,7 +38,7 @@ def extract_codes(
         "source": source.name,
         "split": source.split,
         "flip": flip,
-        "images_sha256": hash_arrays({"pixels": source.pixels}),
+        "images_sha256": source.sha256,
         "tokenizer": plain(model.config),
         "tokenizer_sha256": codebook.meta.parents["tokenizer"],
     }
@@ -58,6 +58,7 @@ def extract_codes(
         source.labels,
         source.groups,
         list(source.class_names),
+        list(source.captions),
         codebook.num_tokens,
         codebook.meta.sha256,
         config,

@@ -1,12 +1,13 @@
 """Image sources: what a tokenizer, the code extraction and the metrics read pictures from."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from masc.artifacts import InputError
+from masc.artifacts import InputError, hash_arrays
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,11 @@ class ImageSource:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of the pictures themselves: what is made from them is remade when they change."""
+        return hash_arrays({"pixels": np.asarray(self.pixels)})
 
 
 def load_images(name: str, split: str, resolution: int) -> ImageSource:
