@@ -34,7 +34,7 @@ comma := ,
 NEED_RUN = $(if $(RUN),,$(error say which run: make $@ RUN=runs/llamagen-tiny/masc/seed0))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce tokenizer codebook codes tree train sample eval-lite sweep bench test test-all lint format clean
+.PHONY: help setup reproduce tokenizer codebook codes tree train sample eval-lite eval-tokenizer sweep bench test test-all lint format clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -58,7 +58,7 @@ $(STAMP):
 
 # Any command may be the first one typed: it sets up what it needs.
 ifeq ($(PYTHON),.venv/bin/python)
-reproduce tokenizer codebook codes tree train sample eval-lite sweep bench test test-all lint format: setup
+reproduce tokenizer codebook codes tree train sample eval-lite eval-tokenizer sweep bench test test-all lint format: setup
 endif
 
 reproduce:  ## the main job on the embedded data: images to report (SEEDS=0,1,2 K=512)
@@ -84,6 +84,9 @@ train:  ## train or go on: MODEL=llamagen-tiny HEAD=masc DATA=twemoji SEED=0 GPU
 
 sample:  ## draw samples: RUN=runs/llamagen-tiny/masc/seed0
 	$(NEED_RUN)$(LAUNCH) scripts/sample.py run=$(RUN) name=$(SAMPLES) $(ARGS)
+
+eval-tokenizer:  ## PSNR, usage, FD-lite0 of reconstructions, semantic replacement: TOKENIZER=emoji32 K=512
+	$(PYTHON) scripts/evaluate_tokenizer.py tokenizer=$(TOKENIZER) data=$(DATA) $(if $(K),num_clusters=[$(K)]) $(ARGS)
 
 eval-lite:  ## likelihood, FD-lite0, IS-lite0, precision, recall: RUN=... SAMPLES=default
 	$(NEED_RUN)$(PYTHON) scripts/evaluate.py run=$(RUN) samples=[$(SAMPLES)] $(ARGS)

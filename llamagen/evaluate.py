@@ -27,9 +27,9 @@ class EvaluateConfig:
     samples: list[str] = field(default_factory=lambda: ["default"])  # names of sample sets; may be empty
 
 
-def reference_path(config: TrainConfig) -> Path:
+def reference_path(artifacts: str, data: str) -> Path:
     """Where the reference features of a data set are kept."""
-    return Path(config.artifacts) / "references" / f"{config.data.name}-lite0.npz"
+    return Path(artifacts) / "references" / f"{data}-lite0.npz"
 
 
 def likelihood(config: TrainConfig, inputs: RunInputs, model: ARModel) -> list[dict[str, Any]]:
@@ -91,7 +91,7 @@ def evaluate_run(config: EvaluateConfig) -> Path:
     extractor = load_extractor().to(Accelerator().device)
     data = train_config.data
     reference = load_reference(
-        reference_path(train_config),
+        reference_path(train_config.artifacts, data.name),
         data.name,
         inputs.train.config["images_sha256"],
         lambda: load_images(data.source, "train", data.resolution),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from llamagen.evaluate import EvaluateConfig, reference_path, unmeasured
+from llamagen.evaluate import EvaluateConfig, unmeasured
 from llamagen.filters import SamplingConfig
 from llamagen.jobs import Job, available_cores, run_jobs
 from llamagen.run import TrainConfig, is_trained
@@ -22,13 +22,13 @@ from masc.run import read_metrics
 from masc.tree import Partition, Tree
 from metrics.report import ReportInputs, write_report
 from metrics.runs import Run
-from metrics.tokenizer import evaluate_tokenizer
+from metrics.tokenizer import TokenizerTest
 from vq.autoencoder import ConvVQConfig
 from vq.extract import extract_codes, save_codebook
 from vq.images import load_images
 from vq.pretrained import load_tokenizer, tokenizer_path
 
-STAGES = ("images", "codebook and codes", "trees", "tokenizer's metrics", "train", "sample", "measure", "report")
+STAGES = ("images", "codebook", "codes", "trees", "train", "sample", "measure", "report")
 
 
 @dataclass(kw_only=True)
@@ -71,33 +71,24 @@ def reproduce(config: ReproduceConfig, planned: list[PlannedRun]) -> Path:
         sources[split] = load_images(data.source, split, data.resolution)
 
     weights = tokenizer_path(config.tokenizer.name, layout.root)
-    model = load_tokenizer(weights, config.tokenizer)
-    codebook = save_codebook(model, weights, layout.codebook)
-    for split in _stage(2, list(sources), "split"):
+    for _ in _stage(2, [config.tokenizer.name], "tokenizer"):
+        model = load_tokenizer(weights, config.tokenizer)
+        codebook = save_codebook(model, weights, layout.codebook)
+    for split in _stage(3, list(sources), "split"):
         extract_codes(model, sources[split], data.flip, codebook, layout.codes(data.name, split))
 
     default_k = config.num_clusters or codebook.num_tokens // 2
-    partitions, average = _make_trees(
-        config, layout, codebook, [k for k in (default_k, default_k // 2, default_k // 4) if k]
-    )
-
-    results = layout.codebook.parent / "eval"
-    for _ in _stage(4, [config.tokenizer.name], "tokenizer"):
-        evaluate_tokenizer(
-            model,
-            weights,
-            sources["train"],
-            sources["val"],
-            partitions,
-            results,
-            data.name,
-            reference_path(planned[0].config),
-            num_images=config.num_samples,
-        )
+    ks = [k for k in (default_k, default_k // 2, default_k // 4) if k]
+    partitions, average = _make_trees(config, layout, codebook, ks)
 
     num_workers = config.num_workers or available_cores()
     sets = {f"guidance-{guidance:g}": guidance for guidance in config.guidance}
-    run_jobs([train_job(run.config, run.overrides) for run in planned], num_workers, _name(5), "step")
+    # The tokenizer is measured beside the training, on a core that would be idle at its end.
+    jobs = [train_job(run.config, run.overrides) for run in planned]
+    test = TokenizerTest(
+        config.tokenizer.name, weights, sources["train"], sources["val"], partitions, config.num_samples
+    )
+    run_jobs([*jobs, _tokenizer_job(config, layout, ks, test)], num_workers, _name(5), "step")
     samples = [_sample_job(run, name, scale, config) for run in planned for name, scale in sets.items()]
     run_jobs(samples, num_workers, _name(6), "image")
     run_jobs([_evaluate_job(run, list(sets), config) for run in planned], num_workers, _name(7), "image")
@@ -108,7 +99,7 @@ def reproduce(config: ReproduceConfig, planned: list[PlannedRun]) -> Path:
             sample_sets=list(sets),
             attribution=sources["train"].attribution,
             tokenizer=model,
-            tokenizer_results=results,
+            tokenizer_results=layout.evaluation,
             codes=load_codes(layout.codes(data.name, "train"), codebook.meta.sha256, "make codes"),
             tree=average,
             partitions={name: cuts[default_k] for name, cuts in partitions.items()},
@@ -131,7 +122,7 @@ def _make_trees(
     """Partitions by tree and K, and the average-linkage tree itself."""
     partitions: dict[str, dict[int, Partition]] = {}
     average = None
-    for name in _stage(3, list(config.trees), "tree"):
+    for name in _stage(4, list(config.trees), "tree"):
         tree = config.trees[name]
         for k in ks:
             made = make_tree(tree, codebook, k, layout.tree(tree, k))
@@ -144,6 +135,19 @@ def _make_trees(
 def _script(name: str, *overrides: str) -> list[str]:
     scripts = Path(__file__).resolve().parents[1] / "scripts"
     return [sys.executable, str(scripts / f"{name}.py"), *overrides]
+
+
+def _tokenizer_job(config: ReproduceConfig, layout: Layout, ks: list[int], test: TokenizerTest) -> Job:
+    command = _script(
+        "evaluate_tokenizer",
+        f"tokenizer={config.tokenizer.name}",
+        f"data={config.data}",
+        f"num_clusters=[{','.join(map(str, ks))}]",
+        f"num_images={config.num_samples}",
+        f"artifacts={config.artifacts}",
+    )
+    log = layout.evaluation / "evaluate_tokenizer.log"
+    return Job("measuring the tokenizer", command, log, lambda: test.is_done(layout.evaluation), total=0)
 
 
 def train_job(config: TrainConfig, overrides: list[str]) -> Job:

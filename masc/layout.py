@@ -22,6 +22,11 @@ class Layout:
     def tree(self, tree: TreeConfig, num_clusters: int) -> Path:
         return Path(self.root) / self.tokenizer / "trees" / tree.file_name(num_clusters)
 
+    @property
+    def evaluation(self) -> Path:
+        """Where the tokenizer's own results are."""
+        return Path(self.root) / self.tokenizer / "eval"
+
     def codes(self, data: str, split: str) -> Path:
         return Path(self.root) / self.tokenizer / "codes" / data / split
 

@@ -13,6 +13,7 @@ mpl.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from masc.tree import Partition, Tree
 from metrics.runs import NATS, Run
@@ -67,6 +68,7 @@ def _curves(axis: Axes, runs: list[Run], unit: str, palette: dict[str, str], tar
         )
     if target is not None:
         axis.axhline(target, color=INK, linewidth=0.8, linestyle=(0, (4, 3)))
+    axis.xaxis.set_major_locator(MaxNLocator(5))
 
 
 def overview(
@@ -75,8 +77,8 @@ def overview(
     """One picture of a report, as PNG bytes: convergence, samples of some heads, clusters of some trees."""
     palette = colours([run.label for run in runs])
     with mpl.rc_context(STYLE):
-        figure = plt.figure(figsize=(12, 7.2), layout="constrained")
-        top, bottom = figure.subfigures(2, 1, height_ratios=(1, 1.05))
+        figure = plt.figure(figsize=(12, 6.3), layout="constrained")
+        top, bottom = figure.subfigures(2, 1, height_ratios=(1.15, 1))
         axis, *pictures = top.subplots(1, 1 + len(sheets), width_ratios=(1.7, *[1] * len(sheets)))
         _curves(axis, runs, "images", palette, target)
         axis.set_xlabel("images seen")

@@ -20,6 +20,7 @@ from metrics.tokenizer import decode_pixels
 from vq.autoencoder import ConvVQ
 
 NUM_SAMPLES_SHOWN = 40
+OVERVIEW_LABELS = ("flat", "masc", "masc-on-random")  # whose samples the overview picture shows
 SAMPLE_METRICS = ("FD-lite0", "IS-lite0", "precision-lite0", "recall-lite0")
 
 
@@ -200,7 +201,8 @@ def write_report(inputs: ReportInputs, directory: Path) -> Path:
     write_text(directory / "report.md", markdown(content))
     if grids:
         with replacing(directory / "overview.png") as temporary:
-            temporary.write_bytes(figures.overview(inputs.runs, target, grids, sheets))
+            shown = {label: grids[label] for label in OVERVIEW_LABELS if label in grids} or grids
+            temporary.write_bytes(figures.overview(inputs.runs, target, shown, sheets))
     write_text(directory / "report.html", page)
     return directory / "report.html"
 

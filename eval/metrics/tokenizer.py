@@ -1,6 +1,7 @@
 """Evaluation of a tokenizer: reconstruction, codebook usage, and the semantic replacement of its tokens."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,37 +29,56 @@ def decode_pixels(model: ConvVQ, tokens: np.ndarray, batch_size: int = 100) -> n
         return np.concatenate([to_uint8(model.decode(part)) for part in parts])
 
 
-def evaluate_tokenizer(
-    model: ConvVQ,
-    weights: Path,
-    train: ImageSource,
-    held_out: ImageSource,
-    partitions: dict[str, dict[int, Partition]],
-    directory: Path,
-    data: str,
-    reference_path: Path,
-    num_images: int = 1000,
-    seed: int = 0,
-) -> Path:
+@dataclass(frozen=True)
+class TokenizerTest:
+    """What a tokenizer is measured on."""
+
+    name: str
+    weights: Path
+    train: ImageSource
+    held_out: ImageSource
+    partitions: dict[str, dict[int, Partition]]  # by tree and K
+    num_images: int = 1000
+    seed: int = 0
+
+    @property
+    def source(self) -> dict[str, str]:
+        return {"tokenizer": self.name, "tokenizer_sha256": hash_file(self.weights)}
+
+    @property
+    def cases(self) -> list[tuple[str, int, Partition]]:
+        return [(tree, k, cut) for tree, cuts in self.partitions.items() for k, cut in cuts.items()]
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """Everything that decides the results."""
+        return {
+            **self.source,
+            "num_images": self.num_images,
+            "seed": self.seed,
+            "images_sha256": [self.train.sha256, self.held_out.sha256],
+            "extractor": extractor_protocol(),
+            "partitions": {f"{tree} {k}": hash_arrays({"": cut.cluster_of}) for tree, k, cut in self.cases},
+        }
+
+    def is_done(self, directory: Path) -> bool:
+        """Whether `directory` holds the results of this test."""
+        file = directory / "tokenizer.json"
+        return file.exists() and json.loads(file.read_text())["inputs"] == self.inputs
+
+
+def evaluate_tokenizer(model: ConvVQ, test: TokenizerTest, directory: Path, data: str, reference_path: Path) -> Path:
     """Write tokenizer.json and pictures.npz to `directory`, unless they are there.
 
     Held-out PSNR and usage; the metrics of training images and of their reconstructions (the floor for any
     sampler); and the replacement test of each partition, by tree and K."""
-    source = {"tokenizer": model.config.name, "tokenizer_sha256": hash_file(weights)}
-    inputs = {
-        **source,
-        "num_images": num_images,
-        "seed": seed,
-        "images_sha256": [train.sha256, held_out.sha256],
-        "extractor": extractor_protocol(),
-        "partitions": {f"{tree} {k}": hash_arrays({"": cut.cluster_of}) for tree, k, cut in _cases(partitions)},
-    }
     file = directory / "tokenizer.json"
-    if file.exists() and json.loads(file.read_text())["inputs"] == inputs:
+    if test.is_done(directory):
         return file
+    train, held_out, source, seed = test.train, test.held_out, test.source, test.seed
     extractor = load_extractor()
     reference = load_reference(reference_path, data, train.sha256, lambda: train, extractor)
-    chosen = np.random.default_rng([seed, 1002]).permutation(draw_variants(train, [seed, 1001]))[:num_images]
+    chosen = np.random.default_rng([seed, 1002]).permutation(draw_variants(train, [seed, 1001]))[: test.num_images]
     pixels = train.pixels[chosen]
     with torch.inference_mode():
         tokens = np.concatenate([model.encode(to_tensor(part)).numpy() for part in _parts(pixels)])
@@ -67,7 +87,7 @@ def evaluate_tokenizer(
     quality = measure(model, held_out)
     on_held_out = {**source, "images": f"{held_out.name} {held_out.split}", "num_images": len(held_out)}
     results: dict[str, Any] = {
-        "inputs": inputs,
+        "inputs": test.inputs,
         "reconstruction": [
             row("PSNR (dB)", quality["psnr_db"], on_held_out),
             row("codebook usage", quality["usage"], on_held_out),
@@ -82,8 +102,8 @@ def evaluate_tokenizer(
     with torch.inference_mode():
         shown_tokens = model.encode(to_tensor(shown["original"])).numpy()
     shown["reconstruction"] = decode_pixels(model, shown_tokens)
-    finest = max(k for _, k, _ in _cases(partitions))
-    for tree, num_clusters, partition in tqdm(_cases(partitions), desc="replacement test", disable=None, leave=False):
+    finest = max(k for _, k, _ in test.cases)
+    for tree, num_clusters, partition in tqdm(test.cases, desc="replacement test", disable=None, leave=False):
         protocol = {**source, "tree": tree, "K": num_clusters, "seed": seed, "against": "plain reconstruction"}
         replaced = decode_pixels(model, replace_tokens(tokens, partition, seed))
         values = compare_replaced(plain, replaced)
@@ -106,10 +126,6 @@ def evaluate_tokenizer(
         np.savez(stream, **shown)
     write_json(file, results)
     return file
-
-
-def _cases(partitions: dict[str, dict[int, Partition]]) -> list[tuple[str, int, Partition]]:
-    return [(tree, k, cut) for tree, cuts in partitions.items() for k, cut in cuts.items()]
 
 
 def _parts(pixels: np.ndarray, size: int = 100) -> list[np.ndarray]:
