@@ -34,7 +34,7 @@ comma := ,
 NEED_RUN = $(if $(RUN),,$(error say which run: make $@ RUN=runs/llamagen-tiny/masc/seed0))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce tokenizer codebook codes tree train sample eval-lite eval-tokenizer sweep bench test test-all lint format clean
+.PHONY: help setup embedded-inputs reproduce tokenizer codebook codes tree train sample eval-lite eval-tokenizer sweep bench test test-all lint format clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -58,7 +58,7 @@ $(STAMP):
 
 # Any command may be the first one typed: it sets up what it needs.
 ifeq ($(PYTHON),.venv/bin/python)
-reproduce tokenizer codebook codes tree train sample eval-lite eval-tokenizer sweep bench test test-all lint format: setup
+reproduce tokenizer codebook codes tree embedded-inputs train sample eval-lite eval-tokenizer sweep bench test test-all lint format: setup
 endif
 
 reproduce:  ## the main job on the embedded data: images to report (SEEDS=0,1,2 K=512)
@@ -77,6 +77,17 @@ codes:  ## images to packed codes: DATA=twemoji TOKENIZER=emoji32
 
 tree:  ## dendrogram of a codebook: TREE=masc TOKENIZER=emoji32 K=512
 	$(PYTHON) scripts/tree.py tree=$(TREE) tokenizer_name=$(TOKENIZER) $(CLUSTERS) $(ARGS)
+
+# On the embedded data training makes what it needs; for ImageNet it names the commands, which take hours.
+ifneq ($(findstring twemoji,$(DATA)),)
+train: embedded-inputs
+endif
+
+embedded-inputs:
+	@test -e artifacts/$(TOKENIZER)/codes/$(DATA)/val/meta.json \
+		|| { $(PYTHON) scripts/codebook.py tokenizer=$(TOKENIZER) \
+		&& $(PYTHON) scripts/extract_codes.py data=$(DATA) tokenizer=$(TOKENIZER); }
+	@test $(HEAD) = flat || $(PYTHON) scripts/tree.py tree=$(TREE) tokenizer_name=$(TOKENIZER) $(CLUSTERS)
 
 train:  ## train or go on: MODEL=llamagen-tiny HEAD=masc DATA=twemoji SEED=0 GPUS=1 NODES=1
 	$(LAUNCH) scripts/train.py model=$(MODEL) head=$(HEAD) tree=$(TREE) data=$(DATA) tokenizer_name=$(TOKENIZER) \
