@@ -61,9 +61,11 @@ ifeq ($(PYTHON),.venv/bin/python)
 reproduce tokenizer codebook codes tree embedded-inputs train sample eval-lite eval-tokenizer sweep bench test test-all lint format: setup
 endif
 
+# What the main job does not take is refused rather than passed over.
+REFUSED = $(foreach name,MODEL DATA HEAD TREE TOKENIZER SEED,$(if $(filter command,$(firstword $(origin $(name)))),$(name)))
+
 reproduce:  ## the main job on the embedded data: images to report (SEEDS=0,1,2 K=512)
-	$(foreach name,MODEL DATA HEAD TREE TOKENIZER SEED,$(if $(filter command,$(firstword $(origin $(name)))),$(error \
-		make reproduce does not take $(name): say it in ARGS, as in ARGS="model=llamagen-b" or ARGS="heads=[flat$(comma)masc]")))\
+	$(if $(strip $(REFUSED)),$(error make reproduce does not take $(strip $(REFUSED)): say it in ARGS, as in ARGS="heads=[flat$(comma)masc]"))
 	$(PYTHON) scripts/reproduce.py seeds=[$(SEEDS)] $(if $(K),num_clusters=$(K)) $(ARGS)
 
 tokenizer:  ## train the small tokenizer: TOKENIZER=emoji32

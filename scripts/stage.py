@@ -72,6 +72,7 @@ def run_stage(stage: str, schema: type, function: Callable[[Any], Any]) -> None:
     # A polite kill ends like Ctrl-C, so that a stage can stop the processes it started.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("faiss").setLevel(logging.WARNING)  # it reports each instruction set it tries
     try:
         overrides = sys.argv[1:]
         if "--help" in overrides or "-h" in overrides:
