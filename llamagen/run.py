@@ -91,24 +91,24 @@ def load_inputs(config: TrainConfig) -> RunInputs:
     """Codes, tree and their hashes. Raises InputError naming what is missing, in the order to make it."""
     layout, missing = config.layout, []
     make_codes = f"make codes DATA={config.data.name} TOKENIZER={config.tokenizer_name}"
-    if not layout.codebook.exists():
+    codebook = layout.load_codebook() if layout.codebook.exists() else None
+    if codebook is None:
         missing.append((layout.codebook, f"make codebook TOKENIZER={config.tokenizer_name}"))
     for split in ("train", "val"):
         if not (layout.codes(config.data.name, split) / "meta.json").exists():
             missing.append((layout.codes(config.data.name, split), make_codes))
-    if config.head.uses_tree and not missing:
-        num_clusters = config.head.clusters(layout.load_codebook().num_tokens)
+    if config.head.uses_tree and codebook is not None:
+        num_clusters = config.head.clusters(codebook.num_tokens)
         tree = layout.tree(config.tree, num_clusters)
         if not tree.exists():
             missing.append((tree, layout.make_tree(config.tree, num_clusters)))
     elif config.head.uses_tree:
         make_tree = f"make tree TREE={config.tree.name} TOKENIZER={config.tokenizer_name}"
         missing.append((layout.codebook.parent / "trees", make_tree))
-    if missing:
+    if codebook is None or missing:
         files = ", ".join(str(path) for path, _ in missing)
         commands = dict.fromkeys(command for _, command in missing)
         raise InputError(f"training needs {files}, which are missing; make them with " + " && ".join(commands))
-    codebook = layout.load_codebook()
     train, held_out = (
         load_codes(layout.codes(config.data.name, split), codebook.meta.sha256, make_codes)
         for split in ("train", "val")
@@ -123,8 +123,7 @@ def load_inputs(config: TrainConfig) -> RunInputs:
     parents = {"codebook": codebook.meta.sha256, "train codes": train.sha256, "val codes": held_out.sha256}
     partition = None
     if config.head.uses_tree:
-        num_clusters = config.head.clusters(codebook.num_tokens)
-        partition, parents["tree"] = layout.load_partition(config.tree, num_clusters)
+        partition, parents["tree"] = layout.load_partition(config.tree, num_clusters, codebook)
     return RunInputs(train, held_out, partition, parents)
 
 

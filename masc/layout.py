@@ -38,9 +38,8 @@ class Layout:
     def load_codebook(self) -> Codebook:
         return Codebook.load(self.codebook, f"make codebook TOKENIZER={self.tokenizer}")
 
-    def load_partition(self, tree: TreeConfig, num_clusters: int) -> tuple[Partition, str]:
+    def load_partition(self, tree: TreeConfig, num_clusters: int, codebook: Codebook) -> tuple[Partition, str]:
         """The partition in K clusters and the SHA-256 of the tree it was cut from."""
-        codebook = self.load_codebook()
         if not 1 <= num_clusters <= codebook.num_tokens:
             raise InputError(
                 f"k must lie between 1 and the {codebook.num_tokens} tokens of {self.tokenizer}, found "

@@ -27,13 +27,14 @@ class EvaluateTokenizerStage:
 def main(stage: EvaluateTokenizerStage) -> None:
     """Write artifacts/<tokenizer>/eval: PSNR, usage, the metrics of reconstructions, the replacement test."""
     layout, name = Layout(stage.artifacts, stage.tokenizer.name), stage.tokenizer.name
+    codebook = layout.load_codebook()
     cuts = {
-        tree_name: {k: layout.load_partition(tree, k)[0] for k in stage.num_clusters}
+        tree_name: {k: layout.load_partition(tree, k, codebook)[0] for k in stage.num_clusters}
         for tree_name, tree in stage.trees.items()
     }
     images = [load_images(stage.data.source, split, stage.tokenizer.resolution) for split in ("train", "val")]
     test = TokenizerTest(name, tokenizer_path(name, layout.root), *images, cuts, stage.num_images)
-    model = load_decoder(layout.load_codebook(), name, layout.root)
+    model = load_decoder(codebook, name, layout.root)
     reference = reference_path(stage.artifacts, stage.data.name)
     print(evaluate_tokenizer(model, test, layout.evaluation, stage.data.name, reference))
 
