@@ -69,7 +69,7 @@ reproduce:  ## the main job on the embedded data: images to report (SEEDS=0,1,2 
 	$(PYTHON) scripts/reproduce.py seeds=[$(SEEDS)] $(if $(K),num_clusters=$(K)) $(ARGS)
 
 tokenizer:  ## train the small tokenizer: TOKENIZER=emoji32
-	$(PYTHON) scripts/train_tokenizer.py tokenizer=$(TOKENIZER) data=$(DATA) $(ARGS)
+	$(PYTHON) scripts/train_tokenizer.py tokenizer=$(TOKENIZER) data=$(if $(filter emoji64,$(TOKENIZER)),twemoji64,$(DATA)) $(ARGS)
 
 codebook:  ## effective codebook of a tokenizer: TOKENIZER=emoji32
 	$(PYTHON) scripts/codebook.py tokenizer=$(TOKENIZER) $(ARGS)

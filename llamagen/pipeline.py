@@ -23,9 +23,10 @@ from masc.tree import Partition, Tree
 from metrics.report import ReportInputs, write_report
 from metrics.runs import Run
 from metrics.tokenizer import TokenizerTest
-from vq.autoencoder import ConvVQConfig
-from vq.extract import extract_codes, save_codebook
+from vq.codebook import save_codebook
+from vq.extract import extract_codes
 from vq.images import load_images
+from vq.interface import TokenizerConfig
 from vq.pretrained import load_tokenizer, tokenizer_path
 
 STAGES = ("images", "codebook", "codes", "trees", "train", "sample", "measure", "report")
@@ -35,7 +36,7 @@ STAGES = ("images", "codebook", "codes", "trees", "train", "sample", "measure", 
 class ReproduceConfig:
     """What `make reproduce` runs."""
 
-    tokenizer: ConvVQConfig
+    tokenizer: TokenizerConfig
     trees: dict[str, TreeConfig] = field(default_factory=dict)
     model: str = "llamagen-tiny"
     data: str = "twemoji"
@@ -70,10 +71,10 @@ def reproduce(config: ReproduceConfig, planned: list[PlannedRun]) -> Path:
     for split in _stage(1, ["train", "val"], "split"):
         sources[split] = load_images(data.source, split, data.resolution)
 
-    weights = tokenizer_path(config.tokenizer.name, layout.root)
+    weights = tokenizer_path(config.tokenizer, layout.root)
     for _ in _stage(2, [config.tokenizer.name], "tokenizer"):
         model = load_tokenizer(weights, config.tokenizer)
-        codebook = save_codebook(model, weights, layout.codebook)
+        codebook = save_codebook(model, config.tokenizer, weights, layout.codebook)
     for split in _stage(3, list(sources), "split"):
         extract_codes(model, sources[split], data.flip, codebook, layout.codes(data.name, split))
 

@@ -17,12 +17,12 @@ from llamagen.codes import LABELS, group_labels
 from llamagen.filters import SamplingConfig
 from llamagen.generate import generate, image_uniforms
 from llamagen.run import load_config_of, load_run
-from masc.artifacts import InputError, hash_file, replacing, write_json
+from masc.artifacts import InputError, replacing, write_json
 from masc.codes import Codes
 from masc.run import plain
 from metrics.figures import image_grid
 from metrics.tokenizer import decode_pixels
-from vq.pretrained import load_decoder, tokenizer_path
+from vq.pretrained import load_decoder
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ def manifest_of(config: SampleConfig) -> dict[str, Any]:
     for volatile in ("batch_size", "run"):
         settings.pop(volatile)
     run = load_config_of(Path(config.run))
-    tokenizer = hash_file(tokenizer_path(run.tokenizer_name, Path(run.artifacts)))
+    tokenizer = run.layout.load_codebook().meta.parents["tokenizer"]
     return {"config": settings, "weights_sha256": hash_weights(Path(config.run)), "tokenizer_sha256": tokenizer}
 
 
@@ -97,7 +97,7 @@ def sample(config: SampleConfig) -> Path:
     tokens = accelerator.reduce(tokens, "sum").cpu()
     if accelerator.is_main_process:
         layout = train_config.layout
-        tokenizer = load_decoder(layout.load_codebook(), train_config.tokenizer_name, layout.root)
+        tokenizer = load_decoder(layout.load_codebook(), layout.root)
         images = decode_pixels(tokenizer, tokens.numpy())
         with replacing(config.directory) as temporary:
             temporary.mkdir()

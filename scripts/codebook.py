@@ -6,22 +6,22 @@ from pathlib import Path
 from stage import run_stage
 
 from masc.layout import Layout
-from vq.autoencoder import ConvVQConfig
-from vq.extract import save_codebook
+from vq.codebook import save_codebook
+from vq.interface import TokenizerConfig
 from vq.pretrained import load_tokenizer, tokenizer_path
 
 
 @dataclass(kw_only=True)
 class CodebookStage:
-    tokenizer: ConvVQConfig
+    tokenizer: TokenizerConfig
     artifacts: str = "artifacts"
 
 
 def main(stage: CodebookStage) -> None:
     """Write artifacts/<tokenizer>/codebook.npz: the vectors as the quantizer compares them."""
     path = Layout(Path(stage.artifacts), stage.tokenizer.name).codebook
-    weights = tokenizer_path(stage.tokenizer.name, Path(stage.artifacts))
-    codebook = save_codebook(load_tokenizer(weights, stage.tokenizer), weights, path)
+    weights = tokenizer_path(stage.tokenizer, Path(stage.artifacts))
+    codebook = save_codebook(load_tokenizer(weights, stage.tokenizer), stage.tokenizer, weights, path)
     print(f"{path}: {codebook.num_tokens} vectors of {codebook.vectors.shape[1]} dimensions")
 
 

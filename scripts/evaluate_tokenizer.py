@@ -8,15 +8,15 @@ from llamagen.evaluate import reference_path
 from masc.build import TreeConfig
 from masc.layout import Layout
 from metrics.tokenizer import TokenizerTest, evaluate_tokenizer
-from vq.autoencoder import ConvVQConfig
 from vq.data import DataConfig
 from vq.images import load_images
+from vq.interface import TokenizerConfig
 from vq.pretrained import load_decoder, tokenizer_path
 
 
 @dataclass(kw_only=True)
 class EvaluateTokenizerStage:
-    tokenizer: ConvVQConfig
+    tokenizer: TokenizerConfig
     data: DataConfig
     trees: dict[str, TreeConfig] = field(default_factory=dict)
     num_clusters: list[int] = field(default_factory=lambda: [512])  # every K to cut the trees at
@@ -32,9 +32,9 @@ def main(stage: EvaluateTokenizerStage) -> None:
         tree_name: {k: layout.load_partition(tree, k, codebook)[0] for k in stage.num_clusters}
         for tree_name, tree in stage.trees.items()
     }
-    images = [load_images(stage.data.source, split, stage.tokenizer.resolution) for split in ("train", "val")]
-    test = TokenizerTest(name, tokenizer_path(name, layout.root), *images, cuts, stage.num_images)
-    model = load_decoder(codebook, name, layout.root)
+    images = [load_images(stage.data.source, split, stage.data.resolution) for split in ("train", "val")]
+    test = TokenizerTest(name, tokenizer_path(stage.tokenizer, layout.root), *images, cuts, stage.num_images)
+    model = load_decoder(codebook, layout.root)
     reference = reference_path(stage.artifacts, stage.data.name)
     print(evaluate_tokenizer(model, test, layout.evaluation, stage.data.name, reference))
 

@@ -18,8 +18,8 @@ from llamagen.config import ModelConfig
 from masc.artifacts import InputError
 from masc.build import TreeConfig
 from masc.heads.config import HeadConfig
-from vq.autoencoder import ConvVQConfig
 from vq.data import DataConfig
+from vq.interface import TokenizerConfig
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 SCHEMAS = {
@@ -27,7 +27,7 @@ SCHEMAS = {
     "head": HeadConfig,
     "tree": TreeConfig,
     "data": DataConfig,
-    "tokenizer": ConvVQConfig,
+    "tokenizer": TokenizerConfig,
 }
 
 

@@ -5,15 +5,15 @@ from pathlib import Path
 
 from stage import run_stage
 
-from vq.autoencoder import ConvVQConfig
 from vq.data import DataConfig
 from vq.images import load_images
+from vq.interface import TokenizerConfig
 from vq.train import TokenizerTraining, train_tokenizer
 
 
 @dataclass(kw_only=True)
 class TokenizerStage:
-    tokenizer: ConvVQConfig
+    tokenizer: TokenizerConfig
     data: DataConfig
     training: TokenizerTraining = field(default_factory=TokenizerTraining)
     artifacts: str = "artifacts"
@@ -22,8 +22,7 @@ class TokenizerStage:
 def main(stage: TokenizerStage) -> None:
     """Train a tokenizer on the images of DATA and write artifacts/<tokenizer>/tokenizer.safetensors."""
     path = Path(stage.artifacts) / stage.tokenizer.name / "tokenizer.safetensors"
-    resolution = stage.tokenizer.resolution
-    train, held_out = (load_images(stage.data.source, split, resolution) for split in ("train", "val"))
+    train, held_out = (load_images(stage.data.source, split, stage.data.resolution) for split in ("train", "val"))
     results = train_tokenizer(stage.tokenizer, stage.training, train, held_out, path)
     print(
         f"{path}: held-out PSNR {results['psnr_db']:.2f} dB, codebook usage {results['usage']:.1%}, "

@@ -17,7 +17,7 @@ from metrics.claims import state_claims
 from metrics.patches import cluster_sheet, token_patches
 from metrics.runs import Run, TimeToTarget, time_to_target
 from metrics.tokenizer import decode_pixels
-from vq.autoencoder import ConvVQ
+from vq.interface import Tokenizer
 
 NUM_SAMPLES_SHOWN = 40
 OVERVIEW_LABELS = ("flat", "masc", "masc-on-random")  # whose samples the overview picture shows
@@ -31,7 +31,7 @@ class ReportInputs:
     runs: list[Run]
     sample_sets: list[str]  # the first is the headline
     attribution: str = ""
-    tokenizer: ConvVQ | None = None
+    tokenizer: Tokenizer | None = None
     tokenizer_results: Path | None = None  # directory of tokenizer.json and pictures.npz
     codes: Codes | None = None
     tree: Tree | None = None

@@ -14,14 +14,14 @@ from masc.tree import Partition
 from metrics.features import load_extractor
 from metrics.replacement import compare_replaced, replace_tokens
 from metrics.samples import draw_variants, extractor_protocol, load_reference, measure_images, row
-from vq.autoencoder import ConvVQ
 from vq.images import ImageSource, to_tensor, to_uint8
+from vq.interface import Tokenizer
 from vq.measure import measure
 
 NUM_SHOWN = 24  # pictures kept for the report
 
 
-def decode_pixels(model: ConvVQ, tokens: np.ndarray, batch_size: int = 100) -> np.ndarray:
+def decode_pixels(model: Tokenizer, tokens: np.ndarray, batch_size: int = 100) -> np.ndarray:
     """Pictures of code grids: (M, T) -> (M, H, W, 3) uint8."""
     device = next(model.parameters()).device
     parts = torch.from_numpy(tokens.astype(np.int64)).to(device).split(batch_size)
@@ -67,7 +67,7 @@ class TokenizerTest:
         return file.exists() and json.loads(file.read_text())["inputs"] == self.inputs
 
 
-def evaluate_tokenizer(model: ConvVQ, test: TokenizerTest, directory: Path, data: str, reference_path: Path) -> Path:
+def evaluate_tokenizer(model: Tokenizer, test: TokenizerTest, directory: Path, data: str, reference_path: Path) -> Path:
     """Write tokenizer.json and pictures.npz to `directory`, unless they are there.
 
     Held-out PSNR and usage; the metrics of training images and of their reconstructions (the floor for any

@@ -6,15 +6,21 @@ import torch
 
 from masc.artifacts import Codebook, InputError
 from masc.codes import load_codes
-from vq.autoencoder import ConvVQConfig
-from vq.extract import extract_codes, save_codebook
+from vq.codebook import save_codebook
+from vq.extract import extract_codes
 from vq.images import ImageSource, load_images, to_tensor
+from vq.interface import TokenizerConfig
 from vq.measure import measure, peak_signal_to_noise
 from vq.pretrained import load_decoder, load_extra, load_tokenizer, tokenizer_path
 from vq.quantize import VectorQuantizer
 from vq.train import TokenizerTraining, train_tokenizer
 
-SMALL = ConvVQConfig(name="small", resolution=16, num_tokens=32, width=16, num_blocks=1)
+
+def config_of(name, **options):
+    return TokenizerConfig(name=name, target="vq.autoencoder:ConvVQ", options=options)
+
+
+SMALL, EMOJI32 = config_of("small", resolution=16, num_tokens=32, width=16, num_blocks=1), config_of("emoji32")
 
 
 def source_of(pixels, split="train"):
@@ -83,22 +89,22 @@ def test_kmeans_initialisation_fits_the_data_and_needs_enough_of_it():
 
 @pytest.mark.parametrize(("resolution", "downsample"), [(32, 4), (64, 8), (16, 2), (32, 16)])
 def test_shapes_of_every_downsampling(resolution, downsample):
-    config = ConvVQConfig(name="x", resolution=resolution, downsample=downsample, num_tokens=16, width=16)
+    config = config_of("x", resolution=resolution, downsample=downsample, num_tokens=16, width=16)
     model = config.build()
     images = torch.randn(2, 3, resolution, resolution)
     tokens = model.encode(images)
-    assert tokens.shape == (2, config.grid**2)
+    assert tokens.shape == (2, (resolution // downsample) ** 2)
     assert model.decode(tokens).shape == images.shape
     reconstruction, quantized = model(images)
     torch.testing.assert_close(reconstruction, model.decode(quantized.tokens), atol=1e-5, rtol=1e-5)
 
 
 def test_the_shipped_tokenizer_reaches_what_it_claims(tmp_path):
-    model = load_tokenizer(tokenizer_path("emoji32", tmp_path), ConvVQConfig(name="emoji32"))
+    model = load_tokenizer(tokenizer_path(EMOJI32, tmp_path), EMOJI32)
     found = measure(model, load_images("twemoji", "val", 32))
     assert found["psnr_db"] >= 23.0  # the bar set for it
     assert found["usage"] >= 0.95
-    claimed = load_extra(tokenizer_path("emoji32", tmp_path))["held_out"]
+    claimed = load_extra(tokenizer_path(EMOJI32, tmp_path))["held_out"]
     assert abs(found["psnr_db"] - claimed["psnr_db"]) < 0.01  # stored as float16
 
 
@@ -117,7 +123,7 @@ def test_extraction_stores_tokens_of_both_views_once(squares, tmp_path, monkeypa
     model = SMALL.build().eval()
     weights = tmp_path / "weights"
     weights.write_bytes(b"x")
-    codebook = save_codebook(model, weights, tmp_path / "codebook.npz")
+    codebook = save_codebook(model, SMALL, weights, tmp_path / "codebook.npz")
     np.testing.assert_allclose(np.linalg.norm(codebook.vectors, axis=1), 1, atol=1e-6)
     extract_codes(model, squares, True, codebook, tmp_path / "codes", batch_size=24)
     codes = load_codes(tmp_path / "codes", codebook.meta.sha256, "make codes")
@@ -128,39 +134,39 @@ def test_extraction_stores_tokens_of_both_views_once(squares, tmp_path, monkeypa
         assert np.array_equal(codes.tokens[:, 1], model.encode(images.flip(-1)))
     monkeypatch.setattr("vq.extract.save_codes", None)
     extract_codes(model, squares, True, codebook, tmp_path / "codes")
-    assert isinstance(save_codebook(model, weights, tmp_path / "codebook.npz"), Codebook)
+    assert isinstance(save_codebook(model, SMALL, weights, tmp_path / "codebook.npz"), Codebook)
 
 
 def test_weights_that_do_not_fit_are_refused(tmp_path, squares):
     with pytest.raises(InputError, match="make tokenizer TOKENIZER=nonesuch"):
-        tokenizer_path("nonesuch", tmp_path)
-    path = tokenizer_path("emoji32", tmp_path)
+        tokenizer_path(config_of("nonesuch"), tmp_path)
+    path = tokenizer_path(EMOJI32, tmp_path)
     with pytest.raises(InputError, match="width is 64 there, 32 here"):
-        load_tokenizer(path, ConvVQConfig(name="emoji32", width=32))
+        load_tokenizer(path, config_of("emoji32", width=32))
     broken = tmp_path / "broken.safetensors"
     broken.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(InputError, match="truncated"):
         load_tokenizer(broken, SMALL)
     with pytest.raises(ValueError, match="power of two"):
-        ConvVQConfig(name="x", downsample=3)
+        config_of("x", downsample=3).build()
 
 
 def test_a_codebook_of_other_weights_is_refused(tmp_path):
-    path = tokenizer_path("emoji32", tmp_path)
-    model = load_tokenizer(path, ConvVQConfig(name="emoji32"))
-    codebook = save_codebook(model, path, tmp_path / "codebook.npz")
-    assert torch.equal(load_decoder(codebook, "emoji32", tmp_path).codebook, model.codebook)
+    path = tokenizer_path(EMOJI32, tmp_path)
+    model = load_tokenizer(path, EMOJI32)
+    codebook = save_codebook(model, EMOJI32, path, tmp_path / "codebook.npz")
+    assert torch.equal(load_decoder(codebook, tmp_path).codebook, model.codebook)
     mine = tmp_path / "emoji32" / "tokenizer.safetensors"
     mine.parent.mkdir()
     mine.write_bytes(path.read_bytes() + b" ")
     with pytest.raises(InputError, match=r"codebook was made from the tokenizer .*make codebook TOKENIZER=emoji32"):
-        load_decoder(codebook, "emoji32", tmp_path)
+        load_decoder(codebook, tmp_path)
 
 
 def test_images_of_another_size_are_refused(squares, tmp_path):
-    path = tokenizer_path("emoji32", tmp_path)
-    model = load_tokenizer(path, ConvVQConfig(name="emoji32"))
-    codebook = save_codebook(model, path, tmp_path / "codebook.npz")
+    path = tokenizer_path(EMOJI32, tmp_path)
+    model = load_tokenizer(path, EMOJI32)
+    codebook = save_codebook(model, EMOJI32, path, tmp_path / "codebook.npz")
     with pytest.raises(InputError, match="squares have 16 pixels a side, the tokenizer emoji32 takes 32"):
         extract_codes(model, squares, True, codebook, tmp_path / "codes")
 

@@ -1,47 +1,15 @@
 """The small convolutional VQ of the embedded experiment: trains in minutes on a CPU.
 
 A LlamaGen-style tokenizer (l2-normalised codebook, raster code grid) with a pixel-unshuffle stem in place
-of the deep full-resolution levels. Every tokenizer of the project has its interface:
-`encode(images) -> tokens`, `decode(tokens) -> images`, `codebook`.
+of the deep full-resolution levels.
 
 Shapes: B images, S x S pixels, T = grid * grid positions, N tokens, d code dimension."""
-
-from dataclasses import dataclass
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from masc.artifacts import InputError
 from vq.quantize import Quantized, VectorQuantizer
-
-
-@dataclass(kw_only=True)
-class ConvVQConfig:
-    """Sizes of a ConvVQ. `width` channels at half resolution, twice that at every coarser level."""
-
-    name: str
-    resolution: int = 32  # pixels a side
-    downsample: int = 4  # pixels a token and side
-    num_tokens: int = 1024  # N
-    code_dim: int = 8  # d
-    width: int = 64
-    num_blocks: int = 2  # residual blocks a level
-    commitment: float = 0.25
-
-    def __post_init__(self) -> None:
-        if self.downsample < 2 or self.downsample & (self.downsample - 1):
-            raise ValueError(f"tokenizer.downsample must be a power of two, at least 2, not {self.downsample}")
-        if self.resolution % self.downsample:
-            raise ValueError(
-                f"tokenizer.resolution {self.resolution} is not a multiple of its downsample {self.downsample}"
-            )
-
-    @property
-    def grid(self) -> int:
-        """Tokens a side."""
-        return self.resolution // self.downsample
-
-    def build(self) -> "ConvVQ":
-        return ConvVQ(self)
 
 
 class ResBlock(nn.Module):
@@ -61,25 +29,41 @@ class ResBlock(nn.Module):
 class ConvVQ(nn.Module):
     """Images (B, 3, S, S) in [-1, 1] <-> tokens (B, T) in raster order."""
 
-    def __init__(self, config: ConvVQConfig):
+    def __init__(
+        self,
+        resolution: int = 32,  # S: pixels a side
+        downsample: int = 4,  # pixels a token and side
+        num_tokens: int = 1024,  # N
+        code_dim: int = 8,  # d
+        width: int = 64,  # channels at half resolution, twice that at every coarser level
+        num_blocks: int = 2,  # residual blocks a level
+        commitment: float = 0.25,
+    ):
         super().__init__()
-        self.config = config
-        num_levels = config.downsample.bit_length() - 1  # the stem's unshuffle is the first level
-        widths = [config.width * (1 if level == 0 else 2) for level in range(num_levels)]
+        self.options = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
+        if downsample < 2 or downsample & (downsample - 1):
+            raise InputError(f"tokenizer.options.downsample must be a power of two, at least 2, not {downsample}")
+        if resolution % downsample:
+            raise InputError(
+                f"tokenizer.options.resolution {resolution} is not a multiple of its downsample {downsample}"
+            )
+        self.resolution, self.downsample, self.num_tokens = resolution, downsample, num_tokens
+        num_levels = downsample.bit_length() - 1  # the stem's unshuffle is the first level
+        widths = [width * (1 if level == 0 else 2) for level in range(num_levels)]
 
         encoder: list[nn.Module] = [nn.PixelUnshuffle(2), nn.Conv2d(12, widths[0], 3, padding=1)]
-        for level, width in enumerate(widths):
+        for level, channels in enumerate(widths):
             if level:
-                encoder.append(nn.Conv2d(widths[level - 1], width, 4, stride=2, padding=1))
-            encoder += [ResBlock(width) for _ in range(config.num_blocks)]
-        encoder += [nn.GroupNorm(8, widths[-1]), nn.SiLU(), nn.Conv2d(widths[-1], config.code_dim, 1)]
+                encoder.append(nn.Conv2d(widths[level - 1], channels, 4, stride=2, padding=1))
+            encoder += [ResBlock(channels) for _ in range(num_blocks)]
+        encoder += [nn.GroupNorm(8, widths[-1]), nn.SiLU(), nn.Conv2d(widths[-1], code_dim, 1)]
         self.encoder = nn.Sequential(*encoder)
 
-        self.quantize = VectorQuantizer(config.num_tokens, config.code_dim, config.commitment)
+        self.quantize = VectorQuantizer(num_tokens, code_dim, commitment)
 
-        decoder: list[nn.Module] = [nn.Conv2d(config.code_dim, widths[-1], 3, padding=1)]
+        decoder: list[nn.Module] = [nn.Conv2d(code_dim, widths[-1], 3, padding=1)]
         for level in reversed(range(num_levels)):
-            decoder += [ResBlock(widths[level]) for _ in range(config.num_blocks + 1)]
+            decoder += [ResBlock(widths[level]) for _ in range(num_blocks + 1)]
             if level:
                 decoder += [
                     nn.Conv2d(widths[level], 4 * widths[level - 1], 3, padding=1),
@@ -87,6 +71,11 @@ class ConvVQ(nn.Module):
                 ]
         decoder += [nn.GroupNorm(8, widths[0]), nn.SiLU(), nn.Conv2d(widths[0], 12, 3, padding=1)]
         self.decoder = nn.Sequential(*decoder, nn.PixelShuffle(2))
+
+    @property
+    def grid(self) -> int:
+        """Tokens a side."""
+        return self.resolution // self.downsample
 
     @property
     def codebook(self) -> Tensor:
@@ -103,9 +92,14 @@ class ConvVQ(nn.Module):
         return self.decoder(quantized.latents), quantized
 
     def encode(self, images: Tensor) -> Tensor:
-        """(B, 3, S, S) in [-1, 1] -> (B, T) int64."""
+        """(B, 3, S, S) in [-1, 1] -> (B, T) int64. Raises InputError for images of another size."""
+        if images.shape[-1] != self.resolution:
+            raise InputError(
+                f"the images have {images.shape[-1]} pixels a side, the tokenizer takes {self.resolution}; "
+                "choose DATA and TOKENIZER that agree"
+            )
         return self.quantize(self.latents(images)).tokens
 
     def decode(self, tokens: Tensor) -> Tensor:
         """(B, T) -> (B, 3, S, S), near [-1, 1] but not clamped."""
-        return self.decoder(self.quantize.lookup(tokens, self.config.grid))
+        return self.decoder(self.quantize.lookup(tokens, self.grid))

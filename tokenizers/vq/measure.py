@@ -3,14 +3,14 @@
 import numpy as np
 import torch
 
-from vq.autoencoder import ConvVQ
 from vq.images import ImageSource, to_tensor, to_uint8
+from vq.interface import Tokenizer
 
 MAX_PSNR = 60.0  # dB: what an exact copy counts as in a mean, beyond what uint8 can tell apart
 
 
 @torch.no_grad()
-def measure(model: ConvVQ, source: ImageSource, batch_size: int = 64) -> dict[str, float]:
+def measure(model: Tokenizer, source: ImageSource, batch_size: int = 64) -> dict[str, float]:
     """PSNR (dB, mean over images, on the uint8 pictures), codebook usage and perplexity on a source."""
     device = next(model.parameters()).device
     psnr, tokens = [], []
@@ -19,7 +19,7 @@ def measure(model: ConvVQ, source: ImageSource, batch_size: int = 64) -> dict[st
         codes = model.encode(to_tensor(pixels).to(device))
         psnr.append(np.minimum(peak_signal_to_noise(pixels, to_uint8(model.decode(codes))), MAX_PSNR))
         tokens.append(codes.cpu().numpy().ravel())
-    counts = np.bincount(np.concatenate(tokens), minlength=model.config.num_tokens)
+    counts = np.bincount(np.concatenate(tokens), minlength=model.num_tokens)
     shares = counts[counts > 0] / counts.sum()
     return {
         "num_images": len(source),

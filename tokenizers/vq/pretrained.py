@@ -3,34 +3,55 @@
 import json
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 
 from masc.artifacts import Codebook, InputError, hash_file, require_parent
-from vq.autoencoder import ConvVQ, ConvVQConfig
+from vq.checkpoint import find_state, load_state, read_checkpoint
+from vq.interface import Tokenizer, TokenizerConfig
 
 SHIPPED = resources.files("vq") / "weights"
 
 
-def tokenizer_path(name: str, artifacts: Path) -> Path:
-    """The weights of a tokenizer: the user's own if trained, else those shipped with the project."""
-    trained = Path(artifacts) / name / "tokenizer.safetensors"
-    shipped = Path(str(SHIPPED)) / f"{name}.safetensors"
+def tokenizer_path(config: TokenizerConfig, artifacts: Path) -> Path:
+    """The weights of a tokenizer: the file its config names, else the user's own if trained, else those shipped."""
+    if config.weights is not None:
+        path = Path(config.weights)
+        if not path.exists():
+            raise InputError(
+                f"no weights of the tokenizer {config.name} at {path}; download them with "
+                f'`make weights NAME={path.stem}`, or name their file with ARGS="tokenizer.weights=PATH"'
+            )
+        return path
+    trained = Path(artifacts) / config.name / "tokenizer.safetensors"
+    shipped = Path(str(SHIPPED)) / f"{config.name}.safetensors"
     if trained.exists():
         return trained
     if shipped.exists():
         return shipped
     raise InputError(
-        f"no weights of the tokenizer {name} at {trained}; make them with `make tokenizer TOKENIZER={name}`"
+        f"no weights of the tokenizer {config.name} at {trained}; make them with `make tokenizer TOKENIZER={config.name}`"
     )
 
 
-def load_tokenizer(path: Path, config: ConvVQConfig) -> ConvVQ:
-    """The tokenizer stored at `path`, in evaluation mode, float32. Raises InputError if it has other sizes
-    than `config` or the file is no safetensors file."""
-    stored = _header(path, "config")
-    wanted = vars(config)
+def load_tokenizer(path: Path, config: TokenizerConfig) -> Tokenizer:
+    """The tokenizer stored at `path`, in evaluation mode, float32.
+
+    A class whose published files have a layout of their own turns it into its state dict by a method
+    `from_release(checkpoint, path)`. Raises InputError if the file has other sizes than `config`."""
+    model = config.build()
+    if config.weights is None:
+        _check_sizes(path, config, model)
+    checkpoint = read_checkpoint(path)
+    release = getattr(model, "from_release", None)
+    state = release(checkpoint, path) if release else find_state(checkpoint, path)
+    load_state(model, state, path)
+    return model.float().eval().requires_grad_(False)
+
+
+def _check_sizes(path: Path, config: TokenizerConfig, model: Any) -> None:
+    stored, wanted = _header(path, "config"), {"name": config.name, **model.options}
     differing = {key: (stored.get(key), wanted[key]) for key in wanted if stored.get(key) != wanted[key]}
     if differing:
         listed = ", ".join(f"{key} is {there!r} there, {here!r} here" for key, (there, here) in differing.items())
@@ -38,18 +59,16 @@ def load_tokenizer(path: Path, config: ConvVQConfig) -> ConvVQ:
             f"{path} holds a tokenizer of other sizes than the config {config.name}: {listed}; "
             f"train one with `make tokenizer TOKENIZER={config.name}`"
         )
-    model = config.build()
-    model.load_state_dict({key: value.float() for key, value in load_file(path).items()})
-    return model.eval()
 
 
-def load_decoder(codebook: Codebook, name: str, artifacts: Path) -> ConvVQ:
-    """The tokenizer whose codebook this is, in evaluation mode, with the sizes stored beside its weights.
+def load_decoder(codebook: Codebook, artifacts: Path) -> Tokenizer:
+    """The tokenizer whose codebook this is, in evaluation mode.
 
     Raises InputError if the weights in use are not those the codebook was read from."""
-    path = tokenizer_path(name, artifacts)
-    require_parent(codebook.meta, "tokenizer", hash_file(path), path, f"make codebook TOKENIZER={name}")
-    return load_tokenizer(path, ConvVQConfig(**_header(path, "config")))
+    config = TokenizerConfig(**codebook.meta.config)
+    path = tokenizer_path(config, artifacts)
+    require_parent(codebook.meta, "tokenizer", hash_file(path), path, f"make codebook TOKENIZER={config.name}")
+    return load_tokenizer(path, config)
 
 
 def _header(path: Path, key: str) -> dict:

@@ -17,11 +17,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from masc.artifacts import replacing
+from masc.artifacts import InputError, replacing
 from masc.device import check_precision, resolve_precision
 from masc.run import plain
-from vq.autoencoder import ConvVQ, ConvVQConfig
+from vq.autoencoder import ConvVQ
 from vq.images import ImageSource, to_tensor
+from vq.interface import TokenizerConfig
 from vq.measure import measure
 
 
@@ -69,7 +70,7 @@ class _Batches:
 
 
 def train_tokenizer(
-    config: ConvVQConfig, training: TokenizerTraining, source: ImageSource, held_out: ImageSource, path: Path
+    config: TokenizerConfig, training: TokenizerTraining, source: ImageSource, held_out: ImageSource, path: Path
 ) -> dict[str, float]:
     """Train a tokenizer on `source`, write it to `path` (safetensors), return `measure` on `held_out`.
 
@@ -78,6 +79,11 @@ def train_tokenizer(
     accelerator = Accelerator(mixed_precision="no" if precision == "fp32" else precision)
     torch.manual_seed(training.seed)
     model = config.build().to(memory_format=torch.channels_last)
+    if source.pixels.shape[1] != model.resolution:
+        raise InputError(
+            f"the images of {source.name} have {source.pixels.shape[1]} pixels a side, the tokenizer {config.name} "
+            f"takes {model.resolution}; choose DATA and TOKENIZER that agree"
+        )
     optimizer = torch.optim.AdamW(model.parameters(), lr=training.learning_rate, betas=(0.9, 0.95), weight_decay=1e-4)
     model, optimizer = accelerator.prepare(model, optimizer)
     batches = _Batches(source, training)
@@ -109,22 +115,22 @@ def train_tokenizer(
             bar.set_postfix(loss=f"{loss.item():.4f}")
     model = accelerator.unwrap_model(model).eval().float()
     results = measure(model, held_out) | {"seconds": round(time.perf_counter() - started, 1)}
-    save_tokenizer(model, path, {"training": plain(training), "held_out": results})
+    save_tokenizer(config.name, model, path, {"training": plain(training), "held_out": results})
     return results
 
 
 def _initialise_codebook(model: ConvVQ, batches: _Batches, step: int, seed: int) -> None:
     # 64 latents a token are plenty for k-means in 8 dimensions.
-    needed = math.ceil(64 * model.config.num_tokens / (model.config.grid**2 * batches.config.batch_size))
+    needed = math.ceil(64 * model.num_tokens / (model.grid**2 * batches.config.batch_size))
     device = next(model.parameters()).device
     with torch.no_grad():
         latents = [model.latents(batches(step + i).to(device)) for i in range(needed)]
     model.quantize.initialise(torch.cat(latents).permute(0, 2, 3, 1).flatten(0, 2).float(), seed)
 
 
-def save_tokenizer(model: ConvVQ, path: Path, extra: dict[str, Any]) -> None:
+def save_tokenizer(name: str, model: ConvVQ, path: Path, extra: dict[str, Any]) -> None:
     """Write weights as float16 (half the bytes), with sizes and training beside them."""
     state = {name: value.detach().half().contiguous() for name, value in model.state_dict().items()}
-    header = {"config": json.dumps(plain(model.config)), "extra": json.dumps(extra)}
+    header = {"config": json.dumps({"name": name, **model.options}), "extra": json.dumps(extra)}
     with replacing(path) as temporary:
         save_file(state, temporary, metadata={"format": "pt", **header})

@@ -1,0 +1,114 @@
+"""Checkpoints from outside: tensors read without running anything that is stored beside them."""
+
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from masc.artifacts import InputError
+
+# Classes of training frameworks that published checkpoints mention beside the weights: read as empty objects.
+FRAMEWORKS = ("pytorch_lightning.", "lightning.", "lightning_fabric.")
+CONTAINERS = ("model", "module", "state_dict")  # where released files hold their state dict
+MAX_LISTED = 4
+
+
+class _Unread:
+    """Stands for an object of a training framework; holds nothing and does nothing."""
+
+    def __new__(cls, *_: Any, **__: Any) -> "_Unread":
+        return super().__new__(cls)
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """What a .safetensors file or a torch checkpoint holds, tensors on the CPU, memory-mapped where possible.
+
+    Raises InputError if the file is missing, truncated, or names code beyond tensors and plain containers: such
+    a file is refused before any of it runs."""
+    path = Path(path)
+    if not path.exists():
+        raise InputError(f"no checkpoint at {path}; download it with `make weights`, or give another path")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        names = _foreign_names(path)
+        with torch.serialization.safe_globals([(_Unread, name) for name in names]):
+            found = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_archive(path))
+    except pickle.UnpicklingError as error:
+        raise InputError(
+            f"{path} holds pickled code or is no checkpoint; it was not run ({_first_line(error)}). Have its "
+            "owner save the state dict alone, or convert it to .safetensors on a machine you can lose"
+        ) from error
+    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise InputError(
+            f"{path} is truncated or is no checkpoint ({_first_line(error)}); download it again"
+        ) from error
+    if not isinstance(found, dict):
+        raise InputError(f"expected a dictionary of tensors in {path}, found {type(found).__name__}")
+    return found
+
+
+def _foreign_names(path: Path) -> list[str]:
+    """Globals that the checkpoint names; InputError-worthy ones are left for torch to refuse."""
+    if not _is_archive(path):
+        return []
+    names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    return [name for name in names if name.startswith(FRAMEWORKS)]
+
+
+def _is_archive(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(4) == b"PK\x03\x04"  # torch's format since 1.6
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0][:200]
+
+
+def find_state(checkpoint: dict[str, Any], path: Path, containers: tuple[str, ...] = CONTAINERS) -> dict[str, Tensor]:
+    """The state dict in a checkpoint: below the first of `containers` it has, or the checkpoint itself.
+
+    DDP files of LlamaGen hold it below `model`, FSDP files are bare. Raises InputError if there is none."""
+    for name in containers:
+        if isinstance(checkpoint.get(name), dict):
+            checkpoint = checkpoint[name]
+            break
+    strange = [name for name, value in checkpoint.items() if not isinstance(value, Tensor)]
+    if strange or not checkpoint:
+        raise InputError(
+            f"expected a state dict in {path}, bare or below {', '.join(containers)}; found "
+            f"{', '.join(map(str, list(checkpoint)[:MAX_LISTED])) or 'nothing'}"
+        )
+    return checkpoint
+
+
+def load_state(
+    module: nn.Module,
+    state: dict[str, Tensor],
+    path: Path,
+    explain: Callable[[dict[str, Tensor]], str | None] = lambda state: None,
+) -> None:
+    """Load a state dict whole. Raises InputError naming keys, both shapes and, by `explain`, the likely cause."""
+    own = module.state_dict()
+    problems = []
+    for name in [name for name in own if name not in state][:MAX_LISTED]:
+        problems.append(f"{name} {tuple(own[name].shape)} is missing")
+    for name in [name for name in state if name not in own][:MAX_LISTED]:
+        problems.append(f"{name} {tuple(state[name].shape)} is unexpected")
+    shared = [name for name in own if name in state and own[name].shape != state[name].shape]
+    for name in shared[:MAX_LISTED]:
+        problems.append(f"{name} is {tuple(state[name].shape)} there, {tuple(own[name].shape)} here")
+    if problems:
+        cause = explain(state)
+        raise InputError(
+            f"{path} does not fit: " + "; ".join(problems) + (f". {cause}" if cause else "; choose the config it is for")
+        )
+    module.load_state_dict({name: value.to(own[name].dtype) for name, value in state.items()})

@@ -1,0 +1,64 @@
+"""What every tokenizer is, and the config that names one.
+
+A tokenizer is any torch module with the members of `Tokenizer`; a config names its class, so that a user's own
+plugs in by an entry in `configs/tokenizer` (docs/own-tokenizer.md shows one).
+
+Shapes: B images, S x S pixels, T positions in raster order, N tokens, d code dimension."""
+
+import inspect
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from masc.artifacts import InputError
+
+
+class Tokenizer(Protocol):
+    """Images <-> tokens. An `nn.Module`, in evaluation mode when a stage uses it."""
+
+    num_tokens: int  # N
+    downsample: int  # pixels a token and side
+
+    @property
+    def codebook(self) -> Tensor:
+        """The effective vectors, as they are compared and decoded: (N, d)."""
+
+    def encode(self, images: Tensor) -> Tensor:
+        """(B, 3, S, S) float32 in [-1, 1] -> (B, T) int64, T = (S / downsample)^2."""
+
+    def decode(self, tokens: Tensor) -> Tensor:
+        """(B, T) of a square grid -> (B, 3, S, S), near [-1, 1] but not clamped."""
+
+
+@dataclass(kw_only=True)
+class TokenizerConfig:
+    """Which tokenizer: its class, how it is made, and where its weights are."""
+
+    name: str
+    target: str  # its class, as package.module:Class
+    options: dict[str, Any] = field(default_factory=dict)  # keyword arguments of the class
+    # A file of weights in the class's own layout; None: trained here (`make tokenizer`) or shipped.
+    weights: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.target.count(":") != 1:
+            raise ValueError(f"tokenizer.target must name a class as package.module:Class, found {self.target!r}")
+
+    def build(self) -> Any:
+        """The tokenizer with fresh weights; InputError if its class or an option does not exist."""
+        module, _, name = self.target.partition(":")
+        try:
+            target = getattr(import_module(module), name)
+        except (ImportError, AttributeError) as error:
+            raise InputError(
+                f"the tokenizer {self.name} names the class {self.target}, which does not import ({error}); "
+                "correct tokenizer.target, or put its module on PYTHONPATH"
+            ) from error
+        known = inspect.signature(target).parameters
+        takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values())
+        unknown = sorted(set(self.options) - set(known))
+        if unknown and not takes_any:
+            raise InputError(f"{self.target} has no option {', '.join(unknown)}; it takes {', '.join(known)}")
+        return target(**self.options)
