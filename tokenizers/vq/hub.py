@@ -1,0 +1,273 @@
+"""Released checkpoints from the Hugging Face hub: pinned, resumed, verified (`make weights`).
+
+The requests are huggingface_hub's own (2.4), but not its `hf_hub_download`: since its pull request 4306 that writes to
+a temporary file of a new name each time and deletes it on failure, so an interrupted download starts from nothing.
+Here the partial file stays, and `http_get` asks for the rest of it. Plain HTTP throughout, which every mirror
+answers; no token is sent, for all these repositories are public.
+
+A commit, size or SHA-256 that the table does not know is taken from what the hub announces at the first download,
+checked against the bytes received and written to lock.json beside them; later downloads must agree with it."""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import httpx2
+from huggingface_hub import get_hf_file_metadata, hf_hub_url
+from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+from huggingface_hub.file_download import http_get
+from huggingface_hub.utils import build_hf_headers
+
+from masc.artifacts import InputError, hash_file, write_json
+from vq.releases import RELEASES, Release, RemoteFile
+
+logger = logging.getLogger(__name__)
+LOCK = "lock.json"
+
+
+@dataclass(frozen=True)
+class Pin:
+    """What a file must be: the table's word, else the lock's; None where neither knows."""
+
+    revision: str | None = None
+    size: int | None = None
+    sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class Announced:
+    """What the hub says of a file: where its bytes are, its commit, its size, and its hash as an entity tag.
+
+    The tag is the SHA-256 of a file in large-file storage, else the SHA-1 that git gives it."""
+
+    url: str
+    revision: str
+    size: int | None
+    etag: str
+
+
+def release(name: str) -> Release:
+    """The release of this name; its file's name will do as well. Raises InputError listing the names."""
+    for found in RELEASES.values():
+        if name in (found.name, *(file.name for file in found.files if len(found.files) == 1)):
+            return found
+    raise InputError(f"there are no weights called {name!r}; `make weights NAME=...` knows:\n{listing()}")
+
+
+def listing() -> str:
+    """The names with sizes and origins, one a line."""
+    lines = []
+    for found in RELEASES.values():
+        sizes = [file.size for file in found.files if file.size]
+        size = f"{sum(sizes) / 1e9:.2f} GB" if sizes else ""
+        lines.append(f"  {found.name:<22}{size:>9}  {found.repository or 'by hand, from ' + found.source}")
+    return "\n".join(lines)
+
+
+def weights_path(name: str, folder: Path) -> Path:
+    """Where a release lies: its file, or the directory of its files. Raises InputError where one is absent."""
+    found = release(name)
+    for file in found.files:
+        if not _place(found, file, folder).exists():
+            raise InputError(f"no {_place(found, file, folder)}; {_how(found, file, folder)}")
+    return found.path(folder)
+
+
+def fetch(name: str, folder: Path) -> Path:
+    """Download a release below `folder` unless it is there, and verify it either way.
+
+    HF_ENDPOINT chooses another hub. Raises InputError if there is no network, no such file, or other bytes than
+    the table, the lock file or the hub itself say."""
+    found = release(name)
+    for file in found.files:
+        path = _place(found, file, folder)
+        if path.exists():
+            _check_present(found, file, path, folder)
+        elif found.repository is None:
+            raise InputError(f"{name} is on no hub; {_how(found, file, folder)}")
+        else:
+            _download(found, file, path, folder)
+    return found.path(folder)
+
+
+def _place(found: Release, file: RemoteFile, folder: Path) -> Path:
+    return found.path(folder) if len(found.files) == 1 else found.path(folder) / file.name
+
+
+def _how(found: Release, file: RemoteFile, folder: Path) -> str:
+    """How a missing file may be had."""
+    pin = _pin(found, file, folder)
+    said = [f"{pin.size} bytes"] * bool(pin.size) + [f"SHA-256 {pin.sha256}"] * bool(pin.sha256)
+    known = f" ({', '.join(said)})" if said else ""
+    if found.repository is None:
+        return f"download it from {found.source} and copy it to {_place(found, file, folder)}{known}"
+    return (
+        f"type `make weights NAME={found.name}`, with HF_ENDPOINT set to a mirror if the hub cannot be reached, "
+        f"or copy {file.name} of {found.repository} by hand to {_place(found, file, folder)}{known}"
+    )
+
+
+def _pin(found: Release, file: RemoteFile, folder: Path) -> Pin:
+    locked = Pin(**_read_lock(folder).get(_key(found, file), {}))
+    return Pin(found.revision or locked.revision, file.size or locked.size, file.sha256 or locked.sha256)
+
+
+def _key(found: Release, file: RemoteFile) -> str:
+    return f"{found.repository}/{file.name}"
+
+
+def _read_lock(folder: Path) -> dict[str, dict[str, str | int]]:
+    path = Path(folder) / LOCK
+    try:
+        return json.loads(path.read_text()) if path.exists() else {}
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path} is broken ({error}); delete it to trust the hub's present word again") from error
+
+
+def _check_present(found: Release, file: RemoteFile, path: Path, folder: Path) -> None:
+    """Verify a file that is there, downloaded or copied by hand, and pin it if nothing was known of it."""
+    pin = _pin(found, file, folder)
+    if pin.sha256 is None and found.repository is not None:
+        try:
+            announced = _ask(found, file, pin, folder)
+        except InputError as error:
+            logger.warning("keeping %s unverified: nothing is known of it here, and %s", path, error)
+            return
+        sha256 = _verify(found, file, path, pin, announced)
+        _lock(found, file, Pin(announced.revision, path.stat().st_size, sha256), folder)
+    elif pin.sha256 is not None:
+        _verify(found, file, path, pin, None)
+
+
+def _ask(found: Release, file: RemoteFile, pin: Pin, folder: Path) -> Announced:
+    """What the hub says of a file, once it agrees with what is pinned."""
+    revision = pin.revision or "main"
+    url = hf_hub_url(found.repository, file.name, revision=revision, endpoint=os.environ.get("HF_ENDPOINT"))
+    with _plainly(found, file, url, folder):
+        answer = get_hf_file_metadata(url, token=False)
+    if answer.commit_hash is None or answer.etag is None:
+        raise InputError(f"{url} does not answer as a Hugging Face hub does (no commit or no ETag); check HF_ENDPOINT")
+    said = Announced(answer.location, answer.commit_hash, answer.size, answer.etag)
+    differing = [
+        f"{name} {there} there, {here} here"
+        for name, there, here in (
+            ("commit", said.revision, pin.revision),
+            ("size", said.size, pin.size),
+            ("SHA-256", said.etag if _is_sha256(said.etag) else None, pin.sha256),
+        )
+        if there and here and there != here
+    ]
+    if differing:
+        raise InputError(
+            f"{url} is not the file that is pinned here: {', '.join(differing)}. If the new one is wanted, delete "
+            f"{_key(found, file)} from {Path(folder) / LOCK}; the project's own pins are in tokenizers/vq/releases.py"
+        )
+    return said
+
+
+def _is_sha256(etag: str) -> bool:
+    return re.fullmatch("[0-9a-f]{64}", etag) is not None
+
+
+def _download(found: Release, file: RemoteFile, path: Path, folder: Path) -> None:
+    """Fetch the missing part of a file to a name beside it, verify the whole, give it its name and pin it."""
+    pin = _pin(found, file, folder)
+    announced = _ask(found, file, pin, folder)
+    size = announced.size or pin.size
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # The tag in the name: never go on with the bytes of another version.
+    partial = path.with_name(f".{path.name}.{announced.etag[:16]}.incomplete")
+    headers = build_hf_headers(token=False) | {"Accept-Encoding": "identity"}
+    with partial.open("ab") as stream:
+        _claim(stream, path)
+        if size is not None and stream.tell() > size:
+            stream.truncate(0)
+        with _plainly(found, file, announced.url, folder, partial):
+            http_get(
+                announced.url,
+                stream,
+                resume_size=stream.tell(),
+                headers=headers,
+                expected_size=size,
+                displayed_filename=file.name,
+            )
+    try:
+        sha256 = _verify(found, file, partial, pin, announced)
+    except InputError:
+        partial.unlink()
+        raise
+    partial.replace(path)
+    _lock(found, file, Pin(announced.revision, path.stat().st_size, sha256), folder)
+
+
+def _claim(stream: BinaryIO, path: Path) -> None:
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise InputError(f"another process is downloading {path}; wait for it") from error
+
+
+@contextlib.contextmanager
+def _plainly(found: Release, file: RemoteFile, url: str, folder: Path, partial: Path | None = None) -> Iterator[None]:
+    """Turn the client's errors into one plain message."""
+    kept = f"; {partial.name} is kept and the same command goes on from it" if partial is not None else ""
+    instead = f"Once it can be: {_how(found, file, folder)}{kept}"
+    try:
+        yield
+    except OfflineModeIsEnabled as error:
+        raise InputError(f"HF_HUB_OFFLINE is set, so {url} was not asked; unset it. {instead}") from error
+    except HfHubHTTPError as error:
+        status = error.response.status_code
+        if status == 404:
+            raise InputError(
+                f"the hub has no {file.name} in {found.repository} (404 from {url}); if it moved, correct "
+                "tokenizers/vq/releases.py"
+            ) from error
+        raise InputError(f"the hub answered {status} to {url}. {instead}") from error
+    except httpx2.TransportError as error:
+        raise InputError(f"no network: {url} could not be reached ({error}). {instead}") from error
+    except OSError as error:
+        if error.errno is not None:  # the disk's, not the client's own check of the length
+            raise
+        raise InputError(f"{url} was cut short ({str(error).splitlines()[0]}){kept}") from error
+
+
+def _verify(found: Release, file: RemoteFile, path: Path, pin: Pin, announced: Announced | None) -> str:
+    """The SHA-256 of the file at `path`; InputError unless size and hash are those pinned, else announced."""
+    sha256 = hash_file(path)
+    checks = [
+        ("size", path.stat().st_size, pin.size or (announced and announced.size)),
+        ("SHA-256", sha256, pin.sha256),
+    ]
+    if announced:
+        checks.append(
+            ("SHA-256", sha256, announced.etag)
+            if _is_sha256(announced.etag)
+            else ("git SHA-1", _git_hash(path), announced.etag)
+        )
+    for what, here, expected in checks:
+        if expected and here != expected:
+            raise InputError(
+                f"{file.name} has the {what} {here}, expected {expected} ({found.repository}): damaged, or another "
+                f"file. Remove {path} if it is still there, and type `make weights NAME={found.name}`"
+            )
+    return sha256
+
+
+def _git_hash(path: Path) -> str:
+    """The SHA-1 by which git, and the hub for files outside large-file storage, names these bytes."""
+    return hashlib.sha1(b"blob %d\0" % path.stat().st_size + path.read_bytes()).hexdigest()
+
+
+def _lock(found: Release, file: RemoteFile, pin: Pin, folder: Path) -> None:
+    """Pin what was verified, so that the next download must give the same bytes."""
+    lock = _read_lock(folder) | {_key(found, file): asdict(pin)}
+    write_json(Path(folder) / LOCK, dict(sorted(lock.items())))

@@ -1,0 +1,99 @@
+"""The released checkpoints by name: which file of which Hugging Face repository, at which commit.
+
+Names and files: LlamaGen (README.md at ce98ec4), 1d-tokenizer (README_RAR.md), SEED-Voken (docs/IBQ.md and
+docs/Open-MAGVIT2.md), taming-transformers (README.md). Commits, sizes and SHA-256 are what the hub itself shows for
+these files, read from stored copies of its pages (for LlamaGen the commit dc1fec5, which added them); the SHA-256 of
+vq_ds16_c2i.pt is the one that three repositories independent of one another record. What could not be read is None:
+the first download then pins what the hub announces (vq.hub)."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """A file of a repository; size in bytes."""
+
+    name: str
+    size: int | None = None
+    sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class Release:
+    """One or several files of a Hugging Face repository at one commit.
+
+    `repository` is None for what is on no hub: `source` says where it is published instead."""
+
+    name: str
+    repository: str | None
+    files: tuple[RemoteFile, ...]
+    revision: str | None = None  # 40 hexadecimal digits
+    source: str = ""
+
+    def path(self, folder: Path) -> Path:
+        """Where it lies below `folder`: a file under its own name, several in a directory of the release's name."""
+        return Path(folder) / (self.files[0].name if len(self.files) == 1 else self.name)
+
+
+def _one(name: str, repository: str, file: RemoteFile, revision: str | None = None) -> Release:
+    return Release(name, repository, (file,), revision)
+
+
+LLAMAGEN, LLAMAGEN_COMMIT = "FoundationVision/LlamaGen", "81e41139272c038412e4fe8f1c52a51ebbf95b8b"
+LLAMAGEN_FILES = (
+    RemoteFile("vq_ds16_c2i.pt", None, "109aa8afb2cf3761eec23cdc8644154cb498f5ab7eef2a35264d25e5e0499f7d"),
+    RemoteFile("vq_ds8_c2i.pt", None, "c70d2966ec012f378793214ff0755087e7c5fe6f035b469995143325dca4a4e3"),
+    RemoteFile("c2i_B_256.pt"),
+    RemoteFile("c2i_B_384.pt", 443736709, "7ddf3a659b180e4339e4dab8802183ede1ea8f44c5cfd4359ab27bef979c17ad"),
+    RemoteFile("c2i_L_256.pt", 1371712314, "15fe788b9c0e8dfe36f3e3fd701b44d0c934e4fd94a0ab599b69669aa8f44a55"),
+    RemoteFile("c2i_L_384.pt", 1371860346, "9b8cb63634d11e684b4a68017abffff6698752ef715058a77e5e089539ebc39a"),
+    RemoteFile("c2i_XL_384.pt", 3099048319, "736cb92bebdcb16737dbd35210a07ae4f7fd001cdfd55b26205d89182d1807ba"),
+    RemoteFile("c2i_XXL_384.pt", None, "cba5a780b9d2394386e7410c630bced3a70e109cf7107e1783c9a986e9e7754e"),
+    RemoteFile("c2i_3B_384.pt", 12386725354, "1e9173ecbe81295b1d80b021b2bf57ed4ef089601b6745336ff20a9f382c4cac"),
+)
+LLAMAGEN_T2I_FILES = (
+    RemoteFile("vq_ds16_t2i.pt"),
+    RemoteFile("t2i_XL_stage1_256.pt"),
+    RemoteFile("t2i_XL_stage2_512.pt"),
+)
+FLAN_T5_FILES = (
+    RemoteFile("config.json"),
+    RemoteFile("tokenizer.json"),
+    RemoteFile("tokenizer_config.json"),
+    RemoteFile("special_tokens_map.json"),
+    RemoteFile("spiece.model"),
+    RemoteFile("model.safetensors.index.json"),
+    RemoteFile(
+        "model-00001-of-00002.safetensors",
+        9449619912,
+        "99196ddfbe886e8ef860f52de979df64890edfc792c3d94ce0502991f347dd18",
+    ),
+    RemoteFile(
+        "model-00002-of-00002.safetensors",
+        1949477672,
+        "c0c677ddeb21009b6efd97146f37fc3a0396707fb5e63ade7aff64884dce9806",
+    ),
+)
+TAMING_SOURCE = "the links in the README.md of CompVis/taming-transformers (the file is called last.ckpt there)"
+
+RELEASES = {
+    release.name: release
+    for release in (
+        *(_one(Path(file.name).stem, LLAMAGEN, file, LLAMAGEN_COMMIT) for file in LLAMAGEN_FILES),
+        *(_one(Path(file.name).stem, "peizesun/llamagen_t2i", file) for file in LLAMAGEN_T2I_FILES),
+        Release("flan-t5-xl", "google/flan-t5-xl", FLAN_T5_FILES, "7d6315df2c2fb742f0f5b556879d730926ca9001"),
+        _one("maskgit-vq", "fun-research/TiTok", RemoteFile("maskgit-vqgan-imagenet-f16-256.bin")),
+        _one("ibq-1024", "TencentARC/IBQ-Tokenizer-1024", RemoteFile("imagenet256_1024.ckpt")),
+        _one("ibq-8192", "TencentARC/IBQ-Tokenizer-8192", RemoteFile("imagenet256_8192.ckpt")),
+        _one("ibq-16384", "TencentARC/IBQ-Tokenizer-16384", RemoteFile("imagenet256_16384.ckpt")),
+        _one("ibq-262144", "TencentARC/IBQ-Tokenizer-262144", RemoteFile("imagenet256_262144.ckpt")),
+        _one(
+            "open-magvit2-262144",
+            "TencentARC/Open-MAGVIT2-Tokenizer-256-resolution",
+            RemoteFile("imagenet_256_L.ckpt"),
+        ),
+        Release("taming-1024", None, (RemoteFile("vqgan_imagenet_f16_1024.ckpt"),), source=TAMING_SOURCE),
+        Release("taming-16384", None, (RemoteFile("vqgan_imagenet_f16_16384.ckpt"),), source=TAMING_SOURCE),
+    )
+}
