@@ -27,9 +27,10 @@ class ARModel(nn.Module):
         super().__init__()
         self.backbone, self.head = backbone, head
 
-    def forward(self, tokens: Tensor, labels: Tensor) -> Tensor:
-        """(B, T), (B,) -> log-probabilities of all decisions (B, T, L); see `Head.log_probs`."""
-        return self.head.log_probs(self.backbone(tokens, labels), tokens)
+    def forward(self, tokens: Tensor, condition: Tensor, mask: Tensor | None = None) -> Tensor:
+        """(B, T), condition -> log-probabilities of all decisions (B, T, L); see `Transformer.forward` and
+        `Head.log_probs`."""
+        return self.head.log_probs(self.backbone(tokens, condition, mask), tokens)
 
 
 def build_model(

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from llamagen.optim import Average
 from masc.artifacts import InputError, hash_file, recover, replacing, write_json
 
 
@@ -24,12 +25,17 @@ class Progress:
     precision: str = "fp32"
 
 
-def save_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
+def save_checkpoint(
+    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress, average: Average | None
+) -> None:
     """Write the directory `path` whole, in place of the checkpoint before it."""
     with replacing(path) as temporary:
         temporary.mkdir(parents=True)
         state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
         save_file(state, temporary / "model.safetensors", metadata={"format": "pt"})
+        if average is not None:
+            averaged = {name: value.cpu().contiguous() for name, value in average.state.items()}
+            save_file(averaged, temporary / "average.safetensors", metadata={"format": "pt"})
         torch.save(optimizer.state_dict(), temporary / "optimizer.pt")
         write_json(temporary / "progress.json", asdict(progress))
 
@@ -47,6 +53,20 @@ def load_weights(path: Path, model: nn.Module) -> None:
     if not file.exists():
         raise InputError(f"no checkpoint at {path}; train the run with `make train`, or go on with it")
     model.load_state_dict(load_file(file))
+
+
+def load_average(path: Path, average: Average) -> None:
+    """Go on with the averaged weights of a checkpoint directory."""
+    stored = load_file(Path(path) / "average.safetensors")
+    average.state = {name: stored[name].to(value.device) for name, value in average.state.items()}
+
+
+def use_average(path: Path, model: nn.Module) -> None:
+    """Put the averaged weights of a checkpoint directory in a model; InputError if the run kept none."""
+    file = Path(path) / "average.safetensors"
+    if not file.exists():
+        raise InputError(f'no averaged weights in {path}; train the run with ARGS="ema_decay=0.9999"')
+    model.load_state_dict(load_file(file), strict=False)  # buffers are not averaged
 
 
 def hash_weights(run_dir: Path) -> str:

@@ -1,6 +1,15 @@
-"""What an image is conditioned on: its class, or nothing (the null class that guidance needs)."""
+"""What an image is conditioned on: its class, or a caption; or nothing (the null condition that guidance needs).
 
+Follows FoundationVision/LlamaGen (ce98ec4), autoregressive/models/gpt.py, LabelEmbedder and CaptionEmbedder. Differs
+in that dropping a condition is an argument or a function of its own, never a side effect of `.training`.
+
+Shapes: B images, C caption feature width, P positions of the condition, D width."""
+
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+
+from llamagen.config import ModelConfig
 
 
 class LabelEmbedding(nn.Module):
@@ -8,12 +17,71 @@ class LabelEmbedding(nn.Module):
 
     With `class_dropout` 0 there is no null class, as in the released code, and no guidance."""
 
+    num_positions = 1  # P
+
     def __init__(self, num_classes: int, dim: int, class_dropout: float):
         super().__init__()
         self.num_classes = num_classes
         self.has_null = class_dropout > 0
         self.embedding_table = nn.Embedding(num_classes + self.has_null, dim)
 
+    def null(self, like: Tensor) -> Tensor:
+        """The null condition for as many images: (B,) -> (B,)."""
+        return torch.full_like(like, self.num_classes)
+
     def forward(self, labels: Tensor) -> Tensor:
         """(B,) class numbers, `num_classes` for the null class -> (B, 1, D)."""
         return self.embedding_table(labels)[:, None]
+
+
+class CaptionEmbedding(nn.Module):
+    """Text features through a two-layer MLP without biases; the null caption is a fixed random table.
+
+    `uncond_embedding` is a buffer, drawn once and never trained: it comes with the checkpoint."""
+
+    def __init__(self, num_positions: int, caption_dim: int, dim: int, class_dropout: float):
+        super().__init__()
+        self.num_positions = num_positions
+        self.has_null = class_dropout > 0
+        self.cap_proj = nn.ModuleDict(
+            {"fc1": nn.Linear(caption_dim, dim, bias=False), "fc2": nn.Linear(dim, dim, bias=False)}
+        )
+        self.register_buffer("uncond_embedding", torch.zeros(num_positions, caption_dim))
+
+    def initialise(self, generator: torch.Generator) -> None:
+        """Draw the null caption: normal, scaled by 1 / sqrt(C)."""
+        nn.init.normal_(self.uncond_embedding, std=self.uncond_embedding.shape[1] ** -0.5, generator=generator)
+
+    def null(self, like: Tensor) -> Tensor:
+        """The null condition for as many images: (B, P, C) -> (B, P, C)."""
+        return self.uncond_embedding.to(like.dtype).expand_as(like)
+
+    def forward(self, captions: Tensor) -> Tensor:
+        """(B, P, C), left-padded with zeros -> (B, P, D). Padded positions pass through the MLP as well."""
+        hidden = F.gelu(self.cap_proj["fc1"](captions.to(self.uncond_embedding.dtype)), approximate="tanh")
+        return self.cap_proj["fc2"](hidden)
+
+
+def build_condition(config: ModelConfig, num_classes: int) -> LabelEmbedding | CaptionEmbedding:
+    """The condition that a config asks for."""
+    if config.condition == "class":
+        return LabelEmbedding(num_classes, config.dim, config.class_dropout)
+    return CaptionEmbedding(config.caption_tokens, config.caption_dim, config.dim, config.class_dropout)
+
+
+def drop_condition(embedding: LabelEmbedding | CaptionEmbedding, condition: Tensor, dropped: Tensor) -> Tensor:
+    """Replace the conditions of the images that `dropped` (B,) bool names by the null condition, whole."""
+    chosen = dropped.view(-1, *[1] * (condition.ndim - 1))
+    return torch.where(chosen, embedding.null(condition), condition)
+
+
+def visible_keys(caption_mask: Tensor, num_tokens: int) -> Tensor:
+    """Which positions each position may attend to, for captions that are real where `caption_mask` (B, P) is true:
+    (B, 1, S, S) bool with S = P + num_tokens.
+
+    Key j is visible to query i if j <= i and j is no padded caption slot; every position sees itself, so that a
+    padded row is not empty (LlamaGen, dataset/t2i.py and generate.py)."""
+    keys = torch.cat([caption_mask.bool(), caption_mask.new_ones(len(caption_mask), num_tokens, dtype=torch.bool)], 1)
+    size = keys.shape[1]
+    seen = torch.ones(size, size, dtype=torch.bool, device=keys.device).tril()[None] & keys[:, None]
+    return (seen | torch.eye(size, dtype=torch.bool, device=keys.device))[:, None]

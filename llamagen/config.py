@@ -19,7 +19,13 @@ class ModelConfig:
     token_dropout: float = 0.1
     residual_dropout: float = 0.1  # after the attention's output projection
     ffn_dropout: float = 0.1
-    class_dropout: float = 0.1  # share of labels replaced by the null class in training, for guidance
+    class_dropout: float = 0.1  # share of conditions replaced by the null condition in training, for guidance
+    # Stochastic depth of the last layer, rising linearly from 0 at the first. LlamaGen's train_c2i turns the
+    # residual and FFN dropout off where it is on; here all three are what they are set to.
+    drop_path: float = 0.0
+    condition: str = "class"  # `class`, or `text`: caption features
+    caption_tokens: int = 120  # positions of a caption
+    caption_dim: int = 2048  # width of the text features: FLAN-T5-XL
 
     def __post_init__(self) -> None:
         if self.dim % self.num_heads or (self.dim // self.num_heads) % 4:
@@ -29,7 +35,9 @@ class ModelConfig:
             )
         if self.num_heads % self.kv_heads:
             raise ValueError(f"model.num_heads {self.num_heads} must be a multiple of num_kv_heads {self.kv_heads}")
-        for name in ("token_dropout", "residual_dropout", "ffn_dropout", "class_dropout"):
+        if self.condition not in ("class", "text"):
+            raise ValueError(f"model.condition must be class or text, not {self.condition!r}")
+        for name in ("token_dropout", "residual_dropout", "ffn_dropout", "class_dropout", "drop_path"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"model.{name} must lie in [0, 1), found {getattr(self, name)}")
 

@@ -2,12 +2,15 @@
 
 Follows FoundationVision/LlamaGen (ce98ec4), autoregressive/models/generate.py, but never writes in place.
 
-Shapes: B images, V choices."""
+Shapes: B images, V choices, T positions."""
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+SCHEDULES = ("constant", "linear", "cosine", "step")
 
 
 @dataclass(kw_only=True)
@@ -15,6 +18,9 @@ class SamplingConfig:
     """How choices are drawn from logits."""
 
     guidance: float = 1.0  # classifier-free guidance scale; at most 1: none
+    guidance_schedule: str = "constant"  # one of SCHEDULES: how the scale runs over the positions
+    guidance_power: float = 2.75  # of the cosine schedule (RAR-B's)
+    guidance_start: float = 0.18  # share of the positions that the step schedule leaves unguided (GigaTok's)
     guidance_interval: int = -1  # tokens 0 .. interval + 1 are guided, later ones not; -1: all
     temperature: float = 1.0
     top_k: int = 0  # 0: all
@@ -27,13 +33,35 @@ class SamplingConfig:
                 f"{self.guidance}, {self.temperature}, {self.top_k}, {self.top_p}"
             )
 
+        if self.guidance_schedule not in SCHEDULES:
+            raise ValueError(
+                f"sampling.guidance_schedule must be one of {', '.join(SCHEDULES)}, not {self.guidance_schedule!r}"
+            )
+        if self.guidance_power <= 0 or not 0 <= self.guidance_start <= 1 or self.guidance_interval < -1:
+            raise ValueError(
+                "sampling needs guidance_power > 0, 0 <= guidance_start <= 1 and guidance_interval >= -1, found "
+                f"{self.guidance_power}, {self.guidance_start}, {self.guidance_interval}"
+            )
+
     @property
     def is_guided(self) -> bool:
         return self.guidance > 1.0
 
-    def guides(self, position: int) -> bool:
-        """Whether guidance acts on the token at a position."""
-        return self.guidance_interval < 0 or position <= self.guidance_interval + 1
+    def scale(self, position: int, num_positions: int) -> float:
+        """The guidance scale at a position, 0 .. T - 1; 1 is none.
+
+        `constant`: LlamaGen. `linear`: from 1 up to the scale at the end (RandAR). `cosine`: RAR's power-cosine,
+        1 + (s - 1) (1 - cos(pi (t / T)^p)) / 2. `step`: none, then the whole scale (GigaTok)."""
+        if self.guidance_interval >= 0 and position > self.guidance_interval + 1:
+            return 1.0
+        progress = position / num_positions
+        share = {
+            "constant": 1.0,
+            "linear": progress,
+            "cosine": (1 - math.cos(math.pi * progress**self.guidance_power)) / 2,
+            "step": float(progress >= self.guidance_start),
+        }[self.guidance_schedule]
+        return 1 + (self.guidance - 1) * share
 
 
 def guide(logits: Tensor, scale: float) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from llamagen.build import ARModel
 from llamagen.codes import SAMPLING
+from llamagen.conditioning import visible_keys
 from llamagen.filters import SamplingConfig, draw, guide, probabilities
 
 
@@ -17,9 +18,9 @@ class SamplingPick:
 
     With guidance the logits hold [conditional; unconditional] halves, and both halves get the same choice."""
 
-    def __init__(self, config: SamplingConfig, uniforms: Tensor, position: int):
-        """`uniforms` (B, L): one number in [0, 1) an image and decision."""
-        self.config, self.uniforms, self.position = config, uniforms, position
+    def __init__(self, config: SamplingConfig, uniforms: Tensor, scale: float):
+        """`uniforms` (B, L): one number in [0, 1) an image and decision; `scale` of guidance here, 1 for none."""
+        self.config, self.uniforms, self.scale = config, uniforms, scale
         self.decision = 0
 
     def _next_uniforms(self) -> Tensor:
@@ -32,7 +33,7 @@ class SamplingPick:
     def __call__(self, logits: Tensor) -> Tensor:
         config = self.config
         if config.is_guided:
-            logits = guide(logits, config.guidance) if config.guides(self.position) else logits.chunk(2)[0]
+            logits = guide(logits, self.scale) if self.scale != 1 else logits.chunk(2)[0]
         probs = probabilities(logits, config.temperature, config.top_k, config.top_p)
         return self._both_halves(draw(probs, self._next_uniforms()))
 
@@ -50,22 +51,28 @@ def image_uniforms(seed: int, indices: np.ndarray, num_positions: int, num_decis
 
 
 @torch.inference_mode()
-def generate(model: ARModel, labels: Tensor, uniforms: Tensor, config: SamplingConfig) -> Tensor:
-    """Draw code grids: labels (B,), uniforms (B, T, L) -> tokens (B, T) int64.
+def generate(
+    model: ARModel, condition: Tensor, uniforms: Tensor, config: SamplingConfig, caption_mask: Tensor | None = None
+) -> Tensor:
+    """Draw code grids: condition of B images, uniforms (B, T, L) -> tokens (B, T) int64.
 
-    Costs T cached steps, of twice the batch with guidance. Raises ValueError if guidance is asked of a model
-    without a null class."""
-    backbone = model.backbone
+    `caption_mask` (B, P) says which caption slots are real. With guidance the unconditional half sees the same
+    slots, as released. Costs T cached steps, of twice the batch with guidance. Raises ValueError if guidance is
+    asked of a model without a null condition."""
+    backbone, num_positions = model.backbone, uniforms.shape[1]
+    mask = None if caption_mask is None else visible_keys(caption_mask, backbone.num_positions - 1)
     if config.is_guided:
         if not backbone.cls_embedding.has_null:
             raise ValueError("guidance needs a model trained with class_dropout > 0; use sampling.guidance=1")
-        labels = torch.cat([labels, torch.full_like(labels, backbone.cls_embedding.num_classes)])
-    uniforms = uniforms.to(labels.device)
-    caches = backbone.empty_caches(len(labels))
-    hidden = backbone.start(labels, caches)
+        condition = torch.cat([condition, backbone.cls_embedding.null(condition)])
+        mask = None if mask is None else torch.cat([mask, mask])
+    uniforms = uniforms.to(condition.device)
+    caches = backbone.empty_caches(len(condition))
+    hidden = backbone.start(condition, caches, mask)
     tokens = []
-    for position in range(uniforms.shape[1]):
+    for position in range(num_positions):
         if position:
-            hidden = backbone.step(tokens[-1], position, caches)
-        tokens.append(model.head.sample(hidden, SamplingPick(config, uniforms[:, position], position)))
+            hidden = backbone.step(tokens[-1], position, caches, mask)
+        pick = SamplingPick(config, uniforms[:, position], config.scale(position, backbone.num_positions))
+        tokens.append(model.head.sample(hidden, pick))
     return torch.stack(tokens, dim=1)[: len(uniforms)]

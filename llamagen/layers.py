@@ -2,7 +2,8 @@
 
 Follows FoundationVision/LlamaGen (ce98ec4), autoregressive/models/gpt.py. Differs in that the key-value
 cache is an argument rather than a buffer and has as many heads as the keys, so that grouped key-value
-heads work when sampling too; and in that RoPE tables are computed on demand.
+heads work when sampling too; in that it grows with the position rather than being masked at full length; and in
+that RoPE tables are computed on demand.
 
 Shapes: B images, S sequence positions, D width, H heads, G key-value heads, E head width."""
 
@@ -12,6 +13,7 @@ from functools import lru_cache
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.ops import stochastic_depth
 
 from llamagen.config import ModelConfig
 
@@ -81,18 +83,19 @@ class Attention(nn.Module):
         self.wqkv = nn.Linear(config.dim, rows, bias=False)
         self.wo = nn.Linear(config.dim, config.dim, bias=False)
 
-    def forward(self, x: Tensor, rope: Tensor, cache: KVCache | None, position: int) -> Tensor:
-        """Causal attention of x (B, S, D), whose first element stands at `position` of the sequence."""
+    def forward(self, x: Tensor, rope: Tensor, cache: KVCache | None, position: int, mask: Tensor | None) -> Tensor:
+        """Causal attention of x (B, S, D), whose first element stands at `position` of the sequence.
+
+        `mask` (B, 1, S, keys) says which keys each position may see; None: all up to itself."""
         widths = [self.num_heads * self.head_dim, *[self.kv_heads * self.head_dim] * 2]
         q, k, v = (part.unflatten(-1, (-1, self.head_dim)) for part in self.wqkv(x).split(widths, dim=-1))
         q, k, v = apply_rope(q, rope).transpose(1, 2), apply_rope(k, rope).transpose(1, 2), v.transpose(1, 2)
         if cache is not None:
             k, v = cache.extend(position, k, v)
-        repeats = self.num_heads // self.kv_heads
-        if repeats > 1:
-            k, v = k.repeat_interleave(repeats, dim=1), v.repeat_interleave(repeats, dim=1)
         # A single query sees every stored key; a whole sequence starts at 0 and is causal.
-        attended = F.scaled_dot_product_attention(q, k, v, is_causal=q.shape[2] > 1)
+        is_causal = mask is None and q.shape[2] > 1
+        grouped = self.num_heads != self.kv_heads
+        attended = F.scaled_dot_product_attention(q, k, v, mask, is_causal=is_causal, enable_gqa=grouped)
         out = self.wo(attended.transpose(1, 2).flatten(2))
         return F.dropout(out, self.residual_dropout, self.training)
 
@@ -112,15 +115,19 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block."""
+    """Pre-norm transformer block; `drop_path` is the chance that an image skips a branch of it in training."""
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: ModelConfig, drop_path: float):
         super().__init__()
+        self.drop_path = drop_path
         self.attention = Attention(config)
         self.feed_forward = FeedForward(config)
         self.attention_norm = RMSNorm(config.dim, config.norm_eps)
         self.ffn_norm = RMSNorm(config.dim, config.norm_eps)
 
-    def forward(self, x: Tensor, rope: Tensor, cache: KVCache | None, position: int) -> Tensor:
-        x = x + self.attention(self.attention_norm(x), rope, cache, position)
-        return x + self.feed_forward(self.ffn_norm(x))
+    def forward(self, x: Tensor, rope: Tensor, cache: KVCache | None, position: int, mask: Tensor | None) -> Tensor:
+        x = x + self._branch(self.attention(self.attention_norm(x), rope, cache, position, mask))
+        return x + self._branch(self.feed_forward(self.ffn_norm(x)))
+
+    def _branch(self, x: Tensor) -> Tensor:
+        return stochastic_depth(x, self.drop_path, "row", self.training)

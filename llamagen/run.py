@@ -33,6 +33,7 @@ class TrainConfig:
     steps: int
     batch_size: int  # images a step, over all processes and micro-batches
     micro_batches: int = 1  # gradient accumulation: parts of a process's share of the batch
+    ema_decay: float = 0.0  # of the averaged weights; 0: none are kept, as released
     seed: int = 0
     precision: str = "auto"
     evaluate_every: int = 1000  # steps
@@ -50,6 +51,8 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_precision(self.precision)
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay must lie in [0, 1), found {self.ema_decay}")
         for name in ("steps", "batch_size", "micro_batches", "evaluate_every", "log_every", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be positive, found {getattr(self, name)}")

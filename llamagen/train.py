@@ -22,9 +22,17 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
 from llamagen.build import build_model, count_parameters
-from llamagen.checkpoint import Progress, last_checkpoint, load_optimizer, load_progress, load_weights, save_checkpoint
+from llamagen.checkpoint import (
+    Progress,
+    last_checkpoint,
+    load_average,
+    load_optimizer,
+    load_progress,
+    load_weights,
+    save_checkpoint,
+)
 from llamagen.codes import DROPOUT, CodeStream, drop_labels
-from llamagen.optim import build_optimizer, learning_rate, set_learning_rate
+from llamagen.optim import Average, build_optimizer, learning_rate, set_learning_rate
 from llamagen.run import RunInputs, TrainConfig, load_inputs
 from llamagen.tracking import Tracker
 from masc.artifacts import InputError
@@ -82,6 +90,9 @@ def _run(config: TrainConfig, accelerator: Accelerator, inputs: RunInputs, progr
         logger.info("going on with %s at step %d", directory, progress.step)
     num_parameters = count_parameters(model)
     model, optimizer = accelerator.prepare(model, optimizer)
+    average = Average(accelerator.unwrap_model(model), config.ema_decay) if config.ema_decay else None
+    if progress.step and average is not None:
+        load_average(last, average)
     stream = CodeStream(inputs.train, config.seed, config.batch_size)
     tracker = None
     first = evaluate(accelerator, model, inputs.held_out) if progress.step == 0 else None
@@ -91,7 +102,7 @@ def _run(config: TrainConfig, accelerator: Accelerator, inputs: RunInputs, progr
         if first is not None:
             tracker.write(0, first, images=0, seconds=0.0)
 
-    loop = _Loop(config, accelerator, model, optimizer, stream, inputs, share)
+    loop = _Loop(config, accelerator, model, optimizer, average, stream, inputs, share)
     loop.run(progress, tracker, last)
     if tracker is not None:
         tracker.finish()
@@ -109,6 +120,7 @@ class _Loop:
     accelerator: Accelerator
     model: torch.nn.Module
     optimizer: torch.optim.Optimizer
+    average: Average | None
     stream: CodeStream
     inputs: RunInputs
     share: int  # images a process and micro-batch
@@ -153,7 +165,7 @@ class _Loop:
                 losses, clock = [], time.perf_counter()
             if (step % config.checkpoint_every == 0 or is_last) and accelerator.is_main_process:
                 progress.seconds += time.perf_counter() - clock
-                save_checkpoint(last, accelerator.unwrap_model(self.model), self.optimizer, progress)
+                save_checkpoint(last, accelerator.unwrap_model(self.model), self.optimizer, progress, self.average)
                 clock = time.perf_counter()
         accelerator.wait_for_everyone()
 
@@ -190,6 +202,8 @@ class _Loop:
         accelerator.clip_grad_norm_(model.parameters(), config.optim.max_grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
+        if self.average is not None:
+            self.average.update(accelerator.unwrap_model(model))
         return torch.stack(losses).mean()
 
 

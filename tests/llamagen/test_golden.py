@@ -6,15 +6,13 @@ import numpy as np
 import pytest
 import torch
 from golden import GOLDEN, load_golden, load_state
+from golden_adapter import build_gpt, load_gpt_state
 
-from llamagen.build import ARModel, DataShape, build_model
-from llamagen.config import ModelConfig
+from llamagen.build import ARModel
 from llamagen.filters import SamplingConfig, filter_logits, probabilities
 from llamagen.generate import SamplingPick, generate
 from llamagen.layers import apply_rope, rope_table
-from llamagen.official import load_official
 from llamagen.optim import OptimConfig, build_optimizer
-from masc.heads import HeadConfig
 
 CPU = torch.device("cpu")
 TINY = ["c2i_a", "c2i_gqa"]
@@ -23,25 +21,8 @@ TINY = ["c2i_a", "c2i_gqa"]
 def official_model(name: str) -> tuple[ARModel, dict, dict]:
     """Our model with the official weights of one golden folder, its meta.json and arrays."""
     meta, arrays = load_golden(name)
-    config = meta["config"]
-    model = ModelConfig(
-        name=name,
-        dim=config["dim"],
-        num_layers=config["n_layer"],
-        num_heads=config["n_head"],
-        num_kv_heads=config["n_kv_head"],
-        multiple_of=config["multiple_of"],
-        ffn_dim_multiplier=config["ffn_dim_multiplier"],
-        norm_eps=config["norm_eps"],
-        rope_base=config["rope_base"],
-        class_dropout=config["class_dropout_prob"],
-        token_dropout=0.0,
-        residual_dropout=0.0,
-        ffn_dropout=0.0,
-    )
-    shape = DataShape(config["vocab_size"], config["num_classes"], round(config["block_size"] ** 0.5))
-    built = build_model(model, HeadConfig(name="flat", kind="flat"), shape, None, seed=0)
-    load_official(built, load_state(name))
+    built = build_gpt(meta["config"])
+    load_gpt_state(built, load_state(name))
     return built, meta, {key: torch.from_numpy(value) for key, value in arrays.items()}
 
 
@@ -134,7 +115,7 @@ def test_filters_and_probabilities_are_the_released_ones():
     for case in meta["sample"]:
         found = probabilities(logits[""], case["temperature"], case["top_k"], case["top_p"])
         np.testing.assert_allclose(found, arrays[f"probs_{case['i']}"], atol=2e-6)
-        pick = SamplingPick(SamplingConfig(top_k=1), torch.zeros(5, 1, dtype=torch.float64), 0)
+        pick = SamplingPick(SamplingConfig(top_k=1), torch.zeros(5, 1, dtype=torch.float64), 1.0)
         assert np.array_equal(pick(logits[""]), arrays[f"argmax_{case['i']}"][:, 0])
 
 

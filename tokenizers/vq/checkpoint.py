@@ -1,5 +1,6 @@
 """Checkpoints from outside: tensors read without running anything that is stored beside them."""
 
+import argparse
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -40,7 +41,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         if path.suffix == ".safetensors":
             return load_file(path)
         names = _foreign_names(path)
-        with torch.serialization.safe_globals([(_Unread, name) for name in names]):
+        with torch.serialization.safe_globals([argparse.Namespace, *((_Unread, name) for name in names)]):
             found = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_archive(path))
     except pickle.UnpicklingError as error:
         raise InputError(
@@ -107,8 +108,6 @@ def load_state(
     for name in shared[:MAX_LISTED]:
         problems.append(f"{name} is {tuple(state[name].shape)} there, {tuple(own[name].shape)} here")
     if problems:
-        cause = explain(state)
-        raise InputError(
-            f"{path} does not fit: " + "; ".join(problems) + (f". {cause}" if cause else "; choose the config it is for")
-        )
+        cause = explain(state) or "Choose the config it is for"
+        raise InputError(f"{path} does not fit: {'; '.join(problems)}. {cause}")
     module.load_state_dict({name: value.to(own[name].dtype) for name, value in state.items()})

@@ -62,7 +62,7 @@ def test_samples_follow_the_log_probs(name):
     head, draws = heads()[name], 20_000
     h = hidden(1) * 0.5
     uniforms = torch.from_numpy(np.random.default_rng(7).random((draws, head.num_decisions)))
-    tokens = head.sample(h.expand(draws, -1), SamplingPick(SamplingConfig(), uniforms, 0))
+    tokens = head.sample(h.expand(draws, -1), SamplingPick(SamplingConfig(), uniforms, 1.0))
     expected = all_probabilities(head, h)[0].detach().double().numpy() * draws
     observed = np.bincount(tokens.numpy(), minlength=N)
     rare = expected < 5
@@ -130,7 +130,7 @@ def test_guided_halves_choose_alike_and_stay_in_the_cluster():
             return chosen[-1]
 
     both = torch.cat([hidden(50), hidden(50, seed=2)])
-    tokens = head.sample(both, Spy(SamplingConfig(guidance=4.0), uniforms, 0))
+    tokens = head.sample(both, Spy(SamplingConfig(guidance=4.0), uniforms, 4.0))
     assert torch.equal(tokens[:50], tokens[50:])
     assert np.array_equal(cut.cluster_of[tokens], chosen[0]) and torch.equal(tokens, chosen[1])
 

@@ -1,0 +1,164 @@
+"""Captions: where they are read from, and the cleaning that LlamaGen's text features are made with.
+
+The cleaning gives the same text as `T5Embedder.text_preprocessing` of LlamaGen (language/t5.py at ce98ec4, which has it
+from PixArt and DeepFloyd IF), applied twice as there; it is written anew as three lists of substitutions. The readers
+take what LlamaGen's language/extract_t5_feature.py takes, COCO's annotations and plain text."""
+
+import html
+import json
+import re
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote_plus
+
+from masc.artifacts import InputError
+
+EXTENSIONS = "png|jpg|jpeg|bmp|webp|eps|pdf|apk|mp4"
+DOMAIN = r"[a-zA-Z0-9.\-]+\.(?:com|co|ru|net|org|edu|gov|it)[\w/-]*\b/?(?!@)"
+# Every kind of hyphen and dash in Unicode, but not the minus sign.
+DASHES = (
+    "-\u058a\u05be\u1400\u1806\u2010-\u2015\u2e17\u2e1a\u2e3a\u2e3b\u2e40"
+    "\u301c\u3030\u30a0\ufe31\ufe32\ufe58\ufe63\uff0d"
+)
+# From CJK strokes to the unified ideographs; kana and hangul are not among them.
+IDEOGRAPHS = "\u31c0-\u9fff"
+SPECIAL = re.escape("#®•©™&@·º½¾¿¡§~()[]{}|\\/*")
+TIMES = "x\u0445\u00d7"  # latin x, cyrillic kha, the multiplication sign
+
+
+def _rules(*rules: tuple[str, str]) -> list[tuple[re.Pattern, str]]:
+    return [(re.compile(pattern), replacement) for pattern, replacement in rules]
+
+
+# Before markup is taken out. Each scheme is one pass: a link that a removal brings together goes in the second.
+LINKS = _rules(
+    ("<person>", "person"),
+    *((rf"\b(?:{scheme}:(?:/{{1,3}}|[a-zA-Z0-9%])|{DOMAIN})", "") for scheme in ("https?", "www")),
+)
+# Between markup and the repair of the encoding.
+SYMBOLS = _rules(
+    (r"@\w+\b", ""),  # nicknames
+    (f"[{IDEOGRAPHS}]+", ""),
+    (f"[{DASHES}]+", "-"),
+    ("[`´«»“”¨]", '"'),
+    ("[‘’]", "'"),
+    ("&quot;?", ""),
+    ("&amp", ""),
+    (r"\d{1,3}(?:\.\d{1,3}){3}", " "),  # IP addresses
+    (r"\d:\d\d\s+$", ""),  # article numbers
+    (r"\\n", " "),  # a line break spelt out
+    (r"#\d{1,3}\b", ""),
+    (r"#\d{5,}\b", ""),  # but not four digits
+    (r"\b\d{6,}\b", ""),
+    (rf"\S+\.(?:{EXTENSIONS})", ""),  # file names
+    ("[\"']{2,}", '"'),
+    (r"\.{2,}", " "),
+    (f"[{SPECIAL}]+", " "),
+    (r"\s+\.\s+", " "),
+)
+# After the repair.
+WORDS = _rules(
+    (r"\b[a-zA-Z]{1,3}\d{3,15}\b", ""),  # article codes: jc6640
+    (r"\b[a-zA-Z]+\d+[a-zA-Z]+\b", ""),  # jc6640vc
+    (r"\b\d+[a-zA-Z]+\d+\b", ""),  # 6640vc231
+    (r"(?:worldwide\s+)?(?:free\s+)?shipping", ""),
+    (r"(?:free\s)?download(?:\sfree)?", ""),
+    (r"\bclick\b\s(?:for|on)\s\w+", ""),
+    (rf"\b(?:{EXTENSIONS})(?:\simages?)?", ""),
+    (r"\bpage\s+\d+\b", ""),
+    (r"\b\d*[a-zA-Z]+\d+[a-zA-Z]+\d+[a-zA-Z\d]*\b", " "),  # j2d1a2a
+    (rf"\b\d+\.?\d*[{TIMES}]\d+\.?\d*\b", ""),  # 1920x1080
+    (r"\b\s+:\s+", ": "),
+    (r"(\D[,./])\b", r"\1 "),
+    (r"\s+", " "),
+    (r"^[\"'](.+)[\"']$", r"\1"),  # in quotation marks as a whole
+    ("^['_,:;-]", ""),
+    ("['_,:+-]$", ""),
+    (r"^\.\S+$", ""),
+)
+
+
+def clean_caption(caption: str) -> str:
+    """The caption as the text encoder was given it in training: lower case, no links, codes, markup or symbols."""
+    return _clean(_clean(caption))
+
+
+def _clean(text: str) -> str:
+    import ftfy
+    from bs4 import BeautifulSoup, MarkupResemblesLocatorWarning
+
+    text = _substitute(unquote_plus(text).strip().lower(), LINKS)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", MarkupResemblesLocatorWarning)  # a caption may well be a file name
+        text = _substitute(BeautifulSoup(text, "html.parser").text, SYMBOLS)
+    if len(re.findall("[-_]", text)) > 3:  # this-is-my-cute-cat
+        text = re.sub("[-_]", " ", text)
+    text = html.unescape(html.unescape(ftfy.fix_text(text))).strip()
+    return _substitute(text, WORDS).strip()
+
+
+def _substitute(text: str, rules: list[tuple[re.Pattern, str]]) -> str:
+    for pattern, replacement in rules:
+        text = pattern.sub(replacement, text)
+    return text
+
+
+@dataclass(frozen=True)
+class Captions:
+    """Captions in order, uncleaned, each with the name of its image where the file gives one."""
+
+    texts: list[str]
+    images: list[str] | None = None
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+
+def read_captions(path: Path, first_only: bool = False, column: int = 0, first_sentence: bool = False) -> Captions:
+    """Captions of a text file (one a line), of COCO's captions_*.json, or of LlamaGen's .jsonl: one file, or all
+    those of a directory in the order of their names.
+
+    `first_only` keeps one caption an image of COCO, that of the lowest annotation id; `column` chooses among the
+    captions of a .jsonl line (LlamaGen: 0 BLIP, 1 LLaVA, 2 LLaVA's first sentence); `first_sentence` cuts each at its
+    first full stop (LlamaGen's short captions). Raises InputError if there is no such file or it has another form."""
+    path = Path(path)
+    files = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
+    if not files or not all(file.is_file() for file in files):
+        raise InputError(
+            f"no captions at {path}; expected a .txt, COCO's captions_*.json, a .jsonl or a folder of them"
+        )
+    try:
+        if path.suffix == ".json":
+            captions = _read_coco(path, first_only)
+        elif files[0].suffix == ".jsonl":
+            captions = _read_jsonl(files, column)
+        else:
+            captions = Captions([line.strip() for line in path.read_text("utf-8").split("\n") if line.strip()])
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, IndexError, TypeError) as error:
+        raise InputError(
+            f"cannot read the captions of {path} ({type(error).__name__}: {error}); expected lines of text, COCO's "
+            '{"annotations": [{"image_id", "id", "caption"}]}, or lines of {"image_path", "text": [...]}'
+        ) from error
+    if not captions.texts:
+        raise InputError(f"there are no captions in {path}")
+    if first_sentence:
+        return Captions([text.split(".")[0] for text in captions.texts], captions.images)
+    return captions
+
+
+def _read_coco(path: Path, first_only: bool) -> Captions:
+    content = json.loads(path.read_text("utf-8"))
+    rows = sorted(content["annotations"], key=lambda row: row["id"])
+    if first_only:
+        first: dict[Any, dict] = {}
+        for row in rows:
+            first.setdefault(row["image_id"], row)
+        rows = list(first.values())
+    return Captions([row["caption"] for row in rows], [str(row["image_id"]) for row in rows])
+
+
+def _read_jsonl(files: list[Path], column: int) -> Captions:
+    rows = [json.loads(line) for file in files for line in file.read_text("utf-8").split("\n") if line.strip()]
+    return Captions([row["text"][column] for row in rows], [row["image_path"] for row in rows])
