@@ -1,18 +1,22 @@
 """Packed codes: the tokens of many images in one memory-mapped file, with labels and groups.
 
-A directory of codes.npy (M images, V views, T positions; uint16, uint32 from N > 65,536), labels.npy,
-groups.npy, captions.json (for text conditioning; nothing reads it yet) and meta.json."""
+A directory of codes.npy (M images, V views, T positions; uint16, uint32 from N > 65,536), labels.npy, groups.npy,
+captions.json (for text conditioning; nothing reads it yet), keys.txt (the name of each picture), failures.txt
+(pictures that could not be read, if any) and meta.json, which holds the class names and a checksum a shard."""
 
+import hashlib
 import json
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from masc.artifacts import InputError, hash_arrays, hash_file, replacing, write_json
+from masc.artifacts import InputError, hash_arrays, replacing, write_json, write_text
 
-FORMAT, VERSION = "masc-codes", 1
+FORMAT, VERSION = "masc-codes", 2
+SHARD_SIZE = 1024  # images that share a checksum
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,68 +45,135 @@ class Codes:
         return round(self.num_positions**0.5)
 
 
+def code_type(num_tokens: int) -> np.dtype:
+    """The smallest type of tokens below N that numpy and torch both read."""
+    return np.dtype(np.uint16 if num_tokens <= 2**16 else np.uint32)
+
+
+def check_tokens(tokens: np.ndarray, num_tokens: int, where: str) -> None:
+    """Raise InputError unless all tokens lie in 0..N-1."""
+    if tokens.size and not 0 <= int(tokens.min()) <= int(tokens.max()) < num_tokens:
+        wrong = int(tokens.min()) if tokens.min() < 0 else int(tokens.max())
+        raise InputError(f"token {wrong} is outside the codebook of {num_tokens} ({where})")
+
+
 def save_codes(
     path: Path,
-    tokens: np.ndarray,
+    tokens: np.ndarray | Iterable[np.ndarray],
     labels: np.ndarray,
     groups: np.ndarray,
     class_names: list[str],
-    captions: list[str],
+    captions: list[Any],
     num_tokens: int,
     codebook_sha256: str,
     config: dict[str, Any],
+    keys: Sequence[str] = (),
+    failures: Sequence[str] = (),
 ) -> None:
-    """Write a directory of codes: tokens (M, V, T) below num_tokens, labels (M,), groups (M,), captions (M or none)."""
-    if tokens.size and int(tokens.max()) >= num_tokens:
-        raise InputError(f"token {int(tokens.max())} is outside the codebook of {num_tokens} ({path})")
+    """Write a directory of codes: tokens below num_tokens, (M, V, T) or shards of it one after another, of any
+    length; labels (M,), groups (M,), captions and keys (M or none), a line for each failure."""
+    if isinstance(tokens, np.ndarray):
+        whole = tokens
+        tokens = (whole[start : start + SHARD_SIZE] for start in range(0, len(whole), SHARD_SIZE))
+    _check_labels(labels, class_names, path)
     with replacing(path) as temporary:
         temporary.mkdir()
-        np.save(temporary / "codes.npy", tokens.astype(np.uint16 if num_tokens <= 2**16 else np.uint32))
+        shape, shards, sha256 = _write_tokens(temporary / "codes.npy", tokens, len(labels), num_tokens)
         np.save(temporary / "labels.npy", labels.astype(np.int64))
         np.save(temporary / "groups.npy", groups.astype(np.int64))
         write_json(temporary / "captions.json", captions)
+        write_text(temporary / "keys.txt", "".join(f"{key}\n" for key in keys))
+        if failures:
+            write_text(temporary / "failures.txt", "".join(f"{line}\n" for line in failures))
         meta = {
             "format": FORMAT,
             "version": VERSION,
-            "shape": list(tokens.shape),
+            "shape": shape,
             "num_tokens": num_tokens,
-            "class_names": list(class_names),
+            "class_names": class_names,
             "codebook_sha256": codebook_sha256,
-            "sha256": hash_file(temporary / "codes.npy"),
+            "sha256": sha256,
+            "shards": shards,
             "order_sha256": hash_arrays({"labels": labels.astype(np.int64), "groups": groups.astype(np.int64)}),
+            "num_failures": len(failures),
             "config": config,
         }
         write_json(temporary / "meta.json", meta)
+
+
+def _write_tokens(
+    path: Path, shards: Iterable[np.ndarray], num_images: int, num_tokens: int
+) -> tuple[list[int], list[dict[str, Any]], str]:
+    """The array's shape, the size and SHA-256 of each shard's bytes, and the SHA-256 of the whole file."""
+    shape, written, checksums = None, 0, []
+    with path.open("w+b") as file:
+        for shard in shards:
+            check_tokens(shard, num_tokens, str(path))
+            if shape is None:
+                shape = [num_images, *shard.shape[1:]]
+                header = {"descr": code_type(num_tokens).str, "fortran_order": False, "shape": tuple(shape)}
+                np.lib.format.write_array_header_1_0(file, header)
+            if list(shard.shape[1:]) != shape[1:]:
+                raise InputError(f"a shard of codes has shape {shard.shape[1:]}, the others {shape[1:]} ({path})")
+            data = np.ascontiguousarray(shard, code_type(num_tokens)).tobytes()
+            file.write(data)
+            checksums.append({"images": len(shard), "sha256": hashlib.sha256(data).hexdigest()})
+            written += len(shard)
+        if written != num_images or shape is None:
+            raise InputError(f"there are {written} images of codes, but {num_images} labels ({path})")
+        file.seek(0)
+        return shape, checksums, hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _check_labels(labels: np.ndarray, class_names: list[str], path: Path) -> None:
+    if class_names and labels.size and not 0 <= labels.min() <= labels.max() < len(class_names):
+        raise InputError(
+            f"labels in {path} run from {labels.min()} to {labels.max()}, but there are {len(class_names)} classes"
+        )
+
+
+def read_meta(path: Path, make: str) -> dict[str, Any]:
+    """meta.json of a directory of codes; InputError if it is missing, broken, or of another version."""
+    if not (Path(path) / "meta.json").exists():
+        raise InputError(f"no codes at {path}; make them with `{make}`")
+    try:
+        meta = json.loads((Path(path) / "meta.json").read_text())
+    except ValueError as error:
+        raise InputError(f"{path} holds no codes, or truncated ones ({error}); remake them with `{make}`") from error
+    if meta.get("format") != FORMAT or meta.get("version") != VERSION:
+        raise InputError(
+            f"expected {FORMAT} version {VERSION} in {path}/meta.json, found {meta.get('format')} version "
+            f"{meta.get('version')}; remake them with `{make}`"
+        )
+    return meta
 
 
 def load_codes(path: Path, codebook_sha256: str, make: str) -> Codes:
     """Open a directory of codes; `make` is the command that makes it.
 
     Raises InputError if it is missing, truncated, of another version, or made with another codebook. Labels and
-    groups are checked against their hash, the memory-mapped tokens against their shape."""
+    groups are checked against their hash and the class names, the memory-mapped tokens against their shape;
+    `verify_codes` reads them all."""
     path = Path(path)
-    if not (path / "meta.json").exists():
-        raise InputError(f"no codes at {path}; make them with `{make}`")
+    meta = read_meta(path, make)
     try:
-        meta = json.loads((path / "meta.json").read_text())
-        tokens = np.load(path / "codes.npy", mmap_mode="r")
-        order = {name: np.load(path / f"{name}.npy") for name in ("labels", "groups")}
+        tokens = np.load(path / "codes.npy", mmap_mode="r", allow_pickle=False)
+        order = {name: np.load(path / f"{name}.npy", allow_pickle=False) for name in ("labels", "groups")}
     except (OSError, ValueError, EOFError) as error:
         raise InputError(f"{path} holds no codes, or truncated ones ({error}); remake them with `{make}`") from error
-    if meta.get("format") != FORMAT or meta.get("version") != VERSION:
-        raise InputError(f"expected {FORMAT} version {VERSION} in {path}/meta.json; remake them with `{make}`")
     if meta["codebook_sha256"] != codebook_sha256:
         raise InputError(
             f"{path} was made with the codebook {meta['codebook_sha256'][:12]}, but the codebook in use is "
             f"{codebook_sha256[:12]}; remake it with `{make}`"
         )
-    if list(tokens.shape) != meta["shape"]:
+    if list(tokens.shape) != meta["shape"] or tokens.dtype != code_type(meta["num_tokens"]):
         raise InputError(
             f"{path}/codes.npy has shape {list(tokens.shape)}, its meta.json says {meta['shape']}; "
             f"remake it with `{make}`"
         )
     if hash_arrays(order) != meta.get("order_sha256"):
         raise InputError(f"labels or groups in {path} were altered; remake them with `{make}`")
+    _check_labels(order["labels"], meta["class_names"], path)
     return Codes(
         tokens=tokens,
         **order,
@@ -112,3 +183,20 @@ def load_codes(path: Path, codebook_sha256: str, make: str) -> Codes:
         sha256=meta["sha256"],
         config=meta["config"],
     )
+
+
+def verify_codes(path: Path, make: str) -> int:
+    """Read all tokens and compare each shard with its checksum; the number of shards.
+
+    Raises InputError naming the first shard that differs and its images."""
+    meta = read_meta(path, make)
+    tokens, start = np.load(Path(path) / "codes.npy", mmap_mode="r", allow_pickle=False), 0
+    for number, shard in enumerate(meta["shards"]):
+        rows = tokens[start : start + shard["images"]]
+        if hashlib.sha256(np.ascontiguousarray(rows).tobytes()).hexdigest() != shard["sha256"]:
+            raise InputError(
+                f"shard {number} of {path}/codes.npy (images {start} to {start + shard['images'] - 1}) does not match "
+                f"its checksum; remake it with `{make}`"
+            )
+        start += shard["images"]
+    return len(meta["shards"])

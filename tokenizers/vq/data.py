@@ -1,20 +1,35 @@
 """Which images a run is about."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-SOURCES = ("twemoji", "imagenet")
+from vq.crops import CROPS, Views
+
+SOURCES = ("twemoji", "imagenet", "folder", "coco", "lsun", "ffhq")
 
 
 @dataclass(kw_only=True)
 class DataConfig:
-    """An image source at one resolution."""
+    """An image source at one resolution, and the views of its pictures that are trained on."""
 
     name: str
     source: str  # one of SOURCES
+    path: str | None = None  # where the pictures lie; every source but twemoji needs it
     resolution: int  # pixels a side
     tokenizer: str  # the one whose codes are trained on unless TOKENIZER says otherwise
-    flip: bool = True  # whether the codes hold a mirrored view of each picture
+    # center: one view; center-flip: and its mirror image (LlamaGen's default); ten-crop: ten views a range.
+    crops: str = "center-flip"
+    crop_ranges: list[float] = field(default_factory=lambda: [1.1, 1.05])  # LlamaGen, extract_codes_c2i.sh
 
     def __post_init__(self) -> None:
         if self.source not in SOURCES:
             raise ValueError(f"data.source must be one of {', '.join(SOURCES)}, not {self.source!r}")
+        if self.crops not in CROPS:
+            raise ValueError(f"data.crops must be one of {', '.join(CROPS)}, not {self.crops!r}")
+        if not self.crop_ranges or min(self.crop_ranges) < 1:
+            raise ValueError(f"data.crop_ranges must be one or more numbers from 1 up, found {self.crop_ranges}")
+
+    def views(self, split: str) -> Views:
+        """The views that are tokenized. Held-out likelihood is read from the first, which is the centre crop."""
+        if self.crops == "ten-crop":
+            return Views("ten-crop", tuple(self.crop_ranges)) if split == "train" else Views("center")
+        return Views(self.crops)

@@ -2,9 +2,12 @@
 
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from masc.artifacts import InputError, hash_arrays
@@ -24,29 +27,47 @@ class ImageSource:
     labels: np.ndarray  # (M,) int64 into class_names
     groups: np.ndarray  # (M,) int64, 0..G-1
     keys: tuple[str, ...]  # a stable name for each picture, for messages and manifests
-    captions: tuple[str, ...]
+    captions: tuple[Any, ...]  # of each picture, or none at all
     class_names: tuple[str, ...]
     attribution: str
+    missing: tuple[str, ...] = ()  # pictures that belong to the source and were not found: a line for each
 
     def __len__(self) -> int:
         return len(self.labels)
 
+    def picture(self, index: int) -> Image.Image:
+        """One picture as it is stored, before any crop."""
+        return Image.fromarray(self.pixels[index])
+
+    def identity(self, rows: slice) -> str:
+        """SHA-256 of some of the pictures: what is made from them is remade when they change."""
+        return hash_arrays({"pixels": np.asarray(self.pixels[rows])})
+
     @cached_property
     def sha256(self) -> str:
-        """Of the pictures themselves: what is made from them is remade when they change."""
-        return hash_arrays({"pixels": np.asarray(self.pixels)})
+        """Of all the pictures."""
+        return self.identity(slice(None))
 
 
-def load_images(name: str, split: str, resolution: int) -> ImageSource:
-    """The split of the image source called `name`, at `resolution` pixels a side."""
+def load_images(name: str, split: str, resolution: int, path: str | None = None) -> ImageSource:
+    """The split (`train` or `val`) of the image source called `name`, at `resolution` pixels a side.
+
+    `path` is the folder that holds it; only `twemoji`, which comes with a package, needs none."""
     if name == "twemoji":
         from vq.twemoji import Twemoji
 
         return Twemoji.load(split, resolution)
-    raise InputError(
-        f"no reader for the image source {name!r} yet: expected 'twemoji'. "
-        "ImageNet, COCO and folders of images are not readable in this version."
-    )
+    if path is None:
+        raise InputError(f'the images of {name} have no place; name their folder with ARGS="data.path=FOLDER"')
+    if not Path(path).is_dir():
+        raise InputError(f'no folder {path} with the images of {name}; name it with ARGS="data.path=FOLDER"')
+    if split not in ("train", "val"):
+        raise ValueError(f"{name} has the splits train and val, not {split!r}")
+    from vq.readers import READERS
+
+    if name not in READERS:
+        raise InputError(f"no reader for the image source {name!r}; there are twemoji, {', '.join(READERS)}")
+    return READERS[name](Path(path), split, resolution)
 
 
 def to_tensor(pixels: np.ndarray) -> Tensor:

@@ -1,0 +1,93 @@
+"""From a picture of any size to square views of it, pixel for pixel as LlamaGen makes them.
+
+Follows FoundationVision/LlamaGen (ce98ec4), dataset/augmentation.py and autoregressive/train/extract_codes_c2i.py;
+the centre crop is ADM's (openai/guided-diffusion, image_datasets.py). Differs: arrays are taken as well as Pillow
+pictures, and the random crop may draw from a generator of its own.
+
+Shapes: V views of S x S pixels."""
+
+import math
+import random
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+CROPS = ("center", "center-flip", "ten-crop")
+FIVE = ("top left", "top right", "bottom left", "bottom right", "centre")
+
+
+def _picture(picture: Image.Image | np.ndarray) -> Image.Image:
+    return picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
+
+
+def _shrink(picture: Image.Image, side: int) -> Image.Image:
+    """Scale the shorter side to `side`: halved with a box filter while twice too large, then bicubic."""
+    while min(picture.size) >= 2 * side:
+        picture = picture.resize((picture.width // 2, picture.height // 2), Image.Resampling.BOX)
+    scale = side / min(picture.size)
+    return picture.resize((round(picture.width * scale), round(picture.height * scale)), Image.Resampling.BICUBIC)
+
+
+def center_crop(picture: Image.Image | np.ndarray, size: int) -> np.ndarray:
+    """ADM's centre crop: a picture or (H, W, 3) uint8 -> (S, S, 3) uint8."""
+    pixels = np.asarray(_shrink(_picture(picture), size))
+    top, left = (pixels.shape[0] - size) // 2, (pixels.shape[1] - size) // 2
+    return pixels[top : top + size, left : left + size]
+
+
+def random_crop(
+    picture: Image.Image | np.ndarray, size: int, smallest: float, largest: float, rng: Any = random
+) -> np.ndarray:
+    """ADM's random crop, whose side is a share between `smallest` and `largest` of the shorter side.
+
+    A picture or (H, W, 3) uint8 -> (S, S, 3) uint8. `rng` is a random.Random, or the module's own generator."""
+    side = rng.randrange(math.ceil(size / largest), math.ceil(size / smallest) + 1)
+    pixels = np.asarray(_shrink(_picture(picture), side))
+    top = rng.randrange(pixels.shape[0] - size + 1)
+    left = rng.randrange(pixels.shape[1] - size + 1)
+    return pixels[top : top + size, left : left + size]
+
+
+def ten_crop(picture: Image.Image | np.ndarray, size: int, crop_range: float) -> np.ndarray:
+    """Corners and centre of the centre crop to `int(size * crop_range)` pixels, then of its mirror image.
+
+    A picture or (H, W, 3) uint8 -> (10, S, S, 3) uint8, in the order of torchvision's TenCrop."""
+    pixels = center_crop(picture, int(size * crop_range))
+    edge = len(pixels) - size
+    middle = round(edge / 2)  # to even, as torchvision rounds
+    corners = [(0, 0), (0, edge), (edge, 0), (edge, edge), (middle, middle)]
+    return np.stack(
+        [one[top : top + size, left : left + size] for one in (pixels, pixels[:, ::-1]) for top, left in corners]
+    )
+
+
+@dataclass(frozen=True)
+class Views:
+    """Which views of a picture are tokenized.
+
+    LlamaGen trains on the ten crops at 1.1 and those at 1.05 by picking a set with chance 1/2 and then one of its
+    ten (dataset/imagenet.py), which is uniform over the twenty views of `ten-crop` here."""
+
+    crops: str  # one of CROPS
+    crop_ranges: tuple[float, ...] = ()  # of ten-crop
+
+    @property
+    def names(self) -> list[str]:
+        """What each view is: V names."""
+        if self.crops != "ten-crop":
+            return ["centre", "centre mirrored"][: 2 if self.crops == "center-flip" else 1]
+        return [
+            f"{crop_range:g} {place}{mirrored}"
+            for crop_range in self.crop_ranges
+            for mirrored in ("", " mirrored")
+            for place in FIVE
+        ]
+
+    def __call__(self, picture: Image.Image | np.ndarray, size: int) -> np.ndarray:
+        """A picture or (H, W, 3) uint8 -> (V, S, S, 3) uint8."""
+        if self.crops == "ten-crop":
+            return np.concatenate([ten_crop(picture, size, crop_range) for crop_range in self.crop_ranges])
+        crop = center_crop(picture, size)
+        return np.stack([crop, crop[:, ::-1]][: len(self.names)])

@@ -1,0 +1,58 @@
+"""MS COCO: pictures with their captions and image ids; one class.
+
+FOLDER/annotations/captions_train2017.json    (or directly in FOLDER; 2014 as well), with
+FOLDER/train2017/*.jpg                        (or train2017.zip)"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from masc.artifacts import InputError
+from vq.readers.folders import open_pictures
+from vq.readers.stored import StoredImages
+
+
+def load_coco(root: Path, split: str, resolution: int) -> StoredImages:
+    """The pictures that a split's captions name, in the order of their image ids.
+
+    Captions are {"image_id": int, "captions": [str, ...]}, in the order of their own ids. Pictures that are named
+    but not there are `missing`. Raises InputError if a file is missing or broken, or there are two years of it."""
+    files = sorted([*root.glob(f"annotations/captions_{split}*.json"), *root.glob(f"captions_{split}*.json")])
+    if len(files) != 1:
+        found = ", ".join(map(str, files)) or "none"
+        raise InputError(f"expected one file annotations/captions_{split}YEAR.json in {root}, found {found}")
+    pictures_of = files[0].stem.removeprefix("captions_")
+    place = root / pictures_of
+    place = place if place.exists() else root / f"{pictures_of}.zip"
+    if not place.exists():
+        raise InputError(f"no pictures of COCO at {root / pictures_of} or {place}")
+    images, captions = _read_captions(files[0])
+    members = open_pictures(place)
+    row_of = {name.rpartition("/")[2]: row for row, name in enumerate(members.names)}
+    there = [image_id for image_id, name in sorted(images.items()) if name in row_of]
+    return StoredImages.of(
+        "coco",
+        split,
+        resolution,
+        members.take([row_of[images[image_id]] for image_id in there]),
+        np.zeros(len(there)),
+        ("coco",),
+        tuple({"image_id": image_id, "captions": captions.get(image_id, [])} for image_id in there),
+        tuple(name for _, name in sorted(images.items()) if name not in row_of),
+    )
+
+
+def _read_captions(file: Path) -> tuple[dict[int, str], dict[int, list[str]]]:
+    """File names and captions by image id."""
+    try:
+        content = json.loads(file.read_text())
+        images = {int(image["id"]): str(image["file_name"]) for image in content["images"]}
+        captions: dict[int, list[str]] = {}
+        for annotation in sorted(content["annotations"], key=lambda annotation: annotation["id"]):
+            captions.setdefault(int(annotation["image_id"]), []).append(annotation["caption"].strip())
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{file} is no captions file of COCO, or is truncated ({error!r}); download it again"
+        ) from error
+    return images, captions

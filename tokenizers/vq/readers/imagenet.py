@@ -1,0 +1,180 @@
+"""ILSVRC 2012 in any of its usual layouts, with labels in the order of the sorted WNIDs.
+
+    FOLDER/train/n01440764/*.JPEG             class folders (so for val)
+    FOLDER/ILSVRC2012_img_train.tar           the official tar of 1,000 tars, read in place
+    FOLDER/ILSVRC2012_img_val.tar             the official tar (or val/*.JPEG), with the devkit for its labels:
+    FOLDER/ILSVRC2012_devkit_t12.tar.gz       (or unpacked)
+    FOLDER/*train*.tar, FOLDER/*val*.tar      WebDataset shards (or train/*.tar): picture and .cls or .json
+
+The label is torchvision's ImageFolder index, as in FoundationVision/LlamaGen (ce98ec4, dataset/imagenet.py). A file
+with labels of another order is found out wherever a name also holds the WNID."""
+
+import io
+import json
+import re
+import tarfile
+from functools import cache
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+
+from masc.artifacts import InputError
+from vq.readers.members import Members, is_image, list_folder
+from vq.readers.stored import StoredImages
+from vq.readers.tars import TarIndex, index_tars
+
+NUM_IMAGES = {"train": 1_281_167, "val": 50_000}
+WNID = re.compile(r"(?:^|/)(n\d{8})(?=[_/.]|$)")
+VAL_NAME = re.compile(r"ILSVRC2012_val_(\d{8})")
+DEVKIT = "ILSVRC2012_devkit_t12"
+
+
+@cache
+def wnids() -> tuple[str, ...]:
+    """The 1,000 WNIDs of ILSVRC 2012, sorted: the class of each label."""
+    return tuple((resources.files("vq.readers") / "imagenet_wnids.txt").read_text().split())
+
+
+@cache
+def _label_of() -> dict[str, int]:
+    return {wnid: label for label, wnid in enumerate(wnids())}
+
+
+def load_imagenet(root: Path, split: str, resolution: int) -> StoredImages:
+    """The `train` or `val` pictures below `root`.
+
+    Raises InputError if the 1,000 classes are not all there, others are, or a label contradicts a WNID."""
+    folder, tar = root / split, root / f"ILSVRC2012_img_{split}.tar"
+    shards = sorted(folder.glob("*.tar")) or sorted(set(root.glob(f"*{split}*.tar")) - {tar})
+    labels = None
+    if tar.exists():
+        members = index_tars([tar]).members.images()
+    elif shards:
+        members, labels = _labelled_samples(index_tars(shards))
+    elif folder.is_dir():
+        members = list_folder(folder).images()
+    else:
+        raise InputError(
+            f"no {split} pictures of ImageNet in {root}: expected {split}/ with a folder a class, {tar.name}, or "
+            f'shards *{split}*.tar; name the folder that holds them with ARGS="data.path=FOLDER"'
+        )
+    if labels is None:
+        labels = _labels_by_name(root, members)
+    _check_classes(labels, f"{split} of {root}")
+    missing = _missing(split, members, root)
+    return StoredImages.of("imagenet", split, resolution, members, labels, wnids(), missing=missing)
+
+
+def _labels_by_name(root: Path, members: Members) -> np.ndarray:
+    labels, truth = np.empty(len(members), np.int64), None
+    for row, name in enumerate(members.names):
+        wnid, number = WNID.search(name), VAL_NAME.search(name)
+        if wnid is not None:
+            if wnid[1] not in _label_of():
+                raise InputError(
+                    f"{wnid[1]} ({name} in {root}) is not among the 1,000 classes of ILSVRC 2012; "
+                    "remove it, or read the folder with data.source=folder"
+                )
+            labels[row] = _label_of()[wnid[1]]
+        elif number is not None:
+            truth = _ground_truth(root) if truth is None else truth
+            if int(number[1]) > len(truth):
+                raise InputError(f"{name} in {root} has no label: the devkit holds {len(truth)}")
+            labels[row] = truth[int(number[1]) - 1]
+        else:
+            raise InputError(
+                f"{name} in {root} has no class: expected folders named by WNID, as n01440764/; "
+                "a folder of other class folders is read with data.source=folder"
+            )
+    return labels
+
+
+def _ground_truth(root: Path) -> np.ndarray:
+    """Labels of the validation pictures by number, from the devkit: (50,000,) int64."""
+    from scipy.io import loadmat
+
+    archive, folder = root / f"{DEVKIT}.tar.gz", root / DEVKIT
+    names = ("data/ILSVRC2012_validation_ground_truth.txt", "data/meta.mat")
+    try:
+        if folder.is_dir():
+            truth, meta = ((folder / name).read_bytes() for name in names)
+        elif archive.exists():
+            with tarfile.open(archive) as tar:
+                truth, meta = (tar.extractfile(f"{DEVKIT}/{name}").read() for name in names)
+        else:
+            raise InputError(
+                f"the validation pictures of {root} are not in class folders, and {archive.name}, which holds "
+                f"their labels, is not there; put it into {root}"
+            )
+    except (tarfile.TarError, OSError, EOFError, KeyError) as error:
+        raise InputError(f"the devkit in {root} is truncated or not the official one ({error})") from error
+    synsets = loadmat(io.BytesIO(meta), squeeze_me=True)["synsets"]
+    label_of_id = {
+        int(number): _label_of()[str(wnid)]
+        for number, wnid in zip(synsets["ILSVRC2012_ID"], synsets["WNID"], strict=True)
+        if str(wnid) in _label_of()  # the others are inner nodes of WordNet
+    }
+    return np.array([label_of_id[int(line)] for line in truth.split()], np.int64)
+
+
+def _labelled_samples(index: TarIndex) -> tuple[Members, np.ndarray]:
+    """Pictures of WebDataset shards and their labels: (M,) int64."""
+    members, sidecars = index.members, {}
+    for row, text in index.texts.items():
+        sidecars.setdefault(_sample(members, row), {})[members.names[row].rpartition(".")[2]] = text
+    rows = [row for row, name in enumerate(members.names) if is_image(name)]
+    labels = np.empty(len(rows), np.int64)
+    for place, row in enumerate(rows):
+        archive = members.archives[members.places[row, 1]]
+        labels[place] = _sample_label(members.names[row], sidecars.get(_sample(members, row), {}), archive)
+    return members.take(rows), labels
+
+
+def _sample(members: Members, row: int) -> tuple[int, str]:
+    # WebDataset: files of one sample share what comes before the first dot of the file's name.
+    folder, slash, file = members.names[row].rpartition("/")
+    return int(members.places[row, 1]), folder + slash + file.partition(".")[0]
+
+
+def _sample_label(name: str, sidecars: dict[str, bytes], archive: Path) -> int:
+    try:
+        described = json.loads(sidecars.get("json", b"{}"))
+        label = int(sidecars["cls"]) if "cls" in sidecars else int(described["label"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"the sample {name} of {archive} has no label: expected a .cls file beside it, or a .json with `label`"
+        ) from error
+    if not 0 <= label < len(wnids()):
+        raise InputError(f"the sample {name} of {archive} has the label {label}, outside of 0..{len(wnids()) - 1}")
+    wnid = WNID.search(f"{described.get('filename', '')}") or WNID.search(name)
+    if wnid is not None and wnid[1] != wnids()[label]:
+        raise InputError(
+            f"the sample {name} of {archive} has the label {label}, which is {wnids()[label]} in the order of the "
+            f"sorted WNIDs, but its name says {wnid[1]}: these shards number the classes in another order"
+        )
+    return label
+
+
+def _check_classes(labels: np.ndarray, where: str) -> None:
+    absent = np.setdiff1d(np.arange(len(wnids())), labels)
+    if absent.size:
+        raise InputError(
+            f"{absent.size} of the {len(wnids())} classes of ILSVRC 2012 are missing in {where}, the first is "
+            f"{wnids()[absent[0]]}; a subset is read with data.source=folder"
+        )
+
+
+def _missing(split: str, members: Members, root: Path) -> tuple[str, ...]:
+    """A line for each picture of the official set that is not there."""
+    expected = NUM_IMAGES[split]
+    if len(members) > expected:
+        raise InputError(
+            f"{split} of {root} holds {len(members)} pictures, ILSVRC 2012 has {expected}: are there copies? "
+            "Another set is read with data.source=folder"
+        )
+    numbers = [VAL_NAME.search(name) for name in members.names]
+    if split == "val" and all(numbers):
+        there = {int(number[1]) for number in numbers}
+        return tuple(f"ILSVRC2012_val_{n:08d}.JPEG" for n in range(1, expected + 1) if n not in there)
+    return ("a picture of unknown name",) * (expected - len(members))

@@ -1,0 +1,135 @@
+"""Files in folders, tars and zips, read by number without unpacking anything.
+
+Names that would leave their archive are refused, although nothing is ever written under them."""
+
+import os
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
+from typing import Self
+
+import numpy as np
+
+from masc.artifacts import InputError
+
+# Those of torchvision's ImageFolder, which LlamaGen reads ImageNet with.
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+
+
+@dataclass(frozen=True)
+class Members:
+    """M files by number."""
+
+    names: tuple[str, ...]  # with / between folders
+    places: np.ndarray  # (M, ...) int64: size in bytes first, then what finds the file
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """(M,) bytes."""
+        return self.places[:, 0]
+
+    def read(self, index: int) -> bytes:
+        """One file's bytes. Raises OSError or what the archive's library raises if it cannot be read."""
+        raise NotImplementedError
+
+    def take(self, rows: Sequence[int]) -> Self:
+        """Some of the files, in the order given."""
+        return replace(self, names=tuple(self.names[row] for row in rows), places=self.places[np.asarray(rows, int)])
+
+    def images(self) -> Self:
+        """The pictures among the files, in the order of torchvision's ImageFolder."""
+        rows = [row for row, name in enumerate(self.names) if is_image(name)]
+        return self.take(sorted(rows, key=lambda row: _order(self.names[row])))
+
+
+@dataclass(frozen=True)
+class FolderMembers(Members):
+    """Files below a folder; places (M, 1)."""
+
+    root: Path
+
+    def read(self, index: int) -> bytes:
+        return (self.root / self.names[index]).read_bytes()
+
+
+@dataclass(frozen=True)
+class TarMembers(Members):
+    """Files in uncompressed tars, or in tars inside them; places (M, 3) size, archive, offset."""
+
+    archives: tuple[Path, ...]
+
+    def read(self, index: int) -> bytes:
+        size, archive, offset = (int(value) for value in self.places[index])
+        with self.archives[archive].open("rb", buffering=0) as file:
+            data = os.pread(file.fileno(), size, offset)
+        if len(data) < size:
+            raise EOFError(f"{self.archives[archive]} ends within {self.names[index]}")
+        return data
+
+
+@dataclass(frozen=True)
+class ZipMembers(Members):
+    """Files in a zip; places (M, 1)."""
+
+    path: Path
+
+    def read(self, index: int) -> bytes:
+        return _open_zip(self.path, os.getpid()).read(self.names[index])
+
+
+@lru_cache(maxsize=4)
+def _open_zip(path: Path, process: int) -> zipfile.ZipFile:
+    # One a process: a file position shared with forked workers would be moved by all of them.
+    return zipfile.ZipFile(path)
+
+
+def is_image(name: str) -> bool:
+    """Whether a file is a picture, by its suffix; hidden files and what macOS adds to archives are none."""
+    path = PurePosixPath(name)
+    return path.suffix.lower() in IMAGE_SUFFIXES and not any(
+        part.startswith(".") or part == "__MACOSX" for part in path.parts
+    )
+
+
+def _order(name: str) -> tuple[str, str, str]:
+    folder, _, file = name.rpartition("/")
+    return folder.partition("/")[0], folder, file
+
+
+def safe_name(name: str, archive: Path) -> str:
+    """A member's name without a leading `./`; InputError if it is absolute or has `..` in it."""
+    path = PurePosixPath(name.replace("\\", "/"))
+    if path.is_absolute() or ".." in path.parts:
+        raise InputError(
+            f"{archive} holds a member named {name!r}, which lies outside of the archive; it is refused. "
+            "Get the archive from its publisher again"
+        )
+    return str(path)
+
+
+def list_folder(root: Path) -> FolderMembers:
+    """All files below a folder, links followed."""
+    names, sizes = [], []
+    for folder, _, files in os.walk(root, followlinks=True):
+        inside = Path(folder).relative_to(root).as_posix()
+        for file in files:
+            names.append(file if inside == "." else f"{inside}/{file}")
+            sizes.append((Path(folder) / file).lstat().st_size)
+    return FolderMembers(tuple(names), np.array(sizes, np.int64).reshape(-1, 1), root)
+
+
+def list_zip(path: Path) -> ZipMembers:
+    """All files of a zip; InputError if it is truncated or a name leaves it."""
+    try:
+        files = [member for member in _open_zip(path, os.getpid()).infolist() if not member.is_dir()]
+    except (zipfile.BadZipFile, OSError, EOFError) as error:
+        raise InputError(f"{path} is not a zip, or is truncated ({error}); download it again") from error
+    for member in files:
+        safe_name(member.filename, path)
+    sizes = np.array([member.file_size for member in files], np.int64).reshape(-1, 1)
+    return ZipMembers(tuple(member.filename for member in files), sizes, path)

@@ -1,0 +1,103 @@
+"""Pictures on disk as an image source: opened by number, cropped when they are asked for."""
+
+import hashlib
+import io
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from vq.crops import center_crop
+from vq.images import ImageSource
+from vq.readers.members import Members
+
+# What a broken file makes Pillow, zlib and zipfile raise.
+UNREADABLE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    KeyError,
+    struct.error,
+    zlib.error,
+    zipfile.BadZipFile,
+    Image.DecompressionBombError,
+)
+
+
+def open_picture(members: Members, index: int) -> Image.Image:
+    """A picture as RGB, decoded whole; raises one of UNREADABLE if it is broken."""
+    with Image.open(io.BytesIO(members.read(index))) as picture:
+        return picture.convert("RGB")
+
+
+@dataclass(frozen=True)
+class CroppedPixels:
+    """Centre crops of stored pictures, made when they are indexed: like an array (M, S, S, 3) uint8."""
+
+    members: Members
+    resolution: int
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        return (len(self.members), self.resolution, self.resolution, 3)
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    def __getitem__(self, rows: int | slice | np.ndarray) -> np.ndarray:
+        wanted = np.arange(len(self))[rows]
+        if wanted.ndim == 0:
+            return center_crop(open_picture(self.members, int(wanted)), self.resolution)
+        return np.stack([self[int(row)] for row in wanted])
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return (self[row] for row in range(len(self)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredImages(ImageSource):
+    """Pictures on disk. What identifies them are their names and sizes: their bytes are too many to hash."""
+
+    members: Members
+
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        split: str,
+        resolution: int,
+        members: Members,
+        labels: np.ndarray,
+        class_names: tuple[str, ...],
+        captions: tuple[Any, ...] = (),
+        missing: tuple[str, ...] = (),
+    ) -> "StoredImages":
+        """The pictures `members` (M) with labels (M,), each a group of its own; `missing` names those not found."""
+        return cls(
+            name=name,
+            split=split,
+            pixels=CroppedPixels(members, resolution),
+            labels=labels.astype(np.int64),
+            groups=np.arange(len(members)),
+            keys=members.names,
+            captions=captions,
+            class_names=class_names,
+            attribution="",
+            members=members,
+            missing=missing,
+        )
+
+    def picture(self, index: int) -> Image.Image:
+        return open_picture(self.members, index)
+
+    def identity(self, rows: slice) -> str:
+        digest = hashlib.sha256()
+        for key, size, label in zip(self.keys[rows], self.members.sizes[rows], self.labels[rows], strict=True):
+            digest.update(f"{key} {size} {label}\n".encode())
+        return digest.hexdigest()
