@@ -117,11 +117,11 @@ def load_inputs(config: TrainConfig) -> RunInputs:
         for split in ("train", "val")
     )
     for codes, split in ((train, "train"), (held_out, "val")):
-        flipped = codes.tokens.shape[1] == 2
-        if flipped != config.data.flip:
+        views = config.data.views(split).names
+        if codes.tokens.shape[1] != len(views):
             raise InputError(
-                f"data.flip is {config.data.flip}, but {layout.codes(config.data.name, split)} holds "
-                f"{codes.tokens.shape[1]} view(s) of an image; remake it with `{make_codes}`"
+                f"data.crops is {config.data.crops}, {len(views)} view(s) of an image, but "
+                f"{layout.codes(config.data.name, split)} holds {codes.tokens.shape[1]}; remake it with `{make_codes}`"
             )
     parents = {"codebook": codebook.meta.sha256, "train codes": train.sha256, "val codes": held_out.sha256}
     partition = None

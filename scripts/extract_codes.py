@@ -1,36 +1,42 @@
 """Tokenize the images of a data set into packed codes (`make codes`)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from accelerate import Accelerator
+from accelerate import PartialState
 from stage import run_stage
 
+from masc.codes import read_meta
 from masc.layout import Layout
-from vq.autoencoder import ConvVQConfig
 from vq.data import DataConfig
-from vq.extract import extract_codes
+from vq.extract import ExtractConfig, extract_codes
 from vq.images import load_images
+from vq.interface import TokenizerConfig
 from vq.pretrained import load_decoder
 
 
 @dataclass(kw_only=True)
 class CodesStage:
-    tokenizer: ConvVQConfig
+    tokenizer: TokenizerConfig
     data: DataConfig
+    extraction: ExtractConfig = field(default_factory=ExtractConfig)
     artifacts: str = "artifacts"
 
 
 def main(stage: CodesStage) -> None:
     """Write artifacts/<tokenizer>/codes/<data>/{train,val}: packed tokens, labels, groups."""
-    layout = Layout(Path(stage.artifacts), stage.tokenizer.name)
+    layout, state = Layout(Path(stage.artifacts), stage.tokenizer.name), PartialState()
     codebook = layout.load_codebook()
-    model = load_decoder(codebook, stage.tokenizer.name, layout.root).to(Accelerator().device)
+    model = load_decoder(codebook, layout.root).to(state.device)
     for split in ("train", "val"):
-        source = load_images(stage.data.source, split, stage.data.resolution)
+        with state.main_process_first():  # the others find the index of tars that it made
+            images = load_images(stage.data.source, split, stage.data.resolution, stage.data.path)
         path = layout.codes(stage.data.name, split)
-        extract_codes(model, source, stage.data.flip, codebook, path)
-        print(f"{path}: {len(source)} images")
+        extract_codes(model, images, stage.data.views(split), codebook, path, stage.extraction)
+        if state.is_main_process:
+            meta = read_meta(path, "make codes")
+            failed = f", {meta['num_failures']} not readable: {path}/failures.txt" if meta["num_failures"] else ""
+            print(f"{path}: {meta['shape'][0]} images, {meta['shape'][1]} view(s) of {meta['shape'][2]} tokens{failed}")
 
 
 if __name__ == "__main__":

@@ -1,14 +1,12 @@
-"""The small tokenizer: its quantizer's laws, the shipped weights, training, and extraction."""
+"""The small tokenizer: its quantizer's laws, the shipped weights, and training."""
 
 import numpy as np
 import pytest
 import torch
 
-from masc.artifacts import Codebook, InputError
-from masc.codes import load_codes
+from masc.artifacts import InputError
 from vq.codebook import save_codebook
-from vq.extract import extract_codes
-from vq.images import ImageSource, load_images, to_tensor
+from vq.images import ImageSource, load_images
 from vq.interface import TokenizerConfig
 from vq.measure import measure, peak_signal_to_noise
 from vq.pretrained import load_decoder, load_extra, load_tokenizer, tokenizer_path
@@ -118,25 +116,6 @@ def test_training_learns_and_gives_the_same_weights_twice(squares, tmp_path):
     assert all(torch.equal(a[key], b[key]) for key in a)
 
 
-def test_extraction_stores_tokens_of_both_views_once(squares, tmp_path, monkeypatch):
-    torch.manual_seed(0)
-    model = SMALL.build().eval()
-    weights = tmp_path / "weights"
-    weights.write_bytes(b"x")
-    codebook = save_codebook(model, SMALL, weights, tmp_path / "codebook.npz")
-    np.testing.assert_allclose(np.linalg.norm(codebook.vectors, axis=1), 1, atol=1e-6)
-    extract_codes(model, squares, True, codebook, tmp_path / "codes", batch_size=24)
-    codes = load_codes(tmp_path / "codes", codebook.meta.sha256, "make codes")
-    assert codes.tokens.shape == (64, 2, 16)
-    with torch.no_grad():
-        images = to_tensor(squares.pixels)
-        assert np.array_equal(codes.tokens[:, 0], model.encode(images))
-        assert np.array_equal(codes.tokens[:, 1], model.encode(images.flip(-1)))
-    monkeypatch.setattr("vq.extract.save_codes", None)
-    extract_codes(model, squares, True, codebook, tmp_path / "codes")
-    assert isinstance(save_codebook(model, SMALL, weights, tmp_path / "codebook.npz"), Codebook)
-
-
 def test_weights_that_do_not_fit_are_refused(tmp_path, squares):
     with pytest.raises(InputError, match="make tokenizer TOKENIZER=nonesuch"):
         tokenizer_path(config_of("nonesuch"), tmp_path)
@@ -161,14 +140,6 @@ def test_a_codebook_of_other_weights_is_refused(tmp_path):
     mine.write_bytes(path.read_bytes() + b" ")
     with pytest.raises(InputError, match=r"codebook was made from the tokenizer .*make codebook TOKENIZER=emoji32"):
         load_decoder(codebook, tmp_path)
-
-
-def test_images_of_another_size_are_refused(squares, tmp_path):
-    path = tokenizer_path(EMOJI32, tmp_path)
-    model = load_tokenizer(path, EMOJI32)
-    codebook = save_codebook(model, EMOJI32, path, tmp_path / "codebook.npz")
-    with pytest.raises(InputError, match="squares have 16 pixels a side, the tokenizer emoji32 takes 32"):
-        extract_codes(model, squares, True, codebook, tmp_path / "codes")
 
 
 def test_psnr_of_known_errors():
