@@ -7,27 +7,28 @@ one memory-mapped file of bfloat16, half the size and just as exact, for that is
 
 import hashlib
 import json
-import logging
-import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from llamagen.captions import Captions, clean_caption
 from masc.artifacts import InputError, hash_file, recover, replacing, write_json
 
-logger = logging.getLogger(__name__)
 FORMAT, VERSION = "masc-text-features", 1
+FILES = ("features.npy", "offsets.npy", "captions.json")
 MAX_TOKENS = 120  # LlamaGen's cls_token_num for text
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 SHARD = 1024  # captions: what an interruption loses at most
 MAKE = "make text-features CAPTIONS=..."
 
@@ -42,8 +43,8 @@ def encoder_sha256(directory: Path) -> str:
     files = [path for path in sorted(directory.glob("*")) if path.suffix in (".json", ".model", ".safetensors", ".bin")]
     if not (directory / "config.json").exists() or len(files) < 2:
         raise InputError(
-            f"no text encoder at {directory}: expected config.json, a tokenizer and weights as on the Hugging Face hub; "
-            "fetch LlamaGen's with `make weights NAME=flan-t5-xl`"
+            f"no text encoder at {directory}: expected config.json, a tokenizer and weights as on the Hugging Face "
+            "hub; fetch LlamaGen's with `make weights NAME=flan-t5-xl`"
         )
     return hashlib.sha256("".join(f"{path.name} {hash_file(path)}\n" for path in files).encode()).hexdigest()
 
@@ -62,6 +63,8 @@ def extract_text_features(
     where it was interrupted. Every batch has the same shape, so the result depends neither on the number of processes
     nor on interruptions; another batch size may round otherwise. Raises InputError if `path` holds other features."""
     path, accelerator = Path(path), accelerator or Accelerator()
+    if dtype not in DTYPES or batch_size < 1:
+        raise InputError(f"dtype must be one of {', '.join(DTYPES)} and batch_size at least 1: {dtype!r}, {batch_size}")
     config = {
         "encoder": Path(encoder).name,
         "encoder_sha256": _from_main(accelerator, lambda: encoder_sha256(encoder)),
@@ -76,8 +79,8 @@ def extract_text_features(
     key = hashlib.sha256(json.dumps(config).encode()).hexdigest()[:12]
     shards = path.with_name(f".{path.name}.{key}.shards")
     starts = range(0, len(captions), SHARD)
-    todo = [start for start in starts[accelerator.process_index :: accelerator.num_processes]]
-    todo = [start for start in todo if not _shard(shards, start).exists()]
+    mine = starts[accelerator.process_index :: accelerator.num_processes]
+    todo = [start for start in mine if not _shard(shards, start).exists()]
     if todo:
         tokenizer, model = _load_encoder(encoder, dtype)
         model.to(accelerator.device)
@@ -89,3 +92,186 @@ def extract_text_features(
         _join([_shard(shards, start) for start in starts], captions, config, path)
         shutil.rmtree(shards)
     accelerator.wait_for_everyone()
+
+
+def _from_main(accelerator: Accelerator, compute: Callable[[], Any]) -> Any:
+    """What the main process computes, or its InputError, in every process."""
+    answer = [None, None]
+    if accelerator.is_main_process:
+        try:
+            answer[0] = compute()
+        except InputError as error:
+            answer[1] = str(error)
+    broadcast_object_list(answer)
+    if answer[1] is not None:
+        raise InputError(answer[1])
+    return answer[0]
+
+
+def _is_done(path: Path, config: dict[str, Any]) -> bool:
+    """Whether these features are at `path` already; InputError if others are."""
+    recover(path)
+    if not path.exists():
+        return False
+    there = TextFeatures.load(path).config
+    # The batch size changes a result by rounding at most, the encoder's directory not at all.
+    decisive = config.keys() - {"batch_size", "encoder"}
+    differing = [key for key in sorted(decisive) if there.get(key) != config[key]]
+    if differing:
+        listed = ", ".join(f"{key} {there.get(key)} there, {config[key]} now" for key in differing)
+        raise InputError(f"{path} holds other text features: {listed}; choose another out=..., or `rm -r {path}`")
+    return True
+
+
+def _shard(shards: Path, start: int) -> Path:
+    return shards / f"{start:09d}.npz"
+
+
+def _save_shard(path: Path, encoded: Iterator[np.ndarray]) -> None:
+    rows = list(encoded)
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, features=np.concatenate(rows), lengths=np.array([len(row) for row in rows], np.int64))
+
+
+def _load_encoder(directory: Path, dtype: str) -> tuple[Any, nn.Module]:
+    """The tokenizer and the encoder stored in a directory as on the hub; nothing is unpickled or executed."""
+    from transformers import AutoTokenizer, T5EncoderModel
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+        model, found = T5EncoderModel.from_pretrained(
+            directory, local_files_only=True, dtype=DTYPES[dtype], output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError, UnpicklingError) as error:
+        raise InputError(f"cannot load a T5 encoder from {directory} ({error}); fetch it anew") from error
+    # The library would start what is missing from random numbers.
+    unfit = sorted(map(str, found["missing_keys"] | found["mismatched_keys"]))
+    if unfit:
+        raise InputError(
+            f"the weights in {directory} are not those of its config.json: {len(unfit)} missing or of another shape, "
+            f"{', '.join(unfit[:3])}, ...; fetch it anew"
+        )
+    return tokenizer, model.eval()
+
+
+@torch.no_grad()
+def _encode(texts: Sequence[str], tokenizer: Any, model: nn.Module, batch_size: int) -> Iterator[np.ndarray]:
+    """The last hidden state of each caption without its padding, (length, C), as bit patterns of bfloat16."""
+    for start in range(0, len(texts), batch_size):
+        batch = [clean_caption(text) for text in texts[start : start + batch_size]]
+        # Filled up with its last caption: another shape could make the library sum in another order.
+        filled = batch + batch[-1:] * (batch_size - len(batch))
+        tokens = tokenizer(
+            filled,
+            max_length=MAX_TOKENS,
+            padding="max_length",
+            padding_side="right",
+            truncation=True,
+            return_attention_mask=True,
+            return_tensors="pt",
+        ).to(model.device)
+        hidden = model(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]).last_hidden_state
+        bits = hidden.to(torch.bfloat16).view(torch.int16).cpu().numpy().view(np.uint16)
+        lengths = tokens["attention_mask"].sum(1).tolist()
+        yield from (bits[row, : lengths[row]] for row in range(len(batch)))
+
+
+def _join(shards: list[Path], captions: Captions, config: dict[str, Any], path: Path) -> None:
+    """All shards in one directory, written whole or not at all."""
+    lengths = np.concatenate([_read_shard(shard, "lengths") for shard in shards])
+    width = _read_shard(shards[0], "features").shape[1]
+    offsets = np.concatenate([[0], lengths.cumsum()]).astype(np.int64)
+    with replacing(path) as temporary:
+        temporary.mkdir()
+        features = np.lib.format.open_memmap(
+            temporary / "features.npy", "w+", np.uint16, shape=(int(offsets[-1]), width)
+        )
+        position = 0
+        for shard in shards:
+            rows = _read_shard(shard, "features")
+            features[position : position + len(rows)] = rows
+            position += len(rows)
+        features.flush()
+        np.save(temporary / "offsets.npy", offsets)
+        write_json(temporary / "captions.json", asdict(captions))
+        meta = {
+            "format": FORMAT,
+            "version": VERSION,
+            "shape": [int(offsets[-1]), width],
+            "config": config,
+            "sha256": {name: hash_file(temporary / name) for name in FILES},
+        }
+        write_json(temporary / "meta.json", meta)
+
+
+def _read_shard(path: Path, name: str) -> np.ndarray:
+    with np.load(path, allow_pickle=False) as archive:
+        return archive[name]
+
+
+@dataclass(frozen=True, eq=False)
+class TextFeatures:
+    """The features of M captions, memory-mapped."""
+
+    bits: np.ndarray  # (S, C) uint16: the bit patterns of bfloat16
+    offsets: np.ndarray  # (M + 1,) int64: caption m has rows offsets[m] to offsets[m + 1]
+    captions: list[str]
+    images: list[str] | None  # which image each caption is of, where the file named them
+    config: dict[str, Any]
+    sha256: str  # of the features
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+    @property
+    def dim(self) -> int:
+        return self.bits.shape[1]
+
+    def batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Captions as the generator takes them: features (B, 120, C) float32, zeros first, and mask (B, 120) bool."""
+        features = np.zeros((len(indices), MAX_TOKENS, self.dim), np.float32)
+        mask = np.zeros((len(indices), MAX_TOKENS), bool)
+        for row, index in enumerate(indices):
+            if not 0 <= index < len(self):
+                raise IndexError(f"caption {index} of {len(self)}")
+            bits = self.bits[self.offsets[index] : self.offsets[index + 1]]
+            # bfloat16 is the upper half of float32.
+            features[row, MAX_TOKENS - len(bits) :] = (bits.astype(np.uint32) << 16).view(np.float32)
+            mask[row, MAX_TOKENS - len(bits) :] = True
+        return torch.from_numpy(features), torch.from_numpy(mask)
+
+    @staticmethod
+    def load(path: Path, encoder: str | None = None, make: str = MAKE) -> "TextFeatures":
+        """Open a directory of features; `encoder` is the SHA-256 they must have been made with, if given.
+
+        Raises InputError if it is missing, truncated, altered, of another version or of another encoder."""
+        path = Path(path)
+        if not (path / "meta.json").exists():
+            raise InputError(f"no text features at {path}; make them with `{make}`")
+        try:
+            meta = json.loads((path / "meta.json").read_text())
+            bits = np.load(path / "features.npy", mmap_mode="r", allow_pickle=False)
+            offsets = np.load(path / "offsets.npy", allow_pickle=False)
+            captions = json.loads((path / "captions.json").read_text())
+        except (OSError, ValueError, EOFError) as error:
+            raise InputError(
+                f"{path} holds no text features, or truncated ones ({error}); remove it and remake them with `{make}`"
+            ) from error
+        if meta.get("format") != FORMAT or meta.get("version") != VERSION:
+            raise InputError(
+                f"expected {FORMAT} version {VERSION}, found {meta.get('format')} version {meta.get('version')} in "
+                f"{path}/meta.json; remove it and remake them with `{make}`"
+            )
+        for name in FILES:
+            if hash_file(path / name) != meta["sha256"][name]:
+                raise InputError(
+                    f"{path / name} does not match the SHA-256 in meta.json; remove {path} and remake it with `{make}`"
+                )
+        if encoder not in (None, meta["config"]["encoder_sha256"]):
+            raise InputError(
+                f"{path} was made with the text encoder {meta['config']['encoder_sha256'][:12]}, but the one in use is "
+                f"{encoder[:12]}; make features with that one into another directory: `{make}`"
+            )
+        return TextFeatures(
+            bits, offsets, captions["texts"], captions["images"], meta["config"], meta["sha256"]["features.npy"]
+        )

@@ -1,0 +1,39 @@
+"""Encode captions once with LlamaGen's text encoder (`make text-features`)."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from omegaconf import MISSING
+from stage import run_stage
+
+from llamagen.captions import read_captions
+from llamagen.text import TextFeatures, extract_text_features
+from vq.hub import weights_path
+
+
+@dataclass(kw_only=True)
+class TextFeaturesStage:
+    captions: str = MISSING
+    out: str | None = None
+    encoder: str = "flan-t5-xl"
+    weights: str = "weights"
+    first_only: bool = False
+    column: int = 0
+    first_sentence: bool = False
+    batch_size: int = 32
+    dtype: str = "bfloat16"
+
+
+def main(stage: TextFeaturesStage) -> None:
+    """Write artifacts/text/<name of the captions>: features, captions and image names, to be loaded as TextFeatures."""
+    out = Path(stage.out or f"artifacts/text/{Path(stage.captions).stem}")
+    captions = read_captions(Path(stage.captions), stage.first_only, stage.column, stage.first_sentence)
+    given = Path(stage.encoder)
+    encoder = given if given.is_dir() else weights_path(stage.encoder, Path(stage.weights))
+    extract_text_features(captions, encoder, out, stage.batch_size, stage.dtype)
+    features = TextFeatures.load(out)
+    print(f"{out}: {len(features)} captions, {len(features.bits)} tokens of {features.dim} numbers")
+
+
+if __name__ == "__main__":
+    run_stage("text_features", TextFeaturesStage, main)

@@ -1,0 +1,235 @@
+"""Text features equal a direct call of the encoder, in LlamaGen's left padding, whatever interrupts the extraction.
+
+The encoder is a random T5 of two layers and a tokenizer trained on a few lines, both stored as on the hub."""
+
+import json
+import os
+import subprocess
+import sys
+import types
+
+import numpy as np
+import pytest
+import torch
+
+from llamagen import text
+from llamagen.captions import Captions, clean_caption
+from llamagen.text import MAX_TOKENS, TextFeatures, extract_text_features
+from masc.artifacts import InputError
+
+WORDS = ["a", "photo", "of", "two", "cats", "and", "the", "dog", "on", "green", "mat", "in", "rain", "under", "trees"]
+BATCH = 4
+
+
+def make_encoder(directory, seed=0):
+    """A directory laid out as google/flan-t5-xl's: config.json, tokenizer.json, tokenizer_config.json, weights."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
+
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    trainer = trainers.UnigramTrainer(
+        vocab_size=60, special_tokens=["<pad>", "</s>", "<unk>"], unk_token="<unk>", show_progress=False
+    )
+    tokenizer.train_from_iterator([" ".join(WORDS)] * 5, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    names = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names).save_pretrained(directory)
+    file = directory / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"tokenizer_class": "T5Tokenizer", "extra_ids": 0}))
+    torch.manual_seed(seed)
+    sizes = {"d_model": 16, "d_kv": 4, "d_ff": 32, "num_layers": 2, "num_heads": 4}
+    T5ForConditionalGeneration(T5Config(vocab_size=64, feed_forward_proj="gated-gelu", **sizes)).save_pretrained(
+        directory
+    )
+    return directory
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    return make_encoder(tmp_path_factory.mktemp("t5"))
+
+
+@pytest.fixture(scope="module")
+def captions():
+    rng = np.random.default_rng(0)
+    texts = [" ".join(rng.choice(WORDS, length)).title() for length in (1, 3, 9, 2, 14, 5, 1, 7, 90, 4)]
+    return Captions([*texts, "", "<b>Rain</b> & trees"], [f"{index}.jpg" for index in range(12)])
+
+
+@pytest.fixture(autouse=True)
+def small_shards(monkeypatch):
+    monkeypatch.setattr(text, "SHARD", BATCH)
+
+
+@pytest.fixture(scope="module")
+def made(encoder, captions, tmp_path_factory):
+    """The features of an unbroken run."""
+    path = tmp_path_factory.mktemp("made") / "text"
+    extract_text_features(captions, encoder, path, BATCH)
+    return path
+
+
+def direct(encoder, texts, dtype=torch.bfloat16):
+    """Right-padded hidden states (B, 120, C) and masks, as LlamaGen's T5Embedder returns them."""
+    from transformers import AutoTokenizer, T5EncoderModel
+
+    model = T5EncoderModel.from_pretrained(encoder, dtype=dtype).eval()
+    tokens = AutoTokenizer.from_pretrained(encoder)(
+        [clean_caption(line) for line in texts],
+        max_length=MAX_TOKENS,
+        padding="max_length",
+        truncation=True,
+        return_tensors="pt",
+    )
+    with torch.no_grad():
+        return model(**tokens).last_hidden_state, tokens["attention_mask"]
+
+
+def contents(path):
+    return {file.name: file.read_bytes() for file in sorted(path.iterdir())}
+
+
+def test_a_batch_is_the_encoders_output_rotated_and_masked(encoder, captions, made):
+    features = TextFeatures.load(made)
+    assert (len(features), features.dim) == (12, 16) and features.captions == captions.texts
+    assert features.images == captions.images
+    lengths = []
+    for start in range(0, 12, BATCH):
+        rows = range(start, start + BATCH)
+        hidden, mask = direct(encoder, captions.texts[start : start + BATCH])
+        # LlamaGen's sample_t2i.py: each row rotated by its length, the mask flipped, the product of both.
+        rotated = torch.stack([state.roll(-int(own.sum()), 0) for state, own in zip(hidden, mask, strict=True)])
+        ours, our_mask = features.batch(rows)
+        assert ours.dtype == torch.float32 and our_mask.dtype == torch.bool
+        torch.testing.assert_close(our_mask, mask.flip(-1).bool())
+        torch.testing.assert_close(ours, (rotated * mask.flip(-1)[..., None]).float(), rtol=0, atol=0)
+        lengths += mask.sum(1).tolist()
+    assert max(lengths) == MAX_TOKENS and lengths[10] == 1  # one was cut; the empty caption is its end mark
+    assert features.offsets.tolist() == [0, *np.cumsum(lengths)]
+
+
+def test_rows_come_in_the_order_asked_for(made):
+    features = TextFeatures.load(made)
+    whole, mask = features.batch(range(12))
+    some, some_mask = features.batch([7, 2, 7])
+    assert torch.equal(some, whole[[7, 2, 7]]) and torch.equal(some_mask, mask[[7, 2, 7]])
+    with pytest.raises(IndexError, match="caption 12 of 12"):
+        features.batch([12])
+
+
+def test_another_batch_size_rounds_otherwise_at_most(encoder, captions, made, tmp_path):
+    extract_text_features(captions, encoder, tmp_path / "text", 3, dtype="float32")
+    ours = TextFeatures.load(tmp_path / "text").batch(range(12))[0]
+    exact = torch.cat([direct(encoder, captions.texts[row : row + 1], torch.float32)[0] for row in range(12)])
+    mask = TextFeatures.load(made).batch(range(12))[1]
+    # Half a unit in the last of bfloat16's eight bits, and what float32 sums in another order.
+    torch.testing.assert_close(ours[mask], exact[mask.flip(-1)], rtol=2**-8, atol=1e-6)
+
+
+def test_an_interrupted_extraction_goes_on_and_ends_byte_identical(encoder, captions, made, tmp_path, monkeypatch):
+    saved, save = [], text._save_shard
+
+    def save_two(path, encoded):
+        if len(saved) == 2:
+            raise KeyboardInterrupt
+        saved.append(path)
+        save(path, encoded)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(text, "_save_shard", save_two)
+        extract_text_features(captions, encoder, tmp_path / "text", BATCH)
+    assert not (tmp_path / "text").exists()
+    again = []
+    monkeypatch.setattr(text, "_save_shard", lambda path, encoded: (again.append(path), save(path, encoded)))
+    extract_text_features(captions, encoder, tmp_path / "text", BATCH)
+    assert len(again) == 1 and not set(again) & set(saved)
+    assert contents(tmp_path / "text") == contents(made)
+    assert [path.name for path in tmp_path.iterdir()] == ["text"]
+    extract_text_features(captions, encoder, tmp_path / "text", BATCH)  # done already
+    assert len(again) == 1
+
+
+def test_each_process_takes_its_own_shards(encoder, captions, made, tmp_path, monkeypatch):
+    saved, save = [], text._save_shard
+    monkeypatch.setattr(text, "_save_shard", lambda path, encoded: (saved.append(path.stem), save(path, encoded)))
+    answers = []  # what the main process would broadcast
+    monkeypatch.setattr(text, "_from_main", lambda _, compute: answers.append(compute()) or answers[-1])
+    for rank in (1, 0):
+        process = types.SimpleNamespace(
+            process_index=rank,
+            num_processes=2,
+            is_main_process=rank == 0,
+            device=torch.device("cpu"),
+            wait_for_everyone=lambda: None,
+        )
+        extract_text_features(captions, encoder, tmp_path / "text", BATCH, accelerator=process)
+    assert saved == ["000000004", "000000000", "000000008"]
+    assert contents(tmp_path / "text") == contents(made)
+
+
+@pytest.mark.slow
+def test_two_processes_give_what_one_gives(encoder, captions, tmp_path, root):
+    # Shards of the usual size: three of them, so that both processes have some.
+    many = tmp_path / "many.txt"
+    many.write_text("\n".join(line for line in captions.texts * 200 if line))
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_machines", "1", "--num_processes", "2"]
+    for processes, start in (("1", []), ("2", launch)):
+        arguments = [f"captions={many}", f"encoder={encoder}", f"out={tmp_path / processes}"]
+        command = [sys.executable, *start, "scripts/text_features.py", *arguments]
+        done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    assert contents(tmp_path / "1") == contents(tmp_path / "2")
+
+
+def test_features_of_others_are_refused(encoder, captions, made, tmp_path):
+    with pytest.raises(InputError, match=r"no text features at .*make text-features"):
+        TextFeatures.load(tmp_path / "none")
+    with pytest.raises(InputError, match=r"made with the text encoder .*the one in use is ffffffffffff"):
+        TextFeatures.load(made, encoder="f" * 64)
+    TextFeatures.load(made, encoder=text.encoder_sha256(encoder))
+    with pytest.raises(InputError, match=r"holds other text features: captions_sha256 .*rm -r"):
+        extract_text_features(Captions(["another"]), encoder, made, BATCH)
+    other = make_encoder(tmp_path / "other", seed=1)
+    with pytest.raises(InputError, match="holds other text features: encoder_sha256"):
+        extract_text_features(captions, other, made, BATCH)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "words"),
+    [
+        ("features.npy", lambda old: old[:-64], "truncated"),
+        ("features.npy", lambda old: old[:-1] + bytes([old[-1] ^ 1]), "does not match the SHA-256"),
+        ("captions.json", lambda old: old.replace(b"A", b"B", 1), "does not match the SHA-256"),
+        ("offsets.npy", lambda old: old[:-8] + b"\0" * 8, "does not match the SHA-256"),
+        ("meta.json", lambda old: old.replace(b'"version": 1', b'"version": 2'), "expected .* version 1, found"),
+        ("meta.json", lambda old: old[:20], "truncated"),
+    ],
+)
+def test_damaged_features_are_refused(made, tmp_path, name, change, words):
+    path = tmp_path / "text"
+    path.mkdir()
+    for file, content in contents(made).items():
+        (path / file).write_bytes(change(content) if file == name else content)
+    with pytest.raises(InputError, match=words):
+        TextFeatures.load(path)
+
+
+def test_an_encoder_that_is_absent_or_incomplete_is_refused(encoder, captions, tmp_path):
+    with pytest.raises(InputError, match="make weights NAME=flan-t5-xl"):
+        extract_text_features(captions, tmp_path / "none", tmp_path / "text")
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    for file, content in contents(encoder).items():
+        (broken / file).write_bytes(content)
+    config = json.loads((broken / "config.json").read_text()) | {"num_layers": 3}
+    (broken / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match=r"not those of its config\.json: [1-9][0-9]* missing .*encoder\.block\.2"):
+        extract_text_features(captions, broken, tmp_path / "text")
+    (broken / "model.safetensors").write_bytes(b"not weights")
+    with pytest.raises(InputError, match="cannot load a T5 encoder"):
+        extract_text_features(captions, broken, tmp_path / "text")
+    assert not (tmp_path / "text").exists()
+    with pytest.raises(InputError, match="dtype must be one of bfloat16, float32"):
+        extract_text_features(captions, encoder, tmp_path / "text", dtype="float16")
