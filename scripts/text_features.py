@@ -3,17 +3,17 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from omegaconf import MISSING
 from stage import run_stage
 
 from llamagen.captions import read_captions
 from llamagen.text import TextFeatures, extract_text_features
+from masc.artifacts import InputError
 from vq.hub import weights_path
 
 
 @dataclass(kw_only=True)
 class TextFeaturesStage:
-    captions: str = MISSING
+    captions: str = ""
     out: str | None = None
     encoder: str = "flan-t5-xl"
     weights: str = "weights"
@@ -26,6 +26,8 @@ class TextFeaturesStage:
 
 def main(stage: TextFeaturesStage) -> None:
     """Write artifacts/text/<name of the captions>: features, captions and image names, to be loaded as TextFeatures."""
+    if not stage.captions:
+        raise InputError("say which captions: make text-features CAPTIONS=captions_val2014.json")
     out = Path(stage.out or f"artifacts/text/{Path(stage.captions).stem}")
     captions = read_captions(Path(stage.captions), stage.first_only, stage.column, stage.first_sentence)
     given = Path(stage.encoder)

@@ -11,6 +11,8 @@ import types
 import numpy as np
 import pytest
 import torch
+from stage import load_config
+from text_features import TextFeaturesStage, main
 
 from llamagen import text
 from llamagen.captions import Captions, clean_caption
@@ -181,6 +183,19 @@ def test_two_processes_give_what_one_gives(encoder, captions, tmp_path, root):
         done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
     assert contents(tmp_path / "1") == contents(tmp_path / "2")
+
+
+def test_the_stage_reads_encodes_and_says_what_is_missing(encoder, captions, made, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    lines = [{"image_path": image, "text": [text]} for text, image in zip(captions.texts, captions.images, strict=True)]
+    (tmp_path / "some.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    main(load_config("text_features", TextFeaturesStage, ["captions=some.jsonl", f"encoder={encoder}", "batch_size=4"]))
+    assert capsys.readouterr().out.startswith("artifacts/text/some: 12 captions")
+    assert contents(tmp_path / "artifacts" / "text" / "some") == contents(made)
+    with pytest.raises(InputError, match="CAPTIONS="):
+        main(load_config("text_features", TextFeaturesStage, []))
+    with pytest.raises(InputError, match="make weights NAME=flan-t5-xl"):
+        main(load_config("text_features", TextFeaturesStage, ["captions=some.jsonl"]))
 
 
 def test_features_of_others_are_refused(encoder, captions, made, tmp_path):

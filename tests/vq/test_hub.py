@@ -36,6 +36,7 @@ class Hub(ThreadingHTTPServer):
         self.sent: dict[str, bytes] = {}  # sent instead of what is announced
         self.etags: dict[str, str] = {}
         self.commit, self.cut, self.failures = COMMIT, None, 0
+        self.knows_ranges = True
         self.requests: list[tuple[str, str, str | None]] = []  # method, revision, range
         self.bytes_sent = 0
 
@@ -71,6 +72,7 @@ class Handler(BaseHTTPRequestHandler):
         }
         body = self.server.sent.get(key, announced)
         start = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").removesuffix("-"))
+        start *= self.server.knows_ranges
         if start:
             headers["Content-Range"] = f"bytes {start}-{len(body) - 1}/{len(body)}"
         self.send(206 if start else 200, headers, body[start:], with_body)
@@ -155,6 +157,13 @@ def test_an_interrupted_download_goes_on_where_it_stopped(server, tmp_path):
     assert not partials(tmp_path)
 
 
+def test_a_mirror_that_sends_the_whole_file_again_does_no_harm(server, tmp_path):
+    server.cut, server.failures, server.knows_ranges = 100_000, 1, False
+    with pytest.raises(InputError, match="503"):
+        hub.fetch("maskgit-vq", tmp_path)
+    assert hub.fetch("maskgit-vq", tmp_path).read_bytes() == CONTENT
+
+
 def test_a_line_that_drops_for_a_moment_is_taken_up_in_the_same_command(server, tmp_path):
     server.cut = 100_000
     assert hub.fetch("maskgit-vq", tmp_path).read_bytes() == CONTENT
@@ -187,6 +196,12 @@ def test_a_hash_that_the_table_knows_is_held_against_the_hub(server, tmp_path):
     server.files[f"/FoundationVision/LlamaGen/{file.name}"] = CONTENT
     with pytest.raises(InputError, match=f"size 300000 there, {file.size} here, SHA-256 {SHA256} there, {file.sha256}"):
         hub.fetch("c2i_B_384", tmp_path)
+
+
+def test_a_file_of_another_size_is_not_used(tmp_path):
+    (tmp_path / "c2i_B_384.pt").write_bytes(CONTENT)
+    with pytest.raises(InputError, match=r"300000 bytes, expected 443736709.*make weights NAME=c2i_B_384"):
+        hub.weights_path("c2i_B_384", tmp_path)
 
 
 def test_a_hub_that_changed_what_is_pinned_is_refused(server, tmp_path):

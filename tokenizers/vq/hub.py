@@ -73,11 +73,19 @@ def listing() -> str:
 
 
 def weights_path(name: str, folder: Path) -> Path:
-    """Where a release lies: its file, or the directory of its files. Raises InputError where one is absent."""
+    """Where a release lies: its file, or the directory of its files.
+
+    Raises InputError where one is absent, or has another size than is known; `fetch` compares the hashes."""
     found = release(name)
     for file in found.files:
-        if not _place(found, file, folder).exists():
-            raise InputError(f"no {_place(found, file, folder)}; {_how(found, file, folder)}")
+        path, size = _place(found, file, folder), _pin(found, file, folder).size
+        if not path.exists():
+            raise InputError(f"no {path}; {_how(found, file, folder)}")
+        if size and path.stat().st_size != size:
+            raise InputError(
+                f"{path} has {path.stat().st_size} bytes, expected {size}: truncated, or another file. Remove it; "
+                f"then {_how(found, file, folder)}"
+            )
     return found.path(folder)
 
 
