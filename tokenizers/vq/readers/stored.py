@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from vq.crops import center_crop
 from vq.images import ImageSource
@@ -32,8 +32,12 @@ UNREADABLE = (
 
 def open_picture(members: Members, index: int) -> Image.Image:
     """A picture as RGB, decoded whole; raises one of UNREADABLE if it is broken."""
-    with Image.open(io.BytesIO(members.read(index))) as picture:
-        return picture.convert("RGB")
+    data = members.read(index)
+    try:
+        with Image.open(io.BytesIO(data)) as picture:
+            return picture.convert("RGB")
+    except UnidentifiedImageError as error:  # whose message holds an address in memory
+        raise OSError(f"no picture that Pillow knows, {len(data)} bytes") from error
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,236 @@
+"""Extraction: the tokens of every view, whatever the number of processes and interruptions."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+
+import ilsvrc
+import numpy as np
+import pytest
+import torch
+from extract_codes import CodesStage, main
+from stage import load_config
+
+from masc.artifacts import InputError
+from masc.codes import load_codes, verify_codes
+from vq.codebook import save_codebook
+from vq.crops import Views
+from vq.extract import ExtractConfig, extract_codes
+from vq.images import ImageSource, load_images, to_tensor
+from vq.interface import TokenizerConfig
+from vq.pretrained import load_tokenizer, tokenizer_path
+
+SMALL = TokenizerConfig(
+    name="small", target="vq.autoencoder:ConvVQ", options={"resolution": 16, "num_tokens": 32, "width": 16}
+)
+NUM_PICTURES = 50
+SETTINGS = ExtractConfig(num_workers=0)
+
+
+@pytest.fixture(scope="module")
+def squares():
+    rng = np.random.default_rng(0)
+    return ImageSource(
+        name="squares",
+        split="train",
+        pixels=rng.integers(0, 256, (NUM_PICTURES, 16, 16, 3), np.uint8),
+        labels=np.arange(NUM_PICTURES) % 2,
+        groups=np.arange(NUM_PICTURES) // 2,
+        keys=tuple(f"{n}.png" for n in range(NUM_PICTURES)),
+        captions=tuple(f"square {n}" for n in range(NUM_PICTURES)),
+        class_names=("a", "b"),
+        attribution="",
+    )
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("small")
+    (folder / "weights").write_bytes(b"x")
+    model = SMALL.build().eval()
+    return model, save_codebook(model, SMALL, folder / "weights", folder / "codebook.npz")
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """A function that opens 50 pictures of five classes on disk, anew."""
+    root = tmp_path / "pictures"
+    for n in range(NUM_PICTURES):
+        file = root / "train" / f"class {n % 5}" / f"{n:02d}.jpg"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(ilsvrc.jpeg(5 * n, size=(20 + n % 7, 24)))
+    return lambda: load_images("folder", "train", 16, root)
+
+
+def content(path):
+    return {file.name: file.read_bytes() for file in path.iterdir()}
+
+
+def stop_after(monkeypatch, shards):
+    """Let the process die once so many more shards are written."""
+    from vq.extract import _Shards
+
+    save, left = _Shards.save, [shards]
+
+    def dying(*arguments):
+        if not left[0]:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        save(*arguments)
+
+    monkeypatch.setattr(_Shards, "save", dying)
+
+
+def test_tokens_are_those_of_each_view_and_are_not_made_twice(squares, small, tmp_path, monkeypatch):
+    model, codebook = small
+    extract_codes(model, squares, Views("center-flip"), codebook, tmp_path / "codes", SETTINGS)
+    codes = load_codes(tmp_path / "codes", codebook.meta.sha256, "make codes")
+    images = to_tensor(squares.pixels)
+    with torch.no_grad():
+        assert np.array_equal(codes.tokens[:, 0], model.encode(images))
+        assert np.array_equal(codes.tokens[:, 1], model.encode(images.flip(-1)))
+    assert np.array_equal(codes.labels, squares.labels) and np.array_equal(codes.groups, squares.groups)
+    assert codes.class_names == ["a", "b"] and codes.config["views"] == ["centre", "centre mirrored"]
+    assert json.loads((tmp_path / "codes" / "captions.json").read_text()) == list(squares.captions)
+    assert (tmp_path / "codes" / "keys.txt").read_text().split() == list(squares.keys)
+    monkeypatch.setattr("vq.extract.save_codes", None)
+    extract_codes(model, squares, Views("center-flip"), codebook, tmp_path / "codes", SETTINGS)
+    with pytest.raises(TypeError):
+        extract_codes(model, squares, Views("center"), codebook, tmp_path / "codes", SETTINGS)
+
+
+def test_ten_crops_are_tokenized_view_by_view(pictures, small, tmp_path):
+    model, codebook = small
+    views, source = Views("ten-crop", (1.1, 1.05)), pictures()
+    extract_codes(model, source, views, codebook, tmp_path / "codes", SETTINGS)
+    codes = load_codes(tmp_path / "codes", codebook.meta.sha256, "make codes")
+    assert codes.tokens.shape == (NUM_PICTURES, 20, 16)
+    with torch.no_grad():
+        expected = model.encode(to_tensor(views(source.picture(33), 16)))
+    assert np.array_equal(codes.tokens[33], expected)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_an_interrupted_extraction_goes_on_to_the_same_bytes(pictures, small, tmp_path, monkeypatch, num_workers):
+    model, codebook = small
+    settings = ExtractConfig(batch_size=10, shard_size=8, num_workers=num_workers, max_failed_share=0.1)
+    (tmp_path / "pictures" / "train" / "class 2" / "22.jpg").write_bytes(b"no picture")
+    views = Views("center-flip")
+    extract_codes(model, pictures(), views, codebook, tmp_path / "whole", settings)
+    for shards in (2, 1):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            stop_after(patch, shards)
+            extract_codes(model, pictures(), views, codebook, tmp_path / "broken", settings)
+    finished = sorted(file.name for file in (tmp_path / ".broken.shards").glob("*.npz"))
+    assert finished == ["000000.npz", "000001.npz", "000002.npz"]
+    with monkeypatch.context() as patch:
+        stop_after(patch, 4)  # one more would be one that was finished before
+        extract_codes(model, pictures(), views, codebook, tmp_path / "broken", settings)
+    assert content(tmp_path / "broken") == content(tmp_path / "whole")
+    assert not (tmp_path / ".broken.shards").exists()
+    assert verify_codes(tmp_path / "whole", "make codes") == 7
+
+
+def test_finished_shards_of_other_images_or_settings_are_made_anew(pictures, small, tmp_path, monkeypatch, caplog):
+    model, codebook = small
+    settings = ExtractConfig(shard_size=8, num_workers=0)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        stop_after(patch, 3)
+        extract_codes(model, pictures(), Views("center"), codebook, tmp_path / "codes", settings)
+    (tmp_path / "pictures" / "train" / "class 0" / "00.jpg").write_bytes(ilsvrc.jpeg(77, size=(50, 50)))
+    damaged = tmp_path / ".codes.shards" / "000001.npz"
+    damaged.write_bytes(damaged.read_bytes()[:-100])
+    extract_codes(model, pictures(), Views("center"), codebook, tmp_path / "codes", settings)
+    extract_codes(model, pictures(), Views("center"), codebook, tmp_path / "fresh", settings)
+    assert content(tmp_path / "codes") == content(tmp_path / "fresh")
+    assert "000000.npz was made from other images or another config" in caplog.text
+    assert "000001.npz is not a codes-shard" in caplog.text and "000002.npz" not in caplog.text
+
+
+def test_unreadable_pictures_are_listed_and_left_out(pictures, small, tmp_path):
+    model, codebook = small
+    broken = tmp_path / "pictures" / "train" / "class 3" / "13.jpg"
+    broken.write_bytes(broken.read_bytes()[:-200])
+    extract_codes(model, pictures(), Views("center"), codebook, tmp_path / "codes", SETTINGS)  # one is let pass
+    codes = load_codes(tmp_path / "codes", codebook.meta.sha256, "make codes")
+    assert codes.num_images == NUM_PICTURES - 1 and codes.groups.tolist() == list(range(NUM_PICTURES - 1))
+    failures = (tmp_path / "codes" / "failures.txt").read_text()
+    assert re.fullmatch(r"class 3/13.jpg: OSError: .*[Tt]runcated.*\n", failures)
+    keys = (tmp_path / "codes" / "keys.txt").read_text().splitlines()
+    assert "class 3/13.jpg" not in keys
+    extract_codes(
+        model, pictures(), Views("center"), codebook, tmp_path / "again", ExtractConfig(shard_size=5, num_workers=0)
+    )
+    again = load_codes(tmp_path / "again", codebook.meta.sha256, "make codes")
+    assert np.array_equal(again.tokens, codes.tokens) and again.labels.tolist() == codes.labels.tolist()
+
+
+def test_too_many_unreadable_pictures_stop_the_run_until_they_are_mended(pictures, small, tmp_path):
+    model, codebook = small
+    whole = [tmp_path / "pictures" / "train" / f"class {n % 5}" / f"{n:02d}.jpg" for n in (3, 24)]
+    saved = [file.read_bytes() for file in whole]
+    for file in whole:
+        file.write_bytes(b"")
+    settings = ExtractConfig(shard_size=5, num_workers=0)
+    with pytest.raises(InputError, match=r"2 of the 50 pictures .* more than the 1 allowed.*codes/train-failures.txt"):
+        extract_codes(model, pictures(), Views("center"), codebook, tmp_path / "codes" / "train", settings)
+    listed = (tmp_path / "codes" / "train-failures.txt").read_text()
+    assert [line.partition(":")[0] for line in listed.splitlines()] == ["class 3/03.jpg", "class 4/24.jpg"]
+    strict = ExtractConfig(shard_size=5, num_workers=0, max_failed_share=0.0)
+    with pytest.raises(InputError, match="1 of the 50 pictures"):
+        extract_codes(model, pictures(), Views("center"), codebook, tmp_path / "codes" / "strict", strict)
+    for file, data in zip(whole, saved, strict=True):
+        file.write_bytes(data)
+    extract_codes(model, pictures(), Views("center"), codebook, tmp_path / "codes" / "train", settings)
+    assert load_codes(tmp_path / "codes" / "train", codebook.meta.sha256, "").num_images == NUM_PICTURES
+    assert not (tmp_path / "codes" / "train-failures.txt").exists()
+
+
+def test_missing_pictures_count_as_unreadable(small, tmp_path):
+    model, codebook = small
+    ilsvrc.class_folders(tmp_path)
+    source = load_images("imagenet", "train", 16, tmp_path)
+    with pytest.raises(InputError, match=r"1280167 of the 1281167 pictures of imagenet train are missing"):
+        extract_codes(model, source, Views("center"), codebook, tmp_path / "codes", SETTINGS)
+
+
+def test_two_processes_give_the_bytes_of_one(tmp_path, root):
+    data = tmp_path / "data"
+    for split in ("train", "val"):
+        for n in range(24):
+            file = data / split / f"class {n % 3}" / f"{n:02d}.jpg"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(b"" if n == 13 else ilsvrc.jpeg(10 * n, size=(40, 50)))
+    path = tokenizer_path(TokenizerConfig(name="emoji32", target="vq.autoencoder:ConvVQ"), tmp_path)
+    config = TokenizerConfig(name="emoji32", target="vq.autoencoder:ConvVQ")
+    save_codebook(load_tokenizer(path, config), config, path, tmp_path / "one" / "emoji32" / "codebook.npz")
+    shutil.copytree(tmp_path / "one", tmp_path / "two")
+    options = ["tokenizer=emoji32", "data=folder256", "data.resolution=32", f"data.path={data}"]
+    options += ["extraction.shard_size=5", "extraction.batch_size=4", "extraction.num_workers=1"]
+    main(load_config("codes", CodesStage, [*options, f"artifacts={tmp_path / 'one'}"]))
+    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--main_process_port", "0"]
+    command = [sys.executable, *launch, "scripts/extract_codes.py", *options, f"artifacts={tmp_path / 'two'}"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "train: 23 images, 2 view(s) of 64 tokens, 1 not readable" in done.stdout
+    for split in ("train", "val"):
+        one, two = (content(tmp_path / name / "emoji32" / "codes" / "folder256" / split) for name in ("one", "two"))
+        assert one == two and "failures.txt" in one
+
+
+def test_images_that_do_not_fit_the_tokenizer_are_refused(squares, small, tmp_path):
+    config = TokenizerConfig(name="emoji32", target="vq.autoencoder:ConvVQ")
+    path = tokenizer_path(config, tmp_path)
+    model = load_tokenizer(path, config)
+    codebook = save_codebook(model, config, path, tmp_path / "codebook.npz")
+    with pytest.raises(InputError, match="16 pixels a side, the tokenizer takes 32"):
+        extract_codes(model, squares, Views("center"), codebook, tmp_path / "codes", SETTINGS)
+    odd = replace(squares, pixels=np.zeros((50, 18, 18, 3), np.uint8))
+    with pytest.raises(InputError, match="squares have 18 pixels a side, the tokenizer takes multiples of 4"):
+        extract_codes(model, odd, Views("center"), codebook, tmp_path / "codes", SETTINGS)
