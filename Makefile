@@ -18,6 +18,10 @@ K ?=
 RUN ?=
 RUN_DIR ?=
 SAMPLES ?= default
+NAME ?=
+RELEASE ?=
+PRESET ?=
+CAPTIONS ?=
 
 # More than one node: run the same command on each; SLURM's variables say which is which.
 MACHINE_RANK ?= $(or $(SLURM_NODEID),0)
@@ -32,12 +36,15 @@ LAUNCH = $(if $(filter-out 1,$(GPUS)$(NODES:1=)),$(PYTHON) -m accelerate.command
 CLUSTERS = $(if $(K),head.num_clusters=$(K))
 comma := ,
 NEED_RUN = $(if $(RUN),,$(error say which run: make $@ RUN=runs/llamagen-tiny/masc/seed0))
+# What is sampled: a run, or a released model with its published settings.
+SUBJECT = $(if $(RELEASE),release=$(RELEASE) sampling=$(or $(PRESET),$(RELEASE)),run=$(RUN) $(if $(PRESET),sampling=$(PRESET)))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup embedded-inputs reproduce tokenizer codebook codes tree train sample eval-lite eval-tokenizer sweep bench test test-all lint format clean
+.PHONY: help setup embedded-inputs reproduce tokenizer codebook codes tree train sample export parameters weights \
+	text-features eval-lite eval-tokenizer sweep bench bench-sample test test-all lint format clean
 
 help:  ## list the commands
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "  make %-14s %s\n", $$1, $$2}'
 	@echo
 	@echo "  MODEL HEAD TREE DATA TOKENIZER K SEED GPUS NODES choose; ARGS=\"key=value ...\" overrides any config value."
 
@@ -58,7 +65,8 @@ $(STAMP):
 
 # Any command may be the first one typed: it sets up what it needs.
 ifeq ($(PYTHON),.venv/bin/python)
-reproduce tokenizer codebook codes tree embedded-inputs train sample eval-lite eval-tokenizer sweep bench test test-all lint format: setup
+reproduce tokenizer codebook codes tree embedded-inputs train sample export parameters weights text-features \
+	eval-lite eval-tokenizer sweep bench bench-sample test test-all lint format: setup
 endif
 
 # What the main job does not take is refused rather than passed over.
@@ -95,8 +103,20 @@ train:  ## train or go on: MODEL=llamagen-tiny HEAD=masc DATA=twemoji SEED=0 GPU
 	$(LAUNCH) scripts/train.py model=$(MODEL) head=$(HEAD) tree=$(TREE) data=$(DATA) tokenizer_name=$(TOKENIZER) \
 		seed=$(SEED) $(CLUSTERS) $(if $(RUN_DIR),run_dir=$(RUN_DIR)) $(ARGS)
 
-sample:  ## draw samples: RUN=runs/llamagen-tiny/masc/seed0
-	$(NEED_RUN)$(LAUNCH) scripts/sample.py run=$(RUN) name=$(SAMPLES) $(ARGS)
+sample:  ## draw samples: RUN=runs/llamagen-tiny/masc/seed0, or RELEASE=c2i_B_256 PRESET=gallery
+	$(if $(RELEASE),,$(NEED_RUN))$(LAUNCH) scripts/sample.py $(SUBJECT) name=$(SAMPLES) $(ARGS)
+
+export:  ## a run's weights in LlamaGen's layout: RUN=runs/llamagen-b/flat/seed0
+	$(NEED_RUN)$(PYTHON) scripts/export.py run=$(RUN) $(ARGS)
+
+parameters:  ## exact parameter counts by size and vocabulary
+	$(PYTHON) scripts/parameters.py $(ARGS)
+
+weights:  ## released checkpoints from the hub, verified: NAME=vq_ds16_c2i,c2i_B_256 (without NAME: the list)
+	$(PYTHON) scripts/weights.py names=[$(NAME)] $(ARGS)
+
+text-features:  ## FLAN-T5-XL features of captions: CAPTIONS=captions_val2014.json GPUS=1
+	$(if $(CAPTIONS),,$(error say which captions: make $@ CAPTIONS=captions_val2014.json))$(LAUNCH) scripts/text_features.py captions=$(CAPTIONS) $(ARGS)
 
 eval-tokenizer:  ## PSNR, usage, FD-lite0 of reconstructions, semantic replacement: TOKENIZER=emoji32 K=512
 	$(PYTHON) scripts/evaluate_tokenizer.py tokenizer=$(TOKENIZER) data=$(DATA) $(if $(K),num_clusters=[$(K)]) $(ARGS)
@@ -106,6 +126,9 @@ eval-lite:  ## likelihood, FD-lite0, IS-lite0, precision, recall: RUN=... SAMPLE
 
 sweep:  ## the learning-rate grid behind configs/tuned
 	$(PYTHON) benchmarks/sweep.py $(ARGS)
+
+bench-sample:  ## images per second against the released decoding loop
+	$(PYTHON) benchmarks/sampling.py $(ARGS)
 
 bench:  ## speed against LlamaGen's own code: ARGS="--llamagen /path/to/LlamaGen"
 	$(PYTHON) benchmarks/speed.py $(ARGS)

@@ -3,6 +3,8 @@
 A sample depends on (seed, image index) only: every image has its own random numbers, drawn before the
 first token, so neither the batch it is in nor the number of processes changes it."""
 
+from functools import lru_cache
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -11,6 +13,7 @@ from llamagen.build import ARModel
 from llamagen.codes import SAMPLING
 from llamagen.conditioning import visible_keys
 from llamagen.filters import SamplingConfig, draw, guide, probabilities
+from llamagen.model import Transformer
 
 
 class SamplingPick:
@@ -50,15 +53,52 @@ def image_uniforms(seed: int, indices: np.ndarray, num_positions: int, num_decis
     return torch.from_numpy(np.stack(drawn))
 
 
+class _Steps:
+    """The decoding steps of one batch: caches that grow, or one compiled step over caches of fixed length."""
+
+    def __init__(self, backbone: Transformer, batch: int):
+        self.backbone, self.caches = backbone, backbone.empty_caches(batch)
+
+    def __call__(self, tokens: Tensor, position: int, mask: Tensor | None) -> Tensor:
+        return self.backbone.step(tokens, position, self.caches, mask)
+
+
+class _CompiledSteps(_Steps):
+    def __init__(self, backbone: Transformer, batch: int):
+        super().__init__(backbone, batch)
+        for cache in self.caches:  # CUDA graphs write to fixed addresses only
+            torch._dynamo.mark_static_address(cache.keys)
+            torch._dynamo.mark_static_address(cache.values)
+        mode = "reduce-overhead" if self.caches[0].keys.is_cuda else "default"
+        self._step = torch.compile(backbone.step, mode=mode, fullgraph=True, dynamic=False)
+        size = self.caches[0].keys.shape[2]
+        self._causal = torch.ones(size, size, dtype=torch.bool, device=self.caches[0].keys.device).tril()[None, None]
+
+    def __call__(self, tokens: Tensor, position: int, mask: Tensor | None) -> Tensor:
+        where = torch.tensor([position], device=tokens.device)
+        torch.compiler.cudagraph_mark_step_begin()
+        return self._step(tokens, where, self.caches, self._causal if mask is None else mask).clone()
+
+
+@lru_cache(maxsize=2)
+def _compiled_steps(backbone: Transformer, batch: int) -> _CompiledSteps:
+    return _CompiledSteps(backbone, batch)
+
+
 @torch.inference_mode()
 def generate(
-    model: ARModel, condition: Tensor, uniforms: Tensor, config: SamplingConfig, caption_mask: Tensor | None = None
+    model: ARModel,
+    condition: Tensor,
+    uniforms: Tensor,
+    config: SamplingConfig,
+    caption_mask: Tensor | None = None,
+    compiled: bool = False,
 ) -> Tensor:
     """Draw code grids: condition of B images, uniforms (B, T, L) -> tokens (B, T) int64.
 
     `caption_mask` (B, P) says which caption slots are real. With guidance the unconditional half sees the same
-    slots, as released. Costs T cached steps, of twice the batch with guidance. Raises ValueError if guidance is
-    asked of a model without a null condition."""
+    slots, as released. Costs T cached steps, of twice the batch with guidance; `compiled` compiles the step once a
+    model and batch size. Raises ValueError if guidance is asked of a model without a null condition."""
     backbone, num_positions = model.backbone, uniforms.shape[1]
     mask = None if caption_mask is None else visible_keys(caption_mask, backbone.num_positions - 1)
     if config.is_guided:
@@ -67,12 +107,12 @@ def generate(
         condition = torch.cat([condition, backbone.cls_embedding.null(condition)])
         mask = None if mask is None else torch.cat([mask, mask])
     uniforms = uniforms.to(condition.device)
-    caches = backbone.empty_caches(len(condition))
-    hidden = backbone.start(condition, caches, mask)
+    steps = _compiled_steps(backbone, len(condition)) if compiled else _Steps(backbone, len(condition))
+    hidden = backbone.start(condition, steps.caches, mask)
     tokens = []
     for position in range(num_positions):
         if position:
-            hidden = backbone.step(tokens[-1], position, caches, mask)
+            hidden = steps(tokens[-1], position, mask)
         pick = SamplingPick(config, uniforms[:, position], config.scale(position, backbone.num_positions))
         tokens.append(model.head.sample(hidden, pick))
     return torch.stack(tokens, dim=1)[: len(uniforms)]

@@ -61,13 +61,20 @@ def apply_rope(x: Tensor, table: Tensor) -> Tensor:
 
 @dataclass
 class KVCache:
-    """Keys and values of one layer for a batch: (B, G, S, E) each, filled up to the current position."""
+    """Keys and values of one layer for a batch: (B, G, S, E) each, filled up to the current position.
+
+    At a position given as a number what is filled so far is returned; at one given as a tensor, all of it, so that
+    no shape changes from step to step (for torch.compile): the caller then masks what is to come."""
 
     keys: Tensor
     values: Tensor
 
-    def extend(self, position: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Store (B, G, S', E) from `position` on; all keys and values up to there."""
+    def extend(self, position: int | Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Store (B, G, S', E) from `position` on; the keys and values to attend to."""
+        if isinstance(position, Tensor):
+            self.keys.index_copy_(2, position, keys)
+            self.values.index_copy_(2, position, values)
+            return self.keys, self.values
         end = position + keys.shape[2]
         self.keys[:, :, position:end] = keys
         self.values[:, :, position:end] = values
@@ -83,7 +90,9 @@ class Attention(nn.Module):
         self.wqkv = nn.Linear(config.dim, rows, bias=False)
         self.wo = nn.Linear(config.dim, config.dim, bias=False)
 
-    def forward(self, x: Tensor, rope: Tensor, cache: KVCache | None, position: int, mask: Tensor | None) -> Tensor:
+    def forward(
+        self, x: Tensor, rope: Tensor, cache: KVCache | None, position: int | Tensor, mask: Tensor | None
+    ) -> Tensor:
         """Causal attention of x (B, S, D), whose first element stands at `position` of the sequence.
 
         `mask` (B, 1, S, keys) says which keys each position may see; None: all up to itself."""
@@ -125,7 +134,9 @@ class Block(nn.Module):
         self.attention_norm = RMSNorm(config.dim, config.norm_eps)
         self.ffn_norm = RMSNorm(config.dim, config.norm_eps)
 
-    def forward(self, x: Tensor, rope: Tensor, cache: KVCache | None, position: int, mask: Tensor | None) -> Tensor:
+    def forward(
+        self, x: Tensor, rope: Tensor, cache: KVCache | None, position: int | Tensor, mask: Tensor | None
+    ) -> Tensor:
         x = x + self._branch(self.attention(self.attention_norm(x), rope, cache, position, mask))
         return x + self._branch(self.feed_forward(self.ffn_norm(x)))
 

@@ -67,10 +67,14 @@ class Transformer(nn.Module):
         config = self.config
         return rope_table(self.grid, config.head_dim, config.rope_base, self.num_condition, device)
 
-    def _run(self, x: Tensor, caches: list[KVCache] | None, position: int, mask: Tensor | None) -> Tensor:
-        end = position + x.shape[1]
-        rope = self.rope(x.device)[position:end]
-        mask = None if mask is None else mask[:, :, position:end, :end]
+    def _run(self, x: Tensor, caches: list[KVCache] | None, position: int | Tensor, mask: Tensor | None) -> Tensor:
+        rope = self.rope(x.device)
+        if isinstance(position, Tensor):
+            rope, mask = rope[position], mask.index_select(2, position)
+        else:
+            end = position + x.shape[1]
+            rope = rope[position:end]
+            mask = None if mask is None else mask[:, :, position:end, :end]
         x = F.dropout(x, self.config.token_dropout, self.training)
         for index, layer in enumerate(self.layers):
             x = layer(x, rope, caches[index] if caches else None, position, mask)
@@ -95,7 +99,10 @@ class Transformer(nn.Module):
         """Hidden state that predicts the first token: condition -> (B, D)."""
         return self._run(self.cls_embedding(condition), caches, 0, mask)[:, -1]
 
-    def step(self, tokens: Tensor, position: int, caches: list[KVCache], mask: Tensor | None = None) -> Tensor:
-        """Hidden state that predicts token `position` from the one before it: (B,) -> (B, D)."""
+    def step(self, tokens: Tensor, position: int | Tensor, caches: list[KVCache], mask: Tensor | None = None) -> Tensor:
+        """Hidden state that predicts token `position` from the one before it: (B,) -> (B, D).
+
+        With `position` as a tensor (1,) every step has the same shapes; `mask` (*, 1, S, S) must then hide, row by
+        row, what is to come."""
         x = self.tok_embeddings(tokens)[:, None]
         return self._run(x, caches, self.num_condition + position - 1, mask)[:, -1]

@@ -1,8 +1,14 @@
-"""Samples of a run: labels, tokens, pictures, and a manifest of everything that made them."""
+"""Samples of a run or of a released model: labels, tokens, pictures, and a manifest of everything that made them.
+
+A sample depends on (seed, image index) only. Processes take whole batches, so their number changes nothing; the
+batch size changes no more than the rounding of the matrix products (in bf16 that can change a sample)."""
 
 import json
 import logging
-from dataclasses import dataclass, field
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,104 +16,271 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from PIL import Image
+from torch import Tensor
 from tqdm import tqdm
 
-from llamagen.checkpoint import hash_weights
+from llamagen.build import ARModel
+from llamagen.checkpoint import hash_weights, last_checkpoint, use_average
 from llamagen.codes import LABELS, group_labels
 from llamagen.filters import SamplingConfig
 from llamagen.generate import generate, image_uniforms
+from llamagen.pictures import UNIT, decode_units, join_npz, png_path, read_units
+from llamagen.release import ReleaseConfig, load_release
 from llamagen.run import load_config_of, load_run
-from masc.artifacts import InputError, replacing, write_json
-from masc.codes import Codes
+from llamagen.text import TextFeatures
+from masc.artifacts import InputError, hash_file, replacing, write_json
+from masc.device import resolve_precision
 from masc.run import plain
 from metrics.figures import image_grid
-from metrics.tokenizer import decode_pixels
-from vq.pretrained import load_decoder
+from vq.interface import Tokenizer
+from vq.pretrained import load_decoder, load_tokenizer, tokenizer_path
 
 logger = logging.getLogger(__name__)
+LABEL_PLANS = ("training", "balanced", "uniform")
+FORMS = ("npz", "png")
+SHOWN = 64  # pictures of the grid
 
 
 @dataclass(kw_only=True)
 class SampleConfig:
-    """Which samples to draw from a run."""
+    """Which samples to draw, from a run or from a released model."""
 
-    run: str  # its directory
+    run: str | None = None  # its directory
+    release: ReleaseConfig | None = None
     num_images: int = 1000
-    batch_size: int = 100  # changes no sample
-    labels: str = "training"  # `training`: drawn as often as in training; `balanced`: each class in turn
+    batch_size: int = 100
+    # `training`: drawn as often as in training; `balanced`: each class in turn, 50 a class of 50,000; `uniform`:
+    # drawn with equal chances, LlamaGen's protocol. None: `training` for a run, `uniform` for a release.
+    labels: str | None = None
+    captions: str | None = None  # text features (`make text-features`): image i shows caption i
+    resolution: int | None = None  # pixels a side; None: the release's, or what the tokenizer gives
+    form: str = "npz"  # `npz`: one file in ADM's layout; `png`: a folder of pictures
     seed: int = 0
+    precision: str = "auto"  # of the transformer; auto: bf16 on a GPU, as released, fp32 on a CPU
+    compile: bool = False  # the decoding step by torch.compile, with caches of fixed length
+    use_ema: bool = False  # a run's averaged weights
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     name: str = "default"  # of the sample set: runs/.../samples/<name>
 
     def __post_init__(self) -> None:
-        if self.labels not in ("training", "balanced"):
-            raise ValueError(f"labels must be training or balanced, not {self.labels!r}")
+        if (self.run is None) == (self.release is None):
+            raise ValueError("name a run (RUN=runs/...) or a released model (RELEASE=c2i_B_256), one of the two")
+        if self.labels not in (None, *LABEL_PLANS):
+            raise ValueError(f"labels must be one of {', '.join(LABEL_PLANS)}, not {self.labels!r}")
+        if self.form not in FORMS:
+            raise ValueError(f"form must be one of {', '.join(FORMS)}, not {self.form!r}")
         if self.num_images < 1 or self.batch_size < 1:
             raise ValueError("num_images and batch_size must be positive")
 
     @property
+    def label_plan(self) -> str:
+        return self.labels or ("training" if self.run is not None else "uniform")
+
+    @property
     def directory(self) -> Path:
-        return Path(self.run) / "samples" / self.name
+        return Path(self.run or f"runs/{self.release.name}") / "samples" / self.name
 
 
-def plan_labels(codes: Codes, kind: str, num_images: int, seed: int) -> np.ndarray:
+@dataclass(frozen=True)
+class Subject:
+    """What samples are drawn from."""
+
+    model: ARModel
+    num_classes: int
+    population: np.ndarray | None  # labels as often as in training; None where that is unknown
+    load_tokenizer: Callable[[], Tokenizer]
+
+
+def load_subject(config: SampleConfig) -> Subject:
+    """The run or release of a config, on the CPU. Raises InputError for what is missing or does not fit."""
+    if config.release is not None:
+        release = config.release
+        tokenizer = release.tokenizer
+        load = partial(load_tokenizer, tokenizer_path(tokenizer, Path()), tokenizer)
+        return Subject(load_release(release), release.num_classes, None, load)
+    train_config, inputs, model = load_run(Path(config.run))
+    if config.use_ema:
+        use_average(last_checkpoint(Path(config.run)), model)
+    layout = train_config.layout
+    load = partial(load_decoder, layout.load_codebook(), layout.root)
+    return Subject(model, len(inputs.train.class_names), group_labels(inputs.train), load)
+
+
+def plan_labels(kind: str, num_classes: int, population: np.ndarray | None, num_images: int, seed: int) -> np.ndarray:
     """The label of each image by index: (M,) int64. Image i has the same label whatever M is."""
     if kind == "balanced":
-        return np.arange(num_images) % len(codes.class_names)
-    population = group_labels(codes)
+        return np.arange(num_images) % num_classes
+    if kind == "uniform":
+        population = np.arange(num_classes)
+    if population is None:
+        raise InputError("how often a released model saw each class is not known; choose labels=uniform or balanced")
     draws = [np.random.default_rng([seed, LABELS, index]).random() for index in range(num_images)]
     return population[(np.array(draws) * len(population)).astype(np.int64)]
 
 
+def sampling_precision(precision: str) -> str:
+    """`auto` is bf16 on a GPU, as released, and fp32 on any CPU."""
+    return "fp32" if precision == "auto" and not torch.cuda.is_available() else resolve_precision(precision)
+
+
 def manifest_of(config: SampleConfig) -> dict[str, Any]:
-    """Everything that decides the samples of a trained run."""
-    settings = plain(config)
+    """Everything that decides the samples of a trained run or a release."""
+    settings = plain(config) | {"labels": config.label_plan, "precision": sampling_precision(config.precision)}
     for volatile in ("batch_size", "run"):
         settings.pop(volatile)
-    run = load_config_of(Path(config.run))
-    tokenizer = run.layout.load_codebook().meta.parents["tokenizer"]
-    return {"config": settings, "weights_sha256": hash_weights(Path(config.run)), "tokenizer_sha256": tokenizer}
+    if config.release is not None:
+        weights = hash_file(_existing(Path(config.release.weights)))
+        tokenizer = hash_file(tokenizer_path(config.release.tokenizer, Path()))
+    else:
+        weights = hash_weights(Path(config.run))
+        tokenizer = load_config_of(Path(config.run)).layout.load_codebook().meta.parents["tokenizer"]
+    manifest = {"config": settings, "weights_sha256": weights, "tokenizer_sha256": tokenizer}
+    if config.captions is not None:
+        manifest["captions_sha256"] = TextFeatures.load(Path(config.captions)).sha256
+    return manifest
+
+
+def _existing(path: Path) -> Path:
+    if not path.exists():
+        raise InputError(f"no weights at {path}; download them with `make weights NAME={path.stem}`")
+    return path
 
 
 def is_sampled(config: SampleConfig) -> bool:
-    """Whether the samples are there, drawn from the run's present weights."""
-    file = config.directory / "manifest.json"
-    return file.exists() and json.loads(file.read_text()) == manifest_of(config)
+    """Whether the samples are there, drawn from the present weights."""
+    return _holds(config.directory, manifest_of(config))
 
 
-def sample(config: SampleConfig) -> Path:
-    """Draw the samples of a run and write samples/<name>: tokens.npy, labels.npy, images.npz (ADM's layout,
-    `arr_0`), grid.png and manifest.json. Returns that directory; nothing to do if it holds them."""
-    train_config, inputs, model = load_run(Path(config.run))
-    if is_sampled(config):
+def _holds(directory: Path, manifest: dict[str, Any]) -> bool:
+    file = directory / "manifest.json"
+    return file.exists() and json.loads(file.read_text()) == manifest
+
+
+def sample(config: SampleConfig, preset: SamplingConfig | None = None) -> Path:
+    """Draw samples and write samples/<name>: tokens.npy, labels.npy, images.npz (ADM's layout, `arr_0`) or
+    images/000000.png and on, grid.png and manifest.json. Returns that directory; nothing to do if it holds them.
+
+    Settings that differ from `preset` are warned of: the result compares with no published number. Interrupted, the
+    same command goes on: every batch of tokens and every unit of pictures is kept as it is finished."""
+    _warn_off_preset(config, preset)
+    manifest = manifest_of(config)
+    if _holds(config.directory, manifest):
         logger.info("%s holds these samples already", config.directory)
         return config.directory
-
     accelerator = Accelerator()
-    model.to(accelerator.device)
-    labels = torch.from_numpy(plan_labels(inputs.train, config.labels, config.num_images, config.seed))
-    positions, decisions = inputs.train.num_positions, model.head.num_decisions
-    tokens = torch.zeros(config.num_images, positions, dtype=torch.int64, device=accelerator.device)
-    stride = config.batch_size * accelerator.num_processes
-    starts = range(accelerator.process_index * config.batch_size, config.num_images, stride)
-    for start in tqdm(starts, desc=f"sample {train_config.label}", unit="batch", disable=None):
-        rows = np.arange(start, min(start + config.batch_size, config.num_images))
-        uniforms = image_uniforms(config.seed, rows, positions, decisions)
-        tokens[rows] = generate(model, labels[rows].to(accelerator.device), uniforms, config.sampling)
-    tokens = accelerator.reduce(tokens, "sum").cpu()
+    work = config.directory.with_name(f".{config.directory.name}.unfinished")
     if accelerator.is_main_process:
-        layout = train_config.layout
-        tokenizer = load_decoder(layout.load_codebook(), layout.root)
-        images = decode_pixels(tokenizer, tokens.numpy())
-        with replacing(config.directory) as temporary:
-            temporary.mkdir()
-            np.save(temporary / "tokens.npy", tokens.numpy().astype(inputs.train.tokens.dtype))
-            np.save(temporary / "labels.npy", labels.numpy())
-            np.savez(temporary / "images.npz", arr_0=images)
-            Image.fromarray(image_grid(images[:64], 8)).save(temporary / "grid.png")
-            write_json(temporary / "manifest.json", manifest_of(config))
+        if work.exists() and not _holds(work, manifest):
+            logger.warning("beginning anew: %s was begun with other settings or weights", work)
+            shutil.rmtree(work)
+        write_json(work / "manifest.json", manifest)
+    accelerator.wait_for_everyone()
+    subject = load_subject(config)
+    labels = plan_labels(config.label_plan, subject.num_classes, subject.population, config.num_images, config.seed)
+    _draw_tokens(config, accelerator, subject, labels, work / "tokens")
+    accelerator.wait_for_everyone()
+    tokens = _join_tokens(work / "tokens", config.num_images, subject.model.head.num_tokens)
+    tokenizer = subject.load_tokenizer().to(accelerator.device)
+    resolution = config.resolution or (config.release.resolution if config.release else None)
+    decode_units(accelerator, tokenizer, tokens, work / "images", config.form, resolution)
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        _finish(config, work, tokens, labels)
     accelerator.wait_for_everyone()
     return config.directory
+
+
+def _warn_off_preset(config: SampleConfig, preset: SamplingConfig | None) -> None:
+    if config.release is None or preset is None:
+        return
+    used, wanted = asdict(config.sampling), asdict(preset)
+    differing = [f"{key} {used[key]} instead of {wanted[key]}" for key in used if used[key] != wanted[key]]
+    if config.resolution not in (None, config.release.resolution):
+        differing.append(f"resolution {config.resolution} instead of {config.release.resolution}")
+    if differing:
+        logger.warning(
+            "off the preset of %s: %s; the result compares with none of its published numbers",
+            config.release.name,
+            ", ".join(differing),
+        )
+
+
+def _draw_tokens(
+    config: SampleConfig, accelerator: Accelerator, subject: Subject, labels: np.ndarray, folder: Path
+) -> None:
+    """Draw what `folder` does not hold yet, one file a batch."""
+    done = np.zeros(config.num_images, bool)
+    for file in folder.glob("*.npy"):
+        done[_rows(file)] = True
+    missing = np.flatnonzero(~done)
+    batches = [missing[start : start + config.batch_size] for start in range(0, len(missing), config.batch_size)]
+    batches = [run for batch in batches for run in np.split(batch, np.flatnonzero(np.diff(batch) > 1) + 1)]
+    accelerator.wait_for_everyone()  # all have looked before any writes
+    mine = batches[accelerator.process_index :: accelerator.num_processes]
+    model = subject.model.to(accelerator.device)
+    if sampling_precision(config.precision) == "bf16":
+        model = model.to(torch.bfloat16)
+    captions = None if config.captions is None else TextFeatures.load(Path(config.captions))
+    if (captions is None) == (model.backbone.config.condition == "text"):
+        raise InputError(
+            "a text-conditional model is sampled with captions=DIRECTORY (`make text-features`), a class-conditional "
+            f"one without; {model.backbone.config.name} is {model.backbone.config.condition}-conditional"
+        )
+    positions, decisions = model.backbone.num_positions, model.head.num_decisions
+    quiet = None if accelerator.is_main_process else True
+    bar = tqdm(total=sum(map(len, mine)), desc=f"sample {model.backbone.config.name}", unit="image", disable=quiet)
+    for rows in mine:
+        condition, mask = _condition(labels, captions, rows, accelerator.device)
+        uniforms = image_uniforms(config.seed, rows, positions, decisions)
+        drawn = generate(model, condition, uniforms, config.sampling, mask, config.compile).cpu().numpy()
+        with replacing(folder / f"{rows[0]:08d}-{rows[-1] + 1:08d}.npy") as temporary, temporary.open("wb") as file:
+            np.save(file, drawn)
+        bar.update(len(rows))
+    subject.model.to("cpu")  # the decoder may need the room
+
+
+def _condition(
+    labels: np.ndarray, captions: TextFeatures | None, rows: np.ndarray, device: torch.device
+) -> tuple[Tensor, Tensor | None]:
+    """What the images of `rows` show, and the mask of their captions."""
+    if captions is None:
+        return torch.from_numpy(labels[rows]).to(device), None
+    features, mask = captions.batch(rows % len(captions))
+    return torch.as_tensor(features).to(device), torch.as_tensor(mask).to(device)
+
+
+def _rows(file: Path) -> slice:
+    first, end = map(int, file.stem.split("-"))
+    return slice(first, end)
+
+
+def _join_tokens(folder: Path, num_images: int, num_tokens: int) -> np.ndarray:
+    """The tokens of all batches: (M, T) uint16, or uint32 above 65,536 tokens."""
+    tokens = None
+    for file in sorted(folder.glob("*.npy")):
+        part = np.load(file)
+        if tokens is None:
+            tokens = np.zeros((num_images, part.shape[1]), np.uint16 if num_tokens <= 2**16 else np.uint32)
+        tokens[_rows(file)] = part
+    assert tokens is not None, "every batch was drawn"
+    return tokens
+
+
+def _finish(config: SampleConfig, work: Path, tokens: np.ndarray, labels: np.ndarray) -> None:
+    """Put the pieces together in the directory's place, and drop what was kept on the way."""
+    units = read_units(work / "images", config.form, config.num_images)
+    shown = np.concatenate([next(units) for _ in range(-(-min(SHOWN, config.num_images) // UNIT))])[:SHOWN]
+    with replacing(config.directory) as temporary:
+        temporary.mkdir(parents=True)
+        Image.fromarray(image_grid(shown, 8)).save(temporary / "grid.png")
+        np.save(temporary / "tokens.npy", tokens)
+        np.save(temporary / "labels.npy", labels)
+        write_json(temporary / "manifest.json", json.loads((work / "manifest.json").read_text()))
+        if config.form == "npz":
+            join_npz(work / "images", config.num_images, temporary / "images.npz")
+        else:
+            (work / "images").rename(temporary / "images")
+    shutil.rmtree(work)
 
 
 def load_manifest(directory: Path) -> dict[str, Any]:
@@ -123,6 +296,9 @@ def load_manifest(directory: Path) -> dict[str, Any]:
 
 def load_samples(directory: Path) -> np.ndarray:
     """Pictures of a sample set: (M, H, W, 3) uint8."""
-    load_manifest(directory)
+    settings = load_manifest(directory)["config"]
+    if settings["form"] == "png":
+        paths = [png_path(directory / "images", index) for index in range(settings["num_images"])]
+        return np.stack([np.asarray(Image.open(path)) for path in paths])
     with np.load(directory / "images.npz", allow_pickle=False) as archive:
         return archive["arr_0"]

@@ -1,13 +1,17 @@
-"""Draw samples from a run (`make sample RUN=...`)."""
+"""Draw samples from a run or a released model (`make sample RUN=...` or `RELEASE=...`)."""
 
-from stage import run_stage
+import sys
+
+from stage import load_config, run_stage
 
 from llamagen.sample import SampleConfig, sample
 
 
 def main(config: SampleConfig) -> None:
     """Write <run>/samples/<name>: tokens, pictures, a grid to look at and a manifest."""
-    print(sample(config))
+    chosen = [word for word in sys.argv[1:] if not word.startswith("sampling.")]
+    preset = load_config("sample", SampleConfig, chosen).sampling
+    print(sample(config, preset))
 
 
 if __name__ == "__main__":

@@ -15,6 +15,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from llamagen.config import ModelConfig
+from llamagen.filters import SamplingConfig
+from llamagen.release import ReleaseConfig
 from masc.artifacts import InputError
 from masc.build import TreeConfig
 from masc.heads.config import HeadConfig
@@ -28,6 +30,8 @@ SCHEMAS = {
     "tree": TreeConfig,
     "data": DataConfig,
     "tokenizer": TokenizerConfig,
+    "release": ReleaseConfig,
+    "sampling": SamplingConfig,
 }
 
 

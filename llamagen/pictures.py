@@ -1,0 +1,97 @@
+"""From drawn tokens to pictures: decoded in fixed units, written as they come, joined at the end.
+
+A picture is decoded beside the same fifteen others whatever the batch or the number of processes, so that its pixels
+depend on nothing but its tokens. The pictures are never in memory at once."""
+
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from masc.artifacts import replacing
+from vq.images import to_uint8
+from vq.interface import Tokenizer
+
+UNIT = 16  # pictures decoded together
+
+
+def finish(images: Tensor, resolution: int | None) -> np.ndarray:
+    """Decoded images (B, 3, S, S) -> pictures (B, R, R, 3) uint8.
+
+    Another resolution R is reached by bicubic interpolation without antialiasing, before the rounding to uint8
+    (FoundationVision/LlamaGen ce98ec4, autoregressive/sample/sample_c2i_ddp.py)."""
+    if resolution is not None and images.shape[-1] != resolution:
+        images = F.interpolate(images, size=(resolution, resolution), mode="bicubic")
+    return to_uint8(images)
+
+
+def unit_starts(num_images: int) -> range:
+    return range(0, num_images, UNIT)
+
+
+@torch.inference_mode()
+def decode_unit(tokenizer: Tokenizer, tokens: np.ndarray, resolution: int | None, device: torch.device) -> np.ndarray:
+    """Up to UNIT code grids (B, T) -> pictures (B, R, R, 3) uint8. A short unit is filled up by its last grid."""
+    filled = np.concatenate([tokens, np.repeat(tokens[-1:], UNIT - len(tokens), axis=0)])
+    images = tokenizer.decode(torch.from_numpy(filled.astype(np.int64)).to(device))
+    return finish(images, resolution)[: len(tokens)]
+
+
+def decode_units(
+    accelerator: Accelerator, tokenizer: Tokenizer, tokens: np.ndarray, folder: Path, form: str, resolution: int | None
+) -> None:
+    """Decode tokens (M, T) into `folder`: one PNG a picture, or one .npy a unit. What is there is kept; processes
+    share the units."""
+    waiting = [start for start in unit_starts(len(tokens)) if not _is_done(folder, form, start, len(tokens))]
+    mine = waiting[accelerator.process_index :: accelerator.num_processes]
+    for start in tqdm(mine, desc="pictures", unit="unit", disable=None if accelerator.is_main_process else True):
+        pictures = decode_unit(tokenizer, tokens[start : start + UNIT], resolution, accelerator.device)
+        if form == "png":
+            for index, picture in enumerate(pictures, start):
+                with replacing(png_path(folder, index)) as temporary:
+                    Image.fromarray(picture).save(temporary, format="PNG")
+        else:
+            with replacing(_unit_path(folder, start)) as temporary, temporary.open("wb") as file:
+                np.save(file, pictures)
+
+
+def png_path(folder: Path, index: int) -> Path:
+    return folder / f"{index:06d}.png"
+
+
+def _unit_path(folder: Path, start: int) -> Path:
+    return folder / f"unit-{start:08d}.npy"
+
+
+def _is_done(folder: Path, form: str, start: int, num_images: int) -> bool:
+    if form == "npz":
+        return _unit_path(folder, start).exists()
+    return all(png_path(folder, index).exists() for index in range(start, min(start + UNIT, num_images)))
+
+
+def read_units(folder: Path, form: str, num_images: int) -> Iterator[np.ndarray]:
+    """The pictures of a folder in order, a unit (B, R, R, 3) at a time."""
+    for start in unit_starts(num_images):
+        if form == "npz":
+            yield np.load(_unit_path(folder, start))
+            continue
+        indices = range(start, min(start + UNIT, num_images))
+        yield np.stack([np.asarray(Image.open(png_path(folder, index))) for index in indices])
+
+
+def join_npz(folder: Path, num_images: int, path: Path) -> None:
+    """ADM's layout: one array `arr_0` (M, R, R, 3) uint8 in an .npz, streamed a unit at a time."""
+    with replacing(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+        with archive.open("arr_0.npy", "w", force_zip64=True) as file:
+            for index, pictures in enumerate(read_units(folder, "npz", num_images)):
+                if index == 0:
+                    header = {"descr": "|u1", "fortran_order": False, "shape": (num_images, *pictures.shape[1:])}
+                    np.lib.format.write_array_header_1_0(file, header)
+                file.write(np.ascontiguousarray(pictures).data)

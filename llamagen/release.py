@@ -1,0 +1,44 @@
+"""LlamaGen's released models: which backbone, tokenizer and grid a checkpoint is for."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from llamagen.build import ARModel, DataShape, build_model
+from llamagen.config import ModelConfig
+from llamagen.official import load_official
+from masc.artifacts import InputError
+from masc.heads import HeadConfig
+from vq.interface import TokenizerConfig
+
+
+@dataclass(kw_only=True)
+class ReleaseConfig:
+    """A checkpoint in LlamaGen's layout: a released one, or a user's own."""
+
+    name: str
+    weights: str  # its file
+    model: ModelConfig
+    tokenizer: TokenizerConfig
+    grid: int  # tokens a side
+    resolution: int  # pixels a side of the pictures that its published numbers are measured on
+    num_tokens: int = 16384
+    num_classes: int = 1000
+    use_ema: bool = False  # the averaged copy of a user's own training; released files have none
+
+    @property
+    def shape(self) -> DataShape:
+        return DataShape(self.num_tokens, self.num_classes, self.grid)
+
+
+def load_release(config: ReleaseConfig) -> ARModel:
+    """The released model in evaluation mode, float32, on the CPU. Raises InputError if its file is missing or
+    is for another config."""
+    path = Path(config.weights)
+    if not path.exists():
+        raise InputError(
+            f"no weights of {config.name} at {path}; download them with `make weights NAME={path.stem}`, or name "
+            'their file with ARGS="release.weights=PATH"'
+        )
+    model = build_model(config.model, HeadConfig(name="flat", kind="flat"), config.shape, None, seed=0)
+    load_official(model, path, config.use_ema)
+    return model.eval().requires_grad_(False)

@@ -1,0 +1,32 @@
+"""Write a run's weights as a checkpoint of LlamaGen (`make export RUN=...`)."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from stage import run_stage
+
+from llamagen.checkpoint import last_checkpoint, use_average
+from llamagen.official import save_official
+from llamagen.run import load_run
+
+
+@dataclass(kw_only=True)
+class ExportStage:
+    run: str  # its directory
+    path: str | None = None  # None: <run>/llamagen.pt
+    use_ema: bool = False  # the averaged weights
+
+
+def main(stage: ExportStage) -> None:
+    """Write {"model": state dict} under the released names: what LlamaGen's own samplers load."""
+    path = Path(stage.path or f"{stage.run}/llamagen.pt")
+    config, inputs, model = load_run(Path(stage.run))
+    if stage.use_ema:
+        use_average(last_checkpoint(config.directory), model)
+    save_official(model, path)
+    vocabulary = len(model.head.output.weight)
+    print(f"{path}: vocabulary {vocabulary}, {inputs.shape.grid} x {inputs.shape.grid} tokens")
+
+
+if __name__ == "__main__":
+    run_stage("export", ExportStage, main)
