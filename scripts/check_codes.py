@@ -1,0 +1,38 @@
+"""Verify packed codes and draw some of them (`make check-codes`)."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from accelerate import Accelerator
+from stage import run_stage
+
+from masc.layout import Layout
+from vq.check_codes import check_codes
+from vq.data import DataConfig
+from vq.interface import TokenizerConfig
+from vq.pretrained import load_decoder
+
+
+@dataclass(kw_only=True)
+class CheckStage:
+    tokenizer: TokenizerConfig
+    data: DataConfig
+    num_shown: int = 32  # random entries of each split
+    seed: int = 0
+    artifacts: str = "artifacts"
+
+
+def main(stage: CheckStage) -> None:
+    """Compare codes with their checksums; write artifacts/<tokenizer>/codes/<data>/check-{train,val}.png."""
+    layout = Layout(Path(stage.artifacts), stage.tokenizer.name)
+    codebook = layout.load_codebook()
+    model = load_decoder(codebook, layout.root).to(Accelerator().device)
+    make = f"make codes DATA={stage.data.name} TOKENIZER={stage.tokenizer.name}"
+    for split in ("train", "val"):
+        path = layout.codes(stage.data.name, split)
+        picture = path.with_name(f"check-{split}.png")
+        print(f"{path}: {check_codes(model, codebook, path, picture, stage.num_shown, stage.seed, make)}: {picture}")
+
+
+if __name__ == "__main__":
+    run_stage("check_codes", CheckStage, main)

@@ -1,0 +1,34 @@
+"""Turn codes that LlamaGen's own scripts extracted into ours (`make import-codes`)."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from stage import run_stage
+
+from masc.layout import Layout
+from vq.data import DataConfig
+from vq.import_codes import import_codes
+from vq.interface import TokenizerConfig
+
+
+@dataclass(kw_only=True)
+class ImportStage:
+    tokenizer: TokenizerConfig
+    data: DataConfig
+    # What LlamaGen's --code-path named; for ten-crop one a range, in the order of data.crop_ranges.
+    folders: list[str] = field(default_factory=list)
+    split: str = "train"
+    num_images: int | None = None  # None: ILSVRC's number for ImageNet, else as many as there are
+    artifacts: str = "artifacts"
+
+
+def main(stage: ImportStage) -> None:
+    """Write artifacts/<tokenizer>/codes/<data>/<split> from the .npy files of LlamaGen's layout."""
+    layout = Layout(Path(stage.artifacts), stage.tokenizer.name)
+    folders, path = [Path(folder) for folder in stage.folders], layout.codes(stage.data.name, stage.split)
+    count = import_codes(folders, stage.data, stage.split, layout.load_codebook(), path, stage.num_images)
+    print(f"{path}: {count} images")
+
+
+if __name__ == "__main__":
+    run_stage("import_codes", ImportStage, main)

@@ -1,0 +1,99 @@
+"""Codes to look at: checksums, the spread of the classes, and a grid of decoded pictures with their labels."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+
+from masc.artifacts import Codebook, replacing
+from masc.codes import Codes, load_codes, verify_codes
+from vq.images import to_uint8
+from vq.interface import Tokenizer
+
+LINE = 12  # pixels of a line of text
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What was found in one directory of codes."""
+
+    num_images: int
+    num_views: int
+    num_shards: int
+    num_classes: int  # with at least one image
+    smallest_class: int  # images
+    largest_class: int
+    usage: float  # share of the codebook among the pictures shown
+
+    def __str__(self) -> str:
+        return (
+            f"{self.num_images} images, {self.num_views} view(s), {self.num_shards} shards match their checksums; "
+            f"{self.num_classes} classes of {self.smallest_class} to {self.largest_class} images; the pictures shown "
+            f"use {self.usage:.1%} of the codebook"
+        )
+
+
+def check_codes(
+    model: Tokenizer, codebook: Codebook, path: Path, picture: Path, num_shown: int, seed: int, make: str
+) -> Checked:
+    """Verify the codes at `path` and write a PNG of `num_shown` random entries, decoded, to `picture`.
+
+    Under each stand its number, its view, its label and the label's name. Raises InputError as `load_codes` and
+    `verify_codes` do."""
+    codes = load_codes(path, codebook.meta.sha256, make)
+    num_shards = verify_codes(path, make)
+    keys = (path / "keys.txt").read_text().splitlines()
+    rng = np.random.default_rng(seed)
+    rows = np.sort(rng.choice(codes.num_images, min(num_shown, codes.num_images), replace=False))
+    views = rng.integers(codes.tokens.shape[1], size=len(rows))
+    tokens = codes.tokens[rows, views].astype(np.int64)
+    notes = [_note(codes, keys, int(row), int(view)) for row, view in zip(rows, views, strict=True)]
+    _write_grid(picture, decode(model, tokens), notes)
+    counts = np.bincount(codes.labels)
+    return Checked(
+        num_images=codes.num_images,
+        num_views=codes.tokens.shape[1],
+        num_shards=num_shards,
+        num_classes=int((counts > 0).sum()),
+        smallest_class=int(counts[counts > 0].min()),
+        largest_class=int(counts.max()),
+        usage=len(np.unique(tokens)) / codes.num_tokens,
+    )
+
+
+@torch.no_grad()
+def decode(model: Tokenizer, tokens: np.ndarray, batch_size: int = 16) -> np.ndarray:
+    """Tokens (B, T) -> pictures (B, S, S, 3) uint8."""
+    device, batches = next(model.parameters()).device, range(0, len(tokens), batch_size)
+    return np.concatenate(
+        [to_uint8(model.decode(torch.from_numpy(tokens[start : start + batch_size]).to(device))) for start in batches]
+    )
+
+
+def _note(codes: Codes, keys: list[str], row: int, view: int) -> list[str]:
+    label = int(codes.labels[row])
+    names = codes.config.get("views", [])
+    return [
+        f"{row} {keys[row].rpartition('/')[2] if keys else ''}",
+        f"label {label}: {codes.class_names[label]}",
+        f"view {view}: {names[view] if names else ''}",
+    ]
+
+
+def _write_grid(path: Path, pictures: np.ndarray, notes: list[list[str]]) -> None:
+    """Pictures in rows of eight, each with its lines of text below."""
+    side = max(pictures.shape[1], 128)  # room for the text
+    width, height = side + 8, side + 8 + LINE * len(notes[0])
+    columns = min(8, len(pictures))
+    canvas = Image.new("RGB", (columns * width, -(-len(pictures) // columns) * height), "white")
+    draw = ImageDraw.Draw(canvas)
+    for index, (pixels, lines) in enumerate(zip(pictures, notes, strict=True)):
+        left, top = index % columns * width + 4, index // columns * height + 4
+        canvas.paste(Image.fromarray(pixels).resize((side, side), Image.Resampling.NEAREST), (left, top))
+        for number, line in enumerate(lines):
+            fitting = line[: max(1, side // 6)]
+            draw.text((left, top + side + number * LINE), fitting, "black")
+    with replacing(path) as temporary:
+        canvas.save(temporary, "PNG")

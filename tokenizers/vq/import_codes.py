@@ -1,0 +1,158 @@
+"""Codes in the layout that LlamaGen's extraction writes, turned into ours.
+
+FoundationVision/LlamaGen (ce98ec4), autoregressive/train/extract_codes_c2i.py writes FOLDER/imagenet256_codes/0.npy,
+1.npy ... (1, V, T) int64 with FOLDER/imagenet256_labels/0.npy ... (1,) int64; extract_codes_t2i.py writes
+FOLDER/0.npy ... (1, T) int64 without labels. The number is the picture's place in ImageFolder's order.
+
+Differs: its sampler pads the last round of the processes, which leaves a few repeats of the first pictures past the
+end; they are cut here."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from masc.artifacts import Codebook, InputError, write_text
+from masc.codes import SHARD_SIZE, check_tokens, save_codes
+from vq.crops import Views
+from vq.data import DataConfig
+from vq.readers.imagenet import NUM_IMAGES, wnids
+
+
+def import_codes(
+    folders: list[Path], data: DataConfig, split: str, codebook: Codebook, path: Path, num_images: int | None = None
+) -> int:
+    """Write the codes of LlamaGen's `folders` to `path`: one folder a crop range of ten-crop, else one.
+
+    `num_images` cuts what the sampler padded; None takes ILSVRC's number for ImageNet where there are more files, and
+    all files elsewhere. Returns the number of images. Raises InputError naming the file if a number is missing, or
+    if a file is truncated or has another shape, a token outside the codebook or a label outside the classes."""
+    views = data.views(split)
+    per_folder = 10 if views.crops == "ten-crop" else len(views.names)
+    if len(folders) != len(views.names) // per_folder:
+        raise InputError(
+            f"data.crops={data.crops} with the ranges {list(views.crop_ranges)} needs a folder each, found "
+            f"{len(folders)}; name them with folders=[...]"
+        )
+    sets = [_Numbered(folder, f"{data.source}{data.resolution}") for folder in folders]
+    count = num_images or sets[0].count
+    if num_images is None and data.source == "imagenet":
+        count = min(count, NUM_IMAGES[split])
+    for one in sets:
+        one.check(count)
+    is_labelled = sets[0].labels is not None
+    if not is_labelled and data.source in ("imagenet", "folder"):
+        raise InputError(f"no labels beside {sets[0].codes}: expected {sets[0].folder}/{sets[0].stem}_labels/0.npy")
+    labels = _read_labels(sets, count) if is_labelled else np.zeros(count, np.int64)
+    names = list(wnids()) if data.source == "imagenet" else [str(n) for n in range(int(labels.max()) + 1)]
+    if labels.max() >= len(names):
+        worst = int(labels.argmax())
+        raise InputError(
+            f"{sets[0].labels}/{worst}.npy holds the label {labels[worst]}, outside of 0..{len(names) - 1}"
+        )
+    config = {
+        "source": data.source,
+        "split": split,
+        "resolution": data.resolution,
+        "views": views.names,
+        "images_sha256": "unknown: codes were imported",
+        "tokenizer": codebook.meta.config,
+        "tokenizer_sha256": codebook.meta.parents["tokenizer"],
+    }
+    save_codes(
+        path,
+        _shards(sets, count, views, per_folder, codebook.num_tokens),
+        labels,
+        np.arange(count),
+        names,
+        [],
+        codebook.num_tokens,
+        codebook.meta.sha256,
+        config,
+    )
+    return count
+
+
+class _Numbered:
+    """A folder of files 0.npy, 1.npy ..., with the labels beside it if there are any."""
+
+    def __init__(self, folder: Path, stem: str):
+        self.folder, self.stem = Path(folder), stem
+        labelled = self.folder / f"{stem}_codes"
+        self.codes = labelled if labelled.is_dir() else self.folder
+        self.labels = self.folder / f"{stem}_labels" if labelled.is_dir() else None
+        self.numbers = {int(file.stem) for file in self.codes.glob("*.npy") if file.stem.isdigit()}
+        if not self.numbers:
+            raise InputError(
+                f"no codes of LlamaGen in {folder}: expected {stem}_codes/0.npy, or 0.npy; name the folder that its "
+                "--code-path named with folders=[FOLDER]"
+            )
+
+    @property
+    def count(self) -> int:
+        return max(self.numbers) + 1
+
+    def check(self, count: int) -> None:
+        """Raise InputError, having listed them, if any of the numbers 0..count-1 is missing."""
+        missing = sorted(set(range(count)) - self.numbers)
+        if missing:
+            listed = Path(f"{self.codes.name}-missing.txt")
+            write_text(listed, "".join(f"{number}.npy\n" for number in missing))
+            raise InputError(
+                f"{len(missing)} of the {count} files 0.npy to {count - 1}.npy are missing in {self.codes}, the first "
+                f"is {missing[0]}.npy; all are listed in {listed}. Extract them again, or name the number of pictures "
+                "with num_images=N"
+            )
+
+    def read(self, folder: Path, number: int) -> np.ndarray:
+        file = folder / f"{number}.npy"
+        try:
+            array = np.load(file, allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise InputError(f"{file} is missing, truncated or no array ({error}); extract it again") from error
+        if array.dtype.kind not in "iu":
+            raise InputError(f"{file} holds {array.dtype}, expected whole numbers")
+        return array
+
+
+def _read_labels(sets: list[_Numbered], count: int) -> np.ndarray:
+    """(M,) int64; InputError if two folders disagree."""
+    labels = np.empty((len(sets), count), np.int64)
+    for row, one in enumerate(sets):
+        for number in tqdm(range(count), desc=f"labels of {one.folder.name}", disable=None):
+            label = one.read(one.labels, number)
+            if label.size != 1 or label.ravel()[0] < 0:
+                raise InputError(f"{one.labels}/{number}.npy holds {label.tolist()}, expected one label from 0 up")
+            labels[row, number] = label.ravel()[0]
+    differing = np.flatnonzero((labels != labels[0]).any(axis=0))
+    if differing.size:
+        raise InputError(
+            f"{sets[0].labels} and {sets[-1].labels} hold other labels, the first in {differing[0]}.npy; they are not "
+            "of the same pictures in the same order"
+        )
+    return labels[0]
+
+
+def _shards(sets: list[_Numbered], count: int, views: Views, per_folder: int, num_tokens: int) -> Iterator[np.ndarray]:
+    """(B, V, T) after one another."""
+    bar, num_positions = tqdm(total=count, desc="codes", unit="image", disable=None), None
+    for start in range(0, count, SHARD_SIZE):
+        rows = []
+        for number in range(start, min(start + SHARD_SIZE, count)):
+            parts = [one.read(one.codes, number) for one in sets]
+            for part, one in zip(parts, sets, strict=True):
+                file = one.codes / f"{number}.npy"
+                num_positions = num_positions or part.shape[-1]
+                # One centre crop is wanted: the released layout has its mirror image beside it.
+                found = part.reshape(-1, part.shape[-1])[: 1 if views.crops == "center" else None]
+                if found.shape != (per_folder, num_positions):
+                    raise InputError(
+                        f"{file} has shape {part.shape}, expected (1, {per_folder}, {num_positions}) for "
+                        f"the views of data.crops={views.crops}"
+                    )
+                check_tokens(found, num_tokens, str(file))
+            rows.append(np.concatenate([part.reshape(-1, num_positions)[:per_folder] for part in parts]))
+            bar.update()
+        yield np.stack(rows)
+    bar.close()
