@@ -1,8 +1,8 @@
-"""Vector quantization against an l2-normalised codebook (LlamaGen, Sec. 3.1).
+"""Vector quantization against a learned codebook, l2-normalised unless told otherwise (LlamaGen, Sec. 3.1).
 
 Follows FoundationVision/LlamaGen (ce98ec4), tokenizer/tokenizer_image/vq_model.py: latents and codebook
 rows are compared on the unit sphere, and decoding reads the normalised rows too. The raw parameter is
-therefore not the codebook: `codebook` is.
+therefore not the codebook: `codebook` is. Without normalisation it is the quantizer of VQGAN.
 
 Shapes: B images, H x W code grid, d code dimension, N tokens, M latents."""
 
@@ -12,6 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+MAX_SCORES = 2**24  # 64 MiB
+
+
+MAX_SCORES = 2**24  # 64 MiB
+
 
 class Quantized(NamedTuple):
     latents: Tensor  # (B, d, H, W), straight-through: the gradient passes to the encoder
@@ -19,29 +24,51 @@ class Quantized(NamedTuple):
     loss: Tensor  # codebook loss + commitment * commitment loss
 
 
-class VectorQuantizer(nn.Module):
-    """N vectors on the unit sphere in d dimensions, learned by the codebook loss."""
+def best_match(latents: Tensor, codebook: Tensor, offset: Tensor | None = None) -> Tensor:
+    """The row e with the largest z.e + offset: (M, d), (N, d), (N,) -> (M,) int64, with few scores held at once."""
+    num_rows = max(1, MAX_SCORES // len(codebook))
+    parts = latents.split(num_rows)
+    if offset is None:
+        return torch.cat([(part @ codebook.T).argmax(-1) for part in parts])
+    return torch.cat([torch.addmm(offset, part, codebook.T).argmax(-1) for part in parts])
 
-    def __init__(self, num_tokens: int, code_dim: int, commitment: float):
+
+class VectorQuantizer(nn.Module):
+    """N vectors in d dimensions, on the unit sphere if `l2_norm`, learned by the codebook loss."""
+
+    def __init__(self, num_tokens: int, code_dim: int, commitment: float, l2_norm: bool = True):
         super().__init__()
         self.embedding = nn.Embedding(num_tokens, code_dim)
-        self.commitment = commitment
+        self.commitment, self.l2_norm = commitment, l2_norm
 
     @property
     def codebook(self) -> Tensor:
-        """The effective vectors, as they are compared and decoded: (N, d), unit rows."""
-        return F.normalize(self.embedding.weight, dim=-1)
+        """The effective vectors, as they are compared and decoded: (N, d), unit rows if `l2_norm`."""
+        weight = self.embedding.weight
+        return F.normalize(weight, dim=-1) if self.l2_norm else weight
+
+    def compared(self, z: Tensor) -> Tensor:
+        """The latents as they are compared to the codebook: (B, d, H, W) -> (B, H, W, d)."""
+        z = z.permute(0, 2, 3, 1)
+        return F.normalize(z, dim=-1) if self.l2_norm else z
+
+    @torch.no_grad()
+    def tokens(self, z: Tensor) -> Tensor:
+        """Nearest codebook vectors of the latents: (B, d, H, W) -> (B, H * W) int64, raster order."""
+        z, codebook = self.compared(z), self.codebook
+        # |z - e|^2 = |z|^2 - 2 (z.e - |e|^2 / 2): the nearest vector has the largest bracket, whose
+        # second term is the same for all vectors of the unit sphere.
+        offset = None if self.l2_norm else codebook.square().sum(-1) / -2
+        return best_match(z.flatten(0, 2), codebook, offset).view(len(z), -1)
 
     def forward(self, z: Tensor) -> Quantized:
         """Nearest codebook vectors of the latents z (B, d, H, W)."""
-        z = F.normalize(z.permute(0, 2, 3, 1), dim=-1)  # (B, H, W, d)
-        codebook = self.codebook
-        # On the unit sphere |z - e|^2 = 2 - 2 z.e: the nearest vector has the largest inner product.
-        tokens = (z.detach() @ codebook.detach().T).argmax(-1)
-        quantized = codebook[tokens]
+        tokens = self.tokens(z)
+        z, codebook = self.compared(z), self.codebook  # z: (B, H, W, d)
+        quantized = codebook[tokens].view(z.shape)
         loss = F.mse_loss(quantized, z.detach()) + self.commitment * F.mse_loss(z, quantized.detach())
         straight_through = z + (quantized - z).detach()
-        return Quantized(straight_through.permute(0, 3, 1, 2), tokens.flatten(1), loss)
+        return Quantized(straight_through.permute(0, 3, 1, 2), tokens, loss)
 
     def lookup(self, tokens: Tensor, grid: int) -> Tensor:
         """Vectors of a code grid: (B, grid * grid) -> (B, d, grid, grid)."""
