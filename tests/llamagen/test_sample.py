@@ -1,0 +1,244 @@
+"""Sampling from a checkpoint in LlamaGen's layout: the same images whatever the batch, processes or interruption."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from golden import load_golden, load_state
+from golden_adapter import build_gpt, load_gpt_state
+from PIL import Image
+from safetensors.torch import save_file
+from stage import CONFIGS, load_config
+from text_encoder import make_encoder
+
+from llamagen import sample as sampling
+from llamagen.captions import Captions
+from llamagen.filters import SamplingConfig
+from llamagen.generate import generate, image_uniforms
+from llamagen.pictures import decode_unit, finish
+from llamagen.release import ReleaseConfig
+from llamagen.sample import SampleConfig, is_sampled, load_samples, plan_labels, sample
+from llamagen.text import extract_text_features
+from masc.artifacts import InputError
+from vq.interface import TokenizerConfig
+
+DECODER = {"resolution": 16, "downsample": 4, "num_tokens": 256, "width": 16, "num_blocks": 1}
+
+
+@pytest.fixture(scope="module")
+def release(tmp_path_factory):
+    """c2i_a's weights as a released file, with a tokenizer of its vocabulary and grid."""
+    folder = tmp_path_factory.mktemp("release")
+    torch.save({"model": load_state("c2i_a")}, folder / "c2i.pt")
+    decoder = TokenizerConfig(
+        name="vq", target="vq.autoencoder:ConvVQ", options=DECODER, weights=str(folder / "vq.safetensors")
+    )
+    torch.manual_seed(0)
+    save_file(decoder.build().state_dict(), decoder.weights)
+    return ReleaseConfig(
+        name="c2i_tiny",
+        weights=str(folder / "c2i.pt"),
+        model=build_gpt(load_golden("c2i_a")[0]["config"]).backbone.config,
+        tokenizer=decoder,
+        grid=4,
+        resolution=12,
+        num_tokens=256,
+        num_classes=10,
+    )
+
+
+@pytest.fixture
+def draw(release, tmp_path, monkeypatch):
+    """Draws a sample set below tmp_path."""
+    monkeypatch.chdir(tmp_path)
+    guided = {"sampling": SamplingConfig(guidance=2.0), "num_images": 21}
+    return lambda **changes: sample(SampleConfig(release=release, **(guided | changes)))
+
+
+def contents(directory):
+    return {file.name: file.read_bytes() for file in sorted(directory.rglob("*")) if file.suffix in (".npy", ".png")}
+
+
+def test_what_is_written_is_what_the_model_and_the_decoder_give(draw, release):
+    where = draw(name="a", seed=3)
+    tokens, labels = np.load(where / "tokens.npy"), np.load(where / "labels.npy")
+    assert tokens.shape == (21, 16) and tokens.dtype == np.uint16
+    assert np.array_equal(labels, plan_labels("uniform", 10, None, 21, 3))
+    model = build_gpt(load_golden("c2i_a")[0]["config"]).eval()
+    load_gpt_state(model, load_state("c2i_a"))
+    uniforms = image_uniforms(3, range(21), 16, 1)
+    assert np.array_equal(generate(model, torch.from_numpy(labels), uniforms, SamplingConfig(guidance=2.0)), tokens)
+    pictures = load_samples(where)
+    assert pictures.shape == (21, 12, 12, 3) and pictures.dtype == np.uint8
+    from vq.pretrained import load_tokenizer
+
+    decoder = load_tokenizer(release.tokenizer.weights, release.tokenizer)
+    assert np.array_equal(decode_unit(decoder, tokens[16:], 12, torch.device("cpu")), pictures[16:])
+    manifest = json.loads((where / "manifest.json").read_text())
+    assert manifest["config"]["labels"] == "uniform" and manifest["config"]["sampling"]["guidance"] == 2.0
+    assert {"weights_sha256", "tokenizer_sha256"} <= set(manifest)
+    assert Image.open(where / "grid.png").size[0] >= 8 * 12
+
+
+def test_the_images_do_not_depend_on_the_batch_or_how_many_are_drawn(draw):
+    whole = contents(draw(name="a", batch_size=64))
+    single = contents(draw(name="b", batch_size=1))
+    assert whole == single
+    fewer = load_samples(draw(name="c", num_images=5, batch_size=2))
+    assert np.array_equal(fewer, load_samples(draw(name="a", batch_size=64))[:5])
+
+
+def test_both_forms_hold_the_same_pictures(draw):
+    archive, folder = draw(name="a"), draw(name="b", form="png")
+    assert sorted(file.name for file in (folder / "images").iterdir())[::20] == ["000000.png", "000020.png"]
+    assert np.array_equal(load_samples(archive), load_samples(folder))
+    with np.load(archive / "images.npz", allow_pickle=False) as stored:
+        assert stored.files == ["arr_0"]
+
+
+@pytest.mark.parametrize("form", ["npz", "png"])
+@pytest.mark.parametrize("breaks_in", ["generate", "decode_unit"])
+def test_an_interrupted_sampling_goes_on_and_gives_the_same(draw, monkeypatch, form, breaks_in):
+    whole = contents(draw(name="whole", form=form))
+    module = sampling if breaks_in == "generate" else sys.modules["llamagen.pictures"]
+    original, calls = getattr(module, breaks_in), []
+
+    def breaking(*arguments):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return original(*arguments)
+
+    monkeypatch.setattr(module, breaks_in, breaking)
+    with pytest.raises(KeyboardInterrupt):
+        draw(name="broken", form=form, batch_size=4)
+    calls.append(1)  # from here on nothing breaks
+    before = len(calls)
+    assert contents(draw(name="broken", form=form, batch_size=8)) == whole
+    left = {"generate": 3, "decode_unit": 1}[breaks_in]  # 17 of 21 images in batches of 8; the second of two units
+    assert len(calls) - before == left
+
+
+def test_an_unfinished_set_of_other_settings_is_begun_anew(draw, monkeypatch, caplog):
+    wanted = contents(draw(name="whole", seed=2))
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(sampling, "decode_units", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        draw(name="a", seed=1)
+    assert contents(draw(name="a", seed=2)) == wanted
+    assert "beginning anew" in caplog.text
+
+
+@pytest.mark.slow
+def test_four_processes_draw_the_images_of_one(release, tmp_path):
+    from omegaconf import OmegaConf
+
+    file = tmp_path / "config.yaml"
+    file.write_text(OmegaConf.to_yaml(OmegaConf.structured(release)))
+    code = (
+        "import sys; from omegaconf import OmegaConf; from llamagen.release import ReleaseConfig; "
+        "from llamagen.sample import SampleConfig, sample; from llamagen.filters import SamplingConfig; "
+        f"schema = OmegaConf.merge(OmegaConf.structured(ReleaseConfig), OmegaConf.load({str(file)!r})); "
+        "sample(SampleConfig(release=OmegaConf.to_object(schema), num_images=21, batch_size=3, name=sys.argv[1], "
+        "form=sys.argv[2], sampling=SamplingConfig(guidance=2.0)))"
+    )
+    script = tmp_path / "draw.py"
+    script.write_text(code.replace("; ", "\n"))
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes"]
+    for form in ("npz", "png"):
+        for processes in ("1", "4"):
+            arguments = ["--main_process_port", "29621", str(script), f"{form}{processes}", form]
+            done = subprocess.run([*launch, processes, *arguments], cwd=tmp_path, capture_output=True, text=True)
+            assert done.returncode == 0, done.stderr
+        sets = tmp_path / "runs" / "c2i_tiny" / "samples"
+        assert contents(sets / f"{form}1") == contents(sets / f"{form}4")
+
+
+def test_captions_condition_a_text_model(release, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    encoder = make_encoder(tmp_path / "t5")
+    extract_text_features(Captions(["two cats", "a green dog in rain"], None), encoder, tmp_path / "text", 2)
+    meta = load_golden("t2i_120")[0]
+    model = build_gpt(meta["config"])
+    torch.save({"model": load_state("t2i_120")}, tmp_path / "t2i.pt")
+    text = ReleaseConfig(
+        **{**vars(release), "name": "t2i", "weights": "t2i.pt", "model": model.backbone.config, "num_tokens": 64}
+    )
+    settings = {"release": text, "num_images": 4, "sampling": SamplingConfig(guidance=7.5, top_k=10)}
+    where = sample(SampleConfig(captions="text", **settings))
+    tokens = np.load(where / "tokens.npy")
+    single = np.load(sample(SampleConfig(captions="text", batch_size=1, name="single", **settings)) / "tokens.npy")
+    assert np.array_equal(tokens, single) and tokens.max() < 64
+    assert not np.array_equal(tokens[0], tokens[1])
+    assert "captions_sha256" in json.loads((where / "manifest.json").read_text())
+    with pytest.raises(InputError, match="golden is text-conditional"):
+        sample(SampleConfig(name="none", **settings))
+
+
+def test_labels_are_balanced_or_uniform_by_index():
+    assert np.array_equal(np.bincount(plan_labels("balanced", 10, None, 500, 0)), np.full(10, 50))
+    drawn = plan_labels("uniform", 10, None, 5000, 0)
+    assert np.array_equal(drawn[:7], plan_labels("uniform", 10, None, 7, 0))
+    # Chi-square with 9 degrees of freedom; 33.7 is exceeded by chance once in 10,000.
+    assert (np.square(np.bincount(drawn) - 500) / 500).sum() < 33.7
+    with pytest.raises(InputError, match="labels=uniform or balanced"):
+        plan_labels("training", 10, None, 5, 0)
+
+
+def test_off_the_preset_is_warned_of_and_on_it_is_not(release, tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(tmp_path)
+    preset = SamplingConfig(guidance=2.0)
+    sample(SampleConfig(release=release, num_images=2, sampling=preset, name="on"), preset)
+    assert "off the preset" not in caplog.text
+    config = SampleConfig(
+        release=release, num_images=2, resolution=16, sampling=SamplingConfig(guidance=4.0, top_k=5), name="off"
+    )
+    sample(config, preset)
+    for words in (
+        "off the preset of c2i_tiny",
+        "guidance 4.0 instead of 2.0",
+        "top_k 5",
+        "resolution 16 instead of 12",
+    ):
+        assert words in caplog.text
+    assert is_sampled(config)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
+def test_the_compiled_step_draws_what_the_growing_cache_draws():
+    meta, arrays = load_golden("c2i_a")
+    model = build_gpt(meta["config"]).eval()
+    load_gpt_state(model, load_state("c2i_a"))
+    labels, uniforms = torch.from_numpy(arrays["gen_cond"]), image_uniforms(0, range(3), 16, 1)
+    settings = SamplingConfig(guidance=2.0)
+    plain = generate(model, labels, uniforms, settings)
+    assert torch.equal(generate(model, labels, uniforms, settings, compiled=True), plain)
+    again = generate(model, labels.flip(0), uniforms, settings, compiled=True)  # the caches of before are reused
+    assert torch.equal(again, generate(model, labels.flip(0), uniforms, settings)) and not torch.equal(again, plain)
+
+
+def test_pictures_are_resized_before_they_are_rounded():
+    meta, arrays = load_golden("postproc")
+    for i, size in enumerate(meta["sizes"]):
+        found = finish(torch.from_numpy(arrays[f"in_{i}"]).float(), size["image_size_eval"])
+        difference = np.abs(found.astype(int) - arrays[f"u8_{i}"].astype(int))
+        assert difference.max() <= 1 and (difference > 0).mean() < 1e-3
+
+
+def test_every_released_model_has_a_preset_and_composes():
+    releases = sorted(file.stem for file in (CONFIGS / "release").glob("*.yaml"))
+    assert len(releases) == 9
+    guidance = {}
+    for name in releases:
+        config = load_config("sample", SampleConfig, [f"release={name}", f"sampling={name}"])
+        assert config.release.name == name and config.release.weights == f"weights/{name}.pt"
+        assert config.release.resolution <= config.release.grid * 16
+        assert config.label_plan == "uniform"
+        guidance[name] = config.sampling.guidance
+    assert guidance["c2i_B_256"] == 2.0 and guidance["c2i_L_256"] == 1.75 and guidance["c2i_B_384"] == 2.25
+    assert guidance["c2i_3B_384"] == 1.65 and guidance["t2i_XL_stage2_512"] == 7.5
+    with pytest.raises(InputError, match="one of the two"):
+        load_config("sample", SampleConfig, [])
