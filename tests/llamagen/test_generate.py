@@ -109,3 +109,36 @@ def test_filters_leave_their_input_alone():
     before = logits.clone()
     filter_logits(logits, 3, 0.5)
     assert torch.equal(logits, before)
+
+
+def test_guidance_schedules_run_as_their_sources_say():
+    def scales(schedule, **more):
+        config = SamplingConfig(guidance=4.0, guidance_schedule=schedule, **more)
+        return np.array([config.scale(position, 256) for position in range(256)])
+
+    assert (scales("constant") == 4.0).all()
+    linear = scales("linear")
+    assert linear[0] == 1.0 and np.allclose(np.diff(linear), 3 / 256)
+    t = np.arange(256) / 256
+    np.testing.assert_allclose(scales("cosine"), 1 + 3 * (1 - np.cos(np.pi * t**2.75)) / 2)  # RAR, generate
+    step = scales("step")
+    assert (step == 1.0).sum() == 47 and (step[47:] == 4.0).all()  # GigaTok: none in the first 18%
+    interval = scales("constant", guidance_interval=3)
+    assert (interval[:5] == 4.0).all() and (interval[5:] == 1.0).all()  # the first interval + 2 tokens
+
+
+def test_unguided_positions_of_a_schedule_are_drawn_from_the_condition_alone():
+    model, labels = model_of(HEADS[0]), torch.arange(8) % 3
+    uniforms = image_uniforms(0, np.arange(8), 4, 1)
+    stepped = SamplingConfig(guidance=9.0, guidance_schedule="step", guidance_start=0.5)
+    guided = generate(model, labels, uniforms, stepped)
+    plain = generate(model, labels, uniforms, SamplingConfig())
+    assert torch.equal(guided[:, :2], plain[:, :2]) and not torch.equal(guided, plain)
+
+
+@pytest.mark.parametrize(
+    "bad", [{"guidance_schedule": "square"}, {"guidance_power": 0.0}, {"guidance_start": 2.0}, {"top_p": 1.5}]
+)
+def test_bad_sampling_settings_are_refused(bad):
+    with pytest.raises(ValueError, match=next(iter(bad))):
+        SamplingConfig(**bad)

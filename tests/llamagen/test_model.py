@@ -1,0 +1,94 @@
+"""The backbone's switches: drop path, dropout of conditions, averaged weights, sizes."""
+
+import json
+
+import pytest
+import torch
+from golden import GOLDEN
+from parameters import count
+from stage import CONFIGS
+
+from llamagen.build import DataShape, build_model
+from llamagen.conditioning import CaptionEmbedding, LabelEmbedding, drop_condition
+from llamagen.config import ModelConfig
+from llamagen.optim import Average
+from masc.heads import HeadConfig
+
+FLAT = HeadConfig(name="flat", kind="flat")
+SMALL = {"name": "small", "dim": 16, "num_layers": 5, "num_heads": 2, "multiple_of": 8}
+STILL = {"token_dropout": 0.0, "residual_dropout": 0.0, "ffn_dropout": 0.0}
+
+
+def small_model(**changes):
+    model = build_model(ModelConfig(**SMALL, **(STILL | changes)), FLAT, DataShape(12, 3, 2), None, seed=0)
+    torch.nn.init.normal_(model.head.output.weight, std=0.5)
+    return model
+
+
+def test_drop_path_rises_with_depth_and_keeps_the_mean():
+    model = small_model(drop_path=0.4)
+    assert [layer.drop_path for layer in model.backbone.layers] == pytest.approx([0.0, 0.1, 0.2, 0.3, 0.4])
+    block, x = model.backbone.layers[-1], torch.ones(4000, 1, 1)
+    torch.manual_seed(0)
+    branch = block.train()._branch(x).flatten()
+    assert branch.unique().tolist() == pytest.approx([0.0, 1 / 0.6])
+    # The share kept is binomial: 3.9 standard deviations, a false alarm in 10,000.
+    assert abs((branch > 0).float().mean().item() - 0.6) < 3.9 * (0.24 / 4000) ** 0.5
+    assert torch.equal(block.eval()._branch(x), x)
+
+
+def test_an_image_skips_a_branch_whole():
+    torch.manual_seed(1)
+    block = small_model(drop_path=0.5).backbone.layers[-1].train()
+    skipped = block._branch(torch.ones(64, 3, 5)).flatten(1)
+    assert (skipped == skipped[:, :1]).all() and 0 < (skipped[:, 0] == 0).sum() < 64
+
+
+def test_evaluation_ignores_every_dropout():
+    tokens, labels = torch.arange(8).view(2, 4), torch.tensor([0, 3])
+    still, dropping = small_model(), small_model(drop_path=0.9, token_dropout=0.5, residual_dropout=0.5)
+    dropping.load_state_dict(still.state_dict())
+    assert torch.equal(still.eval()(tokens, labels), dropping.eval()(tokens, labels))
+    assert not torch.equal(still(tokens, labels), dropping.train()(tokens, labels))
+
+
+def test_dropped_conditions_are_the_null_condition():
+    labels, table = torch.tensor([0, 1, 2]), LabelEmbedding(3, 4, 0.1)
+    assert drop_condition(table, labels, torch.tensor([True, False, True])).tolist() == [3, 1, 3]
+    captions = CaptionEmbedding(2, 5, 4, 0.1)
+    captions.initialise(torch.Generator().manual_seed(0))
+    features = torch.randn(3, 2, 5)
+    dropped = drop_condition(captions, features, torch.tensor([True, False, True]))
+    assert torch.equal(dropped[1], features[1]) and torch.equal(dropped[0], captions.uncond_embedding)
+
+
+def test_a_text_model_draws_its_null_caption_at_the_start_and_never_trains_it():
+    model = small_model(condition="text", caption_tokens=200, caption_dim=64)
+    table = model.backbone.cls_embedding.uncond_embedding
+    # Standard deviation of 12,800 normal numbers: 3.9 standard errors.
+    assert abs(table.std().item() * 8 - 1) < 3.9 / (2 * table.numel()) ** 0.5
+    assert "backbone.cls_embedding.uncond_embedding" not in dict(model.named_parameters())
+    assert "backbone.cls_embedding.uncond_embedding" in model.state_dict()
+
+
+def test_the_average_follows_its_recurrence():
+    model = small_model()
+    average, name = Average(model, 0.9), "head.output.weight"
+    expected = model.head.output.weight.detach().clone()
+    for step in range(3):
+        with torch.no_grad():
+            model.head.output.weight.add_(step + 1)
+        average.update(model)
+        expected = 0.9 * expected + 0.1 * model.head.output.weight.detach()
+    torch.testing.assert_close(average.state[name], expected)
+
+
+def test_parameter_counts_are_the_released_ones_at_every_vocabulary():
+    published = json.loads((GOLDEN / "arch" / "param_counts.json").read_text())["gpt"]
+    for entry in published:
+        name = entry["model"].lower().replace("gpt", "llamagen") + ("-text" if entry["type"] == "t2i" else "")
+        assert (CONFIGS / "model" / f"{name}.yaml").exists()
+        assert count(name, 16384, 1000) == entry["n_params"], name
+    # Half the vocabulary saves a row of the table and one of the output matrix for every token less.
+    for vocabulary, expected in ((8192, 326_133_760), (4096, 317_745_152), (2048, 313_550_848)):
+        assert count("llamagen-l", vocabulary, 1000) == expected == 342_910_976 - 2 * (16384 - vocabulary) * 1024
