@@ -2,6 +2,7 @@
 
 import argparse
 import pickle
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -40,21 +41,24 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        names = _foreign_names(path)
-        with torch.serialization.safe_globals([argparse.Namespace, *((_Unread, name) for name in names)]):
+        stand_ins = [(_stand_in(name), name) for name in _foreign_names(path)]
+        with torch.serialization.safe_globals([argparse.Namespace, *stand_ins]):
             found = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_archive(path))
     except pickle.UnpicklingError as error:
         raise InputError(
-            f"{path} holds pickled code or is no checkpoint; it was not run ({_first_line(error)}). Have its "
+            f"{path} holds pickled code or is no checkpoint; it was not run ({_reason(error)}). Have its "
             "owner save the state dict alone, or convert it to .safetensors on a machine you can lose"
         ) from error
     except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise InputError(
-            f"{path} is truncated or is no checkpoint ({_first_line(error)}); download it again"
-        ) from error
+        raise InputError(f"{path} is truncated or is no checkpoint ({_reason(error)}); download it again") from error
     if not isinstance(found, dict):
         raise InputError(f"expected a dictionary of tensors in {path}, found {type(found).__name__}")
     return found
+
+
+def _stand_in(name: str) -> type:
+    """What is made in place of a framework's class: torch fills in items of plain dictionaries only."""
+    return OrderedDict if name.endswith(".AttributeDict") else _Unread
 
 
 def _foreign_names(path: Path) -> list[str]:
@@ -70,8 +74,10 @@ def _is_archive(path: Path) -> bool:
         return file.read(4) == b"PK\x03\x04"  # torch's format since 1.6
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0][:200]
+def _reason(error: Exception) -> str:
+    """The sentence that says what is wrong; torch puts advice before and after it."""
+    paragraphs = [part.strip() for part in str(error).split("\n\n") if "torch.load" not in part]
+    return next(filter(None, paragraphs), str(error)).partition("\n")[0].partition(". ")[0][:200]
 
 
 def find_state(checkpoint: dict[str, Any], path: Path, containers: tuple[str, ...] = CONTAINERS) -> dict[str, Tensor]:

@@ -1,0 +1,146 @@
+"""Files from outside: read if they hold tensors, refused unread if they hold code, explained if they do not fit."""
+
+import os
+import pickle
+import sys
+import types
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from masc.artifacts import InputError
+from vq.checkpoint import find_state, load_state, read_checkpoint
+
+STATE = {"weight": torch.arange(6.0).view(2, 3), "bias": torch.tensor([1.0, 2.0])}
+
+
+class Trap:
+    """Makes a directory when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.fixture
+def lightning(monkeypatch):
+    """Classes that pickle as PyTorch Lightning's; the library itself is not installed."""
+    name = "pytorch_lightning.callbacks.model_checkpoint"
+    module = types.ModuleType(name)
+    for title, bases in (("ModelCheckpoint", ()), ("AttributeDict", (dict,))):
+        made = type(title, bases, {"__module__": name})
+        setattr(module, title, made)
+    for part in ("pytorch_lightning", "pytorch_lightning.callbacks"):
+        monkeypatch.setitem(sys.modules, part, types.ModuleType(part))
+    monkeypatch.setitem(sys.modules, name, module)
+    return module
+
+
+def assert_state(found):
+    assert found.keys() == STATE.keys()
+    assert all(torch.equal(found[name], STATE[name]) for name in STATE)
+
+
+@pytest.mark.parametrize("is_archive", [True, False], ids=["archive", "legacy"])
+@pytest.mark.parametrize("container", ["model", "module", "state_dict", None])
+def test_a_state_dict_is_found_wherever_released_files_hold_it(tmp_path, container, is_archive):
+    path = tmp_path / "file.pt"
+    content = STATE if container is None else {container: STATE, "steps": 5, "args": Namespace(lr=1e-4)}
+    torch.save(content, path, _use_new_zipfile_serialization=is_archive)
+    assert_state(find_state(read_checkpoint(path), path))
+
+
+def test_safetensors(tmp_path):
+    path = tmp_path / "file.safetensors"
+    save_file(STATE, path)
+    assert_state(find_state(read_checkpoint(path), path))
+
+
+def test_objects_of_a_training_framework_are_read_as_nothing(tmp_path, lightning):
+    callback = lightning.ModelCheckpoint()
+    callback.best_model_score = torch.tensor(1.0)
+    checkpoint = {
+        "state_dict": STATE,
+        "callbacks": {lightning.ModelCheckpoint: {"best_model_score": 0.5}},
+        "last": callback,
+        "hyper_parameters": lightning.AttributeDict(learning_rate=4.5e-6),
+    }
+    path = tmp_path / "last.ckpt"
+    torch.save(checkpoint, path)
+    for name in [name for name in sys.modules if name.startswith("pytorch_lightning")]:
+        del sys.modules[name]
+    found = read_checkpoint(path)
+    assert_state(find_state(found, path))
+    assert vars(found["last"]) == {} and found["hyper_parameters"] == {"learning_rate": 4.5e-6}
+    assert "pytorch_lightning" not in sys.modules
+
+
+@pytest.mark.parametrize("is_archive", [True, False], ids=["archive", "legacy"])
+def test_code_in_a_file_is_refused_and_not_run(tmp_path, is_archive):
+    path, trace = tmp_path / "trap.pt", tmp_path / "it-ran"
+    torch.save({"state_dict": STATE, "extra": Trap(trace)}, path, _use_new_zipfile_serialization=is_archive)
+    with pytest.raises(InputError, match=r"was not run \(.*mkdir"):
+        read_checkpoint(path)
+    assert not trace.exists()
+    with path.open("wb") as file:
+        pickle.dump(Trap(trace), file, protocol=2)  # torch's
+    with pytest.raises(InputError, match="was not run"):
+        read_checkpoint(path)
+    assert not trace.exists()
+
+
+def test_code_below_the_name_of_a_framework_is_not_run_either(tmp_path, lightning):
+    trace = tmp_path / "it-ran"
+    lightning.ModelCheckpoint.__reduce__ = lambda self: (lightning.ModelCheckpoint, (str(trace),))
+    path = tmp_path / "last.ckpt"
+    torch.save({"state_dict": STATE, "callback": lightning.ModelCheckpoint()}, path)
+    lightning.ModelCheckpoint.__init__ = lambda self, where: Path(where).mkdir()
+    assert_state(find_state(read_checkpoint(path), path))
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize("name", ["file.pt", "file.safetensors"])
+def test_files_that_are_missing_truncated_or_something_else(tmp_path, name):
+    path = tmp_path / name
+    with pytest.raises(InputError, match=r"no checkpoint at .*make weights"):
+        read_checkpoint(path)
+    save = save_file if path.suffix == ".safetensors" else torch.save
+    save(STATE, path)
+    whole = path.read_bytes()
+    for cut in (0, 10, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:cut])
+        with pytest.raises(InputError, match=str(path)):
+            read_checkpoint(path)
+    path.write_text("<html>404 Not Found</html>")
+    with pytest.raises(InputError, match=str(path)):
+        read_checkpoint(path)
+
+
+def test_what_is_no_state_dict_is_listed(tmp_path):
+    path = tmp_path / "file.pt"
+    torch.save([1, 2], path)
+    with pytest.raises(InputError, match="found list"):
+        read_checkpoint(path)
+    with pytest.raises(InputError, match="found optimizer, steps"):
+        find_state({"optimizer": {}, "steps": 3}, path)
+    with pytest.raises(InputError, match="found nothing"):
+        find_state({}, path)
+    assert find_state({"ema": STATE, "model": {}}, path, ("ema",)) is STATE
+
+
+def test_a_state_that_does_not_fit_names_keys_shapes_and_cause(tmp_path):
+    module, path = nn.Linear(3, 2), tmp_path / "file.pt"
+    load_state(module, {name: value.half() for name, value in STATE.items()}, path)
+    assert torch.equal(module.weight, STATE["weight"]) and module.weight.dtype == torch.float32
+    with pytest.raises(InputError, match=r"weight is \(2, 3\) there, \(2, 4\) here. Choose the config"):
+        load_state(nn.Linear(4, 2), STATE, path)
+    with pytest.raises(InputError, match=r"bias \(2,\) is unexpected. It has a bias"):
+        load_state(nn.Linear(3, 2, bias=False), STATE, path, lambda state: "It has a bias" if "bias" in state else None)
+    with pytest.raises(InputError, match=r"bias \(2,\) is missing"):
+        load_state(module, {"weight": STATE["weight"]}, path)
