@@ -4,27 +4,42 @@
 
 `tests/test_golden_checks.py` runs it; the functions also serve the tests that read the copies in tests/data."""
 
+import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from llamagen.build import ARModel, DataShape, build_model
-from llamagen.conditioning import visible_keys
+from llamagen.conditioning import drop_condition, visible_keys
 from llamagen.config import ModelConfig
-from llamagen.filters import SamplingConfig, probabilities
-from llamagen.filters import filter_logits as filter_logits
+from llamagen.filters import SamplingConfig, filter_logits, probabilities
 from llamagen.generate import generate as our_generate
-from llamagen.layers import apply_rope as apply_rope
-from llamagen.layers import rope_table
+from llamagen.layers import apply_rope, rope_table
 from llamagen.official import official_name, official_state, rename
 from llamagen.optim import Average, OptimConfig, build_optimizer
+from llamagen.pictures import finish
+from masc.codes import load_codes
 from masc.heads import HeadConfig
+from masc.linkage import average_linkage
+from masc.tree import Tree
 from vq.checkpoint import load_state
+from vq.codebook import save_codebook
+from vq.crops import center_crop, random_crop, ten_crop
+from vq.data import DataConfig
+from vq.extract import ExtractConfig
+from vq.extract import extract_codes as our_extract
+from vq.images import load_images
+from vq.interface import TokenizerConfig
+from vq.llamagen import LlamaGenVQ
 
+__all__ = ["apply_rope", "center_crop", "filter_logits", "random_crop", "ten_crop"]  # ours as they are
 FLAT = HeadConfig(name="flat", kind="flat")
-SIZES = {  # layers, heads, width: llamagen/configs by the released names
+VQ = TokenizerConfig(name="golden", target="vq.llamagen:LlamaGenVQ")
+SIZES = {  # layers, heads, width by the released names; configs/model has them under ours
     "GPT-B": (12, 12, 768),
     "GPT-L": (24, 16, 1024),
     "GPT-XL": (36, 20, 1280),
@@ -61,11 +76,23 @@ def build_gpt(config: dict) -> ARModel:
     return build_model(model, FLAT, shape, None, seed=0)
 
 
-def load_gpt_state(module: ARModel, state: dict[str, Tensor]) -> None:
-    load_state(module, rename(state), Path("the golden state dict"))
+@dataclass
+class Released:
+    """One of the real sizes, whose state dict shows the released names."""
+
+    model: ARModel
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {official_name(name): value for name, value in self.model.state_dict().items()}
+
+
+def load_gpt_state(module: ARModel | Released, state: dict[str, Tensor]) -> None:
+    model = module.model if isinstance(module, Released) else module
+    load_state(model, rename(state), Path("the golden state dict"))
 
 
 def forward(module, idx, cond, train, targets=None, mask=None, valid=None):
+    module = module.model if isinstance(module, Released) else module
     module.train(train)
     tokens = torch.cat([idx, idx[:, :1]], dim=1) if targets is None else targets
     hidden = module.backbone(tokens, cond, mask)
@@ -95,8 +122,6 @@ def generate(module, cond, n, cfg_scale, cfg_interval, emb_mask):
 
 
 def embed_cond(module, cond, force_drop_ids=None):
-    from llamagen.conditioning import drop_condition
-
     embedding = module.backbone.cls_embedding
     if force_drop_ids is not None:
         cond = drop_condition(embedding, cond, force_drop_ids == 1)
@@ -149,27 +174,70 @@ def train_steps(module, tokens, labels, hyper):
 
 
 def build_vq(config: dict):
-    from vq.llamagen import LlamaGenVQ
-
     return LlamaGenVQ(
         num_tokens=config["codebook_size"],
         code_dim=config["codebook_embed_dim"],
         channels=config.get("ch", 128),
         channel_multipliers=config["encoder_ch_mult"],
         z_channels=config.get("z_channels", 256),
+        l2_norm=config.get("codebook_l2_norm", True),
+        track_usage=config.get("codebook_show_usage", True),
     ).eval()
 
 
-def center_crop(pixels, size):
-    from vq.crops import center_crop
+def load_vq_state(module, state):
+    load_state(module, state, Path("the golden state dict"))
 
-    return np.asarray(center_crop(pixels, size))
+
+def vq_encode(module, x):
+    latents = module.latents(x)
+    tokens = module.encode(x)
+    side = latents.shape[-2:]
+    quant = module.quantize.codebook[tokens].unflatten(1, side).permute(0, 3, 1, 2)
+    return quant, tokens.flatten()
+
+
+def vq_decode_code(module, indices, shape):
+    return module.decode(indices.view(shape[0], -1))
+
+
+def vq_losses(module, x, entropy_ratio):
+    return module.quantize.losses(module.latents(x), entropy_ratio)
+
+
+def to_uint8(x, image_size_eval):
+    return finish(x, image_size_eval)
+
+
+def extract_codes(image_dir, out_dir, vq, image_size, ten_crop, crop_range):
+    """Our own extraction of a folder of class folders, its result written in the released layout."""
+    work = Path(out_dir) / ".ours"
+    (work / "images").mkdir(parents=True)
+    (work / "images" / "train").symlink_to(image_dir)
+    save_file(vq.state_dict(), work / "vq.safetensors")
+    codebook = save_codebook(vq, VQ, work / "vq.safetensors", work / "codebook.npz")
+    data = DataConfig(
+        name="golden",
+        source="folder",
+        path=str(work / "images"),
+        resolution=image_size,
+        tokenizer="golden",
+        crops="ten-crop" if ten_crop else "center-flip",
+        crop_ranges=[crop_range or 1.0],
+    )
+    images = load_images(data.source, "train", image_size, data.path)
+    settings = ExtractConfig(num_workers=0)
+    our_extract(vq, images, data.views("train"), codebook, work / "codes", settings)
+    codes = load_codes(work / "codes", codebook.meta.sha256, "")
+    for kind, values in (("codes", codes.tokens[:, None]), ("labels", codes.labels[:, None])):
+        folder = Path(out_dir) / f"imagenet{image_size}_{kind}"
+        folder.mkdir()
+        for index, value in enumerate(values):
+            np.save(folder / f"{index}.npy", value.astype(np.int64))
+    shutil.rmtree(work)
 
 
 def cluster(codebook: np.ndarray, k: int) -> np.ndarray:
-    from masc.linkage import average_linkage
-    from masc.tree import Tree
-
     return Tree(average_linkage(codebook)).cut(k).cluster_of
 
 
@@ -179,17 +247,11 @@ def build_named(name: str, kwargs: dict):
         return build_vq({**kwargs, "encoder_ch_mult": multipliers})
     layers, heads, width = SIZES[name]
     defaults = {"n_kv_head": None, "multiple_of": 256, "ffn_dim_multiplier": None, "norm_eps": 1e-5, "rope_base": 10000}
-    return build_gpt(
-        {**defaults, "class_dropout_prob": 0.1, "dim": width, "n_layer": layers, "n_head": heads, **kwargs}
-    )
+    sizes = {"class_dropout_prob": 0.1, "dim": width, "n_layer": layers, "n_head": heads}
+    return Released(build_gpt({**defaults, **sizes, **kwargs}))
 
 
 def state_keys(name: str, kwargs: dict) -> dict[str, list[int]]:
     with torch.device("meta"):
         module = build_named(name, kwargs)
-    state = module.state_dict() if name.startswith("VQ") else official_state_shapes(module)
-    return {key: list(value.shape) for key, value in state.items()}
-
-
-def official_state_shapes(module: ARModel) -> dict[str, Tensor]:
-    return {official_name(name): value for name, value in module.state_dict().items()}
+    return {key: list(value.shape) for key, value in module.state_dict().items()}
