@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from llamagen.build import ARModel, DataShape, build_model
 from llamagen.config import ModelConfig
 from llamagen.official import load_official
@@ -39,6 +41,7 @@ def load_release(config: ReleaseConfig) -> ARModel:
             f"no weights of {config.name} at {path}; download them with `make weights NAME={path.stem}`, or name "
             'their file with ARGS="release.weights=PATH"'
         )
-    model = build_model(config.model, HeadConfig(name="flat", kind="flat"), config.shape, None, seed=0)
+    with torch.device("meta"):  # no memory, no random numbers: every weight comes from the file
+        model = build_model(config.model, HeadConfig(name="flat", kind="flat"), config.shape, None, seed=0)
     load_official(model, path, config.use_ema)
     return model.eval().requires_grad_(False)

@@ -103,7 +103,7 @@ def load_state(
     path: Path,
     explain: Callable[[dict[str, Tensor]], str | None] = lambda state: None,
 ) -> None:
-    """Load a state dict whole. Raises InputError naming keys, both shapes and, by `explain`, the likely cause."""
+    """Load a state dict whole; a module on the meta device takes its tensors as they are. Raises InputError naming keys, both shapes and, by `explain`, the likely cause."""
     own = module.state_dict()
     problems = []
     for name in [name for name in own if name not in state][:MAX_LISTED]:
@@ -116,4 +116,5 @@ def load_state(
     if problems:
         cause = explain(state) or "Choose the config it is for"
         raise InputError(f"{path} does not fit: {'; '.join(problems)}. {cause}")
-    module.load_state_dict({name: value.to(own[name].dtype) for name, value in state.items()})
+    is_meta = any(value.is_meta for value in own.values())
+    module.load_state_dict({name: value.to(own[name].dtype) for name, value in state.items()}, assign=is_meta)
