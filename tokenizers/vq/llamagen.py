@@ -100,5 +100,7 @@ class LlamaGenVQ(VQGAN):
     def from_release(self, checkpoint: dict[str, Any], path: Path) -> dict[str, Tensor]:
         """The state dict of a LlamaGen file: `model`, or `ema` if `use_ema`; InputError if it is not there."""
         if self.use_ema and "ema" not in checkpoint:
-            raise InputError(f"{path} holds no averaged weights (ema); set tokenizer.options.use_ema=false")
+            raise InputError(
+                f'{path} holds no averaged weights (ema); read the others with ARGS="++tokenizer.options.use_ema=false"'
+            )
         return find_state(checkpoint, path, ("ema",) if self.use_ema else CONTAINERS)

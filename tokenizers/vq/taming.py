@@ -35,7 +35,8 @@ def lightning_state(checkpoint: dict[str, Any], path: Path, use_ema: bool) -> di
     missing = [name for name, stored in averaged.items() if stored not in state]
     if missing:
         raise InputError(
-            f"{path} holds no averaged weights of {missing[0]}; set tokenizer.options.use_ema=false to read the others"
+            f"{path} holds no averaged weights of {missing[0]}; "
+            'read the others with ARGS="++tokenizer.options.use_ema=false"'
         )
     return {name: state[stored] for name, stored in averaged.items()}
 
