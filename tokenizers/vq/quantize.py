@@ -12,10 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-MAX_SCORES = 2**24  # 64 MiB
-
-
-MAX_SCORES = 2**24  # 64 MiB
+MAX_SCORES = 2**24  # held at once: 64 MiB
 
 
 class Quantized(NamedTuple):
@@ -25,7 +22,7 @@ class Quantized(NamedTuple):
 
 
 def best_match(latents: Tensor, codebook: Tensor, offset: Tensor | None = None) -> Tensor:
-    """The row e with the largest z.e + offset: (M, d), (N, d), (N,) -> (M,) int64, with few scores held at once."""
+    """The row e with the largest z.e + offset: (M, d), (N, d), (N,) -> (M,) int64, in slices."""
     num_rows = max(1, MAX_SCORES // len(codebook))
     parts = latents.split(num_rows)
     if offset is None:
