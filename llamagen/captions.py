@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import unquote_plus
 
 from masc.artifacts import InputError
+from masc.codes import texts_of
 
 EXTENSIONS = "png|jpg|jpeg|bmp|webp|eps|pdf|apk|mp4"
 DOMAIN = r"[a-zA-Z0-9.\-]+\.(?:com|co|ru|net|org|edu|gov|it)[\w/-]*\b/?(?!@)"
@@ -117,10 +118,10 @@ class Captions:
 
 
 def read_captions(path: Path, first_only: bool = False, column: int = 0, first_sentence: bool = False) -> Captions:
-    """Captions of a text file (one a line), of COCO's captions_*.json, or of LlamaGen's .jsonl: one file, or all
-    those of a directory in the order of their names.
+    """Captions of a text file (one a line), of COCO's captions_*.json, of the captions.json of codes, or of
+    LlamaGen's .jsonl: one file, or all those of a directory in the order of their names.
 
-    `first_only` keeps one caption an image of COCO, that of the lowest annotation id; `column` chooses among the
+    `first_only` keeps one caption an image, in COCO that of the lowest annotation id; `column` chooses among the
     captions of a .jsonl line (LlamaGen: 0 BLIP, 1 LLaVA, 2 LLaVA's first sentence); `first_sentence` cuts each at its
     first full stop (LlamaGen's short captions). Raises InputError if there is no such file or it has another form."""
     path = Path(path)
@@ -131,7 +132,7 @@ def read_captions(path: Path, first_only: bool = False, column: int = 0, first_s
         )
     try:
         if path.suffix == ".json":
-            captions = _read_coco(path, first_only)
+            captions = _read_json(path, first_only)
         elif files[0].suffix == ".jsonl":
             captions = _read_jsonl(files, column)
         else:
@@ -148,8 +149,12 @@ def read_captions(path: Path, first_only: bool = False, column: int = 0, first_s
     return captions
 
 
-def _read_coco(path: Path, first_only: bool) -> Captions:
+def _read_json(path: Path, first_only: bool) -> Captions:
     content = json.loads(path.read_text("utf-8"))
+    if isinstance(content, list):
+        kept = [texts_of(entry)[: 1 if first_only else None] for entry in content]
+        names = [str(row) for row, texts in enumerate(kept) for _ in texts]
+        return Captions([text for texts in kept for text in texts], names)
     rows = sorted(content["annotations"], key=lambda row: row["id"])
     if first_only:
         first: dict[Any, dict] = {}

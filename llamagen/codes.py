@@ -13,7 +13,7 @@ from masc.codes import Codes
 from masc.groups import Groups
 
 # Purposes of random numbers: a key is [seed, purpose, index], so that no two streams of one seed are the same.
-ORDER, VARIANT, CONDITION, DROPOUT, LABELS, SAMPLING = range(6)
+ORDER, VARIANT, CONDITION, DROPOUT, LABELS, SAMPLING, CAPTION = range(7)
 
 
 class CodeStream:
@@ -27,26 +27,33 @@ class CodeStream:
     def _draw_order(self, epoch: int) -> np.ndarray:
         return np.random.default_rng([self.seed, ORDER, epoch]).permutation(len(self.groups))
 
+    def images(self, step: int, part: slice = slice(None)) -> np.ndarray:
+        """The rows of a step's images in the codes: (B,) int64."""
+        return self._draw(step)[0][part]
+
     def batch(self, step: int, part: slice = slice(None)) -> tuple[Tensor, Tensor]:
         """Tokens (B, T) int64 and labels (B,) int64 of a step, or the rows of them that `part` names."""
+        image, view = self._draw(step)
+        tokens = self.codes.tokens[image[part], view[part]].astype(np.int64)
+        return torch.from_numpy(tokens), torch.from_numpy(self.codes.labels[image[part]])
+
+    def _draw(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """Row and view of each image of a step: (B,) int64 each."""
         place = step * self.batch_size + np.arange(self.batch_size)
         epoch, offset = place // len(self.groups), place % len(self.groups)
         group = np.array([self._order(int(e))[o] for e, o in zip(epoch, offset, strict=True)])
         draws = np.random.default_rng([self.seed, VARIANT, step]).random((2, self.batch_size))
-        image = self.groups.pick(group, draws[0])
-        view = (draws[1] * self.codes.tokens.shape[1]).astype(np.int64)
-        tokens = self.codes.tokens[image[part], view[part]].astype(np.int64)
-        return torch.from_numpy(tokens), torch.from_numpy(self.codes.labels[image[part]])
+        return self.groups.pick(group, draws[0]), (draws[1] * self.codes.tokens.shape[1]).astype(np.int64)
 
 
-def drop_labels(
-    labels: Tensor, num_classes: int, rate: float, seed: int, step: int, part: slice, batch_size: int
-) -> Tensor:
-    """Replace a share of a step's labels (B,) by the null class, for guidance; rows `part` of the batch."""
-    if rate == 0:
-        return labels
-    dropped = np.random.default_rng([seed, CONDITION, step]).random(batch_size)[part] < rate
-    return torch.where(torch.from_numpy(dropped), torch.full_like(labels, num_classes), labels)
+def dropped_conditions(rate: float, seed: int, step: int, part: slice, batch_size: int) -> Tensor:
+    """Which of a step's images are trained without their condition, for guidance: (B,) bool, rows `part` of it."""
+    return torch.from_numpy(np.random.default_rng([seed, CONDITION, step]).random(batch_size)[part] < rate)
+
+
+def caption_choices(seed: int, step: int, part: slice, batch_size: int) -> np.ndarray:
+    """Numbers in [0, 1) that choose among the captions of a step's images: (B,), rows `part` of it."""
+    return np.random.default_rng([seed, CAPTION, step]).random(batch_size)[part]
 
 
 def group_labels(codes: Codes) -> np.ndarray:

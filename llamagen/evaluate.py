@@ -36,7 +36,7 @@ def likelihood(config: TrainConfig, inputs: RunInputs, model: ARModel) -> list[d
     """Held-out nats per fine token, with the standard error over images, in float32."""
     accelerator = Accelerator()
     model.to(accelerator.device)
-    nats = image_nats(accelerator, model, inputs.held_out).double().sum(1).cpu().numpy()
+    nats = image_nats(accelerator, model, inputs.held_out, inputs.conditions["val"]).double().sum(1).cpu().numpy()
     nats /= inputs.held_out.num_positions
     protocol = {
         "images": f"{config.data.name} val, first view",

@@ -88,10 +88,13 @@ def read_units(folder: Path, form: str, num_images: int) -> Iterator[np.ndarray]
 
 def join_npz(folder: Path, num_images: int, path: Path) -> None:
     """ADM's layout: one array `arr_0` (M, R, R, 3) uint8 in an .npz, streamed a unit at a time."""
-    with replacing(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
-        with archive.open("arr_0.npy", "w", force_zip64=True) as file:
-            for index, pictures in enumerate(read_units(folder, "npz", num_images)):
-                if index == 0:
-                    header = {"descr": "|u1", "fortran_order": False, "shape": (num_images, *pictures.shape[1:])}
-                    np.lib.format.write_array_header_1_0(file, header)
-                file.write(np.ascontiguousarray(pictures).data)
+    with (
+        replacing(path) as temporary,
+        zipfile.ZipFile(temporary, "w") as archive,
+        archive.open("arr_0.npy", "w", force_zip64=True) as file,
+    ):
+        for index, pictures in enumerate(read_units(folder, "npz", num_images)):
+            if index == 0:
+                header = {"descr": "|u1", "fortran_order": False, "shape": (num_images, *pictures.shape[1:])}
+                np.lib.format.write_array_header_1_0(file, header)
+            file.write(np.ascontiguousarray(pictures).data)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from llamagen.build import ARModel, DataShape, build_model
 from llamagen.checkpoint import last_checkpoint, load_progress, load_weights
+from llamagen.conditions import Conditions, Labels, open_captions
 from llamagen.config import ModelConfig
 from llamagen.optim import OptimConfig
 from llamagen.tracking import TrackingConfig
@@ -32,6 +33,7 @@ class TrainConfig:
     tokenizer_name: str  # not `tokenizer`, which Hydra takes for the group of that name
     steps: int
     batch_size: int  # images a step, over all processes and micro-batches
+    captions: str | None = None  # a text model's: the folder of text features, one of `train` and one of `val`
     micro_batches: int = 1  # gradient accumulation: parts of a process's share of the batch
     ema_decay: float = 0.0  # of the averaged weights; 0: none are kept, as released
     seed: int = 0
@@ -46,11 +48,16 @@ class TrainConfig:
     def volatile(self) -> tuple[str, ...]:
         """Keys, by how they begin, that may differ when a run is gone on with: they change no result, or
         (`micro_batches`) are checked apart."""
-        keys = ("tracking.", "log_every", "checkpoint_every", "artifacts", "run_dir", "micro_batches")
+        keys = ("tracking.", "log_every", "checkpoint_every", "artifacts", "run_dir", "captions", "micro_batches")
         return keys if self.head.uses_tree else (*keys, "tree.")
 
     def __post_init__(self) -> None:
         check_precision(self.precision)
+        if (self.captions is None) == (self.model.condition == "text"):
+            raise ValueError(
+                f"model {self.model.name} is {self.model.condition}-conditional: a text model needs captions=FOLDER of "
+                "text features, a class model takes none"
+            )
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay must lie in [0, 1), found {self.ema_decay}")
         for name in ("steps", "batch_size", "micro_batches", "evaluate_every", "log_every", "checkpoint_every"):
@@ -82,6 +89,7 @@ class RunInputs:
 
     train: Codes
     held_out: Codes
+    conditions: dict[str, Conditions]  # by split: train, val
     partition: Partition | None
     parents: dict[str, str]  # kind -> SHA-256
 
@@ -124,10 +132,16 @@ def load_inputs(config: TrainConfig) -> RunInputs:
                 f"{layout.codes(config.data.name, split)} holds {codes.tokens.shape[1]}; remake it with `{make_codes}`"
             )
     parents = {"codebook": codebook.meta.sha256, "train codes": train.sha256, "val codes": held_out.sha256}
+    conditions: dict[str, Conditions] = {"train": Labels(train), "val": Labels(held_out)}
+    if config.captions is not None:
+        for split, codes in (("train", train), ("val", held_out)):
+            path = layout.codes(config.data.name, split)
+            conditions[split] = open_captions(path, codes, Path(config.captions) / split)
+            parents[f"{split} captions"] = conditions[split].features.sha256
     partition = None
     if config.head.uses_tree:
         partition, parents["tree"] = layout.load_partition(config.tree, num_clusters, codebook)
-    return RunInputs(train, held_out, partition, parents)
+    return RunInputs(train, held_out, conditions, partition, parents)
 
 
 def is_trained(config: TrainConfig) -> bool:

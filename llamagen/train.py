@@ -31,7 +31,9 @@ from llamagen.checkpoint import (
     load_weights,
     save_checkpoint,
 )
-from llamagen.codes import DROPOUT, CodeStream, drop_labels
+from llamagen.codes import DROPOUT, CodeStream, caption_choices, dropped_conditions
+from llamagen.conditioning import drop_condition, visible_keys
+from llamagen.conditions import Conditions
 from llamagen.optim import Average, build_optimizer, learning_rate, set_learning_rate
 from llamagen.run import RunInputs, TrainConfig, load_inputs
 from llamagen.tracking import Tracker
@@ -95,7 +97,7 @@ def _run(config: TrainConfig, accelerator: Accelerator, inputs: RunInputs, progr
         load_average(last, average)
     stream = CodeStream(inputs.train, config.seed, config.batch_size)
     tracker = None
-    first = evaluate(accelerator, model, inputs.held_out) if progress.step == 0 else None
+    first = evaluate(accelerator, model, inputs) if progress.step == 0 else None
     if accelerator.is_main_process:
         log = MetricsLog(directory / "metrics.jsonl", progress.step)
         tracker = Tracker(config.tracking, config, log, {"parameters": num_parameters})
@@ -158,7 +160,7 @@ class _Loop:
                     "speed/images_per_second": len(losses) * config.batch_size / elapsed,
                 }
                 if evaluates:
-                    row |= evaluate(accelerator, self.model, self.inputs.held_out)
+                    row |= evaluate(accelerator, self.model, self.inputs)
                 if tracker is not None:
                     tracker.write(step, row, images=step * config.batch_size, seconds=progress.seconds)
                 bar.set_postfix(nats=f"{nats:.3f}")
@@ -179,23 +181,15 @@ class _Loop:
         for micro in range(config.micro_batches):
             index = first + micro
             part = slice(index * self.share, (index + 1) * self.share)
-            tokens, labels = self.stream.batch(step, part)
-            labels = drop_labels(
-                labels,
-                self.inputs.shape.num_classes,
-                config.model.class_dropout,
-                config.seed,
-                step,
-                part,
-                config.batch_size,
-            )
+            tokens, _ = self.stream.batch(step, part)
+            condition, mask = self.condition(step, part)
             # Dropout can only draw from torch's global generator: tie it to what is being computed.
             mixed = np.random.SeedSequence([config.seed, DROPOUT, step, index]).generate_state(1, np.uint64)
             torch.manual_seed(int(mixed[0]))
             is_last = micro == config.micro_batches - 1
             with torch.enable_grad() if is_last else accelerator.no_sync(model):
                 with accelerator.autocast(), attention_kernel(accelerator.device)():
-                    log_probs = model(tokens.to(accelerator.device), labels.to(accelerator.device))
+                    log_probs = model(tokens.to(accelerator.device), condition, mask)
                 loss = -log_probs.sum(-1).mean()
                 accelerator.backward(loss / config.micro_batches)
             losses.append(loss.detach())
@@ -206,10 +200,27 @@ class _Loop:
             self.average.update(accelerator.unwrap_model(model))
         return torch.stack(losses).mean()
 
+    def condition(self, step: int, part: slice) -> tuple[Tensor, Tensor | None]:
+        """What rows `part` of a step's images show, a share of them nothing, and what their positions may see."""
+        config = self.config
+        which = config.seed, step, part, config.batch_size
+        images, choices = self.stream.images(step, part), caption_choices(*which)
+        embedding = self.accelerator.unwrap_model(self.model).backbone.cls_embedding
+        condition, mask = _on_device(self.accelerator, *self.inputs.conditions["train"].batch(images, choices))
+        dropped = dropped_conditions(config.model.class_dropout, *which).to(condition.device)
+        condition = drop_condition(embedding, condition, dropped)
+        return condition, None if mask is None else visible_keys(mask, self.inputs.train.num_positions - 1)
+
+
+def _on_device(accelerator: Accelerator, *tensors: Tensor | None) -> list[Tensor | None]:
+    return [None if tensor is None else tensor.to(accelerator.device) for tensor in tensors]
+
 
 @torch.no_grad()
-def image_nats(accelerator: Accelerator, model: torch.nn.Module, codes: Codes, batch_size: int = 64) -> Tensor:
-    """Negative log-likelihood of each image in nats, by decision: (M, L), first view, dropout off.
+def image_nats(
+    accelerator: Accelerator, model: torch.nn.Module, codes: Codes, conditions: Conditions, batch_size: int = 64
+) -> Tensor:
+    """Negative log-likelihood of each image in nats, by decision: (M, L), first view, first caption, dropout off.
 
     The sum over L divided by T is nats per token over the fine tokens, comparable between heads."""
     was_training = model.training
@@ -217,11 +228,12 @@ def image_nats(accelerator: Accelerator, model: torch.nn.Module, codes: Codes, b
     mine = range(accelerator.process_index * batch_size, codes.num_images, accelerator.num_processes * batch_size)
     total = None
     for start in mine:
-        rows = slice(start, min(start + batch_size, codes.num_images))
+        rows = np.arange(start, min(start + batch_size, codes.num_images))
         tokens = torch.from_numpy(codes.tokens[rows, 0].astype(np.int64)).to(accelerator.device)
-        labels = torch.from_numpy(codes.labels[rows]).to(accelerator.device)
+        condition, mask = _on_device(accelerator, *conditions.batch(rows))
+        mask = None if mask is None else visible_keys(mask, codes.num_positions - 1)
         with accelerator.autocast():
-            nats = -accelerator.unwrap_model(model)(tokens, labels).sum(1)
+            nats = -accelerator.unwrap_model(model)(tokens, condition, mask).sum(1)
         if total is None:
             total = nats.new_zeros(codes.num_images, nats.shape[1])
         total[rows] = nats
@@ -232,8 +244,14 @@ def image_nats(accelerator: Accelerator, model: torch.nn.Module, codes: Codes, b
     return accelerator.reduce(total, "sum")
 
 
-def evaluate(accelerator: Accelerator, model: torch.nn.Module, codes: Codes) -> dict[str, float]:
+def evaluate(accelerator: Accelerator, model: torch.nn.Module, inputs: RunInputs) -> dict[str, float]:
     """Held-out nats per fine token, and the share of each level."""
-    levels = (image_nats(accelerator, model, codes) / codes.num_positions).double().mean(0).tolist()
+    codes = inputs.held_out
+    levels = (
+        (image_nats(accelerator, model, codes, inputs.conditions["val"]) / codes.num_positions)
+        .double()
+        .mean(0)
+        .tolist()
+    )
     by_level = {f"val/level_{index}_nats": value for index, value in enumerate(levels)} if len(levels) > 1 else {}
     return {"val/nats_per_token": sum(levels), **by_level}

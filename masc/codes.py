@@ -1,7 +1,7 @@
 """Packed codes: the tokens of many images in one memory-mapped file, with labels and groups.
 
 A directory of codes.npy (M images, V views, T positions; uint16, uint32 from N > 65,536), labels.npy, groups.npy,
-captions.json (for text conditioning; nothing reads it yet), keys.txt (the name of each picture), failures.txt
+captions.json (for text conditioning), keys.txt (the name of each picture), failures.txt
 (pictures that could not be read, if any) and meta.json, which holds the class names and a checksum a shard."""
 
 import hashlib
@@ -200,3 +200,13 @@ def verify_codes(path: Path, make: str) -> int:
             )
         start += shard["images"]
     return len(meta["shards"])
+
+
+def load_captions(path: Path) -> list[list[str]]:
+    """The captions of each image in a directory of codes; several, one or none an image."""
+    return [texts_of(entry) for entry in json.loads((Path(path) / "captions.json").read_text())]
+
+
+def texts_of(entry: Any) -> list[str]:
+    """The captions in one entry of captions.json: a string, or {"captions": [...]}."""
+    return [entry] * bool(entry) if isinstance(entry, str) else list(entry["captions"])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from llamagen.codes import CodeStream, drop_labels, group_labels
+from llamagen.codes import CodeStream, dropped_conditions, group_labels
 from masc.codes import Codes
 
 
@@ -44,14 +44,11 @@ def test_variants_and_views_are_drawn_uniformly_within_a_group(codes):
     assert (np.square(counts - 500) / 500).sum() < 29.9
 
 
-def test_labels_are_dropped_at_the_rate_and_by_place_in_the_batch():
-    labels = torch.zeros(1000, dtype=torch.long)
-    dropped = drop_labels(labels, 9, 0.1, seed=0, step=5, part=slice(None), batch_size=1000)
-    assert set(dropped.tolist()) == {0, 9}
-    assert abs((dropped == 9).float().mean() - 0.1) < 0.04  # 4 standard deviations: false alarms 6e-5
-    part = drop_labels(labels[:300], 9, 0.1, seed=0, step=5, part=slice(200, 500), batch_size=1000)
-    assert torch.equal(part, dropped[200:500])
-    assert torch.equal(drop_labels(labels, 9, 0.0, 0, 5, slice(None), 1000), labels)
+def test_conditions_are_dropped_at_the_rate_and_by_place_in_the_batch():
+    dropped = dropped_conditions(0.1, seed=0, step=5, part=slice(None), batch_size=1000)
+    assert abs(dropped.float().mean() - 0.1) < 0.04  # 4 standard deviations: false alarms 6e-5
+    assert torch.equal(dropped_conditions(0.1, 0, 5, slice(200, 500), 1000), dropped[200:500])
+    assert not dropped_conditions(0.0, 0, 5, slice(None), 1000).any()
 
 
 def test_labels_of_groups_weigh_each_group_once(codes):

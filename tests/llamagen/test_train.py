@@ -97,8 +97,8 @@ def test_two_processes_cannot_train_one_directory(small_run):
 def test_a_tree_of_another_config_and_codes_of_other_views_are_refused(small_run):
     with pytest.raises(InputError, match=r"random.npz was built by another config: seed is 0 there, 5 here"):
         train(small_run("head=masc", "tree=random", "tree.seed=5"))
-    with pytest.raises(InputError, match=r"data.flip is False, but .* holds 2 view"):
-        train(small_run("head=flat", "data.flip=false"))
+    with pytest.raises(InputError, match=r"data.crops is center, 1 view.*, but .* holds 2"):
+        train(small_run("head=flat", "data.crops=center"))
 
 
 def test_a_run_can_be_trained_in_a_process_that_has_sampled(small_run, tmp_path):
@@ -154,7 +154,7 @@ def test_validation_is_the_mean_over_images_whatever_the_batch(small_run):
     directory = train(config)
     _, inputs, model = load_run(directory)
     accelerator = Accelerator(cpu=True)
-    whole, parts = (image_nats(accelerator, model, inputs.held_out, size) for size in (64, 3))
+    whole, parts = (image_nats(accelerator, model, inputs.held_out, inputs.conditions["val"], size) for size in (64, 3))
     torch.testing.assert_close(whole, parts)
     expected = losses(directory)[-1]["val/nats_per_token"]
     assert whole.sum().item() / whole.shape[0] / 9 == pytest.approx(expected, abs=1e-5)

@@ -1,0 +1,72 @@
+"""What the images of a run show, by their row in its codes: a class, or one of their captions.
+
+Shapes: B images, C caption feature width, P positions of the condition."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from llamagen.text import TextFeatures
+from masc.artifacts import InputError
+from masc.codes import Codes, load_captions
+
+
+class Labels:
+    """The class of each image."""
+
+    def __init__(self, codes: Codes):
+        self.labels = codes.labels
+
+    def batch(self, images: np.ndarray, uniforms: np.ndarray | None = None) -> tuple[Tensor, None]:
+        """Class numbers of the images (B,) -> (B,), and no mask."""
+        return torch.from_numpy(self.labels[images]), None
+
+
+class ImageCaptions:
+    """The captions of each image, as text features."""
+
+    def __init__(self, features: TextFeatures, rows: list[list[int]]):
+        """`rows` lists the captions of each image by their place in `features`."""
+        self.features = features
+        self.counts = np.array([len(own) for own in rows])
+        self.starts = np.cumsum(self.counts) - self.counts
+        self.rows = np.concatenate([np.array(own, np.int64) for own in rows])
+
+    def batch(self, images: np.ndarray, uniforms: np.ndarray | None = None) -> tuple[Tensor, Tensor]:
+        """A caption of each image (B,): features (B, P, C) and mask (B, P).
+
+        Numbers (B,) in [0, 1) choose among its captions; without them it is the first."""
+        place = 0 if uniforms is None else (uniforms * self.counts[images]).astype(np.int64)
+        return self.features.batch(self.rows[self.starts[images] + place])
+
+
+Conditions = Labels | ImageCaptions
+
+
+def open_captions(codes_path: Path, codes: Codes, features_path: Path) -> ImageCaptions:
+    """The captions of a set of codes, from the text features that were made of its captions.json.
+
+    Raises InputError if the features are of other captions, or an image has none."""
+    make = f"make text-features CAPTIONS={codes_path}/captions.json ARGS=out={features_path}"
+    features = TextFeatures.load(features_path, make=make)
+    captions = load_captions(codes_path)
+    wanted = [(str(row), text) for row, texts in enumerate(captions) for text in texts]
+    found = list(zip(features.images or [], features.captions, strict=False))
+    if wanted != found:
+        raise InputError(
+            f"{features_path} holds the features of other captions than those of {codes_path}; remove it and remake "
+            f"it with `{make}`"
+        )
+    bare = [row for row in range(codes.num_images) if row >= len(captions) or not captions[row]]
+    if bare:
+        raise InputError(
+            f"image {bare[0]} and {len(bare) - 1} others in {codes_path} have no caption; train with model.condition="
+            "class, or extract codes of images with captions"
+        )
+    rows, place = [], 0
+    for texts in captions:
+        rows.append(list(range(place, place + len(texts))))
+        place += len(texts)
+    return ImageCaptions(features, rows)
