@@ -246,12 +246,7 @@ def image_nats(
 
 def evaluate(accelerator: Accelerator, model: torch.nn.Module, inputs: RunInputs) -> dict[str, float]:
     """Held-out nats per fine token, and the share of each level."""
-    codes = inputs.held_out
-    levels = (
-        (image_nats(accelerator, model, codes, inputs.conditions["val"]) / codes.num_positions)
-        .double()
-        .mean(0)
-        .tolist()
-    )
+    nats = image_nats(accelerator, model, inputs.held_out, inputs.conditions["val"])
+    levels = (nats / inputs.held_out.num_positions).double().mean(0).tolist()
     by_level = {f"val/level_{index}_nats": value for index, value in enumerate(levels)} if len(levels) > 1 else {}
     return {"val/nats_per_token": sum(levels), **by_level}

@@ -11,9 +11,7 @@ from tiny_artifacts import make_artifacts
 from llamagen.captions import read_captions
 from llamagen.codes import caption_choices
 from llamagen.conditions import open_captions
-from llamagen.filters import SamplingConfig
 from llamagen.run import load_inputs
-from llamagen.sample import SampleConfig, sample
 from llamagen.text import extract_text_features
 from llamagen.train import train
 from masc.artifacts import InputError
@@ -60,9 +58,9 @@ def test_each_image_shows_one_of_its_own_captions(text_run):
     assert np.array_equal(caption_choices(0, 3, slice(4, 7), 10), choices[4:7])
 
 
-def test_a_text_model_trains_resumes_and_samples(text_run, captioned, tmp_path):
+def test_a_text_model_learns_from_its_first_loss_on_and_the_same_twice(text_run, tmp_path):
     unbroken = train(text_run(f"run_dir={tmp_path / 'a'}"))
-    train(text_run(f"run_dir={tmp_path / 'b'}", "steps=12"))
+    train(text_run(f"run_dir={tmp_path / 'b'}"))
     rows = read_metrics(unbroken / "metrics.jsonl")
     assert rows[-1]["train/nats_per_token"] < rows[0]["val/nats_per_token"]
     assert abs(rows[0]["val/nats_per_token"] - np.log(24)) < 1e-5  # the output matrix starts at zero
@@ -81,21 +79,3 @@ def test_captions_that_do_not_belong_are_refused(text_run, captioned, small_run,
         open_captions(codes_path, codes, captioned / "text" / "val")
     with pytest.raises(InputError, match=r"no text features at .*none.*make text-features CAPTIONS="):
         open_captions(codes_path, codes, tmp_path / "none")
-
-
-def test_the_average_of_the_weights_is_kept_resumed_and_drawn_from(small_run, tmp_path):
-    from safetensors.torch import load_file
-
-    def average_of(directory):
-        return load_file(directory / "checkpoints" / "last" / "average.safetensors")
-
-    settings = "head=flat", "ema_decay=0.9", "precision=fp32"
-    unbroken = train(small_run(*settings, f"run_dir={tmp_path / 'a'}"))
-    weights = load_file(unbroken / "checkpoints" / "last" / "model.safetensors")
-    averaged = average_of(unbroken)
-    assert set(averaged) <= set(weights) and not torch.equal(
-        averaged["head.output.weight"], weights["head.output.weight"]
-    )
-    plain = train(small_run("head=flat", f"run_dir={tmp_path / 'plain'}"))
-    with pytest.raises(InputError, match="no averaged weights"):
-        sample(SampleConfig(run=str(plain), use_ema=True, num_images=2, sampling=SamplingConfig()))

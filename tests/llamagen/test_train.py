@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 from stage import load_config
 
+from llamagen.checkpoint import use_average
 from llamagen.filters import SamplingConfig
 from llamagen.generate import generate, image_uniforms
 from llamagen.layers import rope_table
@@ -212,3 +213,29 @@ def test_wandb_offline_writes_beside_the_run_under_the_same_names(small_run):
     pytest.importorskip("wandb")
     directory = train(small_run("head=flat", "tracking.mode=offline", "steps=4"))
     assert list(directory.glob("wandb/offline-run-*/run-*.wandb"))
+
+
+def test_averaged_weights_are_kept_and_gone_on_with(small_run, tmp_path, monkeypatch):
+    settings = "head=flat", "ema_decay=0.9"
+    unbroken = train(small_run(*settings, f"run_dir={tmp_path / 'a'}"))
+    config, step = small_run(*settings, f"run_dir={tmp_path / 'b'}"), _Loop.step
+
+    def dies(self, index):
+        if index == 7:
+            raise KeyboardInterrupt
+        return step(self, index)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(_Loop, "step", dies)
+        train(config)
+    train(config)
+    averages = [load_file(path / "checkpoints" / "last" / "average.safetensors") for path in (unbroken, tmp_path / "b")]
+    assert all(torch.equal(averages[0][name], averages[1][name]) for name in averages[0])
+    model = load_run(unbroken)[2]
+    before = model.head.output.weight.clone()
+    use_average(unbroken / "checkpoints" / "last", model)
+    assert torch.equal(model.head.output.weight, averages[0]["head.output.weight"])
+    assert not torch.equal(model.head.output.weight, before)
+    plain = train(small_run("head=flat", f"run_dir={tmp_path / 'plain'}"))
+    with pytest.raises(InputError, match="no averaged weights"):
+        use_average(plain / "checkpoints" / "last", model)
