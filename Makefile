@@ -9,7 +9,7 @@ MODEL ?= llamagen-tiny
 HEAD ?= masc
 TREE ?= masc
 DATA ?= $(if $(filter-out llamagen-tiny,$(MODEL)),imagenet256,twemoji)
-TOKENIZER ?= $(if $(findstring imagenet,$(DATA)),vq16,$(if $(filter twemoji64,$(DATA)),emoji64,emoji32))
+TOKENIZER ?= $(if $(filter twemoji,$(DATA)),emoji32,$(if $(filter twemoji64,$(DATA)),emoji64,vq16))
 SEED ?= 0
 SEEDS ?= 0
 GPUS ?= 1
@@ -40,11 +40,11 @@ NEED_RUN = $(if $(RUN),,$(error say which run: make $@ RUN=runs/llamagen-tiny/ma
 SUBJECT = $(if $(RELEASE),release=$(RELEASE) sampling=$(or $(PRESET),$(RELEASE)),run=$(RUN) $(if $(PRESET),sampling=$(PRESET)))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup embedded-inputs reproduce tokenizer codebook codes tree train sample export parameters weights \
-	text-features eval-lite eval-tokenizer sweep bench bench-sample test test-all lint format clean
+.PHONY: help setup embedded-inputs reproduce tokenizer codebook codes check-codes import-codes tree train sample export parameters weights \
+	text-features eval-lite eval-tokenizer sweep bench bench-data bench-tokenizers bench-sample test test-all lint format clean
 
 help:  ## list the commands
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "  make %-14s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "  make %-16s %s\n", $$1, $$2}'
 	@echo
 	@echo "  MODEL HEAD TREE DATA TOKENIZER K SEED GPUS NODES choose; ARGS=\"key=value ...\" overrides any config value."
 
@@ -65,8 +65,8 @@ $(STAMP):
 
 # Any command may be the first one typed: it sets up what it needs.
 ifeq ($(PYTHON),.venv/bin/python)
-reproduce tokenizer codebook codes tree embedded-inputs train sample export parameters weights text-features \
-	eval-lite eval-tokenizer sweep bench bench-sample test test-all lint format: setup
+reproduce tokenizer codebook codes check-codes import-codes tree embedded-inputs train sample export parameters weights text-features \
+	eval-lite eval-tokenizer sweep bench bench-data bench-tokenizers bench-sample test test-all lint format: setup
 endif
 
 # What the main job does not take is refused rather than passed over.
@@ -82,8 +82,14 @@ tokenizer:  ## train the small tokenizer: TOKENIZER=emoji32
 codebook:  ## effective codebook of a tokenizer: TOKENIZER=emoji32
 	$(PYTHON) scripts/codebook.py tokenizer=$(TOKENIZER) $(ARGS)
 
-codes:  ## images to packed codes: DATA=twemoji TOKENIZER=emoji32
-	$(PYTHON) scripts/extract_codes.py data=$(DATA) tokenizer=$(TOKENIZER) $(ARGS)
+codes:  ## images to packed codes: DATA=imagenet256 TOKENIZER=vq16 GPUS=8 ARGS=data.path=/data/ILSVRC
+	$(LAUNCH) scripts/extract_codes.py data=$(DATA) tokenizer=$(TOKENIZER) $(ARGS)
+
+check-codes:  ## verify the checksums of codes and decode a grid of random entries: DATA=... TOKENIZER=...
+	$(PYTHON) scripts/check_codes.py data=$(DATA) tokenizer=$(TOKENIZER) $(ARGS)
+
+import-codes:  ## turn LlamaGen's .npy files into packed codes: ARGS="folders=[/data/imagenet_code_c2i_flip_ten_crop]"
+	$(PYTHON) scripts/import_codes.py data=$(DATA) tokenizer=$(TOKENIZER) $(ARGS)
 
 tree:  ## dendrogram of a codebook: TREE=masc TOKENIZER=emoji32 K=512
 	$(PYTHON) scripts/tree.py tree=$(TREE) tokenizer_name=$(TOKENIZER) $(CLUSTERS) $(ARGS)
@@ -126,6 +132,12 @@ eval-lite:  ## likelihood, FD-lite0, IS-lite0, precision, recall: RUN=... SAMPLE
 
 sweep:  ## the learning-rate grid behind configs/tuned
 	$(PYTHON) benchmarks/sweep.py $(ARGS)
+
+bench-data:  ## speed of code loading against one .npy file an image: ARGS="--llamagen /path/to/LlamaGen"
+	$(PYTHON) benchmarks/data.py $(ARGS)
+
+bench-tokenizers:  ## speed of VQ-16 against LlamaGen's class: ARGS="--llamagen /path/to/LlamaGen"
+	$(PYTHON) benchmarks/tokenizers.py $(ARGS)
 
 bench-sample:  ## images per second against the released decoding loop
 	$(PYTHON) benchmarks/sampling.py $(ARGS)

@@ -48,7 +48,16 @@ class TrainConfig:
     def volatile(self) -> tuple[str, ...]:
         """Keys, by how they begin, that may differ when a run is gone on with: they change no result, or
         (`micro_batches`) are checked apart."""
-        keys = ("tracking.", "log_every", "checkpoint_every", "artifacts", "run_dir", "captions", "micro_batches")
+        keys = (
+            "tracking.",
+            "log_every",
+            "checkpoint_every",
+            "artifacts",
+            "run_dir",
+            "captions",
+            "data.path",
+            "micro_batches",
+        )
         return keys if self.head.uses_tree else (*keys, "tree.")
 
     def __post_init__(self) -> None:
