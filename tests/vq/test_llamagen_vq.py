@@ -54,6 +54,16 @@ def test_tokens_and_images_are_the_official_ones(model, golden):
     torch.testing.assert_close(model.forward(golden["x"])[0], golden["recon_forward"], atol=2e-4, rtol=0)
 
 
+@pytest.mark.gpu
+def test_a_gpu_gives_the_same_tokens(model, golden):
+    with torch.backends.cudnn.flags(allow_tf32=False):
+        model.cuda()
+        tokens = model.encode(golden["x"].cuda())
+        decoded = model.decode(tokens)
+    assert torch.equal(tokens.flatten().cpu(), golden["indices"])
+    torch.testing.assert_close(decoded.cpu(), golden["recon"], atol=2e-4, rtol=0)
+
+
 def test_the_codebook_is_the_normalised_table(model, golden):
     torch.testing.assert_close(model.codebook, golden["codebook_entry"], atol=1e-6, rtol=0)
     raw = load_state("vq_a")["quantize.embedding.weight"]

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from masc.artifacts import InputError
-from vq.blocks import ConvTokenizer, ResBlock, group_norm
+from vq.blocks import ConvTokenizer, ResBlock, activate, group_norm
 from vq.taming import lightning_state
 
 
@@ -105,7 +105,7 @@ class Encoder(nn.Module):
             x = level.downsample(x) if hasattr(level, "downsample") else x
         for block in self.mid_block:
             x = block(x)
-        return self.conv_out(F.silu(self.norm_out(x)))
+        return self.conv_out(activate(self.norm_out(x)))
 
 
 class Decoder(nn.Module):
@@ -136,7 +136,7 @@ class Decoder(nn.Module):
             for block in level.block:
                 x = block(x)
             x = level.upsample(x) if hasattr(level, "upsample") else x
-        return self.conv_out(F.silu(self.norm_out(x)))
+        return self.conv_out(activate(self.norm_out(x)))
 
 
 class OpenMAGVIT2(ConvTokenizer):

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vq.blocks import ConvTokenizer, ResBlock, group_norm
+from vq.blocks import ConvTokenizer, ResBlock, activate, group_norm
 from vq.quantize import VectorQuantizer
 
 
@@ -71,7 +71,7 @@ class Encoder(nn.Module):
             x = level(F.avg_pool2d(x, 2) if index else x)
         for block in self.mid:
             x = block(x)
-        return self.conv_out(F.silu(self.norm_out(x)))
+        return self.conv_out(activate(self.norm_out(x)))
 
 
 class Decoder(nn.Module):
@@ -92,7 +92,7 @@ class Decoder(nn.Module):
         x = self.conv_in(x)
         for block in (*self.mid, *reversed(self.up)):
             x = block(x)
-        return self.conv_out(F.silu(self.norm_out(x)))
+        return self.conv_out(activate(self.norm_out(x)))
 
 
 class MaskGITVQ(ConvTokenizer):
