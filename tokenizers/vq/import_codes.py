@@ -40,7 +40,7 @@ def import_codes(
     if num_images is None and data.source == "imagenet":
         count = min(count, NUM_IMAGES[split])
     for one in sets:
-        one.check(count)
+        one.check(count, path.with_name(f"{path.name}-missing.txt"))
     is_labelled = sets[0].labels is not None
     if not is_labelled and data.source in ("imagenet", "folder"):
         raise InputError(f"no labels beside {sets[0].codes}: expected {sets[0].folder}/{sets[0].stem}_labels/0.npy")
@@ -93,11 +93,10 @@ class _Numbered:
     def count(self) -> int:
         return max(self.numbers) + 1
 
-    def check(self, count: int) -> None:
-        """Raise InputError, having listed them, if any of the numbers 0..count-1 is missing."""
+    def check(self, count: int, listed: Path) -> None:
+        """Raise InputError, having listed them in `listed`, if any of the numbers 0..count-1 is missing."""
         missing = sorted(set(range(count)) - self.numbers)
         if missing:
-            listed = Path(f"{self.codes.name}-missing.txt")
             write_text(listed, "".join(f"{number}.npy\n" for number in missing))
             raise InputError(
                 f"{len(missing)} of the {count} files 0.npy to {count - 1}.npy are missing in {self.codes}, the first "

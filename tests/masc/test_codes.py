@@ -1,0 +1,81 @@
+"""Packed codes: streamed or whole they are the same file, and what is damaged is named."""
+
+import numpy as np
+import pytest
+
+from masc.artifacts import InputError
+from masc.codes import load_codes, save_codes, verify_codes
+
+
+def save(path, tokens, count, labels=None, names=("a", "b", "c"), **more):
+    labels = np.arange(count) % 3 if labels is None else labels
+    save_codes(path, tokens, labels, np.arange(count), list(names), [], 300, "book", {}, **more)
+
+
+@pytest.fixture
+def tokens():
+    return np.random.default_rng(0).integers(0, 300, (2500, 2, 9))
+
+
+def test_shards_of_any_length_give_the_array_they_were_cut_from(tmp_path, tokens):
+    save(tmp_path / "whole", tokens, 2500)
+    save(tmp_path / "parts", iter(np.split(tokens, [7, 8, 1999])), 2500, keys=["k"] * 2500, failures=["x: broken"])
+    whole, parts = (load_codes(tmp_path / name, "book", "") for name in ("whole", "parts"))
+    assert np.array_equal(whole.tokens, tokens) and np.array_equal(parts.tokens, tokens)
+    assert whole.sha256 == parts.sha256 and whole.tokens.dtype == np.uint16
+    assert np.array_equal(np.load(tmp_path / "parts" / "codes.npy"), tokens)
+    assert (verify_codes(tmp_path / "whole", ""), verify_codes(tmp_path / "parts", "")) == (3, 4)
+    assert (tmp_path / "parts" / "failures.txt").read_text() == "x: broken\n"
+    assert not (tmp_path / "whole" / "failures.txt").exists()
+
+
+def test_a_changed_byte_is_found_in_its_shard(tmp_path, tokens):
+    save(tmp_path / "codes", tokens, 2500)
+    damaged = np.load(tmp_path / "codes" / "codes.npy", mmap_mode="r+")
+    damaged[1500, 1, 3] ^= 1
+    damaged.flush()
+    load_codes(tmp_path / "codes", "book", "")  # which does not read all tokens
+    with pytest.raises(InputError, match=r"shard 1 of .*images 1024 to 2047.*remake it with `make codes`"):
+        verify_codes(tmp_path / "codes", "make codes")
+
+
+def test_a_truncated_file_and_an_older_version_are_refused(tmp_path, tokens):
+    save(tmp_path / "codes", tokens, 2500)
+    file, meta = tmp_path / "codes" / "codes.npy", tmp_path / "codes" / "meta.json"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-2])
+    with pytest.raises(InputError, match=r"truncated ones .*remake them with `make codes`"):
+        load_codes(tmp_path / "codes", "book", "make codes")
+    file.write_bytes(whole)
+    meta.write_text(meta.read_text().replace('"version": 2', '"version": 1'))
+    with pytest.raises(InputError, match="expected masc-codes version 2"):
+        load_codes(tmp_path / "codes", "book", "make codes")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"labels": np.arange(2500)}, "run from 0 to 2499, but there are 3 classes"),
+        ({"labels": np.arange(2500) % 3 - 1}, "run from -1 to 1, but there are 3 classes"),
+        ({"names": ("a", "b")}, "run from 0 to 2, but there are 2 classes"),
+    ],
+)
+def test_labels_outside_of_the_classes_are_refused(tmp_path, tokens, change, words):
+    with pytest.raises(InputError, match=words):
+        save(tmp_path / "codes", tokens, 2500, **change)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("wrong", "words"), [(300, "token 300 is outside"), (-1, "token -1 is outside")])
+def test_tokens_outside_of_the_codebook_are_refused(tmp_path, tokens, wrong, words):
+    tokens[2000, 0, 0] = wrong
+    with pytest.raises(InputError, match=words):
+        save(tmp_path / "codes", tokens, 2500)
+    assert not list(tmp_path.iterdir())
+
+
+def test_shards_that_do_not_add_up_are_refused(tmp_path, tokens):
+    with pytest.raises(InputError, match="2400 images of codes, but 2500 labels"):
+        save(tmp_path / "codes", iter([tokens[:2400]]), 2500)
+    with pytest.raises(InputError, match=r"a shard of codes has shape \(1, 9\), the others \[2, 9\]"):
+        save(tmp_path / "codes", iter([tokens[:2400], tokens[2400:, :1]]), 2500)

@@ -1,0 +1,60 @@
+"""Checking codes: a grid to look at, and damage found."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from masc.artifacts import InputError
+from masc.codes import save_codes
+from vq.check_codes import LINE, check_codes, decode
+from vq.codebook import save_codebook
+from vq.interface import TokenizerConfig
+
+SMALL = TokenizerConfig(name="s", target="vq.autoencoder:ConvVQ", options={"num_tokens": 64, "width": 16})
+
+
+@pytest.fixture
+def made(tmp_path):
+    """A model, its codebook, and codes of three classes of 5, 3 and 2 images."""
+    torch.manual_seed(0)
+    model = SMALL.build().eval()
+    (tmp_path / "weights").write_bytes(b"x")
+    codebook = save_codebook(model, SMALL, tmp_path / "weights", tmp_path / "codebook.npz")
+    tokens = np.random.default_rng(0).integers(0, 64, (10, 2, 64))
+    labels = np.repeat([0, 1, 3], [5, 3, 2])
+    names = ["a", "b", "nothing", "d"]
+    save_codes(
+        tmp_path / "codes", tokens, labels, np.arange(10), names, [], 64, codebook.meta.sha256, {}, keys=["k"] * 10
+    )
+    return model, codebook, tokens
+
+
+def test_the_grid_shows_decoded_entries_and_the_classes_are_counted(made, tmp_path):
+    model, codebook, tokens = made
+    found = check_codes(model, codebook, tmp_path / "codes", tmp_path / "check.png", 10, 0, "make codes")
+    assert (found.num_images, found.num_views, found.num_shards) == (10, 2, 1)
+    assert (found.num_classes, found.smallest_class, found.largest_class) == (3, 2, 5)
+    grid = np.asarray(Image.open(tmp_path / "check.png"))
+    assert grid.shape == (2 * (136 + 3 * LINE), 8 * 136, 3)
+    first = grid[4 : 4 + 128 : 4, 4 : 4 + 128 : 4]  # a 32 x 32 picture, four times as large
+    assert any(np.array_equal(first, picture) for picture in decode(model, tokens[0]))
+    assert (grid[132 : 132 + 3 * LINE, :128] < 128).any()  # text below
+
+
+def test_the_seed_chooses_the_entries(made, tmp_path):
+    model, codebook, _ = made
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        check_codes(model, codebook, tmp_path / "codes", tmp_path / name, 4, seed, "")
+    a, b, c = ((tmp_path / name).read_bytes() for name in "abc")
+    assert a == b != c
+
+
+def test_a_damaged_shard_is_named(made, tmp_path):
+    model, codebook, _ = made
+    damaged = np.load(tmp_path / "codes" / "codes.npy", mmap_mode="r+")
+    damaged[3, 0, 0] ^= 1
+    damaged.flush()
+    with pytest.raises(InputError, match=r"shard 0 of .*images 0 to 9"):
+        check_codes(model, codebook, tmp_path / "codes", tmp_path / "check.png", 4, 0, "make codes")
+    assert not (tmp_path / "check.png").exists()

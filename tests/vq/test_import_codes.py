@@ -1,0 +1,143 @@
+"""LlamaGen's own codes come in as they are, and equal our extraction of the same pictures."""
+
+import shutil
+
+import ilsvrc
+import numpy as np
+import pytest
+import torch
+from golden import GOLDEN
+
+from masc.artifacts import Codebook, InputError
+from masc.codes import load_codes
+from vq.codebook import save_codebook
+from vq.data import DataConfig
+from vq.extract import ExtractConfig, extract_codes
+from vq.images import load_images
+from vq.import_codes import import_codes
+from vq.interface import TokenizerConfig
+from vq.readers.imagenet import wnids
+
+
+@pytest.fixture
+def codebook(tmp_path):
+    vectors = np.random.default_rng(0).standard_normal((64, 8)).astype(np.float32)
+    return Codebook.save(tmp_path / "codebook.npz", vectors, {}, {"tokenizer": "x"})
+
+
+def config(crops="center-flip", ranges=(1.1,), source="imagenet"):
+    return DataConfig(name="x", source=source, resolution=32, tokenizer="x", crops=crops, crop_ranges=list(ranges))
+
+
+def released(name, folder="imagenet32_codes"):
+    return np.concatenate([np.load(GOLDEN / "codes" / name / folder / f"{n}.npy") for n in range(4)])
+
+
+@pytest.mark.parametrize(("name", "crops"), [("code_c2i_flip", "center-flip"), ("code_c2i_flip_ten_crop", "ten-crop")])
+def test_the_official_files_come_in_as_they_are(codebook, tmp_path, name, crops):
+    assert import_codes([GOLDEN / "codes" / name], config(crops), "train", codebook, tmp_path / "codes") == 4
+    codes = load_codes(tmp_path / "codes", codebook.meta.sha256, "")
+    assert np.array_equal(codes.tokens, released(name)) and codes.tokens.dtype == np.uint16
+    assert codes.labels.tolist() == [0, 0, 1, 1] and codes.class_names == list(wnids())
+    assert codes.config["views"] == config(crops).views("train").names
+
+
+def test_both_ranges_of_ten_crop_are_one_set_of_twenty_views(codebook, tmp_path):
+    folder = GOLDEN / "codes" / "code_c2i_flip_ten_crop"
+    data = config("ten-crop", (1.1, 1.05))
+    import_codes([folder, folder], data, "train", codebook, tmp_path / "codes")
+    codes = load_codes(tmp_path / "codes", codebook.meta.sha256, "")
+    assert np.array_equal(codes.tokens, np.concatenate([released(folder.name)] * 2, axis=1))
+    with pytest.raises(InputError, match=r"needs a folder each, found 1"):
+        import_codes([folder], data, "train", codebook, tmp_path / "codes")
+
+
+def test_held_out_codes_of_ten_crop_are_the_centre_crops(codebook, tmp_path):
+    import_codes([GOLDEN / "codes" / "code_c2i_flip"], config("ten-crop"), "val", codebook, tmp_path / "codes")
+    codes = load_codes(tmp_path / "codes", codebook.meta.sha256, "")
+    assert np.array_equal(codes.tokens, released("code_c2i_flip")[:, :1])
+
+
+def test_they_equal_our_extraction_of_the_same_pictures(tmp_path):
+    torch.manual_seed(0)
+    tokenizer = TokenizerConfig(name="s", target="vq.autoencoder:ConvVQ", options={"num_tokens": 64, "width": 16})
+    model = tokenizer.build().eval()
+    (tmp_path / "weights").write_bytes(b"x")
+    codebook = save_codebook(model, tokenizer, tmp_path / "weights", tmp_path / "codebook.npz")
+    ilsvrc.class_folders(tmp_path / "imagenet")
+    images = load_images("imagenet", "train", 32, tmp_path / "imagenet")
+    settings = ExtractConfig(num_workers=0, max_failed_share=1.0)
+    extract_codes(model, images, config().views("train"), codebook, tmp_path / "ours", settings)
+    ours = load_codes(tmp_path / "ours", codebook.meta.sha256, "")
+    for kind in ("codes", "labels"):
+        (tmp_path / f"imagenet32_{kind}").mkdir()
+    for n in range(1003):  # three more, as the sampler pads
+        np.save(tmp_path / "imagenet32_codes" / f"{n}.npy", ours.tokens[n % 1000][None].astype(np.int64))
+        np.save(tmp_path / "imagenet32_labels" / f"{n}.npy", ours.labels[[n % 1000]])
+    import_codes([tmp_path], config(), "train", codebook, tmp_path / "theirs", num_images=1000)
+    theirs = load_codes(tmp_path / "theirs", codebook.meta.sha256, "")
+    assert np.array_equal(theirs.tokens, ours.tokens) and theirs.sha256 == ours.sha256
+    assert np.array_equal(theirs.labels, ours.labels) and theirs.class_names == ours.class_names
+
+
+def test_repeats_beyond_ilsvrcs_number_are_cut(codebook, tmp_path, monkeypatch):
+    monkeypatch.setitem(import_codes.__globals__["NUM_IMAGES"], "train", 3)
+    assert import_codes([GOLDEN / "codes" / "code_c2i_flip"], config(), "train", codebook, tmp_path / "codes") == 3
+
+
+def test_codes_of_captions_have_no_labels(codebook, tmp_path):
+    for n in range(5):
+        np.save(tmp_path / f"{n}.npy", np.full((1, 16), n))
+    import_codes([tmp_path], config("center", source="coco"), "train", codebook, tmp_path / "codes")
+    codes = load_codes(tmp_path / "codes", codebook.meta.sha256, "")
+    assert codes.tokens.shape == (5, 1, 16) and codes.tokens[:, 0, 0].tolist() == [0, 1, 2, 3, 4]
+    assert codes.labels.tolist() == [0] * 5
+    with pytest.raises(InputError, match="no labels beside"):
+        import_codes([tmp_path], config("center"), "train", codebook, tmp_path / "codes")
+
+
+def broken_copy(tmp_path, file, array):
+    folder = tmp_path / "copy"
+    shutil.copytree(GOLDEN / "codes" / "code_c2i_flip", folder)
+    if array is None:
+        (folder / file).unlink()
+    elif isinstance(array, bytes):
+        (folder / file).write_bytes(array)
+    else:
+        np.save(folder / file, array)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("file", "array", "words"),
+    [
+        ("imagenet32_codes/2.npy", None, r"1 of the 4 files .* the first is 2.npy"),
+        ("imagenet32_codes/2.npy", b"\x93NUMPY", r"imagenet32_codes/2.npy is missing, truncated or no array"),
+        ("imagenet32_codes/2.npy", np.full((1, 2, 256), 64), r"token 64 is outside the codebook of 64 .*/2.npy"),
+        (
+            "imagenet32_codes/2.npy",
+            np.zeros((1, 10, 256), int),
+            r"2.npy has shape \(1, 10, 256\), expected \(1, 2, 256\)",
+        ),
+        ("imagenet32_codes/2.npy", np.zeros((1, 2, 64), int), r"2.npy has shape \(1, 2, 64\), expected \(1, 2, 256\)"),
+        ("imagenet32_codes/2.npy", np.zeros((1, 2, 256)), r"2.npy holds float64, expected whole numbers"),
+        (
+            "imagenet32_labels/1.npy",
+            np.array([1000]),
+            r"imagenet32_labels/1.npy holds the label 1000, outside of 0..999",
+        ),
+        ("imagenet32_labels/1.npy", np.array([-1]), r"1.npy holds \[-1\], expected one label from 0 up"),
+        ("imagenet32_labels/1.npy", None, r"imagenet32_labels/1.npy is missing"),
+    ],
+)
+def test_what_is_wrong_is_named_by_file(codebook, tmp_path, file, array, words):
+    folder = broken_copy(tmp_path, file, array)
+    with pytest.raises(InputError, match=words):
+        import_codes([folder], config(), "train", codebook, tmp_path / "codes")
+    assert not (tmp_path / "codes").exists()
+    assert (tmp_path / "codes-missing.txt").exists() == words.startswith("1 of the 4 files")
+
+
+def test_a_folder_without_codes_is_refused(codebook, tmp_path):
+    with pytest.raises(InputError, match=r"no codes of LlamaGen in .*expected imagenet32_codes/0.npy"):
+        import_codes([tmp_path], config(), "train", codebook, tmp_path / "codes")
