@@ -11,6 +11,7 @@ from llamagen.official import load_official
 from masc.artifacts import InputError
 from masc.heads import HeadConfig
 from vq.interface import TokenizerConfig
+from vq.releases import how_to_get
 
 
 @dataclass(kw_only=True)
@@ -28,6 +29,17 @@ class ReleaseConfig:
     use_ema: bool = False  # the averaged copy of a user's own training; released files have none
 
     @property
+    def path(self) -> Path:
+        """The file of weights; InputError saying how to get it if it is not there."""
+        path = Path(self.weights)
+        if not path.exists():
+            raise InputError(
+                f"no weights of {self.name} at {path}; {how_to_get(path)}, or name their file with "
+                'ARGS="release.weights=PATH"'
+            )
+        return path
+
+    @property
     def shape(self) -> DataShape:
         return DataShape(self.num_tokens, self.num_classes, self.grid)
 
@@ -35,12 +47,7 @@ class ReleaseConfig:
 def load_release(config: ReleaseConfig) -> ARModel:
     """The released model in evaluation mode, float32, on the CPU. Raises InputError if its file is missing or
     is for another config."""
-    path = Path(config.weights)
-    if not path.exists():
-        raise InputError(
-            f"no weights of {config.name} at {path}; download them with `make weights NAME={path.stem}`, or name "
-            'their file with ARGS="release.weights=PATH"'
-        )
+    path = config.path
     with torch.device("meta"):  # no memory, no random numbers: every weight comes from the file
         model = build_model(config.model, HeadConfig(name="flat", kind="flat"), config.shape, None, seed=0)
     load_official(model, path, config.use_ema)

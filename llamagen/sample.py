@@ -129,7 +129,7 @@ def manifest_of(config: SampleConfig) -> dict[str, Any]:
     for volatile in ("batch_size", "run"):
         settings.pop(volatile)
     if config.release is not None:
-        weights = hash_file(_existing(Path(config.release.weights)))
+        weights = hash_file(config.release.path)
         tokenizer = hash_file(tokenizer_path(config.release.tokenizer, Path()))
     else:
         weights = hash_weights(Path(config.run))
@@ -138,12 +138,6 @@ def manifest_of(config: SampleConfig) -> dict[str, Any]:
     if config.captions is not None:
         manifest["captions_sha256"] = TextFeatures.load(Path(config.captions)).sha256
     return manifest
-
-
-def _existing(path: Path) -> Path:
-    if not path.exists():
-        raise InputError(f"no weights at {path}; download them with `make weights NAME={path.stem}`")
-    return path
 
 
 def is_sampled(config: SampleConfig) -> bool:

@@ -10,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 from masc.artifacts import Codebook, InputError, hash_file, require_parent
 from vq.checkpoint import find_state, load_state, read_checkpoint
 from vq.interface import Tokenizer, TokenizerConfig
+from vq.releases import how_to_get
 
 SHIPPED = resources.files("vq") / "weights"
 
@@ -20,8 +21,8 @@ def tokenizer_path(config: TokenizerConfig, artifacts: Path) -> Path:
         path = Path(config.weights)
         if not path.exists():
             raise InputError(
-                f"no weights of the tokenizer {config.name} at {path}; download them with "
-                f'`make weights NAME={path.stem}`, or name their file with ARGS="tokenizer.weights=PATH"'
+                f"no weights of the tokenizer {config.name} at {path}; {how_to_get(path)}, or name their file with "
+                'ARGS="tokenizer.weights=PATH"'
             )
         return path
     trained = Path(artifacts) / config.name / "tokenizer.safetensors"

@@ -97,3 +97,13 @@ RELEASES = {
         Release("taming-16384", None, (RemoteFile("vqgan_imagenet_f16_16384.ckpt"),), source=TAMING_SOURCE),
     )
 }
+
+
+def how_to_get(path: Path) -> str:
+    """What to type for a file of weights that is missing: the release it belongs to, by its name."""
+    for found in RELEASES.values():
+        if found.path(path.parent) == path:
+            if found.repository is None:
+                return f"download it from {found.source} and copy it there"
+            return f"download it with `make weights NAME={found.name}`"
+    return "copy it there"
