@@ -94,7 +94,7 @@ def evaluate_run(config: EvaluateConfig) -> Path:
         reference_path(train_config.artifacts, data.name),
         data.name,
         inputs.train.config["images_sha256"],
-        lambda: load_images(data.source, "train", data.resolution),
+        lambda: load_images(data.source, "train", data.resolution, data.path),
         extractor,
     )
     for name in sets:

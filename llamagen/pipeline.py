@@ -69,14 +69,14 @@ def reproduce(config: ReproduceConfig, planned: list[PlannedRun]) -> Path:
     data, layout = planned[0].config.data, planned[0].config.layout
     sources = {}
     for split in _stage(1, ["train", "val"], "split"):
-        sources[split] = load_images(data.source, split, data.resolution)
+        sources[split] = load_images(data.source, split, data.resolution, data.path)
 
     weights = tokenizer_path(config.tokenizer, layout.root)
     for _ in _stage(2, [config.tokenizer.name], "tokenizer"):
         model = load_tokenizer(weights, config.tokenizer)
         codebook = save_codebook(model, config.tokenizer, weights, layout.codebook)
     for split in _stage(3, list(sources), "split"):
-        extract_codes(model, sources[split], data.flip, codebook, layout.codes(data.name, split))
+        extract_codes(model, sources[split], data.views(split), codebook, layout.codes(data.name, split))
 
     default_k = config.num_clusters or codebook.num_tokens // 2
     ks = [k for k in (default_k, default_k // 2, default_k // 4) if k]

@@ -32,7 +32,9 @@ def main(stage: EvaluateTokenizerStage) -> None:
         tree_name: {k: layout.load_partition(tree, k, codebook)[0] for k in stage.num_clusters}
         for tree_name, tree in stage.trees.items()
     }
-    images = [load_images(stage.data.source, split, stage.data.resolution) for split in ("train", "val")]
+    images = [
+        load_images(stage.data.source, split, stage.data.resolution, stage.data.path) for split in ("train", "val")
+    ]
     test = TokenizerTest(name, tokenizer_path(stage.tokenizer, layout.root), *images, cuts, stage.num_images)
     model = load_decoder(codebook, layout.root)
     reference = reference_path(stage.artifacts, stage.data.name)

@@ -22,7 +22,9 @@ class TokenizerStage:
 def main(stage: TokenizerStage) -> None:
     """Train a tokenizer on the images of DATA and write artifacts/<tokenizer>/tokenizer.safetensors."""
     path = Path(stage.artifacts) / stage.tokenizer.name / "tokenizer.safetensors"
-    train, held_out = (load_images(stage.data.source, split, stage.data.resolution) for split in ("train", "val"))
+    train, held_out = (
+        load_images(stage.data.source, split, stage.data.resolution, stage.data.path) for split in ("train", "val")
+    )
     results = train_tokenizer(stage.tokenizer, stage.training, train, held_out, path)
     print(
         f"{path}: held-out PSNR {results['psnr_db']:.2f} dB, codebook usage {results['usage']:.1%}, "

@@ -141,9 +141,26 @@ def test_a_job_that_is_done_is_not_started(tmp_path):
     assert not (tmp_path / "x.log").exists()
 
 
-@pytest.mark.parametrize("script", ["train", "tree", "sample", "reproduce", "evaluate", "extract_codes", "codebook"])
+@pytest.mark.parametrize(
+    "script",
+    [
+        "train",
+        "tree",
+        "sample",
+        "reproduce",
+        "evaluate",
+        "extract_codes",
+        "check_codes",
+        "import_codes",
+        "codebook",
+        "export",
+        "parameters",
+        "weights",
+        "text_features",
+    ],
+)
 def test_every_script_explains_itself(root, script):
-    arguments = ["run=x"] if script in ("sample", "evaluate") else []
+    arguments = ["run=x"] if script in ("sample", "evaluate", "export") else []
     done = subprocess.run(
         [sys.executable, f"scripts/{script}.py", "--help", *arguments], cwd=root, capture_output=True, text=True
     )

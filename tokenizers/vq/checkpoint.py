@@ -103,7 +103,9 @@ def load_state(
     path: Path,
     explain: Callable[[dict[str, Tensor]], str | None] = lambda state: None,
 ) -> None:
-    """Load a state dict whole; a module on the meta device takes its tensors as they are. Raises InputError naming keys, both shapes and, by `explain`, the likely cause."""
+    """Load a state dict whole; a module on the meta device takes its tensors as they are.
+
+    Raises InputError naming keys, both shapes and, by `explain`, the likely cause."""
     own = module.state_dict()
     problems = []
     for name in [name for name in own if name not in state][:MAX_LISTED]:

@@ -32,7 +32,8 @@ def tokenizer_path(config: TokenizerConfig, artifacts: Path) -> Path:
     if shipped.exists():
         return shipped
     raise InputError(
-        f"no weights of the tokenizer {config.name} at {trained}; make them with `make tokenizer TOKENIZER={config.name}`"
+        f"no weights of the tokenizer {config.name} at {trained}; make them with "
+        f"`make tokenizer TOKENIZER={config.name}`"
     )
 
 
