@@ -69,6 +69,7 @@ class _CompiledSteps(_Steps):
         for cache in self.caches:  # CUDA graphs write to fixed addresses only
             torch._dynamo.mark_static_address(cache.keys)
             torch._dynamo.mark_static_address(cache.values)
+        torch.compiler.assume_constant_result(Transformer.rope)  # a table, not to be computed at every step
         mode = "reduce-overhead" if self.caches[0].keys.is_cuda else "default"
         self._step = torch.compile(backbone.step, mode=mode, fullgraph=True, dynamic=False)
         size = self.caches[0].keys.shape[2]

@@ -13,7 +13,6 @@ from functools import lru_cache
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import stochastic_depth
 
 from llamagen.config import ModelConfig
 
@@ -141,4 +140,7 @@ class Block(nn.Module):
         return x + self._branch(self.feed_forward(self.ffn_norm(x)))
 
     def _branch(self, x: Tensor) -> Tensor:
-        return stochastic_depth(x, self.drop_path, "row", self.training)
+        if not self.training or self.drop_path == 0:
+            return x
+        kept = torch.empty(len(x), *[1] * (x.ndim - 1), device=x.device).bernoulli_(1 - self.drop_path)
+        return x * kept.to(x.dtype) / (1 - self.drop_path)

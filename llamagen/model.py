@@ -63,7 +63,6 @@ class Transformer(nn.Module):
         if self.config.condition == "text":
             self.cls_embedding.initialise(generator)
 
-    @torch.compiler.assume_constant_result
     def rope(self, device: torch.device) -> Tensor:
         config = self.config
         return rope_table(self.grid, config.head_dim, config.rope_base, self.num_condition, device)

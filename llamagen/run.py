@@ -62,11 +62,6 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_precision(self.precision)
-        if (self.captions is None) == (self.model.condition == "text"):
-            raise ValueError(
-                f"model {self.model.name} is {self.model.condition}-conditional: a text model needs captions=FOLDER of "
-                "text features, a class model takes none"
-            )
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay must lie in [0, 1), found {self.ema_decay}")
         for name in ("steps", "batch_size", "micro_batches", "evaluate_every", "log_every", "checkpoint_every"):
@@ -109,6 +104,11 @@ class RunInputs:
 
 def load_inputs(config: TrainConfig) -> RunInputs:
     """Codes, tree and their hashes. Raises InputError naming what is missing, in the order to make it."""
+    if (config.captions is None) == (config.model.condition == "text"):
+        raise InputError(
+            f"{config.model.name} is {config.model.condition}-conditional: a text model needs captions=FOLDER of text "
+            "features (`make text-features`), a class model takes none"
+        )
     layout, missing = config.layout, []
     make_codes = f"make codes DATA={config.data.name} TOKENIZER={config.tokenizer_name}"
     codebook = layout.load_codebook() if layout.codebook.exists() else None

@@ -70,9 +70,9 @@ def test_a_text_model_learns_from_its_first_loss_on_and_the_same_twice(text_run,
 
 def test_captions_that_do_not_belong_are_refused(text_run, captioned, small_run, tmp_path):
     with pytest.raises(InputError, match=r"needs captions=FOLDER"):
-        small_run(*TEXT)
+        load_inputs(small_run(*TEXT))
     with pytest.raises(InputError, match=r"a class model takes none"):
-        small_run("head=flat", f"captions={captioned / 'text'}")
+        load_inputs(small_run("head=flat", f"captions={captioned / 'text'}"))
     codes_path = captioned / "emoji32" / "codes" / "twemoji" / "train"
     codes = load_codes(codes_path, load_inputs(text_run()).parents["codebook"], "")
     with pytest.raises(InputError, match=r"other captions than those of .*make text-features CAPTIONS="):
