@@ -12,8 +12,9 @@ from tqdm import tqdm
 from llamagen.evaluate import EvaluateConfig, unmeasured
 from llamagen.filters import SamplingConfig
 from llamagen.jobs import Job, available_cores, run_jobs
+from llamagen.plan import SampleConfig
 from llamagen.run import TrainConfig, is_trained
-from llamagen.sample import SampleConfig, is_sampled
+from llamagen.sample import is_sampled
 from masc.artifacts import Codebook, InputError
 from masc.build import TreeConfig, make_tree
 from masc.codes import load_codes

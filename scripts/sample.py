@@ -4,7 +4,8 @@ import sys
 
 from stage import load_config, run_stage
 
-from llamagen.sample import SampleConfig, sample
+from llamagen.plan import SampleConfig
+from llamagen.sample import sample
 
 
 def main(config: SampleConfig) -> None:

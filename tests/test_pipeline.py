@@ -15,7 +15,8 @@ from llamagen import jobs
 from llamagen.evaluate import EvaluateConfig, unmeasured
 from llamagen.jobs import Job, run_jobs
 from llamagen.pipeline import ReproduceConfig, reproduce
-from llamagen.sample import SampleConfig, is_sampled, sample
+from llamagen.plan import SampleConfig
+from llamagen.sample import is_sampled, sample
 from masc.artifacts import InputError
 
 

@@ -20,8 +20,9 @@ from llamagen.captions import Captions
 from llamagen.filters import SamplingConfig
 from llamagen.generate import generate, image_uniforms
 from llamagen.pictures import decode_unit, finish
+from llamagen.plan import SampleConfig, plan_labels
 from llamagen.release import ReleaseConfig
-from llamagen.sample import SampleConfig, is_sampled, load_samples, plan_labels, sample
+from llamagen.sample import is_sampled, load_samples, sample
 from llamagen.text import extract_text_features
 from masc.artifacts import InputError
 from vq.interface import TokenizerConfig
@@ -81,6 +82,7 @@ def test_what_is_written_is_what_the_model_and_the_decoder_give(draw, release):
     manifest = json.loads((where / "manifest.json").read_text())
     assert manifest["config"]["labels"] == "uniform" and manifest["config"]["sampling"]["guidance"] == 2.0
     assert {"weights_sha256", "tokenizer_sha256"} <= set(manifest)
+    assert {"commit", "packages", "command"} <= set(json.loads((where / "provenance.json").read_text()))
     assert Image.open(where / "grid.png").size[0] >= 8 * 12
 
 
@@ -140,7 +142,7 @@ def test_four_processes_draw_the_images_of_one(release, tmp_path):
     file.write_text(OmegaConf.to_yaml(OmegaConf.structured(release)))
     code = (
         "import sys; from omegaconf import OmegaConf; from llamagen.release import ReleaseConfig; "
-        "from llamagen.sample import SampleConfig, sample; from llamagen.filters import SamplingConfig; "
+        "from llamagen.plan import SampleConfig; from llamagen.sample import sample; from llamagen.filters import SamplingConfig; "
         f"schema = OmegaConf.merge(OmegaConf.structured(ReleaseConfig), OmegaConf.load({str(file)!r})); "
         "sample(SampleConfig(release=OmegaConf.to_object(schema), num_images=21, batch_size=3, name=sys.argv[1], "
         "form=sys.argv[2], sampling=SamplingConfig(guidance=2.0)))"
