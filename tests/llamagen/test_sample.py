@@ -140,15 +140,21 @@ def test_four_processes_draw_the_images_of_one(release, tmp_path):
 
     file = tmp_path / "config.yaml"
     file.write_text(OmegaConf.to_yaml(OmegaConf.structured(release)))
-    code = (
-        "import sys; from omegaconf import OmegaConf; from llamagen.release import ReleaseConfig; "
-        "from llamagen.plan import SampleConfig; from llamagen.sample import sample; from llamagen.filters import SamplingConfig; "
-        f"schema = OmegaConf.merge(OmegaConf.structured(ReleaseConfig), OmegaConf.load({str(file)!r})); "
-        "sample(SampleConfig(release=OmegaConf.to_object(schema), num_images=21, batch_size=3, name=sys.argv[1], "
-        "form=sys.argv[2], sampling=SamplingConfig(guidance=2.0)))"
-    )
     script = tmp_path / "draw.py"
-    script.write_text(code.replace("; ", "\n"))
+    script.write_text(
+        f"""
+import sys
+from omegaconf import OmegaConf
+from llamagen.filters import SamplingConfig
+from llamagen.plan import SampleConfig
+from llamagen.release import ReleaseConfig
+from llamagen.sample import sample
+
+release = OmegaConf.merge(OmegaConf.structured(ReleaseConfig), OmegaConf.load({str(file)!r}))
+settings = {{"num_images": 21, "batch_size": 3, "sampling": SamplingConfig(guidance=2.0)}}
+sample(SampleConfig(release=OmegaConf.to_object(release), name=sys.argv[1], form=sys.argv[2], **settings))
+"""
+    )
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes"]
     for form in ("npz", "png"):
         for processes in ("1", "4"):
