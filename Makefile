@@ -9,7 +9,7 @@ MODEL ?= llamagen-tiny
 HEAD ?= masc
 TREE ?= masc
 DATA ?= $(if $(filter-out llamagen-tiny,$(MODEL)),imagenet256,twemoji)
-TOKENIZER ?= $(if $(filter twemoji,$(DATA)),emoji32,$(if $(filter twemoji64,$(DATA)),emoji64,vq16))
+TOKENIZER ?= $(if $(filter twemoji,$(DATA)),emoji32,$(if $(filter twemoji64,$(DATA)),emoji64,$(if $(findstring coco,$(DATA)),vq16-t2i,vq16)))
 SEED ?= 0
 SEEDS ?= 0
 GPUS ?= 1
@@ -27,17 +27,20 @@ CAPTIONS ?=
 MACHINE_RANK ?= $(or $(SLURM_NODEID),0)
 MAIN_HOST ?= 127.0.0.1
 MAIN_PORT ?= 29500
-# --cpu for several processes on a machine without GPUs.
+# --cpu for several processes on a machine without GPUs, which accelerate's own launcher starts one of only.
 LAUNCH_DEVICE ?= --multi_gpu
 
-LAUNCH = $(if $(filter-out 1,$(GPUS)$(NODES:1=)),$(PYTHON) -m accelerate.commands.launch \
-	--num_processes $(shell echo $$(($(GPUS)*$(NODES)))) --num_machines $(NODES) $(LAUNCH_DEVICE) \
-	--machine_rank $(MACHINE_RANK) --main_process_ip $(MAIN_HOST) --main_process_port $(MAIN_PORT),$(PYTHON))
+ON_GPUS = $(PYTHON) -m accelerate.commands.launch --num_processes $(shell echo $$(($(GPUS)*$(NODES)))) \
+	--num_machines $(NODES) $(LAUNCH_DEVICE) \
+	--machine_rank $(MACHINE_RANK) --main_process_ip $(MAIN_HOST) --main_process_port $(MAIN_PORT)
+ON_CPUS = ACCELERATE_USE_CPU=1 $(PYTHON) -m torch.distributed.run --nproc_per_node $(GPUS) --nnodes $(NODES) \
+	--node_rank $(MACHINE_RANK) --master_addr $(MAIN_HOST) --master_port $(MAIN_PORT)
+LAUNCH = $(if $(filter-out 1,$(GPUS)$(NODES:1=)),$(if $(filter --cpu,$(LAUNCH_DEVICE)),$(ON_CPUS),$(ON_GPUS)),$(PYTHON))
 CLUSTERS = $(if $(K),head.num_clusters=$(K))
 comma := ,
 NEED_RUN = $(if $(RUN),,$(error say which run: make $@ RUN=runs/llamagen-tiny/masc/seed0))
 # What is sampled: a run, or a released model with its published settings.
-SUBJECT = $(if $(RELEASE),release=$(RELEASE) sampling=$(or $(PRESET),$(RELEASE)),run=$(RUN) $(if $(PRESET),sampling=$(PRESET)))
+SUBJECT = $(if $(RELEASE),release=$(RELEASE) sampling=$(or $(PRESET),$(RELEASE)),'run="$(RUN)"' $(if $(PRESET),sampling=$(PRESET)))
 
 .DEFAULT_GOAL := help
 .PHONY: help setup embedded-inputs reproduce tokenizer codebook codes check-codes import-codes tree train sample export parameters weights \
@@ -88,7 +91,7 @@ codes:  ## images to packed codes: DATA=imagenet256 TOKENIZER=vq16 GPUS=8 ARGS=d
 check-codes:  ## verify the checksums of codes and decode a grid of random entries: DATA=... TOKENIZER=...
 	$(PYTHON) scripts/check_codes.py data=$(DATA) tokenizer=$(TOKENIZER) $(ARGS)
 
-import-codes:  ## turn LlamaGen's .npy files into packed codes: ARGS="folders=[/data/imagenet_code_c2i_flip_ten_crop]"
+import-codes:  ## turn LlamaGen's .npy files into packed codes: DATA=imagenet256 ARGS="folders=[TEN_CROP,TEN_CROP_105]"
 	$(PYTHON) scripts/import_codes.py data=$(DATA) tokenizer=$(TOKENIZER) $(ARGS)
 
 tree:  ## dendrogram of a codebook: TREE=masc TOKENIZER=emoji32 K=512
@@ -113,7 +116,7 @@ sample:  ## draw samples: RUN=runs/llamagen-tiny/masc/seed0, or RELEASE=c2i_B_25
 	$(if $(RELEASE),,$(NEED_RUN))$(LAUNCH) scripts/sample.py $(SUBJECT) name=$(SAMPLES) $(ARGS)
 
 export:  ## a run's weights in LlamaGen's layout: RUN=runs/llamagen-b/flat/seed0
-	$(NEED_RUN)$(PYTHON) scripts/export.py run=$(RUN) $(ARGS)
+	$(NEED_RUN)$(PYTHON) scripts/export.py 'run="$(RUN)"' $(ARGS)
 
 parameters:  ## exact parameter counts by size and vocabulary
 	$(PYTHON) scripts/parameters.py $(ARGS)
@@ -122,13 +125,13 @@ weights:  ## released checkpoints from the hub, verified: NAME=vq_ds16_c2i,c2i_B
 	$(PYTHON) scripts/weights.py names=[$(NAME)] $(ARGS)
 
 text-features:  ## FLAN-T5-XL features of captions: CAPTIONS=captions_val2014.json GPUS=1
-	$(if $(CAPTIONS),,$(error say which captions: make $@ CAPTIONS=captions_val2014.json))$(LAUNCH) scripts/text_features.py captions=$(CAPTIONS) $(ARGS)
+	$(if $(CAPTIONS),,$(error say which captions: make $@ CAPTIONS=captions_val2014.json))$(LAUNCH) scripts/text_features.py 'captions="$(CAPTIONS)"' $(ARGS)
 
 eval-tokenizer:  ## PSNR, usage, FD-lite0 of reconstructions, semantic replacement: TOKENIZER=emoji32 K=512
 	$(PYTHON) scripts/evaluate_tokenizer.py tokenizer=$(TOKENIZER) data=$(DATA) $(if $(K),num_clusters=[$(K)]) $(ARGS)
 
 eval-lite:  ## likelihood, FD-lite0, IS-lite0, precision, recall: RUN=... SAMPLES=default
-	$(NEED_RUN)$(PYTHON) scripts/evaluate.py run=$(RUN) samples=[$(SAMPLES)] $(ARGS)
+	$(NEED_RUN)$(PYTHON) scripts/evaluate.py 'run="$(RUN)"' samples=[$(SAMPLES)] $(ARGS)
 
 sweep:  ## the learning-rate grid behind configs/tuned
 	$(PYTHON) benchmarks/sweep.py $(ARGS)
@@ -137,7 +140,7 @@ bench-data:  ## speed of code loading against one .npy file an image: ARGS="--ll
 	$(PYTHON) benchmarks/data.py $(ARGS)
 
 bench-tokenizers:  ## speed of VQ-16 against LlamaGen's class: ARGS="--llamagen /path/to/LlamaGen"
-	$(PYTHON) benchmarks/tokenizers.py $(ARGS)
+	$(PYTHON) benchmarks/vq16.py $(ARGS)
 
 bench-sample:  ## images per second against the released decoding loop
 	$(PYTHON) benchmarks/sampling.py $(ARGS)

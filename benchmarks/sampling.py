@@ -80,7 +80,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--compile", action="store_true", help="time our compiled step as well")
+    parser.add_argument("--out", type=Path, help="where the results go")
     arguments = parser.parse_args()
+    if arguments.guidance <= 1:
+        parser.error("--guidance must be above 1: the released loop is stated with it")
     torch.set_num_threads(arguments.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = build(arguments.model, arguments.grid, arguments.precision, device)
@@ -124,7 +127,8 @@ def main() -> None:
         )
     name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
     machine = {"device": name, "torch": torch.__version__, "greedy_agreement": agreement, **vars(arguments)}
-    write_json(ROOT / "benchmarks" / f"sampling-{device.type}.json", {"machine": machine, "results": results})
+    out = machine.pop("out") or ROOT / "benchmarks" / f"sampling-{device.type}.json"
+    write_json(out, {"machine": machine, "results": results})
 
 
 if __name__ == "__main__":

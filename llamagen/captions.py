@@ -166,4 +166,7 @@ def _read_json(path: Path, first_only: bool) -> Captions:
 
 def _read_jsonl(files: list[Path], column: int) -> Captions:
     rows = [json.loads(line) for file in files for line in file.read_text("utf-8").split("\n") if line.strip()]
-    return Captions([row["text"][column] for row in rows], [row["image_path"] for row in rows])
+    if column < 0 or not all(isinstance(row["text"], list) for row in rows):
+        raise TypeError(f"every line needs a list of captions as text, and a column from 0 up, not {column}")
+    texts = [str(row["text"][column]) for row in rows]
+    return Captions(texts, [row["image_path"] for row in rows])

@@ -69,9 +69,11 @@ def use_average(path: Path, model: nn.Module) -> None:
     model.load_state_dict(load_file(file), strict=False)  # buffers are not averaged
 
 
-def hash_weights(run_dir: Path) -> str:
-    """SHA-256 of a run's last weights; InputError if it has none."""
-    file = last_checkpoint(run_dir) / "model.safetensors"
+def hash_weights(run_dir: Path, averaged: bool = False) -> str:
+    """SHA-256 of a run's last weights, or of their average; InputError if it has none."""
+    file = last_checkpoint(run_dir) / f"{'average' if averaged else 'model'}.safetensors"
+    if not file.exists() and averaged:
+        raise InputError(f"no averaged weights in {run_dir}; train the run with ARGS=ema_decay=0.9999")
     if not file.exists():
         raise InputError(f"no checkpoint in {run_dir}; train the run with `make train`, or go on with it")
     return hash_file(file)

@@ -23,6 +23,7 @@ class CodeStream:
         self.codes, self.seed, self.batch_size = codes, seed, batch_size
         self.groups = Groups(codes.groups)
         self._order = lru_cache(maxsize=2)(self._draw_order)
+        self._draw = lru_cache(maxsize=1)(self._draw_step)
 
     def _draw_order(self, epoch: int) -> np.ndarray:
         return np.random.default_rng([self.seed, ORDER, epoch]).permutation(len(self.groups))
@@ -37,7 +38,7 @@ class CodeStream:
         tokens = self.codes.tokens[image[part], view[part]].astype(np.int64)
         return torch.from_numpy(tokens), torch.from_numpy(self.codes.labels[image[part]])
 
-    def _draw(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+    def _draw_step(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """Row and view of each image of a step: (B,) int64 each."""
         place = step * self.batch_size + np.arange(self.batch_size)
         epoch, offset = place // len(self.groups), place % len(self.groups)

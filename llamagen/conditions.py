@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from llamagen.text import TextFeatures
+from llamagen.config import ModelConfig
+from llamagen.text import MAX_TOKENS, TextFeatures
 from masc.artifacts import InputError
 from masc.codes import Codes, load_captions
 
@@ -16,8 +17,8 @@ from masc.codes import Codes, load_captions
 class Labels:
     """The class of each image."""
 
-    def __init__(self, codes: Codes):
-        self.labels = codes.labels
+    def __init__(self, labels: np.ndarray):
+        self.labels = labels  # (M,) int64
 
     def batch(self, images: np.ndarray, uniforms: np.ndarray | None = None) -> tuple[Tensor, None]:
         """Class numbers of the images (B,) -> (B,), and no mask."""
@@ -45,25 +46,44 @@ class ImageCaptions:
 Conditions = Labels | ImageCaptions
 
 
+def check_text_model(config: ModelConfig, captions: str | None) -> None:
+    """Raise InputError unless a text model is given captions, and a class model none."""
+    if (captions is None) == (config.condition == "text"):
+        raise InputError(
+            f"{config.name} is {config.condition}-conditional: a text model needs captions=FOLDER of text features "
+            "(`make text-features`), a class model takes none"
+        )
+
+
+def check_features(config: ModelConfig, features: TextFeatures, path: Path) -> None:
+    """Raise InputError unless text features have the shape that a text model takes."""
+    if (MAX_TOKENS, features.dim) != (config.caption_tokens, config.caption_dim):
+        raise InputError(
+            f"{config.name} takes captions of {config.caption_tokens} x {config.caption_dim} numbers, {path} holds "
+            f"{MAX_TOKENS} x {features.dim} by {features.config['encoder']}; encode them with the model's encoder, or "
+            f"set model.caption_tokens={MAX_TOKENS} model.caption_dim={features.dim} for a model of your own"
+        )
+
+
 def open_captions(codes_path: Path, codes: Codes, features_path: Path) -> ImageCaptions:
     """The captions of a set of codes, from the text features that were made of its captions.json.
 
     Raises InputError if the features are of other captions, or an image has none."""
+    captions = load_captions(codes_path)
+    bare = [row for row in range(codes.num_images) if row >= len(captions) or not captions[row]]
+    if bare:
+        raise InputError(
+            f"image {bare[0]} and {len(bare) - 1} others in {codes_path} have no caption; train with model.condition="
+            "class, or extract codes of images with captions"
+        )
     make = f"make text-features CAPTIONS={codes_path}/captions.json ARGS=out={features_path}"
     features = TextFeatures.load(features_path, make=make)
-    captions = load_captions(codes_path)
     wanted = [(str(row), text) for row, texts in enumerate(captions) for text in texts]
     found = list(zip(features.images or [], features.captions, strict=False))
     if wanted != found:
         raise InputError(
             f"{features_path} holds the features of other captions than those of {codes_path}; remove it and remake "
             f"it with `{make}`"
-        )
-    bare = [row for row in range(codes.num_images) if row >= len(captions) or not captions[row]]
-    if bare:
-        raise InputError(
-            f"image {bare[0]} and {len(bare) - 1} others in {codes_path} have no caption; train with model.condition="
-            "class, or extract codes of images with captions"
         )
     rows, place = [], 0
     for texts in captions:

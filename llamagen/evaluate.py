@@ -13,7 +13,7 @@ from llamagen.checkpoint import hash_weights
 from llamagen.run import RunInputs, TrainConfig, load_run
 from llamagen.sample import load_manifest, load_samples
 from llamagen.train import image_nats
-from masc.artifacts import write_json
+from masc.artifacts import hash_file, write_json
 from metrics.features import load_extractor
 from metrics.samples import load_reference, measure_images, row
 from vq.images import load_images
@@ -60,6 +60,7 @@ def samples_protocol(run_dir: Path, name: str) -> dict[str, Any]:
         **settings["sampling"],
         "labels": settings["labels"],
         "seed": settings["seed"],
+        "manifest_sha256": hash_file(run_dir / "samples" / name / "manifest.json"),
     }
 
 

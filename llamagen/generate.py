@@ -86,6 +86,11 @@ def _compiled_steps(backbone: Transformer, batch: int) -> _CompiledSteps:
     return _CompiledSteps(backbone, batch)
 
 
+def forget_compiled() -> None:
+    """Free the caches of compiled steps."""
+    _compiled_steps.cache_clear()
+
+
 @torch.inference_mode()
 def generate(
     model: ARModel,

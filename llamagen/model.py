@@ -90,7 +90,7 @@ class Transformer(nn.Module):
         return hidden[:, self.num_condition - 1 :]
 
     def empty_caches(self, batch: int) -> list[KVCache]:
-        """Caches for `batch` images; 2 * layers * B * G * T * E numbers in the weights' type."""
+        """Caches for `batch` images; 2 * layers * B * G * (P + T - 1) * E numbers in the weights' type."""
         config, like = self.config, self.layers[0].attention.wqkv.weight
         shape = (batch, config.kv_heads, self.num_condition + self.num_positions - 1, config.head_dim)
         return [KVCache(like.new_zeros(shape), like.new_zeros(shape)) for _ in self.layers]

@@ -1,8 +1,7 @@
 """What is sampled: from which model, with which labels, how."""
 
-from collections.abc import Callable
+import logging
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,14 +10,17 @@ import torch
 from llamagen.build import ARModel
 from llamagen.checkpoint import last_checkpoint, use_average
 from llamagen.codes import LABELS, group_labels
+from llamagen.conditions import Labels, check_features, check_text_model
 from llamagen.filters import SamplingConfig
 from llamagen.release import ReleaseConfig, load_release
 from llamagen.run import load_run
+from llamagen.text import TextFeatures
 from masc.artifacts import InputError
-from masc.device import resolve_precision
+from masc.device import check_precision, resolve_precision
 from vq.interface import Tokenizer
 from vq.pretrained import load_decoder, load_tokenizer, tokenizer_path
 
+logger = logging.getLogger(__name__)
 LABEL_PLANS = ("training", "balanced", "uniform")
 FORMS = ("npz", "png")
 
@@ -43,6 +45,7 @@ class SampleConfig:
     use_ema: bool = False  # a run's averaged weights
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     name: str = "default"  # of the sample set: runs/.../samples/<name>
+    artifacts: str = "artifacts"  # where a release's tokenizer lies if it was trained here
 
     def __post_init__(self) -> None:
         if (self.run is None) == (self.release is None):
@@ -53,11 +56,17 @@ class SampleConfig:
             raise ValueError(f"labels must be one of {', '.join(LABEL_PLANS)}, not {self.labels!r}")
         if self.form not in FORMS:
             raise ValueError(f"form must be one of {', '.join(FORMS)}, not {self.form!r}")
-        if self.num_images < 1 or self.batch_size < 1:
-            raise ValueError("num_images and batch_size must be positive")
+        if min(self.num_images, self.batch_size, self.resolution or 1) < 1 or self.resolution == 0:
+            raise ValueError("num_images, batch_size and resolution must be positive")
+        if Path(self.name).name != self.name or self.name == "..":
+            raise ValueError(f"name must be that of a folder, without a path, found {self.name!r}")
+        check_precision(self.precision)
 
     @property
-    def label_plan(self) -> str:
+    def label_plan(self) -> str | None:
+        """How labels are chosen; None where captions are shown."""
+        if self.captions is not None:
+            return None
         return self.labels or ("training" if self.run is not None else "uniform")
 
     @property
@@ -67,27 +76,73 @@ class SampleConfig:
 
 @dataclass(frozen=True)
 class Subject:
-    """What samples are drawn from."""
+    """What samples are drawn from, and what they show."""
 
     model: ARModel
-    num_classes: int
-    population: np.ndarray | None  # labels as often as in training; None where that is unknown
-    load_tokenizer: Callable[[], Tokenizer]
+    conditions: Labels | TextFeatures  # by image index
+    tokenizer: Tokenizer
 
 
 def load_subject(config: SampleConfig) -> Subject:
-    """The run or release of a config, on the CPU. Raises InputError for what is missing or does not fit."""
+    """The run or release of a config, on the CPU. Raises InputError for what is missing or does not fit together,
+    before anything is drawn."""
     if config.release is not None:
-        release = config.release
-        tokenizer = release.tokenizer
-        load = partial(load_tokenizer, tokenizer_path(tokenizer, Path()), tokenizer)
-        return Subject(load_release(release), release.num_classes, None, load)
-    train_config, inputs, model = load_run(Path(config.run))
-    if config.use_ema:
-        use_average(last_checkpoint(Path(config.run)), model)
-    layout = train_config.layout
-    load = partial(load_decoder, layout.load_codebook(), layout.root)
-    return Subject(model, len(inputs.train.class_names), group_labels(inputs.train), load)
+        release, population = config.release, None
+        path = tokenizer_path(release.tokenizer, Path(config.artifacts))
+        model, tokenizer = load_release(release), load_tokenizer(path, release.tokenizer)
+        num_classes = release.num_classes
+    else:
+        train_config, inputs, model = load_run(Path(config.run))
+        if config.use_ema:
+            use_average(last_checkpoint(Path(config.run)), model)
+        layout = train_config.layout
+        tokenizer = load_decoder(layout.load_codebook(), layout.root)
+        num_classes, population = len(inputs.train.class_names), group_labels(inputs.train)
+    check_text_model(model.backbone.config, config.captions)
+    if config.captions is None:
+        plan = plan_labels(config.label_plan, num_classes, population, config.num_images, config.seed)
+        conditions: Labels | TextFeatures = Labels(plan)
+    else:
+        conditions = _captions(model, config)
+    if config.sampling.is_guided and not model.backbone.cls_embedding.has_null:
+        raise InputError(
+            f"{model.backbone.config.name} was trained without a null condition (model.class_dropout=0), so guidance "
+            f"{config.sampling.guidance} has nothing to subtract; draw with ARGS=sampling.guidance=1"
+        )
+    _check_decoder(model, tokenizer)
+    return Subject(model, conditions, tokenizer)
+
+
+def _captions(model: ARModel, config: SampleConfig) -> TextFeatures:
+    features = TextFeatures.load(Path(config.captions))
+    check_features(model.backbone.config, features, Path(config.captions))
+    if config.num_images > len(features):
+        raise InputError(
+            f"image i shows caption i, and {config.captions} holds {len(features)} captions for {config.num_images} "
+            f"images; set num_images={len(features)}, or repeat captions in their file"
+        )
+    encoder = features.config["encoder"]
+    if config.release is not None and "flan-t5-xl" not in encoder:
+        logger.warning("%s was encoded by %s; LlamaGen's text models know flan-t5-xl", config.captions, encoder)
+    return features
+
+
+def _check_decoder(model: ARModel, tokenizer: Tokenizer) -> None:
+    """Raise InputError unless the tokenizer decodes the model's code grids."""
+    if tokenizer.num_tokens != model.head.num_tokens:
+        raise InputError(
+            f"the tokenizer has {tokenizer.num_tokens} tokens, the model {model.head.num_tokens}; choose the tokenizer "
+            "that the model was trained on"
+        )
+    positions = model.backbone.num_positions
+    try:
+        with torch.inference_mode():
+            tokenizer.decode(torch.zeros(1, positions, dtype=torch.long))
+    except RuntimeError as error:
+        raise InputError(
+            f"the tokenizer cannot decode the model's grids of {positions} tokens ({error}); choose the tokenizer that "
+            "the model was trained on"
+        ) from error
 
 
 def plan_labels(kind: str, num_classes: int, population: np.ndarray | None, num_images: int, seed: int) -> np.ndarray:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from llamagen.build import ARModel, DataShape, build_model
 from llamagen.checkpoint import last_checkpoint, load_progress, load_weights
-from llamagen.conditions import Conditions, Labels, open_captions
+from llamagen.conditions import Conditions, Labels, check_features, check_text_model, open_captions
 from llamagen.config import ModelConfig
 from llamagen.optim import OptimConfig
 from llamagen.tracking import TrackingConfig
@@ -104,11 +104,7 @@ class RunInputs:
 
 def load_inputs(config: TrainConfig) -> RunInputs:
     """Codes, tree and their hashes. Raises InputError naming what is missing, in the order to make it."""
-    if (config.captions is None) == (config.model.condition == "text"):
-        raise InputError(
-            f"{config.model.name} is {config.model.condition}-conditional: a text model needs captions=FOLDER of text "
-            "features (`make text-features`), a class model takes none"
-        )
+    check_text_model(config.model, config.captions)
     layout, missing = config.layout, []
     make_codes = f"make codes DATA={config.data.name} TOKENIZER={config.tokenizer_name}"
     codebook = layout.load_codebook() if layout.codebook.exists() else None
@@ -141,11 +137,12 @@ def load_inputs(config: TrainConfig) -> RunInputs:
                 f"{layout.codes(config.data.name, split)} holds {codes.tokens.shape[1]}; remake it with `{make_codes}`"
             )
     parents = {"codebook": codebook.meta.sha256, "train codes": train.sha256, "val codes": held_out.sha256}
-    conditions: dict[str, Conditions] = {"train": Labels(train), "val": Labels(held_out)}
+    conditions: dict[str, Conditions] = {"train": Labels(train.labels), "val": Labels(held_out.labels)}
     if config.captions is not None:
         for split, codes in (("train", train), ("val", held_out)):
             path = layout.codes(config.data.name, split)
             conditions[split] = open_captions(path, codes, Path(config.captions) / split)
+            check_features(config.model, conditions[split].features, Path(config.captions) / split)
             parents[f"{split} captions"] = conditions[split].features.sha256
     partition = None
     if config.head.uses_tree:

@@ -3,6 +3,7 @@
 A sample depends on (seed, image index) only. Processes take whole batches, so their number changes nothing; the
 batch size changes no more than the rounding of the matrix products (in bf16 that can change a sample)."""
 
+import contextlib
 import json
 import logging
 import shutil
@@ -14,18 +15,19 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from PIL import Image
-from torch import Tensor
 from tqdm import tqdm
 
 from llamagen.checkpoint import hash_weights
 from llamagen.filters import SamplingConfig
-from llamagen.generate import generate, image_uniforms
+from llamagen.generate import forget_compiled, generate, image_uniforms
 from llamagen.pictures import UNIT, decode_units, join_npz, png_path, read_units
-from llamagen.plan import SampleConfig, Subject, load_subject, plan_labels, sampling_precision
+from llamagen.plan import SampleConfig, Subject, load_subject, sampling_precision
 from llamagen.run import load_config_of
 from llamagen.text import TextFeatures
-from masc.artifacts import InputError, hash_file, replacing, write_json
-from masc.run import plain, provenance
+from masc.artifacts import InputError, hash_file, recover, replacing, write_json
+from masc.codes import code_type
+from masc.device import patient_accelerator
+from masc.run import flatten, locked, plain, provenance
 from metrics.figures import image_grid
 from vq.pretrained import tokenizer_path
 
@@ -34,65 +36,91 @@ SHOWN = 64  # pictures of the grid
 
 
 def manifest_of(config: SampleConfig) -> dict[str, Any]:
-    """Everything that decides the samples of a trained run or a release."""
+    """Everything that decides the samples of a trained run or a release: settings, and hashes of what is read."""
     settings = plain(config) | {"labels": config.label_plan, "precision": sampling_precision(config.precision)}
-    for volatile in ("batch_size", "run"):
-        settings.pop(volatile)
+    for elsewhere in ("batch_size", "run", "captions", "artifacts"):  # changes nothing, or is there by its hash
+        settings.pop(elsewhere)
     if config.release is not None:
+        release = settings["release"]
+        release.pop("weights")
+        release["tokenizer"].pop("weights")
         weights = hash_file(config.release.path)
-        tokenizer = hash_file(tokenizer_path(config.release.tokenizer, Path()))
+        tokenizer = hash_file(tokenizer_path(config.release.tokenizer, Path(config.artifacts)))
     else:
-        weights = hash_weights(Path(config.run))
+        weights = hash_weights(Path(config.run), config.use_ema)
         tokenizer = load_config_of(Path(config.run)).layout.load_codebook().meta.parents["tokenizer"]
     manifest = {"config": settings, "weights_sha256": weights, "tokenizer_sha256": tokenizer}
     if config.captions is not None:
-        manifest["captions_sha256"] = TextFeatures.load(Path(config.captions)).sha256
+        features = TextFeatures.load(Path(config.captions))
+        manifest["captions"] = {"sha256": features.sha256, **features.config}
     return manifest
 
 
 def is_sampled(config: SampleConfig) -> bool:
     """Whether the samples are there, drawn from the present weights."""
-    return _holds(config.directory, manifest_of(config))
+    return _manifest_at(config.directory) == manifest_of(config)
 
 
-def _holds(directory: Path, manifest: dict[str, Any]) -> bool:
+def _manifest_at(directory: Path) -> dict[str, Any] | None:
     file = directory / "manifest.json"
-    return file.exists() and json.loads(file.read_text()) == manifest
+    return json.loads(file.read_text()) if file.exists() else None
 
 
 def sample(config: SampleConfig, preset: SamplingConfig | None = None) -> Path:
-    """Draw samples and write samples/<name>: tokens.npy, labels.npy, images.npz (ADM's layout, `arr_0`) or
-    images/000000.png and on, grid.png, manifest.json (all that decides them) and provenance.json (commit, versions,
-    machine). Returns that directory; nothing to do if it holds them. Processes must share its file system.
+    """Draw samples and write samples/<name>: tokens.npy, labels.npy or captions.json, images.npz (ADM's layout,
+    `arr_0`) or images/000000.png and on, grid.png, manifest.json (all that decides them) and provenance.json (commit,
+    versions, machine). Returns that directory; nothing to do if it holds them. Processes must share its file system.
 
-    Settings that differ from `preset` are warned of: the result compares with no published number. Interrupted, the
-    same command goes on: every batch of tokens and every unit of pictures is kept as it is finished."""
-    _warn_off_preset(config, preset)
+    Settings of a release that differ from its `preset` are warned of: the result compares with no published number.
+    Interrupted, the same command goes on: every batch of tokens and every unit of pictures is kept as it is finished.
+    Samples of other settings are never replaced: InputError names the keys that differ."""
+    accelerator = patient_accelerator()
+    if accelerator.is_main_process:
+        _warn_off_preset(config, preset)
+        recover(config.directory)
+    accelerator.wait_for_everyone()
     manifest = manifest_of(config)
-    if _holds(config.directory, manifest):
+    if _manifest_at(config.directory) == manifest:
         logger.info("%s holds these samples already", config.directory)
         return config.directory
-    accelerator = Accelerator()
     work = config.directory.with_name(f".{config.directory.name}.unfinished")
-    if accelerator.is_main_process:
-        if work.exists() and not _holds(work, manifest):
-            logger.warning("beginning anew: %s was begun with other settings or weights", work)
-            shutil.rmtree(work)
-        write_json(work / "manifest.json", manifest)
-    accelerator.wait_for_everyone()
+    for directory in (config.directory, work):
+        _refuse_other_settings(directory, manifest)
     subject = load_subject(config)
-    labels = plan_labels(config.label_plan, subject.num_classes, subject.population, config.num_images, config.seed)
-    _draw_tokens(config, accelerator, subject, labels, work / "tokens")
-    accelerator.wait_for_everyone()
-    tokens = _join_tokens(work / "tokens", config.num_images, subject.model.head.num_tokens)
-    tokenizer = subject.load_tokenizer().to(accelerator.device)
-    resolution = config.resolution or (config.release.resolution if config.release else None)
-    decode_units(accelerator, tokenizer, tokens, work / "images", config.form, resolution)
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        _finish(config, work, tokens, labels)
-    accelerator.wait_for_everyone()
+    with locked(work) if accelerator.is_main_process else contextlib.nullcontext():
+        if accelerator.is_main_process and _manifest_at(work) != manifest:
+            for part in (work / "tokens", work / "images"):
+                shutil.rmtree(part, ignore_errors=True)
+            write_json(work / "manifest.json", manifest)
+        accelerator.wait_for_everyone()
+        _draw_tokens(config, accelerator, subject, work / "tokens")
+        accelerator.wait_for_everyone()
+        tokens = _join_tokens(work / "tokens", config.num_images, subject.model.head.num_tokens)
+        tokenizer = subject.tokenizer.to(accelerator.device)
+        resolution = config.resolution or (config.release.resolution if config.release else None)
+        decode_units(accelerator, tokenizer, tokens, work / "images", config.form, resolution)
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            _finish(config, work, tokens, subject)
+        accelerator.wait_for_everyone()
     return config.directory
+
+
+def _refuse_other_settings(directory: Path, manifest: dict[str, Any]) -> None:
+    """Raise InputError if a directory holds samples of other settings; those of older weights may be replaced."""
+    there = _manifest_at(directory)
+    if there is None:
+        return
+    old, new = flatten(there["config"]), flatten(manifest["config"])
+    changed = [key for key in sorted(old | new) if old.get(key) != new.get(key)]
+    if changed:
+        lines = "\n".join(f"  {key}: {old.get(key)!r} there, {new.get(key)!r} now" for key in changed)
+        raise InputError(
+            f"{directory} holds samples of other settings:\n{lines}\nChoose another name with SAMPLES=..., or delete "
+            f"these with `rm -r {directory}`"
+        )
+    if there != manifest:
+        logger.warning("%s was drawn from other weights; drawing anew", directory)
 
 
 def _warn_off_preset(config: SampleConfig, preset: SamplingConfig | None) -> None:
@@ -110,48 +138,32 @@ def _warn_off_preset(config: SampleConfig, preset: SamplingConfig | None) -> Non
         )
 
 
-def _draw_tokens(
-    config: SampleConfig, accelerator: Accelerator, subject: Subject, labels: np.ndarray, folder: Path
-) -> None:
+def _draw_tokens(config: SampleConfig, accelerator: Accelerator, subject: Subject, folder: Path) -> None:
     """Draw what `folder` does not hold yet, one file a batch."""
     done = np.zeros(config.num_images, bool)
-    for file in folder.glob("*.npy"):
+    for file in folder.glob("[0-9]*.npy"):
         done[_rows(file)] = True
     missing = np.flatnonzero(~done)
     batches = [missing[start : start + config.batch_size] for start in range(0, len(missing), config.batch_size)]
     batches = [run for batch in batches for run in np.split(batch, np.flatnonzero(np.diff(batch) > 1) + 1)]
     accelerator.wait_for_everyone()  # all have looked before any writes
     mine = batches[accelerator.process_index :: accelerator.num_processes]
-    model = subject.model.to(accelerator.device)
+    model, device = subject.model.to(accelerator.device), accelerator.device
     if sampling_precision(config.precision) == "bf16":
         model = model.to(torch.bfloat16)
-    captions = None if config.captions is None else TextFeatures.load(Path(config.captions))
-    if (captions is None) == (model.backbone.config.condition == "text"):
-        raise InputError(
-            "a text-conditional model is sampled with captions=DIRECTORY (`make text-features`), a class-conditional "
-            f"one without; {model.backbone.config.name} is {model.backbone.config.condition}-conditional"
-        )
     positions, decisions = model.backbone.num_positions, model.head.num_decisions
     quiet = None if accelerator.is_main_process else True
     bar = tqdm(total=sum(map(len, mine)), desc=f"sample {model.backbone.config.name}", unit="image", disable=quiet)
     for rows in mine:
-        condition, mask = _condition(labels, captions, rows, accelerator.device)
+        condition, mask = subject.conditions.batch(rows)
+        mask = None if mask is None else mask.to(device)
         uniforms = image_uniforms(config.seed, rows, positions, decisions)
-        drawn = generate(model, condition, uniforms, config.sampling, mask, config.compile).cpu().numpy()
+        drawn = generate(model, condition.to(device), uniforms, config.sampling, mask, config.compile).cpu().numpy()
         with replacing(folder / f"{rows[0]:08d}-{rows[-1] + 1:08d}.npy") as temporary, temporary.open("wb") as file:
             np.save(file, drawn)
         bar.update(len(rows))
+    forget_compiled()
     subject.model.to("cpu")  # the decoder may need the room
-
-
-def _condition(
-    labels: np.ndarray, captions: TextFeatures | None, rows: np.ndarray, device: torch.device
-) -> tuple[Tensor, Tensor | None]:
-    """What the images of `rows` show, and the mask of their captions."""
-    if captions is None:
-        return torch.from_numpy(labels[rows]).to(device), None
-    features, mask = captions.batch(rows % len(captions))
-    return torch.as_tensor(features).to(device), torch.as_tensor(mask).to(device)
 
 
 def _rows(file: Path) -> slice:
@@ -160,18 +172,18 @@ def _rows(file: Path) -> slice:
 
 
 def _join_tokens(folder: Path, num_images: int, num_tokens: int) -> np.ndarray:
-    """The tokens of all batches: (M, T) uint16, or uint32 above 65,536 tokens."""
+    """The tokens of all batches: (M, T), in the type of codes."""
     tokens = None
-    for file in sorted(folder.glob("*.npy")):
+    for file in sorted(folder.glob("[0-9]*.npy")):
         part = np.load(file)
         if tokens is None:
-            tokens = np.zeros((num_images, part.shape[1]), np.uint16 if num_tokens <= 2**16 else np.uint32)
+            tokens = np.zeros((num_images, part.shape[1]), code_type(num_tokens))
         tokens[_rows(file)] = part
     assert tokens is not None, "every batch was drawn"
     return tokens
 
 
-def _finish(config: SampleConfig, work: Path, tokens: np.ndarray, labels: np.ndarray) -> None:
+def _finish(config: SampleConfig, work: Path, tokens: np.ndarray, subject: Subject) -> None:
     """Put the pieces together in the directory's place, and drop what was kept on the way."""
     units = read_units(work / "images", config.form, config.num_images)
     shown = np.concatenate([next(units) for _ in range(-(-min(SHOWN, config.num_images) // UNIT))])[:SHOWN]
@@ -179,12 +191,17 @@ def _finish(config: SampleConfig, work: Path, tokens: np.ndarray, labels: np.nda
         temporary.mkdir(parents=True)
         Image.fromarray(image_grid(shown, 8)).save(temporary / "grid.png")
         np.save(temporary / "tokens.npy", tokens)
-        np.save(temporary / "labels.npy", labels)
+        if isinstance(subject.conditions, TextFeatures):
+            write_json(temporary / "captions.json", subject.conditions.captions[: config.num_images])
+        else:
+            np.save(temporary / "labels.npy", subject.conditions.labels)
         write_json(temporary / "manifest.json", json.loads((work / "manifest.json").read_text()))
         write_json(temporary / "provenance.json", provenance())
         if config.form == "npz":
             join_npz(work / "images", config.num_images, temporary / "images.npz")
         else:
+            for leftover in (work / "images").glob(".*.partial"):  # of a process that died while it wrote
+                leftover.unlink()
             (work / "images").rename(temporary / "images")
     shutil.rmtree(work)
 

@@ -3,7 +3,8 @@
 Follows LlamaGen at ce98ec4 (language/t5.py, language/extract_t5_feature.py, dataset/t2i.py, and the left padding of
 autoregressive/sample/sample_t2i.py): captions cleaned twice, cut at 120 tokens, padded on the right for the encoder in
 bfloat16; the generator gets them padded on the left with zeros. It keeps one float32 file a caption; here all are in
-one memory-mapped file of bfloat16, half the size and just as exact, for that is what the encoder computes in."""
+one memory-mapped file of bfloat16, half the size and just as exact, for that is what the encoder computes in; what
+dtype=float32 computes is rounded to it."""
 
 import hashlib
 import json
@@ -24,6 +25,7 @@ from tqdm import tqdm
 
 from llamagen.captions import Captions, clean_caption
 from masc.artifacts import InputError, hash_file, recover, replacing, write_json
+from masc.device import patient_accelerator
 
 FORMAT, VERSION = "masc-text-features", 1
 FILES = ("features.npy", "offsets.npy", "captions.json")
@@ -62,7 +64,7 @@ def extract_text_features(
     Shards of 1024 captions, shared out among the processes, are kept until all are done, so the same command goes on
     where it was interrupted. Every batch has the same shape, so the result depends neither on the number of processes
     nor on interruptions; another batch size may round otherwise. Raises InputError if `path` holds other features."""
-    path, accelerator = Path(path), accelerator or Accelerator()
+    path, accelerator = Path(path), accelerator or patient_accelerator()
     if dtype not in DTYPES or batch_size < 1:
         raise InputError(f"dtype must be one of {', '.join(DTYPES)} and batch_size at least 1: {dtype!r}, {batch_size}")
     config = {
@@ -113,7 +115,7 @@ def _is_done(path: Path, config: dict[str, Any]) -> bool:
     recover(path)
     if not path.exists():
         return False
-    there = TextFeatures.load(path).config
+    there = TextFeatures.load(path, verify=True).config
     # The batch size changes a result by rounding at most, the encoder's directory not at all.
     decisive = config.keys() - {"batch_size", "encoder"}
     differing = [key for key in sorted(decisive) if there.get(key) != config[key]]
@@ -241,8 +243,10 @@ class TextFeatures:
         return torch.from_numpy(features), torch.from_numpy(mask)
 
     @staticmethod
-    def load(path: Path, encoder: str | None = None, make: str = MAKE) -> "TextFeatures":
+    def load(path: Path, encoder: str | None = None, make: str = MAKE, verify: bool = False) -> "TextFeatures":
         """Open a directory of features; `encoder` is the SHA-256 they must have been made with, if given.
+
+        The memory-mapped features are checked against their shape, and with `verify` against their SHA-256.
 
         Raises InputError if it is missing, truncated, altered, of another version or of another encoder."""
         path = Path(path)
@@ -262,11 +266,16 @@ class TextFeatures:
                 f"expected {FORMAT} version {VERSION}, found {meta.get('format')} version {meta.get('version')} in "
                 f"{path}/meta.json; remove it and remake them with `{make}`"
             )
-        for name in FILES:
+        for name in FILES if verify else FILES[1:]:
             if hash_file(path / name) != meta["sha256"][name]:
                 raise InputError(
                     f"{path / name} does not match the SHA-256 in meta.json; remove {path} and remake it with `{make}`"
                 )
+        if bits.ndim != 2 or len(bits) != offsets[-1] or len(offsets) != len(captions["texts"]) + 1:
+            raise InputError(
+                f"{path}/features.npy has shape {bits.shape}, its captions need {offsets[-1]} rows; remove {path} and "
+                f"remake it with `{make}`"
+            )
         if encoder not in (None, meta["config"]["encoder_sha256"]):
             raise InputError(
                 f"{path} was made with the text encoder {meta['config']['encoder_sha256'][:12]}, but the one in use is "

@@ -1,6 +1,11 @@
-"""Numeric precision of a run on the machine at hand."""
+"""The machine at hand: numeric precision, and processes that wait for one another."""
 
+from datetime import timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 PRECISIONS = ("auto", "fp32", "bf16")
 
@@ -25,3 +30,12 @@ def resolve_precision(precision: str) -> str:
     cpuinfo = Path("/proc/cpuinfo")
     flags = cpuinfo.read_text() if cpuinfo.exists() else ""
     return "bf16" if "avx512_bf16" in flags or "amx_bf16" in flags else "fp32"
+
+
+def patient_accelerator() -> "Accelerator":
+    """An Accelerator whose processes wait a day for one another.
+
+    Work that is shared in pieces ends minutes apart on different devices; NCCL's barriers give up after ten."""
+    from accelerate import Accelerator, InitProcessGroupKwargs
+
+    return Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=1))])

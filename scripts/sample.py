@@ -1,18 +1,23 @@
 """Draw samples from a run or a released model (`make sample RUN=...` or `RELEASE=...`)."""
 
-import sys
+from stage import CONFIGS, load_config, run_stage
 
-from stage import load_config, run_stage
-
+from llamagen.filters import SamplingConfig
 from llamagen.plan import SampleConfig
 from llamagen.sample import sample
 
 
+def preset_of(config: SampleConfig) -> SamplingConfig | None:
+    """The published settings of the release that is sampled; None for a run or a checkpoint of one's own."""
+    if config.release is None or not (CONFIGS / "sampling" / f"{config.release.name}.yaml").exists():
+        return None
+    name = config.release.name
+    return load_config("sample", SampleConfig, [f"release={name}", f"sampling={name}"]).sampling
+
+
 def main(config: SampleConfig) -> None:
     """Write <run>/samples/<name>: tokens, pictures, a grid to look at and a manifest."""
-    chosen = [word for word in sys.argv[1:] if not word.startswith("sampling.")]
-    preset = load_config("sample", SampleConfig, chosen).sampling
-    print(sample(config, preset))
+    print(sample(config, preset_of(config)))
 
 
 if __name__ == "__main__":

@@ -79,7 +79,7 @@ def test_a_real_tokenizers_package_wins_over_our_folder(root, tmp_path):
 
 
 def test_no_script_bears_the_name_of_another_module(root):
-    names = {file.stem for file in (root / "scripts").glob("*.py")}
+    names = {file.stem for folder in ("scripts", "benchmarks") for file in (root / folder).glob("*.py")}
     assert not names & (sys.stdlib_module_names | {"tokenizers", "torch", "numpy", "masc", "llamagen"})
 
 

@@ -109,6 +109,10 @@ def test_samples_of_other_weights_or_settings_are_not_taken_for_done(page, plann
     assert unmeasured(EvaluateConfig(run=str(directory), samples=["guidance-2"])) == []
     with pytest.raises(InputError, match="make sample RUN="):
         unmeasured(EvaluateConfig(run=str(directory), samples=["nonesuch"]))
+    manifest = directory / "samples/guidance-2/manifest.json"
+    manifest.write_text(manifest.read_text().replace('"use_ema": false', '"use_ema": true'))
+    assert unmeasured(EvaluateConfig(run=str(directory), samples=["guidance-2"])) == ["guidance-2"]
+    manifest.write_text(manifest.read_text().replace('"use_ema": true', '"use_ema": false'))
     weights = directory / "checkpoints/last/model.safetensors"
     weights.write_bytes(weights.read_bytes() + b" ")
     assert unmeasured(EvaluateConfig(run=str(directory), samples=["guidance-2"])) == ["likelihood"]

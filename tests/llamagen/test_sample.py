@@ -1,12 +1,17 @@
 """Sampling from a checkpoint in LlamaGen's layout: the same images whatever the batch, processes or interruption."""
 
+import contextlib
 import json
+import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+import sample as sample_script
 import torch
 from golden import load_golden, load_state
 from golden_adapter import build_gpt, load_gpt_state
@@ -17,14 +22,16 @@ from text_encoder import make_encoder
 
 from llamagen import sample as sampling
 from llamagen.captions import Captions
+from llamagen.conditions import check_features
 from llamagen.filters import SamplingConfig
 from llamagen.generate import generate, image_uniforms
 from llamagen.pictures import decode_unit, finish
 from llamagen.plan import SampleConfig, plan_labels
 from llamagen.release import ReleaseConfig
 from llamagen.sample import is_sampled, load_samples, sample
-from llamagen.text import extract_text_features
+from llamagen.text import TextFeatures, extract_text_features
 from masc.artifacts import InputError
+from masc.run import locked
 from vq.interface import TokenizerConfig
 
 DECODER = {"resolution": 16, "downsample": 4, "num_tokens": 256, "width": 16, "num_blocks": 1}
@@ -125,13 +132,79 @@ def test_an_interrupted_sampling_goes_on_and_gives_the_same(draw, monkeypatch, f
     assert len(calls) - before == left
 
 
-def test_an_unfinished_set_of_other_settings_is_begun_anew(draw, monkeypatch, caplog):
-    wanted = contents(draw(name="whole", seed=2))
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(sampling, "decode_units", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        draw(name="a", seed=1)
-    assert contents(draw(name="a", seed=2)) == wanted
-    assert "beginning anew" in caplog.text
+@pytest.mark.parametrize("finished", [True, False])
+def test_samples_of_other_settings_are_not_replaced(draw, monkeypatch, finished):
+    with monkeypatch.context() as patch:
+        if not finished:
+            patch.setattr(sampling, "decode_units", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with contextlib.nullcontext() if finished else pytest.raises(KeyboardInterrupt):
+            draw(name="a", seed=1)
+    with pytest.raises(InputError, match=r"other settings:\n  seed: 1 there, 2 now\n.*SAMPLES="):
+        draw(name="a", seed=2)
+    where = draw(name="a", seed=1, batch_size=3)
+    assert json.loads((where / "manifest.json").read_text())["config"]["seed"] == 1
+
+
+def test_samples_of_other_weights_are_drawn_anew(draw, release, tmp_path):
+    before = contents(draw(name="a"))
+    state = torch.load(release.weights, weights_only=True)
+    torch.save({"model": {name: value * 1.1 for name, value in state["model"].items()}}, tmp_path / "other.pt")
+    other = replace(release, weights=str(tmp_path / "other.pt"))
+    after = contents(
+        sample(SampleConfig(release=other, name="a", sampling=SamplingConfig(guidance=2.0), num_images=21))
+    )
+    assert before != after
+    shutil.copy(other.weights, tmp_path / "moved.pt")  # the same weights elsewhere are the same
+    assert is_sampled(
+        SampleConfig(
+            release=replace(release, weights=str(tmp_path / "moved.pt")),
+            name="a",
+            sampling=SamplingConfig(guidance=2.0),
+            num_images=21,
+        )
+    )
+
+
+def test_two_samplings_of_one_name_do_not_mix(draw, tmp_path):
+    with locked(tmp_path / "runs/c2i_tiny/samples/.a.unfinished"), pytest.raises(InputError, match="another process"):
+        draw(name="a")
+    draw(name="a")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"num_tokens": 64}, "tokenizer has 64 tokens, the model 256"),
+        ({"resolution": 24}, "cannot decode the model's grids of 16 tokens"),
+    ],
+)
+def test_a_decoder_that_does_not_fit_is_refused_before_drawing(release, tmp_path, monkeypatch, changes, words):
+    monkeypatch.chdir(tmp_path)
+    tokenizer = replace(release.tokenizer, options=DECODER | changes, weights=str(tmp_path / "other.safetensors"))
+    save_file(tokenizer.build().state_dict(), tokenizer.weights)
+    with pytest.raises(InputError, match=words):
+        sample(SampleConfig(release=replace(release, tokenizer=tokenizer), num_images=2))
+    assert not list(tmp_path.glob("runs/**/tokens"))
+
+
+def test_guidance_of_a_model_without_a_null_condition_is_refused(release, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    state = load_state("c2i_a")
+    state["cls_embedding.embedding_table.weight"] = state["cls_embedding.embedding_table.weight"][:10]
+    torch.save({"model": state}, tmp_path / "bare.pt")
+    bare = replace(release, weights="bare.pt", model=replace(release.model, class_dropout=0.0))
+    with pytest.raises(InputError, match="without a null condition"):
+        sample(SampleConfig(release=bare, num_images=2, sampling=SamplingConfig(guidance=2.0)))
+    sample(SampleConfig(release=bare, num_images=2))
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [{"name": "a/b"}, {"name": ".."}, {"resolution": 0}, {"precision": "fp8"}, {"form": "gif"}, {"use_ema": True}],
+)
+def test_bad_settings_are_refused_by_name(release, bad):
+    with pytest.raises(ValueError, match=next(iter(bad))):
+        SampleConfig(release=release, **bad)
 
 
 @pytest.mark.slow
@@ -144,6 +217,7 @@ def test_four_processes_draw_the_images_of_one(release, tmp_path):
     script.write_text(
         f"""
 import sys
+from accelerate import Accelerator
 from omegaconf import OmegaConf
 from llamagen.filters import SamplingConfig
 from llamagen.plan import SampleConfig
@@ -153,13 +227,15 @@ from llamagen.sample import sample
 release = OmegaConf.merge(OmegaConf.structured(ReleaseConfig), OmegaConf.load({str(file)!r}))
 settings = {{"num_images": 21, "batch_size": 3, "sampling": SamplingConfig(guidance=2.0)}}
 sample(SampleConfig(release=OmegaConf.to_object(release), name=sys.argv[1], form=sys.argv[2], **settings))
+assert Accelerator().num_processes == int(sys.argv[3])
 """
     )
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
     for form in ("npz", "png"):
         for processes in ("1", "4"):
-            arguments = ["--main_process_port", "29621", str(script), f"{form}{processes}", form]
-            done = subprocess.run([*launch, processes, *arguments], cwd=tmp_path, capture_output=True, text=True)
+            command = [*launch, processes, str(script), f"{form}{processes}", form, processes]
+            done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
             assert done.returncode == 0, done.stderr
         sets = tmp_path / "runs" / "c2i_tiny" / "samples"
         assert contents(sets / f"{form}1") == contents(sets / f"{form}4")
@@ -168,22 +244,31 @@ sample(SampleConfig(release=OmegaConf.to_object(release), name=sys.argv[1], form
 def test_captions_condition_a_text_model(release, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     encoder = make_encoder(tmp_path / "t5")
-    extract_text_features(Captions(["two cats", "a green dog in rain"], None), encoder, tmp_path / "text", 2)
+    lines = ["two cats", "a green dog in rain", "trees", "two cats"]
+    extract_text_features(Captions(lines, None), encoder, tmp_path / "text", 2)
     meta = load_golden("t2i_120")[0]
     model = build_gpt(meta["config"])
     torch.save({"model": load_state("t2i_120")}, tmp_path / "t2i.pt")
-    text = ReleaseConfig(
-        **{**vars(release), "name": "t2i", "weights": "t2i.pt", "model": model.backbone.config, "num_tokens": 64}
-    )
+    decoder = replace(release.tokenizer, options=DECODER | {"num_tokens": 64}, weights="vq64.safetensors")
+    save_file(decoder.build().state_dict(), decoder.weights)
+    sizes = {"model": model.backbone.config, "num_tokens": 64, "tokenizer": decoder}
+    text = replace(release, name="t2i", weights="t2i.pt", **sizes)
     settings = {"release": text, "num_images": 4, "sampling": SamplingConfig(guidance=7.5, top_k=10)}
     where = sample(SampleConfig(captions="text", **settings))
     tokens = np.load(where / "tokens.npy")
     single = np.load(sample(SampleConfig(captions="text", batch_size=1, name="single", **settings)) / "tokens.npy")
     assert np.array_equal(tokens, single) and tokens.max() < 64
     assert not np.array_equal(tokens[0], tokens[1])
-    assert "captions_sha256" in json.loads((where / "manifest.json").read_text())
+    manifest = json.loads((where / "manifest.json").read_text())
+    assert manifest["config"]["labels"] is None and manifest["captions"]["encoder"] == "t5"
+    assert json.loads((where / "captions.json").read_text()) == lines and not (where / "labels.npy").exists()
     with pytest.raises(InputError, match="golden is text-conditional"):
         sample(SampleConfig(name="none", **settings))
+    with pytest.raises(InputError, match="holds 4 captions for 5 images"):
+        sample(SampleConfig(captions="text", name="five", **(settings | {"num_images": 5})))
+    wide = replace(text, model=replace(text.model, caption_dim=2048))
+    with pytest.raises(InputError, match=r"takes captions of 120 x 2048 numbers, text holds 120 x 16"):
+        check_features(wide.model, TextFeatures.load(tmp_path / "text"), Path("text"))
 
 
 def test_labels_are_balanced_or_uniform_by_index():
@@ -234,6 +319,13 @@ def test_pictures_are_resized_before_they_are_rounded():
         found = finish(torch.from_numpy(arrays[f"in_{i}"]).float(), size["image_size_eval"])
         difference = np.abs(found.astype(int) - arrays[f"u8_{i}"].astype(int))
         assert difference.max() <= 1 and (difference > 0).mean() < 1e-3
+
+
+def test_the_preset_of_a_release_is_its_own_whatever_was_chosen():
+    for chosen in (["sampling=gallery"], ["sampling=c2i_B_256"], [], ["sampling=c2i_L_256", "sampling.guidance=3"]):
+        config = load_config("sample", SampleConfig, ["release=c2i_L_256", *chosen])
+        assert sample_script.preset_of(config).guidance == 1.75 and sample_script.preset_of(config).top_k == 0
+    assert sample_script.preset_of(load_config("sample", SampleConfig, ["run=x"])) is None
 
 
 def test_every_released_model_has_a_preset_and_composes():

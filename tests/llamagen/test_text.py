@@ -151,8 +151,8 @@ def test_two_processes_give_what_one_gives(encoder, captions, tmp_path, root):
     # Shards of the usual size: three of them, so that both processes have some.
     many = tmp_path / "many.txt"
     many.write_text("\n".join(line for line in captions.texts * 200 if line))
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_machines", "1", "--num_processes", "2"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1"}
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     for processes, start in (("1", []), ("2", launch)):
         arguments = [f"captions={many}", f"encoder={encoder}", f"out={tmp_path / processes}"]
         command = [sys.executable, *start, "scripts/text_features.py", *arguments]
@@ -204,7 +204,7 @@ def test_damaged_features_are_refused(made, tmp_path, name, change, words):
     for file, content in contents(made).items():
         (path / file).write_bytes(change(content) if file == name else content)
     with pytest.raises(InputError, match=words):
-        TextFeatures.load(path)
+        TextFeatures.load(path, verify=True)
 
 
 def test_an_encoder_that_is_absent_or_incomplete_is_refused(encoder, captions, tmp_path):

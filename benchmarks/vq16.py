@@ -1,10 +1,10 @@
 """Speed of VQ-16 on this machine against LlamaGen's own class, in one run.
 
-    .venv/bin/python benchmarks/tokenizers.py --llamagen /path/to/LlamaGen    # a checkout of FoundationVision/LlamaGen
+    .venv/bin/python benchmarks/vq16.py --llamagen /path/to/LlamaGen    # a checkout of FoundationVision/LlamaGen
 
 Both have the same random weights and the same 256 x 256 pictures and are timed in turn: in seconds of a GPU, or in CPU
 seconds summed over the threads, which other work on the machine disturbs least. Printed are the median over the rounds
-and the median of the ratios to LlamaGen's, and how many tokens differ. Writes benchmarks/tokenizers.json."""
+and the median of the ratios to LlamaGen's, and how many tokens differ. Writes benchmarks/vq16.json."""
 
 import argparse
 import importlib.util
@@ -92,9 +92,7 @@ def main() -> None:
         "rounds": arguments.rounds,
     }
     agreement = {"tokens": batch * 256, "differing_tokens": differing, "largest_difference_of_decoded_images": gap}
-    write_json(
-        ROOT / "benchmarks" / "tokenizers.json", {"machine": machine, "agreement": agreement, "results": results}
-    )
+    write_json(ROOT / "benchmarks" / "vq16.json", {"machine": machine, "agreement": agreement, "results": results})
     print(json.dumps({**machine, **agreement}))
 
 
