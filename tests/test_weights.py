@@ -1,0 +1,60 @@
+"""The released checkpoints themselves, where `make weights` has brought them: `pytest -m weights`."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from codebook import CodebookStage
+from stage import CONFIGS, load_config
+
+from llamagen.filters import SamplingConfig
+from llamagen.generate import generate, image_uniforms
+from llamagen.plan import SampleConfig
+from llamagen.release import load_release
+from vq.images import load_images, to_tensor
+from vq.measure import peak_signal_to_noise
+from vq.pretrained import load_tokenizer, tokenizer_path
+
+pytestmark = pytest.mark.weights
+RELEASES = sorted(file.stem for file in (CONFIGS / "release").glob("*.yaml"))
+TOKENIZERS = ["vq16", "vq8", "vq16-t2i", "vqgan1024", "vqgan16384", "maskgit-vq", "ibq", "magvit2"]
+
+
+@pytest.fixture(autouse=True)
+def in_the_repository(root, monkeypatch):
+    monkeypatch.chdir(root)
+
+
+def skip_without(path):
+    if not path.exists():
+        pytest.skip(f"no {path}; `make weights` brings it")
+
+
+@pytest.mark.parametrize("name", RELEASES)
+def test_a_released_model_loads_and_draws_what_it_holds_likely(name, root):
+    config = load_config("sample", SampleConfig, [f"release={name}", f"sampling={name}"])
+    skip_without(root / config.release.weights)
+    model = load_release(config.release)
+    if config.release.model.condition == "text":
+        condition = model.backbone.cls_embedding.null(torch.zeros(2, 120, 2048))
+    else:
+        condition = torch.tensor([207, 360])
+    tokens = generate(model, condition, image_uniforms(0, range(2), 8, 1), SamplingConfig())
+    assert tokens.shape == (2, 8)
+    full = torch.cat([tokens, torch.zeros(2, model.backbone.num_positions - 8, dtype=torch.long)], dim=1)
+    with torch.no_grad():
+        nats = -model(full, condition).sum(-1)[:, :8].mean().item()
+    assert nats < math.log(config.release.num_tokens) - 0.5  # its own draws are likelier than chance
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_a_released_tokenizer_loads_and_reconstructs(name, root):
+    config = load_config("codebook", CodebookStage, [f"tokenizer={name}"]).tokenizer
+    skip_without(root / config.weights)
+    model = load_tokenizer(tokenizer_path(config, root / "artifacts"), config)
+    pixels = load_images("twemoji", "val", 256).pixels[:4]
+    with torch.inference_mode():
+        images = model.decode(model.encode(to_tensor(pixels))).clamp(-1, 1)
+    found = ((images.permute(0, 2, 3, 1).numpy() + 1) * 127.5).astype(np.uint8)
+    assert peak_signal_to_noise(pixels, found).mean() > 15  # dB; untrained weights give less than 10
