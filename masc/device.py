@@ -1,11 +1,14 @@
 """The machine at hand: numeric precision, and processes that wait for one another."""
 
+import os
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from masc.artifacts import InputError
+
 if TYPE_CHECKING:
-    from accelerate import Accelerator
+    from accelerate import Accelerator, PartialState
 
 PRECISIONS = ("auto", "fp32", "bf16")
 
@@ -32,10 +35,26 @@ def resolve_precision(precision: str) -> str:
     return "bf16" if "avx512_bf16" in flags or "amx_bf16" in flags else "fp32"
 
 
-def patient_accelerator() -> "Accelerator":
-    """An Accelerator whose processes wait a day for one another.
+# Work that is shared in pieces ends minutes apart on different devices; NCCL's barriers give up after ten.
+PATIENCE = timedelta(days=1)
 
-    Work that is shared in pieces ends minutes apart on different devices; NCCL's barriers give up after ten."""
+
+def patient_accelerator() -> "Accelerator":
+    """An Accelerator whose processes wait a day for one another."""
     from accelerate import Accelerator, InitProcessGroupKwargs
 
-    return Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=1))])
+    return Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)])
+
+
+def patient_state() -> "PartialState":
+    """The processes that share a piece of work, and this one's device; they wait a day for one another.
+
+    Raises InputError where several were started but do not know of one another: each would do all of the work."""
+    import torch
+    from accelerate import PartialState
+
+    state = PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE)
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if state.num_processes != started:
+        raise InputError(f"{started} processes were started but this one sees {state.num_processes}; use GPUS=1")
+    return state

@@ -26,7 +26,7 @@ def main(stage: CheckStage) -> None:
     """Compare codes with their checksums; write artifacts/<tokenizer>/codes/<data>/check-{train,val}.png."""
     layout = Layout(Path(stage.artifacts), stage.tokenizer.name)
     codebook = layout.load_codebook()
-    model = load_decoder(codebook, layout.root).to(Accelerator().device)
+    model = load_decoder(codebook, layout.root, stage.tokenizer.weights).to(Accelerator().device)
     make = f"make codes DATA={stage.data.name} TOKENIZER={stage.tokenizer.name}"
     for split in ("train", "val"):
         path = layout.codes(stage.data.name, split)

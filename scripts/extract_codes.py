@@ -3,10 +3,11 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from accelerate import PartialState
 from stage import run_stage
 
+from masc.artifacts import InputError
 from masc.codes import read_meta
+from masc.device import patient_state
 from masc.layout import Layout
 from vq.data import DataConfig
 from vq.extract import ExtractConfig, extract_codes
@@ -20,15 +21,18 @@ class CodesStage:
     tokenizer: TokenizerConfig
     data: DataConfig
     extraction: ExtractConfig = field(default_factory=ExtractConfig)
+    splits: list[str] = field(default_factory=lambda: ["train", "val"])
     artifacts: str = "artifacts"
 
 
 def main(stage: CodesStage) -> None:
     """Write artifacts/<tokenizer>/codes/<data>/{train,val}: packed tokens, labels, groups."""
-    layout, state = Layout(Path(stage.artifacts), stage.tokenizer.name), PartialState()
+    if not set(stage.splits) <= {"train", "val"}:
+        raise InputError(f"splits can be train and val, found {', '.join(stage.splits)}")
+    layout, state = Layout(Path(stage.artifacts), stage.tokenizer.name), patient_state()
     codebook = layout.load_codebook()
-    model = load_decoder(codebook, layout.root).to(state.device)
-    for split in ("train", "val"):
+    model = load_decoder(codebook, layout.root, stage.tokenizer.weights).to(state.device)
+    for split in stage.splits:
         with state.main_process_first():  # the others find the index of tars that it made
             images = load_images(stage.data.source, split, stage.data.resolution, stage.data.path)
         path = layout.codes(stage.data.name, split)

@@ -213,9 +213,9 @@ def test_two_processes_give_the_bytes_of_one(tmp_path, root):
     options = ["tokenizer=emoji32", "data=folder256", "data.resolution=32", f"data.path={data}"]
     options += ["extraction.shard_size=5", "extraction.batch_size=4", "extraction.num_workers=1"]
     main(load_config("codes", CodesStage, [*options, f"artifacts={tmp_path / 'one'}"]))
-    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--main_process_port", "0"]
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     command = [sys.executable, *launch, "scripts/extract_codes.py", *options, f"artifacts={tmp_path / 'two'}"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "train: 23 images, 2 view(s) of 64 tokens, 1 not readable" in done.stdout

@@ -35,7 +35,7 @@ def released(name, folder="imagenet32_codes"):
 
 @pytest.mark.parametrize(("name", "crops"), [("code_c2i_flip", "center-flip"), ("code_c2i_flip_ten_crop", "ten-crop")])
 def test_the_official_files_come_in_as_they_are(codebook, tmp_path, name, crops):
-    assert import_codes([GOLDEN / "codes" / name], config(crops), "train", codebook, tmp_path / "codes") == 4
+    assert import_codes([GOLDEN / "codes" / name], config(crops), "train", codebook, tmp_path / "codes", 4) == 4
     codes = load_codes(tmp_path / "codes", codebook.meta.sha256, "")
     assert np.array_equal(codes.tokens, released(name)) and codes.tokens.dtype == np.uint16
     assert codes.labels.tolist() == [0, 0, 1, 1] and codes.class_names == list(wnids())
@@ -44,21 +44,23 @@ def test_the_official_files_come_in_as_they_are(codebook, tmp_path, name, crops)
 
 def test_both_ranges_of_ten_crop_are_one_set_of_twenty_views(codebook, tmp_path):
     folder = GOLDEN / "codes" / "code_c2i_flip_ten_crop"
-    data = config("ten-crop", (1.1, 1.05))
-    import_codes([folder, folder], data, "train", codebook, tmp_path / "codes")
+    data, other = config("ten-crop", (1.1, 1.05)), shutil.copytree(folder, tmp_path / "ten_crop_105")
+    import_codes([folder, other], data, "train", codebook, tmp_path / "codes", num_images=4)
     codes = load_codes(tmp_path / "codes", codebook.meta.sha256, "")
     assert np.array_equal(codes.tokens, np.concatenate([released(folder.name)] * 2, axis=1))
+    with pytest.raises(InputError, match=r"the same folder was named twice"):
+        import_codes([folder, folder], data, "train", codebook, tmp_path / "codes", num_images=4)
     with pytest.raises(InputError, match=r"needs a folder each, found 1"):
         import_codes([folder], data, "train", codebook, tmp_path / "codes")
 
 
 def test_held_out_codes_of_ten_crop_are_the_centre_crops(codebook, tmp_path):
-    import_codes([GOLDEN / "codes" / "code_c2i_flip"], config("ten-crop"), "val", codebook, tmp_path / "codes")
+    import_codes([GOLDEN / "codes" / "code_c2i_flip"], config("ten-crop"), "val", codebook, tmp_path / "codes", 4)
     codes = load_codes(tmp_path / "codes", codebook.meta.sha256, "")
     assert np.array_equal(codes.tokens, released("code_c2i_flip")[:, :1])
 
 
-def test_they_equal_our_extraction_of_the_same_pictures(tmp_path):
+def test_they_equal_our_extraction_of_the_same_pictures(tmp_path, monkeypatch):
     torch.manual_seed(0)
     tokenizer = TokenizerConfig(name="s", target="vq.autoencoder:ConvVQ", options={"num_tokens": 64, "width": 16})
     model = tokenizer.build().eval()
@@ -74,15 +76,26 @@ def test_they_equal_our_extraction_of_the_same_pictures(tmp_path):
     for n in range(1003):  # three more, as the sampler pads
         np.save(tmp_path / "imagenet32_codes" / f"{n}.npy", ours.tokens[n % 1000][None].astype(np.int64))
         np.save(tmp_path / "imagenet32_labels" / f"{n}.npy", ours.labels[[n % 1000]])
-    import_codes([tmp_path], config(), "train", codebook, tmp_path / "theirs", num_images=1000)
+    monkeypatch.setitem(import_codes.__globals__["NUM_IMAGES"], "train", 1000)
+    assert import_codes([tmp_path], config(), "train", codebook, tmp_path / "theirs") == 1000
     theirs = load_codes(tmp_path / "theirs", codebook.meta.sha256, "")
     assert np.array_equal(theirs.tokens, ours.tokens) and theirs.sha256 == ours.sha256
     assert np.array_equal(theirs.labels, ours.labels) and theirs.class_names == ours.class_names
+    extract_codes(model, images, config().views("train"), codebook, tmp_path / "theirs", settings)
+    assert load_codes(tmp_path / "theirs", codebook.meta.sha256, "").config["imported"]  # not overwritten
+    np.save(tmp_path / "imagenet32_labels" / "7.npy", [900])
+    with pytest.raises(InputError, match=r"not those of ImageNet train .* 999 classes, .* breaks after 6.npy"):
+        import_codes([tmp_path], config(), "train", codebook, tmp_path / "again")
+    monkeypatch.setitem(import_codes.__globals__["NUM_IMAGES"], "train", 1004)
+    with pytest.raises(InputError, match=r"1 of the 1004 files .* missing .* num_images=N"):  # an unfinished extraction
+        import_codes([tmp_path], config(), "train", codebook, tmp_path / "again")
 
 
-def test_repeats_beyond_ilsvrcs_number_are_cut(codebook, tmp_path, monkeypatch):
-    monkeypatch.setitem(import_codes.__globals__["NUM_IMAGES"], "train", 3)
-    assert import_codes([GOLDEN / "codes" / "code_c2i_flip"], config(), "train", codebook, tmp_path / "codes") == 3
+def test_the_centre_of_ten_crops_is_the_fifth(codebook, tmp_path):
+    folder = GOLDEN / "codes" / "code_c2i_flip_ten_crop"
+    import_codes([folder], config("center"), "val", codebook, tmp_path / "codes", num_images=4)
+    codes = load_codes(tmp_path / "codes", codebook.meta.sha256, "")
+    assert np.array_equal(codes.tokens, released(folder.name)[:, 4:5]) and codes.config["views"] == ["centre"]
 
 
 def test_codes_of_captions_have_no_labels(codebook, tmp_path):
@@ -93,7 +106,7 @@ def test_codes_of_captions_have_no_labels(codebook, tmp_path):
     assert codes.tokens.shape == (5, 1, 16) and codes.tokens[:, 0, 0].tolist() == [0, 1, 2, 3, 4]
     assert codes.labels.tolist() == [0] * 5
     with pytest.raises(InputError, match="no labels beside"):
-        import_codes([tmp_path], config("center"), "train", codebook, tmp_path / "codes")
+        import_codes([tmp_path], config("center"), "train", codebook, tmp_path / "codes", 5)
 
 
 def broken_copy(tmp_path, file, array):
@@ -133,7 +146,7 @@ def broken_copy(tmp_path, file, array):
 def test_what_is_wrong_is_named_by_file(codebook, tmp_path, file, array, words):
     folder = broken_copy(tmp_path, file, array)
     with pytest.raises(InputError, match=words):
-        import_codes([folder], config(), "train", codebook, tmp_path / "codes")
+        import_codes([folder], config(), "train", codebook, tmp_path / "codes", 4)
     assert not (tmp_path / "codes").exists()
     assert (tmp_path / "codes-missing.txt").exists() == words.startswith("1 of the 4 files")
 

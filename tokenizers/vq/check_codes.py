@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 from masc.artifacts import Codebook, replacing
 from masc.codes import Codes, load_codes, verify_codes
 from vq.images import to_uint8
-from vq.interface import Tokenizer
+from vq.interface import Tokenizer, device_of
 
 LINE = 12  # pixels of a line of text
 
@@ -66,7 +66,7 @@ def check_codes(
 @torch.no_grad()
 def decode(model: Tokenizer, tokens: np.ndarray, batch_size: int = 16) -> np.ndarray:
     """Tokens (B, T) -> pictures (B, S, S, 3) uint8."""
-    device, batches = next(model.parameters()).device, range(0, len(tokens), batch_size)
+    device, batches = device_of(model), range(0, len(tokens), batch_size)
     return np.concatenate(
         [to_uint8(model.decode(torch.from_numpy(tokens[start : start + batch_size]).to(device))) for start in batches]
     )

@@ -9,7 +9,6 @@ differs: it takes one image a batch, and begins anew when interrupted.
 
 Shapes: B images, V views, S x S pixels, T positions."""
 
-import contextlib
 import hashlib
 import json
 import logging
@@ -23,15 +22,17 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import PartialState
+from accelerate.utils import gather_object
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from masc.artifacts import Codebook, InputError, load_npz, recover, save_npz, write_text
-from masc.codes import SHARD_SIZE, code_type, load_codes, save_codes
+from masc.codes import SHARD_SIZE, code_type, load_codes, read_meta, save_codes
+from masc.device import patient_state
 from vq.crops import Views
 from vq.images import ImageSource, to_tensor
-from vq.interface import Tokenizer
+from vq.interface import Tokenizer, device_of
 from vq.readers.stored import UNREADABLE, StoredImages
 
 logger = logging.getLogger(__name__)
@@ -62,7 +63,8 @@ class ExtractConfig:
     def workers(self, images: ImageSource, num_processes: int) -> int:
         if self.num_workers is not None:
             return self.num_workers
-        return (os.cpu_count() or 1) // num_processes if isinstance(images, StoredImages) else 0
+        local = int(os.environ.get("LOCAL_WORLD_SIZE", num_processes))
+        return len(os.sched_getaffinity(0)) // local if isinstance(images, StoredImages) else 0
 
 
 @torch.no_grad()
@@ -78,7 +80,7 @@ def extract_codes(
 
     Raises InputError if the pictures do not fit the tokenizer, or if more of them are missing or unreadable than
     settings allow; the message names the file that lists them."""
-    settings, state, resolution = settings or ExtractConfig(), PartialState(), images.pixels.shape[1]
+    settings, state, resolution = settings or ExtractConfig(), patient_state(), images.pixels.shape[1]
     if resolution % model.downsample:
         raise InputError(
             f"the images of {images.name} have {resolution} pixels a side, the tokenizer takes multiples of "
@@ -93,17 +95,27 @@ def extract_codes(
         "tokenizer": codebook.meta.config,
         "tokenizer_sha256": codebook.meta.parents["tokenizer"],
     }
+    if not len(images):
+        raise InputError(
+            f"{images.name} has no {images.split} pictures; add some, or leave {images.split} out of splits"
+        )
     shards = _Shards(path.with_name(f".{path.name}.shards"), images, config, codebook, settings)
     if state.is_main_process:
         recover(path)
-        shards.clear()
+        for leftover in path.parent.glob(f".{path.name}.*.partial"):  # of a process that died while it joined
+            shutil.rmtree(leftover)
     state.wait_for_everyone()
-    with contextlib.suppress(InputError):
-        found = load_codes(path, codebook.meta.sha256, make="")
-        if found.config == config and np.array_equal(found.labels, images.labels):
-            return
+    done = _is_done(path, codebook, config, images)
+    state.wait_for_everyone()
+    if state.is_main_process:
+        shards.clear(everything=done)
+    state.wait_for_everyone()
+    if done:
+        return
     own = range(state.process_index, shards.count, state.num_processes)
-    todo = [shard for shard in own if not shards.is_done(shard)]
+    # What is left is dealt anew, so that all have as much to do after an interruption.
+    todo = sorted(gather_object([shard for shard in own if not shards.is_done(shard)]))
+    todo = todo[state.process_index :: state.num_processes]
     shards.check_failures()  # pictures that are missing count from the start
     state.wait_for_everyone()
     _fill(shards, todo, model, _Decoded(images, views, resolution), settings.workers(images, state.num_processes))
@@ -113,6 +125,23 @@ def extract_codes(
         shutil.rmtree(shards.folder)
         shards.failures_file.unlink(missing_ok=True)
     state.wait_for_everyone()
+
+
+def _is_done(path: Path, codebook: Codebook, config: dict[str, Any], images: ImageSource) -> bool:
+    """Whether the codes of these images are at `path`. Imported ones are kept, whatever the images."""
+    try:
+        found = load_codes(path, codebook.meta.sha256, make="")
+    except InputError:
+        return False
+    if found.config.get("imported"):
+        logger.info("%s holds imported codes, which are kept; delete them to extract anew: rm -r %s", path, path)
+        return True
+    if found.config != config:
+        return False
+    row_of = {key: row for row, key in enumerate(images.keys)}
+    rows = [row_of.get(key) for key in (path / "keys.txt").read_text().splitlines()]
+    readable = len(images) + len(images.missing) - read_meta(path, "")["num_failures"]
+    return len(rows) == readable and None not in rows and np.array_equal(found.labels, images.labels[rows])
 
 
 @dataclass(frozen=True)
@@ -152,9 +181,11 @@ class _Shards:
             "images": self.images.identity(slice(rows.start, rows.stop)),
         }
 
-    def clear(self) -> None:
+    def clear(self, everything: bool) -> None:
         """Remove what cannot be gone on with: shards with unreadable pictures, which may be mended by now, and
-        those of a larger set."""
+        those of a larger set; or all of them."""
+        if everything:
+            shutil.rmtree(self.folder, ignore_errors=True)
         for file in self.folder.glob("*.failures.json"):
             file.with_name(f"{file.name.partition('.')[0]}.npz").unlink(missing_ok=True)
             file.unlink()
@@ -248,7 +279,7 @@ def _fill(shards: _Shards, todo: list[int], model: Tokenizer, decoded: _Decoded,
     loader = DataLoader(
         decoded, batch_sampler=[rows for _, rows in batches], num_workers=num_workers, collate_fn=_collate
     )
-    device = next(model.parameters()).device
+    device = device_of(model)
     num_positions = (decoded.resolution // model.downsample) ** 2
     tokens, failures = [], {}
     bar = tqdm(
@@ -274,6 +305,8 @@ def _fill(shards: _Shards, todo: list[int], model: Tokenizer, decoded: _Decoded,
 def _join(shards: _Shards, images: ImageSource, codebook: Codebook, path: Path, config: dict[str, Any]) -> None:
     failed = [row for shard in range(shards.count) for row in shards.failures(shard)]
     rows = np.setdiff1d(np.arange(len(images)), failed)
+    if not rows.size:
+        raise InputError(f"none of the {len(images)} {images.split} pictures of {images.name} can be read")
 
     def tokens() -> Iterator[np.ndarray]:
         return (shards.load(shard) for shard in tqdm(range(shards.count), desc="joining shards", disable=None))

@@ -4,8 +4,8 @@ FoundationVision/LlamaGen (ce98ec4), autoregressive/train/extract_codes_c2i.py w
 1.npy ... (1, V, T) int64 with FOLDER/imagenet256_labels/0.npy ... (1,) int64; extract_codes_t2i.py writes
 FOLDER/0.npy ... (1, T) int64 without labels. The number is the picture's place in ImageFolder's order.
 
-Differs: its sampler pads the last round of the processes, which leaves a few repeats of the first pictures past the
-end; they are cut here."""
+Its sampler pads the last round of the processes, which leaves a few repeats of the first pictures past the end: for
+ImageNet they are cut at ILSVRC's number, elsewhere at `num_images`."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,9 +15,11 @@ from tqdm import tqdm
 
 from masc.artifacts import Codebook, InputError, write_text
 from masc.codes import SHARD_SIZE, check_tokens, save_codes
-from vq.crops import Views
+from vq.crops import FIVE, Views
 from vq.data import DataConfig
 from vq.readers.imagenet import NUM_IMAGES, wnids
+
+CENTRE_OF_TEN = FIVE.index("centre")
 
 
 def import_codes(
@@ -35,10 +37,12 @@ def import_codes(
             f"data.crops={data.crops} with the ranges {list(views.crop_ranges)} needs a folder each, found "
             f"{len(folders)}; name them with folders=[...]"
         )
+    if len({Path(folder).resolve() for folder in folders}) < len(folders):
+        raise InputError(f"the same folder was named twice: {', '.join(map(str, folders))}; each range has its own")
     sets = [_Numbered(folder, f"{data.source}{data.resolution}") for folder in folders]
     count = num_images or sets[0].count
     if num_images is None and data.source == "imagenet":
-        count = min(count, NUM_IMAGES[split])
+        count = NUM_IMAGES[split]
     for one in sets:
         one.check(count, path.with_name(f"{path.name}-missing.txt"))
     is_labelled = sets[0].labels is not None
@@ -51,7 +55,10 @@ def import_codes(
         raise InputError(
             f"{sets[0].labels}/{worst}.npy holds the label {labels[worst]}, outside of 0..{len(names) - 1}"
         )
+    if data.source == "imagenet" and num_images is None:
+        _check_imagenet(labels, sets[0], split)
     config = {
+        "imported": True,
         "source": data.source,
         "split": split,
         "resolution": data.resolution,
@@ -72,6 +79,17 @@ def import_codes(
         config,
     )
     return count
+
+
+def _check_imagenet(labels: np.ndarray, one: "_Numbered", split: str) -> None:
+    """Raise InputError unless the labels are those of ILSVRC in ImageFolder's order: every class, one after another."""
+    follows, found = np.isin(np.diff(labels), (0, 1)), len(np.unique(labels))
+    if found != len(wnids()) or not follows.all():
+        where = "" if follows.all() else f", and their order breaks after {int((~follows).argmax())}.npy"
+        raise InputError(
+            f"the labels in {one.labels} are not those of ImageNet {split} in the order of its sorted class folders: "
+            f"there are {found} classes{where}; a part of it comes in with num_images=N"
+        )
 
 
 class _Numbered:
@@ -139,19 +157,21 @@ def _shards(sets: list[_Numbered], count: int, views: Views, per_folder: int, nu
     for start in range(0, count, SHARD_SIZE):
         rows = []
         for number in range(start, min(start + SHARD_SIZE, count)):
-            parts = [one.read(one.codes, number) for one in sets]
+            parts, kept = [one.read(one.codes, number) for one in sets], []
             for part, one in zip(parts, sets, strict=True):
                 file = one.codes / f"{number}.npy"
                 num_positions = num_positions or part.shape[-1]
-                # One centre crop is wanted: the released layout has its mirror image beside it.
-                found = part.reshape(-1, part.shape[-1])[: 1 if views.crops == "center" else None]
+                found = part.reshape(-1, part.shape[-1])
+                if views.crops == "center":  # its mirror image is beside it, or it is the fifth of ten crops
+                    found = found[CENTRE_OF_TEN][None] if len(found) == 10 else found[:1]
                 if found.shape != (per_folder, num_positions):
                     raise InputError(
                         f"{file} has shape {part.shape}, expected (1, {per_folder}, {num_positions}) for "
                         f"the views of data.crops={views.crops}"
                     )
                 check_tokens(found, num_tokens, str(file))
-            rows.append(np.concatenate([part.reshape(-1, num_positions)[:per_folder] for part in parts]))
+                kept.append(found)
+            rows.append(np.concatenate(kept))
             bar.update()
         yield np.stack(rows)
     bar.close()

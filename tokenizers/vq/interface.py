@@ -6,11 +6,13 @@ plugs in by an entry in `configs/tokenizer` (docs/own-tokenizer.md shows one).
 Shapes: B images, S x S pixels, T positions in raster order, N tokens, d code dimension."""
 
 import inspect
+import itertools
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any, Protocol
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from masc.artifacts import InputError
 
@@ -62,3 +64,8 @@ class TokenizerConfig:
         if unknown and not takes_any:
             raise InputError(f"{self.target} has no option {', '.join(unknown)}; it takes {', '.join(known)}")
         return target(**self.options)
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where a tokenizer's tensors are; a tokenizer may have buffers only."""
+    return next(itertools.chain(model.parameters(), model.buffers())).device

@@ -1,6 +1,7 @@
 """Tokenizers by name: where their weights are and how they load."""
 
 import json
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from vq.checkpoint import find_state, load_state, read_checkpoint
 from vq.interface import Tokenizer, TokenizerConfig
 from vq.releases import how_to_get
 
+TRAINED_HERE = "vq.autoencoder:ConvVQ"
 SHIPPED = resources.files("vq") / "weights"
 
 
@@ -31,10 +33,10 @@ def tokenizer_path(config: TokenizerConfig, artifacts: Path) -> Path:
         return trained
     if shipped.exists():
         return shipped
-    raise InputError(
-        f"no weights of the tokenizer {config.name} at {trained}; make them with "
-        f"`make tokenizer TOKENIZER={config.name}`"
-    )
+    how = f"make them with `make tokenizer TOKENIZER={config.name}`"
+    if config.target != TRAINED_HERE:
+        how = "name their file with tokenizer.weights in its config"
+    raise InputError(f"no weights of the tokenizer {config.name} at {trained}; {how}")
 
 
 def load_tokenizer(path: Path, config: TokenizerConfig) -> Tokenizer:
@@ -63,11 +65,13 @@ def _check_sizes(path: Path, config: TokenizerConfig, model: Any) -> None:
         )
 
 
-def load_decoder(codebook: Codebook, artifacts: Path) -> Tokenizer:
-    """The tokenizer whose codebook this is, in evaluation mode.
+def load_decoder(codebook: Codebook, artifacts: Path, weights: str | None = None) -> Tokenizer:
+    """The tokenizer whose codebook this is, in evaluation mode. `weights` says where its file is by now.
 
     Raises InputError if the weights in use are not those the codebook was read from."""
     config = TokenizerConfig(**codebook.meta.config)
+    if weights is not None:
+        config = replace(config, weights=weights)
     path = tokenizer_path(config, artifacts)
     require_parent(codebook.meta, "tokenizer", hash_file(path), path, f"make codebook TOKENIZER={config.name}")
     return load_tokenizer(path, config)

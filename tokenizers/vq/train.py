@@ -79,6 +79,11 @@ def train_tokenizer(
     accelerator = Accelerator(mixed_precision="no" if precision == "fp32" else precision)
     torch.manual_seed(training.seed)
     model = config.build().to(memory_format=torch.channels_last)
+    if not isinstance(model, ConvVQ):
+        raise InputError(
+            f"the tokenizer {config.name} is a {config.target}; only vq.autoencoder:ConvVQ is trained here. "
+            "Train it with its own code and name its file with tokenizer.weights"
+        )
     if source.pixels.shape[1] != model.resolution:
         raise InputError(
             f"the images of {source.name} have {source.pixels.shape[1]} pixels a side, the tokenizer {config.name} "

@@ -3,6 +3,7 @@
 Where there is no separate validation split, one picture in 50 is held out by a hash of its name."""
 
 import hashlib
+import re
 from pathlib import Path
 
 import numpy as np
@@ -73,7 +74,8 @@ def _find_split(root: Path, split: str) -> Members | None:
     for place in (root / split, root / f"{split}.zip"):
         if place.exists():
             return open_pictures(place)
-    tars = sorted(root.glob(f"*{split}*.tar"))
+    word = re.compile(rf"(?<![a-z]){split}(?![a-z])", re.IGNORECASE)  # not the train of trainval.tar
+    tars = sorted(tar for tar in root.glob("*.tar") if word.search(tar.stem))
     return index_tars(tars).members.images() if tars else None
 
 
@@ -85,7 +87,12 @@ def is_held_out(name: str) -> bool:
 def open_pictures(place: Path) -> Members:
     """The pictures below a folder, in a zip or a tar, or in the one zip or the tars that a folder holds.
 
-    Raises InputError if there are none, or several zips."""
+    Raises InputError if there are none, or several zips, or archives beside pictures."""
+    archives = [*place.glob("*.tar"), *place.glob("*.zip")] if place.is_dir() else []
+    if archives and len(list_folder(place).images()):
+        raise InputError(
+            f"{place} holds pictures and {archives[0].name} beside them; which of the two is meant? Move the other away"
+        )
     if place.suffix == ".zip":
         members = list_zip(place)
     elif place.suffix == ".tar":

@@ -46,12 +46,19 @@ def load_imagenet(root: Path, split: str, resolution: int) -> StoredImages:
 
     Raises InputError if the 1,000 classes are not all there, others are, or a label contradicts a WNID."""
     folder, tar = root / split, root / f"ILSVRC2012_img_{split}.tar"
-    shards = sorted(folder.glob("*.tar")) or sorted(set(root.glob(f"*{split}*.tar")) - {tar})
+    if (folder / tar.name).exists():
+        tar = folder / tar.name
+    inside = sorted(folder.glob("*.tar"))
+    beside = sorted(path for path in root.glob(f"*{split}*.tar") if not path.name.startswith("ILSVRC2012_img_"))
     labels = None
-    if tar.exists():
+    if folder.is_dir() and any(path.is_dir() for path in folder.iterdir()):
+        members = list_folder(folder).images()
+    elif tar.exists():
         members = index_tars([tar]).members.images()
-    elif shards:
-        members, labels = _labelled_samples(index_tars(shards))
+    elif inside and all(WNID.fullmatch(path.stem) for path in inside):  # the official tar, unpacked once
+        members = index_tars(inside).members.images()
+    elif inside or beside:
+        members, labels = _labelled_samples(index_tars(inside or beside))
     elif folder.is_dir():
         members = list_folder(folder).images()
     else:

@@ -79,7 +79,10 @@ class ZipMembers(Members):
     path: Path
 
     def read(self, index: int) -> bytes:
-        return _open_zip(self.path, os.getpid()).read(self.names[index])
+        try:
+            return _open_zip(self.path, os.getpid()).read(self.names[index])
+        except (RuntimeError, NotImplementedError) as error:  # encrypted, or of a compression that zipfile lacks
+            raise OSError(f"{self.names[index]} in {self.path}: {error}") from error
 
 
 @lru_cache(maxsize=4)
