@@ -5,6 +5,7 @@ import json
 import tarfile
 
 import numpy as np
+import webdataset
 from PIL import Image
 from scipy.io import savemat
 
@@ -72,9 +73,8 @@ def official_tars(root):
 def shards(root, label_of=lambda label: label, kind="cls"):
     """WebDataset shards of 500 samples: imagenet1k-train-0000.tar with .jpg and .cls (or .json)."""
     for shard in range(2):
-        files = []
-        for label in range(shard * 500, shard * 500 + 500):
-            key, stored = f"{wnids()[label]}_{label}", label_of(label)
-            text = str(stored) if kind == "cls" else json.dumps({"label": stored, "filename": f"{key}.JPEG"})
-            files += [(f"{key}.{kind}", text.encode()), (f"{key}.jpg", jpeg(label))]
-        (root / f"imagenet1k-train-{shard:04d}.tar").write_bytes(tar_of(files))
+        with webdataset.TarWriter(str(root / f"imagenet1k-train-{shard:04d}.tar")) as tar:
+            for label in range(shard * 500, shard * 500 + 500):
+                key, stored = f"{wnids()[label]}_{label}", label_of(label)
+                text = str(stored) if kind == "cls" else json.dumps({"label": stored, "filename": f"{key}.JPEG"})
+                tar.write({"__key__": key, kind: text.encode(), "jpg": jpeg(label)})

@@ -168,6 +168,33 @@ def test_unreadable_pictures_are_listed_and_left_out(pictures, small, tmp_path):
     )
     again = load_codes(tmp_path / "again", codebook.meta.sha256, "make codes")
     assert np.array_equal(again.tokens, codes.tokens) and again.labels.tolist() == codes.labels.tolist()
+    leftover = tmp_path / ".codes.12345.partial"  # of a process that died while it joined
+    leftover.mkdir()
+    before = (tmp_path / "codes" / "codes.npy").stat().st_mtime_ns
+    extract_codes(model, pictures(), Views("center"), codebook, tmp_path / "codes", SETTINGS)
+    assert (tmp_path / "codes" / "codes.npy").stat().st_mtime_ns == before and not leftover.exists()
+
+
+def test_a_split_without_pictures_is_refused(squares, small, tmp_path):
+    model, codebook = small
+    none = replace(squares, split="val", pixels=squares.pixels[:0], labels=squares.labels[:0], keys=())
+    with pytest.raises(InputError, match="squares has no val pictures"):
+        extract_codes(model, none, Views("center"), codebook, tmp_path / "codes", SETTINGS)
+
+
+def test_a_tokenizer_of_buffers_only_is_a_tokenizer(squares, small, tmp_path):
+    class Fixed(torch.nn.Module):
+        num_tokens, downsample = 32, 4
+
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("codebook", torch.eye(32))
+
+        def encode(self, images):
+            return torch.full((len(images), 16), 7)
+
+    extract_codes(Fixed(), squares, Views("center"), small[1], tmp_path / "codes", SETTINGS)
+    assert (load_codes(tmp_path / "codes", small[1].meta.sha256, "").tokens == 7).all()
 
 
 def test_too_many_unreadable_pictures_stop_the_run_until_they_are_mended(pictures, small, tmp_path):

@@ -17,6 +17,7 @@ from vq.crops import center_crop
 from vq.images import load_images
 from vq.readers.folders import is_held_out
 from vq.readers.imagenet import wnids
+from vq.readers.members import list_zip
 
 
 @pytest.fixture(scope="module")
@@ -137,11 +138,13 @@ def test_a_truncated_tar_is_named(tmp_path, keep):
     ilsvrc.shards(tmp_path)
     file = tmp_path / "imagenet1k-train-0001.tar"
     data = file.read_bytes()
+    with tarfile.open(file) as whole:
+        border = whole.getmembers()[-2].offset
     end = len(data.rstrip(b"\0"))
     file.write_bytes(data[: int(end * keep)])
     with pytest.raises(InputError, match=r"imagenet1k-train-0001.tar is not a tar, or is truncated"):
         load_images("imagenet", "train", 16, tmp_path)
-    file.write_bytes(data[: data.rindex(b"n15075141_999.cls") // 512 * 512])  # at the border of two members
+    file.write_bytes(data[:border])  # of two members
     with pytest.raises(InputError, match=r"imagenet1k-train-0001.tar .* breaks off at byte"):
         load_images("imagenet", "train", 16, tmp_path)
 
@@ -269,3 +272,45 @@ def test_sources_on_disk_need_a_folder_that_exists(tmp_path):
         load_images("imagenet", "train", 256, tmp_path)
     with pytest.raises(InputError, match="no pictures in"):
         load_images("ffhq", "train", 256, tmp_path)
+
+
+def test_class_folders_come_before_what_lies_beside_them(tmp_path):
+    ilsvrc.class_folders(tmp_path, "train")
+    (tmp_path / "ILSVRC2012_img_train_t3.tar").write_bytes(ilsvrc.tar_of([("n02085620_1.JPEG", ilsvrc.jpeg(0))]))
+    assert len(load_images("imagenet", "train", 16, tmp_path)) == 1000
+
+
+def test_the_official_tar_unpacked_once_or_moved_into_its_folder_is_read(tars, tmp_path):
+    whole = load_images("imagenet", "train", 16, tars)
+    once = tmp_path / "once" / "train"
+    once.mkdir(parents=True)
+    with tarfile.open(tars / "ILSVRC2012_img_train.tar") as outer:
+        outer.extractall(once, filter="data")
+    moved = tmp_path / "moved" / "train"
+    moved.mkdir(parents=True)
+    shutil.copy(tars / "ILSVRC2012_img_train.tar", moved)
+    for root in (once.parent, moved.parent):
+        found = load_images("imagenet", "train", 16, root)
+        assert np.array_equal(found.labels, whole.labels)
+        assert np.array_equal(found.pixels[::400], whole.pixels[::400])
+
+
+def test_archives_beside_pictures_are_not_chosen_between(tmp_path):
+    for split in ("train", "val"):
+        (tmp_path / split / "a").mkdir(parents=True)
+        (tmp_path / split / "a" / "1.jpg").write_bytes(ilsvrc.jpeg(1))
+    with zipfile.ZipFile(tmp_path / "train" / "thumbs.zip", "w") as archive:
+        archive.writestr("a/2.jpg", ilsvrc.jpeg(2))
+    with pytest.raises(InputError, match=r"holds pictures and thumbs.zip beside them"):
+        load_images("folder", "train", 16, tmp_path)
+
+
+def test_an_encrypted_picture_in_a_zip_is_unreadable(tmp_path):
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        archive.writestr("a/1.jpg", ilsvrc.jpeg(1))
+    content = bytearray((tmp_path / "x.zip").read_bytes())
+    content[6] |= 1  # the encryption bit of the local header, and of the directory's entry
+    content[content.index(b"PK\x01\x02") + 8] |= 1
+    (tmp_path / "x.zip").write_bytes(content)
+    with pytest.raises(OSError, match=r"a/1.jpg in .*x.zip.*encrypted"):
+        list_zip(tmp_path / "x.zip").read(0)
