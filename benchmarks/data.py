@@ -73,10 +73,20 @@ def forget(folders: list[Path]) -> None:
             os.fsync(file.fileno())
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
             kept += is_cached(file.fileno())
-            if path.endswith("codes.npy") and is_cached(file.fileno()):
-                raise RuntimeError(f"{path} stays in the page cache; choose a folder on a disk with --folder")
+            if path.endswith("codes.npy"):
+                drop_patiently(path, file.fileno())
     if kept > len(files) / 100:
         raise RuntimeError(f"{kept} files stay in the page cache; choose a folder on a disk with --folder")
+
+
+def drop_patiently(path: str, descriptor: int) -> None:
+    """Drop the file that all depends on; RuntimeError if it stays for ten tries."""
+    for _ in range(10):
+        if not is_cached(descriptor):
+            return
+        time.sleep(0.5)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+    raise RuntimeError(f"{path} stays in the page cache; choose a folder on a disk with --folder")
 
 
 def is_cached(descriptor: int) -> bool:
