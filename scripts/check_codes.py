@@ -21,6 +21,10 @@ class CheckStage:
     seed: int = 0
     artifacts: str = "artifacts"
 
+    def __post_init__(self) -> None:
+        if self.num_shown < 1:
+            raise ValueError(f"num_shown must be positive, found {self.num_shown}")
+
 
 def main(stage: CheckStage) -> None:
     """Compare codes with their checksums; write artifacts/<tokenizer>/codes/<data>/check-{train,val}.png."""

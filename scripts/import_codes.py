@@ -21,6 +21,12 @@ class ImportStage:
     num_images: int | None = None  # None: ILSVRC's number for ImageNet, else as many as there are
     artifacts: str = "artifacts"
 
+    def __post_init__(self) -> None:
+        if self.split not in ("train", "val") or (self.num_images or 1) < 1:
+            raise ValueError(
+                f"split must be train or val and num_images positive, found {self.split!r}, {self.num_images}"
+            )
+
 
 def main(stage: ImportStage) -> None:
     """Write artifacts/<tokenizer>/codes/<data>/<split> from the .npy files of LlamaGen's layout."""

@@ -1,5 +1,6 @@
 """Draw samples from a run or a released model (`make sample RUN=...` or `RELEASE=...`)."""
 
+from accelerate import PartialState
 from stage import CONFIGS, load_config, run_stage
 
 from llamagen.filters import SamplingConfig
@@ -17,7 +18,9 @@ def preset_of(config: SampleConfig) -> SamplingConfig | None:
 
 def main(config: SampleConfig) -> None:
     """Write <run>/samples/<name>: tokens, pictures, a grid to look at and a manifest."""
-    print(sample(config, preset_of(config)))
+    directory = sample(config, preset_of(config))
+    if PartialState().is_main_process:
+        print(directory)
 
 
 if __name__ == "__main__":
