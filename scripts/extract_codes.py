@@ -10,10 +10,11 @@ from masc.codes import read_meta
 from masc.device import patient_state
 from masc.layout import Layout
 from vq.data import DataConfig
-from vq.extract import ExtractConfig, extract_codes
+from vq.extract import extract_codes
 from vq.images import load_images
 from vq.interface import TokenizerConfig
 from vq.pretrained import load_decoder
+from vq.shards import ExtractConfig
 
 
 @dataclass(kw_only=True)

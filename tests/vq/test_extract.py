@@ -19,10 +19,11 @@ from masc.artifacts import InputError
 from masc.codes import load_codes, verify_codes
 from vq.codebook import save_codebook
 from vq.crops import Views
-from vq.extract import ExtractConfig, extract_codes
+from vq.extract import extract_codes
 from vq.images import ImageSource, load_images, to_tensor
 from vq.interface import TokenizerConfig
 from vq.pretrained import load_tokenizer, tokenizer_path
+from vq.shards import ExtractConfig
 
 SMALL = TokenizerConfig(
     name="small", target="vq.autoencoder:ConvVQ", options={"resolution": 16, "num_tokens": 32, "width": 16}
@@ -73,9 +74,9 @@ def content(path):
 
 def stop_after(monkeypatch, shards):
     """Let the process die once so many more shards are written."""
-    from vq.extract import _Shards
+    from vq.shards import Shards
 
-    save, left = _Shards.save, [shards]
+    save, left = Shards.save, [shards]
 
     def dying(*arguments):
         if not left[0]:
@@ -83,7 +84,7 @@ def stop_after(monkeypatch, shards):
         left[0] -= 1
         save(*arguments)
 
-    monkeypatch.setattr(_Shards, "save", dying)
+    monkeypatch.setattr(Shards, "save", dying)
 
 
 def test_tokens_are_those_of_each_view_and_are_not_made_twice(squares, small, tmp_path, monkeypatch):

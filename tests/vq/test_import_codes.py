@@ -12,11 +12,12 @@ from masc.artifacts import Codebook, InputError
 from masc.codes import load_codes
 from vq.codebook import save_codebook
 from vq.data import DataConfig
-from vq.extract import ExtractConfig, extract_codes
+from vq.extract import extract_codes
 from vq.images import load_images
 from vq.import_codes import import_codes
 from vq.interface import TokenizerConfig
 from vq.readers.imagenet import wnids
+from vq.shards import ExtractConfig
 
 
 @pytest.fixture

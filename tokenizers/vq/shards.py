@@ -1,0 +1,150 @@
+"""The finished part of an extraction of codes: shards on disk, and the pictures that could not be read.
+
+Shapes: B images, V views, T positions."""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from masc.artifacts import Codebook, InputError, load_npz, save_npz, write_text
+from masc.codes import SHARD_SIZE, code_type
+from vq.images import ImageSource
+from vq.readers.stored import StoredImages
+
+logger = logging.getLogger(__name__)
+SHARD_VERSION = 1
+
+
+@dataclass(kw_only=True)
+class ExtractConfig:
+    """How codes are extracted."""
+
+    batch_size: int = 64  # views at a time on the device
+    shard_size: int = SHARD_SIZE  # images that are done again after an interruption, at most
+    num_workers: int | None = None  # that decode pictures; None: a process's share of the cores
+    # Of the pictures of a split: the run stops beyond it. One is let pass however small the split, unless it is 0.
+    max_failed_share: float = 1e-4
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "shard_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"extraction.{name} must be positive, found {getattr(self, name)}")
+        if not 0 <= self.max_failed_share <= 1:
+            raise ValueError(f"extraction.max_failed_share must lie in 0..1, found {self.max_failed_share}")
+
+    def allowed(self, num_images: int) -> int:
+        """How many pictures may be missing or unreadable."""
+        return max(int(self.max_failed_share * num_images), 1 if self.max_failed_share else 0)
+
+    def workers(self, images: ImageSource, num_processes: int) -> int:
+        if self.num_workers is not None:
+            return self.num_workers
+        local = int(os.environ.get("LOCAL_WORLD_SIZE", num_processes))
+        return len(os.sched_getaffinity(0)) // local if isinstance(images, StoredImages) else 0
+
+
+@dataclass(frozen=True)
+class Shards:
+    """The finished part of an extraction."""
+
+    folder: Path
+    images: ImageSource
+    config: dict[str, Any]
+    codebook: Codebook
+    settings: ExtractConfig
+
+    @property
+    def count(self) -> int:
+        return -(-len(self.images) // self.settings.shard_size)
+
+    def rows(self, shard: int) -> range:
+        start = shard * self.settings.shard_size
+        return range(start, min(start + self.settings.shard_size, len(self.images)))
+
+    def file(self, shard: int) -> Path:
+        return self.folder / f"{shard:06d}.npz"
+
+    def failures(self, shard: int) -> dict[int, str]:
+        """Row and reason of each picture of a shard that could not be read."""
+        file = self.file(shard).with_suffix(".failures.json")
+        return {int(row): reason for row, reason in json.loads(file.read_text())} if file.exists() else {}
+
+    def parents(self, shard: int) -> dict[str, str]:
+        """What a shard is made from: it is made anew if any of it changes."""
+        rows, settings = self.rows(shard), self.settings
+        made_by = {key: value for key, value in self.config.items() if key != "images_sha256"}
+        made_by |= {"batch_size": settings.batch_size, "shard_size": settings.shard_size}
+        return {
+            "codebook": self.codebook.meta.sha256,
+            "config": hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest(),
+            "images": self.images.identity(slice(rows.start, rows.stop)),
+        }
+
+    def clear(self, everything: bool) -> None:
+        """Remove what cannot be gone on with: shards with unreadable pictures, which may be mended by now, and
+        those of a larger set; or all of them."""
+        if everything:
+            shutil.rmtree(self.folder, ignore_errors=True)
+        for file in self.folder.glob("*.failures.json"):
+            file.with_name(f"{file.name.partition('.')[0]}.npz").unlink(missing_ok=True)
+            file.unlink()
+        for file in self.folder.glob("*.npz"):
+            if int(file.stem) >= self.count:
+                file.unlink()
+
+    def is_done(self, shard: int) -> bool:
+        """Whether a finished shard was made from the same images by the same config."""
+        if not self.file(shard).exists():
+            return False
+        try:
+            _, meta = load_npz(self.file(shard), "codes-shard", SHARD_VERSION, make="")
+        except InputError as error:
+            logger.warning("%s; it is made anew", error)
+            return False
+        if meta.parents != self.parents(shard):
+            logger.warning("%s was made from other images or another config; it is made anew", self.file(shard))
+            return False
+        return True
+
+    def save(self, shard: int, tokens: np.ndarray, failures: dict[int, str]) -> None:
+        """Write the tokens (B, V, T) of the readable pictures of a shard; raise InputError if too many are not."""
+        if failures:  # before the tokens: a shard that is there has its failures beside it
+            write_text(self.file(shard).with_suffix(".failures.json"), json.dumps(sorted(failures.items())))
+        tokens = tokens.astype(code_type(self.codebook.num_tokens))
+        save_npz(self.file(shard), "codes-shard", SHARD_VERSION, {"tokens": tokens}, {}, self.parents(shard))
+        if failures:
+            self.check_failures()
+
+    def load(self, shard: int) -> np.ndarray:
+        return load_npz(self.file(shard), "codes-shard", SHARD_VERSION, "make codes")[0]["tokens"]
+
+    def list_failures(self) -> list[str]:
+        """A line for each picture that is missing or could not be read, in any process."""
+        lines = [f"{name}: missing" for name in self.images.missing]
+        for file in sorted(self.folder.glob("*.failures.json")):
+            lines += [f"{self.images.keys[row]}: {reason}" for row, reason in json.loads(file.read_text())]
+        return lines
+
+    @property
+    def failures_file(self) -> Path:
+        return self.folder.with_name(f"{self.images.split}-failures.txt")
+
+    def check_failures(self) -> None:
+        """Raise InputError, having listed them, if more pictures are missing or unreadable than allowed."""
+        total = len(self.images) + len(self.images.missing)
+        lines, allowed = self.list_failures(), self.settings.allowed(total)
+        if len(lines) > allowed:
+            write_text(self.failures_file, "".join(f"{line}\n" for line in lines))
+            raise InputError(
+                f"{len(lines)} of the {total} pictures of {self.images.name} {self.images.split} are missing or cannot "
+                f"be read, more than the {allowed} allowed; the first is {lines[0]}. All that were found are listed in "
+                f"{self.failures_file}. Mend them and type the same command, which goes on where it was; or "
+                'allow more with ARGS="extraction.max_failed_share=0.01"'
+            )
