@@ -1,6 +1,6 @@
 """Verify packed codes and draw some of them (`make check-codes`)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -17,6 +17,7 @@ from vq.pretrained import load_decoder
 class CheckStage:
     tokenizer: TokenizerConfig
     data: DataConfig
+    splits: list[str] = field(default_factory=lambda: ["train", "val"])
     num_shown: int = 32  # random entries of each split
     seed: int = 0
     artifacts: str = "artifacts"
@@ -32,7 +33,7 @@ def main(stage: CheckStage) -> None:
     codebook = layout.load_codebook()
     model = load_decoder(codebook, layout.root, stage.tokenizer.weights).to(Accelerator().device)
     make = f"make codes DATA={stage.data.name} TOKENIZER={stage.tokenizer.name}"
-    for split in ("train", "val"):
+    for split in stage.splits:
         path = layout.codes(stage.data.name, split)
         picture = path.with_name(f"check-{split}.png")
         print(f"{path}: {check_codes(model, codebook, path, picture, stage.num_shown, stage.seed, make)}: {picture}")

@@ -1,6 +1,7 @@
 """LlamaGen's own codes come in as they are, and equal our extraction of the same pictures."""
 
 import shutil
+from dataclasses import replace
 
 import ilsvrc
 import numpy as np
@@ -84,6 +85,17 @@ def test_they_equal_our_extraction_of_the_same_pictures(tmp_path, monkeypatch):
     assert np.array_equal(theirs.labels, ours.labels) and theirs.class_names == ours.class_names
     extract_codes(model, images, config().views("train"), codebook, tmp_path / "theirs", settings)
     assert load_codes(tmp_path / "theirs", codebook.meta.sha256, "").config["imported"]  # not overwritten
+    other = Codebook.save(
+        tmp_path / "other.npz", codebook.vectors[::-1].copy(), codebook.meta.config, {"tokenizer": "y"}
+    )
+    with pytest.raises(InputError, match=r"theirs was made with the codebook .*rm -r .*make import-codes"):
+        extract_codes(model, images, config().views("train"), other, tmp_path / "theirs", settings)
+    assert load_codes(tmp_path / "theirs", codebook.meta.sha256, "").config["imported"]
+    coarse = replace(config(), resolution=64)
+    for kind in ("codes", "labels"):
+        shutil.copytree(tmp_path / f"imagenet32_{kind}", tmp_path / f"imagenet64_{kind}")
+    with pytest.raises(InputError, match=r"0.npy has shape \(1, 2, 64\), expected \(1, 2, 256\)"):
+        import_codes([tmp_path], coarse, "train", codebook, tmp_path / "again")
     np.save(tmp_path / "imagenet32_labels" / "7.npy", [900])
     with pytest.raises(InputError, match=r"not those of ImageNet train .* 999 classes, .* breaks after 6.npy"):
         import_codes([tmp_path], config(), "train", codebook, tmp_path / "again")
@@ -97,6 +109,11 @@ def test_the_centre_of_ten_crops_is_the_fifth(codebook, tmp_path):
     import_codes([folder], config("center"), "val", codebook, tmp_path / "codes", num_images=4)
     codes = load_codes(tmp_path / "codes", codebook.meta.sha256, "")
     assert np.array_equal(codes.tokens, released(folder.name)[:, 4:5]) and codes.config["views"] == ["centre"]
+    twenty = tmp_path / "twenty"
+    shutil.copytree(folder, twenty)
+    np.save(twenty / "imagenet32_codes" / "0.npy", np.zeros((1, 20, 256), int))
+    with pytest.raises(InputError, match=r"0.npy has shape \(1, 20, 256\)"):
+        import_codes([twenty], config("center"), "val", codebook, tmp_path / "none", num_images=4)
 
 
 def test_codes_of_captions_have_no_labels(codebook, tmp_path):

@@ -99,12 +99,17 @@ def extract_codes(
 def _is_done(path: Path, codebook: Codebook, config: dict[str, Any], images: ImageSource) -> bool:
     """Whether the codes of these images are at `path`. Imported ones are kept, whatever the images."""
     try:
+        imported = read_meta(path, make="")["config"].get("imported")
+    except InputError:
+        return False
+    if imported:  # if they do not belong to the codebook, the user decides, not this stage
+        load_codes(path, codebook.meta.sha256, make=f"rm -r {path} && make import-codes")
+        logger.info("%s holds imported codes, which are kept; delete them to extract anew: rm -r %s", path, path)
+        return True
+    try:
         found = load_codes(path, codebook.meta.sha256, make="")
     except InputError:
         return False
-    if found.config.get("imported"):
-        logger.info("%s holds imported codes, which are kept; delete them to extract anew: rm -r %s", path, path)
-        return True
     if found.config != config:
         return False
     row_of = {key: row for row, key in enumerate(images.keys)}

@@ -11,15 +11,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
 from masc.artifacts import Codebook, InputError, write_text
 from masc.codes import SHARD_SIZE, check_tokens, save_codes
 from vq.crops import FIVE, Views
 from vq.data import DataConfig
+from vq.interface import TokenizerConfig
 from vq.readers.imagenet import NUM_IMAGES, wnids
 
-CENTRE_OF_TEN = FIVE.index("centre")
+CENTRE = {1: 0, 2: 0, 10: FIVE.index("centre")}  # which of so many views is the centre crop
 
 
 def import_codes(
@@ -69,7 +71,7 @@ def import_codes(
     }
     save_codes(
         path,
-        _shards(sets, count, views, per_folder, codebook.num_tokens),
+        _shards(sets, count, views, per_folder, codebook.num_tokens, _num_positions(codebook, data)),
         labels,
         np.arange(count),
         names,
@@ -79,6 +81,14 @@ def import_codes(
         config,
     )
     return count
+
+
+def _num_positions(codebook: Codebook, data: DataConfig) -> int | None:
+    """Tokens a picture by the codebook's tokenizer; None for a codebook that does not name it."""
+    if "target" not in codebook.meta.config:
+        return None
+    with torch.device("meta"):
+        return (data.resolution // TokenizerConfig(**codebook.meta.config).build().downsample) ** 2
 
 
 def _check_imagenet(labels: np.ndarray, one: "_Numbered", split: str) -> None:
@@ -151,9 +161,11 @@ def _read_labels(sets: list[_Numbered], count: int) -> np.ndarray:
     return labels[0]
 
 
-def _shards(sets: list[_Numbered], count: int, views: Views, per_folder: int, num_tokens: int) -> Iterator[np.ndarray]:
-    """(B, V, T) after one another."""
-    bar, num_positions = tqdm(total=count, desc="codes", unit="image", disable=None), None
+def _shards(
+    sets: list[_Numbered], count: int, views: Views, per_folder: int, num_tokens: int, num_positions: int | None
+) -> Iterator[np.ndarray]:
+    """(B, V, T) after one another; T is `num_positions`, or that of the first file where it is not known."""
+    bar = tqdm(total=count, desc="codes", unit="image", disable=None)
     for start in range(0, count, SHARD_SIZE):
         rows = []
         for number in range(start, min(start + SHARD_SIZE, count)):
@@ -162,8 +174,8 @@ def _shards(sets: list[_Numbered], count: int, views: Views, per_folder: int, nu
                 file = one.codes / f"{number}.npy"
                 num_positions = num_positions or part.shape[-1]
                 found = part.reshape(-1, part.shape[-1])
-                if views.crops == "center":  # its mirror image is beside it, or it is the fifth of ten crops
-                    found = found[CENTRE_OF_TEN][None] if len(found) == 10 else found[:1]
+                if views.crops == "center" and len(found) in CENTRE:
+                    found = found[CENTRE[len(found)]][None]
                 if found.shape != (per_folder, num_positions):
                     raise InputError(
                         f"{file} has shape {part.shape}, expected (1, {per_folder}, {num_positions}) for "
