@@ -28,19 +28,17 @@ class Labels:
 class ImageCaptions:
     """The captions of each image, as text features."""
 
-    def __init__(self, features: TextFeatures, rows: list[list[int]]):
-        """`rows` lists the captions of each image by their place in `features`."""
-        self.features = features
-        self.counts = np.array([len(own) for own in rows])
+    def __init__(self, features: TextFeatures, counts: list[int]):
+        """`features` holds the captions of one image after another, `counts` (M,) how many each image has."""
+        self.features, self.counts = features, np.array(counts)
         self.starts = np.cumsum(self.counts) - self.counts
-        self.rows = np.concatenate([np.array(own, np.int64) for own in rows])
 
     def batch(self, images: np.ndarray, uniforms: np.ndarray | None = None) -> tuple[Tensor, Tensor]:
         """A caption of each image (B,): features (B, P, C) and mask (B, P).
 
         Numbers (B,) in [0, 1) choose among its captions; without them it is the first."""
         place = 0 if uniforms is None else (uniforms * self.counts[images]).astype(np.int64)
-        return self.features.batch(self.rows[self.starts[images] + place])
+        return self.features.batch(self.starts[images] + place)
 
 
 Conditions = Labels | ImageCaptions
@@ -85,8 +83,4 @@ def open_captions(codes_path: Path, codes: Codes, features_path: Path) -> ImageC
             f"{features_path} holds the features of other captions than those of {codes_path}; remove it and remake "
             f"it with `{make}`"
         )
-    rows, place = [], 0
-    for texts in captions:
-        rows.append(list(range(place, place + len(texts))))
-        place += len(texts)
-    return ImageCaptions(features, rows)
+    return ImageCaptions(features, [len(texts) for texts in captions])

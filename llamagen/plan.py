@@ -56,7 +56,8 @@ class SampleConfig:
             raise ValueError(f"labels must be one of {', '.join(LABEL_PLANS)}, not {self.labels!r}")
         if self.form not in FORMS:
             raise ValueError(f"form must be one of {', '.join(FORMS)}, not {self.form!r}")
-        if min(self.num_images, self.batch_size, self.resolution or 1) < 1 or self.resolution == 0:
+        resolution = 1 if self.resolution is None else self.resolution
+        if min(self.num_images, self.batch_size, resolution) < 1:
             raise ValueError("num_images, batch_size and resolution must be positive")
         if Path(self.name).name != self.name or self.name == "..":
             raise ValueError(f"name must be that of a folder, without a path, found {self.name!r}")

@@ -8,10 +8,9 @@ import torch
 from llamagen.build import ARModel, DataShape, build_model
 from llamagen.config import ModelConfig
 from llamagen.official import load_official
-from masc.artifacts import InputError
 from masc.heads import HeadConfig
 from vq.interface import TokenizerConfig
-from vq.releases import how_to_get
+from vq.releases import existing_weights
 
 
 @dataclass(kw_only=True)
@@ -31,13 +30,7 @@ class ReleaseConfig:
     @property
     def path(self) -> Path:
         """The file of weights; InputError saying how to get it if it is not there."""
-        path = Path(self.weights)
-        if not path.exists():
-            raise InputError(
-                f"no weights of {self.name} at {path}; {how_to_get(path)}, or name their file with "
-                'ARGS="release.weights=PATH"'
-            )
-        return path
+        return existing_weights(Path(self.weights), self.name, "release.weights")
 
     @property
     def shape(self) -> DataShape:

@@ -27,7 +27,7 @@ from llamagen.text import TextFeatures
 from masc.artifacts import InputError, hash_file, recover, replacing, write_json
 from masc.codes import code_type
 from masc.device import patient_accelerator
-from masc.run import flatten, locked, plain, provenance
+from masc.run import differences, flatten, locked, plain, provenance
 from metrics.figures import image_grid
 from vq.pretrained import tokenizer_path
 
@@ -111,10 +111,8 @@ def _refuse_other_settings(directory: Path, manifest: dict[str, Any]) -> None:
     there = _manifest_at(directory)
     if there is None:
         return
-    old, new = flatten(there["config"]), flatten(manifest["config"])
-    changed = [key for key in sorted(old | new) if old.get(key) != new.get(key)]
-    if changed:
-        lines = "\n".join(f"  {key}: {old.get(key)!r} there, {new.get(key)!r} now" for key in changed)
+    lines = differences(flatten(there["config"]), flatten(manifest["config"]))
+    if lines:
         raise InputError(
             f"{directory} holds samples of other settings:\n{lines}\nChoose another name with SAMPLES=..., or delete "
             f"these with `rm -r {directory}`"
@@ -208,13 +206,13 @@ def _finish(config: SampleConfig, work: Path, tokens: np.ndarray, subject: Subje
 
 def load_manifest(directory: Path) -> dict[str, Any]:
     """What made a sample set; InputError if it is missing."""
-    file = directory / "manifest.json"
-    if not file.exists():
+    manifest = _manifest_at(directory)
+    if manifest is None:
         raise InputError(
             f"no samples at {directory}; draw them with `make sample RUN={directory.parent.parent} "
             f'ARGS="name={directory.name}"`'
         )
-    return json.loads(file.read_text())
+    return manifest
 
 
 def load_samples(directory: Path) -> np.ndarray:

@@ -44,6 +44,14 @@ def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def differences(there: dict[str, Any], now: dict[str, Any], volatile: tuple[str, ...] = ()) -> str:
+    """A line for each key whose value differs between two flat configs; empty if none does.
+
+    Keys that begin with one of `volatile` may differ."""
+    changed = [key for key in sorted(there | now) if there.get(key) != now.get(key) and not key.startswith(volatile)]
+    return "\n".join(f"  {key}: {there.get(key)!r} there, {now.get(key)!r} now" for key in changed)
+
+
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Hold a run's directory against a second process; InputError if another one has it."""
@@ -70,9 +78,8 @@ def open_run(path: Path, config: dict[str, Any], parents: dict[str, str], volati
         old_parents = json.loads((path / "provenance.json").read_text())["parents"]
         old |= {f"sha256 of the {name}": value[:12] for name, value in old_parents.items()}
         new |= {f"sha256 of the {name}": value[:12] for name, value in parents.items()}
-        changed = [key for key in sorted(old | new) if old.get(key) != new.get(key) and not key.startswith(volatile)]
-        if changed:
-            lines = "\n".join(f"  {key}: {old.get(key)!r} there, {new.get(key)!r} now" for key in changed)
+        lines = differences(old, new, volatile)
+        if lines:
             raise InputError(
                 f"{path} holds a run with another config:\n{lines}\nChoose another directory with "
                 f"RUN_DIR=..., or delete this one with `rm -r {path}` to train it anew"

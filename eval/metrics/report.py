@@ -16,7 +16,7 @@ from metrics import figures
 from metrics.claims import state_claims
 from metrics.patches import cluster_sheet, token_patches
 from metrics.runs import Run, TimeToTarget, time_to_target
-from metrics.tokenizer import decode_pixels
+from vq.decode import decode_pixels
 from vq.interface import Tokenizer
 
 NUM_SAMPLES_SHOWN = 40

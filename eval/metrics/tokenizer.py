@@ -14,19 +14,12 @@ from masc.tree import Partition
 from metrics.features import load_extractor
 from metrics.replacement import compare_replaced, replace_tokens
 from metrics.samples import draw_variants, extractor_protocol, load_reference, measure_images, row
-from vq.images import ImageSource, to_tensor, to_uint8
+from vq.decode import decode_pixels
+from vq.images import ImageSource, to_tensor
 from vq.interface import Tokenizer
 from vq.measure import measure
 
 NUM_SHOWN = 24  # pictures kept for the report
-
-
-def decode_pixels(model: Tokenizer, tokens: np.ndarray, batch_size: int = 100) -> np.ndarray:
-    """Pictures of code grids: (M, T) -> (M, H, W, 3) uint8."""
-    device = next(model.parameters()).device
-    parts = torch.from_numpy(tokens.astype(np.int64)).to(device).split(batch_size)
-    with torch.inference_mode():
-        return np.concatenate([to_uint8(model.decode(part)) for part in parts])
 
 
 @dataclass(frozen=True)

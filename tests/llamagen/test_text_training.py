@@ -50,7 +50,7 @@ def test_each_image_shows_one_of_its_own_captions(text_run):
     images, uniforms = np.array([0, 1, 2, 2, 5]), np.array([0.9, 0.6, 0.0, 0.99, 0.4])
     features, mask = captions.batch(images, uniforms)
     places = captions.starts[images] + np.array([0, 1, 0, 2, 1])
-    expected = captions.features.batch(captions.rows[places])
+    expected = captions.features.batch(places)
     assert torch.equal(features, expected[0]) and torch.equal(mask, expected[1])
     first, _ = captions.batch(images)
     assert torch.equal(first[0], features[0]) and not torch.equal(first[3], features[3])

@@ -4,13 +4,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image, ImageDraw
 
 from masc.artifacts import Codebook, replacing
 from masc.codes import Codes, load_codes, verify_codes
-from vq.images import to_uint8
-from vq.interface import Tokenizer, device_of
+from vq.decode import decode_pixels
+from vq.interface import Tokenizer
 
 LINE = 12  # pixels of a line of text
 
@@ -50,7 +49,7 @@ def check_codes(
     views = rng.integers(codes.tokens.shape[1], size=len(rows))
     tokens = codes.tokens[rows, views].astype(np.int64)
     notes = [_note(codes, keys, int(row), int(view)) for row, view in zip(rows, views, strict=True)]
-    _write_grid(picture, decode(model, tokens), notes)
+    _write_grid(picture, decode_pixels(model, tokens, batch_size=16), notes)
     counts = np.bincount(codes.labels)
     return Checked(
         num_images=codes.num_images,
@@ -60,15 +59,6 @@ def check_codes(
         smallest_class=int(counts[counts > 0].min()),
         largest_class=int(counts.max()),
         usage=len(np.unique(tokens)) / codes.num_tokens,
-    )
-
-
-@torch.no_grad()
-def decode(model: Tokenizer, tokens: np.ndarray, batch_size: int = 16) -> np.ndarray:
-    """Tokens (B, T) -> pictures (B, S, S, 3) uint8."""
-    device, batches = device_of(model), range(0, len(tokens), batch_size)
-    return np.concatenate(
-        [to_uint8(model.decode(torch.from_numpy(tokens[start : start + batch_size]).to(device))) for start in batches]
     )
 
 

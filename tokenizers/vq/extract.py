@@ -99,10 +99,10 @@ def extract_codes(
 def _is_done(path: Path, codebook: Codebook, config: dict[str, Any], images: ImageSource) -> bool:
     """Whether the codes of these images are at `path`. Imported ones are kept, whatever the images."""
     try:
-        imported = read_meta(path, make="")["config"].get("imported")
+        meta = read_meta(path, make="")
     except InputError:
         return False
-    if imported:  # if they do not belong to the codebook, the user decides, not this stage
+    if meta["config"].get("imported"):  # if they do not belong to the codebook, the user decides, not this stage
         load_codes(path, codebook.meta.sha256, make=f"rm -r {path} && make import-codes")
         logger.info("%s holds imported codes, which are kept; delete them to extract anew: rm -r %s", path, path)
         return True
@@ -114,7 +114,7 @@ def _is_done(path: Path, codebook: Codebook, config: dict[str, Any], images: Ima
         return False
     row_of = {key: row for row, key in enumerate(images.keys)}
     rows = [row_of.get(key) for key in (path / "keys.txt").read_text().splitlines()]
-    readable = len(images) + len(images.missing) - read_meta(path, "")["num_failures"]
+    readable = len(images) + len(images.missing) - meta["num_failures"]
     return len(rows) == readable and None not in rows and np.array_equal(found.labels, images.labels[rows])
 
 

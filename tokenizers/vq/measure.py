@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from vq.images import ImageSource, to_tensor, to_uint8
-from vq.interface import Tokenizer
+from vq.interface import Tokenizer, device_of
 
 MAX_PSNR = 60.0  # dB: what an exact copy counts as in a mean, beyond what uint8 can tell apart
 
@@ -12,7 +12,7 @@ MAX_PSNR = 60.0  # dB: what an exact copy counts as in a mean, beyond what uint8
 @torch.no_grad()
 def measure(model: Tokenizer, source: ImageSource, batch_size: int = 64) -> dict[str, float]:
     """PSNR (dB, mean over images, on the uint8 pictures), codebook usage and perplexity on a source."""
-    device = next(model.parameters()).device
+    device = device_of(model)
     psnr, tokens = [], []
     for start in range(0, len(source), batch_size):
         pixels = source.pixels[start : start + batch_size]

@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from masc.artifacts import Codebook, InputError, hash_file, require_parent
 from vq.checkpoint import find_state, load_state, read_checkpoint
 from vq.interface import Tokenizer, TokenizerConfig
-from vq.releases import how_to_get
+from vq.releases import existing_weights
 
 TRAINED_HERE = "vq.autoencoder:ConvVQ"
 SHIPPED = resources.files("vq") / "weights"
@@ -20,13 +20,7 @@ SHIPPED = resources.files("vq") / "weights"
 def tokenizer_path(config: TokenizerConfig, artifacts: Path) -> Path:
     """The weights of a tokenizer: the file its config names, else the user's own if trained, else those shipped."""
     if config.weights is not None:
-        path = Path(config.weights)
-        if not path.exists():
-            raise InputError(
-                f"no weights of the tokenizer {config.name} at {path}; {how_to_get(path)}, or name their file with "
-                'ARGS="tokenizer.weights=PATH"'
-            )
-        return path
+        return existing_weights(Path(config.weights), f"the tokenizer {config.name}", "tokenizer.weights")
     trained = Path(artifacts) / config.name / "tokenizer.safetensors"
     shipped = Path(str(SHIPPED)) / f"{config.name}.safetensors"
     if trained.exists():

@@ -9,6 +9,8 @@ the first download then pins what the hub announces (vq.hub)."""
 from dataclasses import dataclass
 from pathlib import Path
 
+from masc.artifacts import InputError
+
 
 @dataclass(frozen=True)
 class RemoteFile:
@@ -99,7 +101,17 @@ RELEASES = {
 }
 
 
-def how_to_get(path: Path) -> str:
+def existing_weights(path: Path, owner: str, option: str) -> Path:
+    """The file of weights at `path`; where it is missing, InputError saying how `owner`, whose config names it by
+    `option`, gets it."""
+    if not path.exists():
+        raise InputError(
+            f'no weights of {owner} at {path}; {_how_to_get(path)}, or name their file with ARGS="{option}=PATH"'
+        )
+    return path
+
+
+def _how_to_get(path: Path) -> str:
     """What to type for a file of weights that is missing: the release it belongs to, by its name."""
     for found in RELEASES.values():
         if found.path(path.parent) == path:

@@ -4,6 +4,7 @@ Names that would leave their archive are refused, although nothing is ever writt
 
 import os
 import zipfile
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -19,7 +20,7 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tif
 
 
 @dataclass(frozen=True)
-class Members:
+class Members(ABC):
     """M files by number."""
 
     names: tuple[str, ...]  # with / between folders
@@ -33,9 +34,9 @@ class Members:
         """(M,) bytes."""
         return self.places[:, 0]
 
+    @abstractmethod
     def read(self, index: int) -> bytes:
         """One file's bytes. Raises OSError or what the archive's library raises if it cannot be read."""
-        raise NotImplementedError
 
     def take(self, rows: Sequence[int]) -> Self:
         """Some of the files, in the order given."""
