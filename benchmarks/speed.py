@@ -44,7 +44,7 @@ def ours(head: str, plain_attention: bool) -> dict[str, Callable[[], None]]:
     """A training step and a batch of samples of our model with a head."""
     config = load_config("train", TrainConfig, ["model=llamagen-tiny", "data=twemoji", f"head={head}"])
     vectors = torch.randn(1024, 8, generator=torch.Generator().manual_seed(0)).numpy()
-    partition = None if head == "flat" else Tree(average_linkage(vectors)).cut(512)
+    partition = None if head == "flat" else Tree(average_linkage(vectors).merges).cut(512)
     model = build_model(config.model, config.head, SHAPE, partition, seed=0)
     optimizer = build_optimizer(model, config.optim, fused=True)
     tokens, labels = torch.randint(1024, (BATCH, 64)), torch.randint(9, (BATCH,))

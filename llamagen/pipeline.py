@@ -16,7 +16,7 @@ from llamagen.plan import SampleConfig
 from llamagen.run import TrainConfig, is_trained
 from llamagen.sample import is_sampled
 from masc.artifacts import Codebook, InputError
-from masc.build import TreeConfig, make_tree
+from masc.build import TreeConfig
 from masc.codes import load_codes
 from masc.layout import Layout
 from masc.run import read_metrics
@@ -127,9 +127,9 @@ def _make_trees(
     for name in _stage(4, list(config.trees), "tree"):
         tree = config.trees[name]
         for k in ks:
-            made = make_tree(tree, codebook, k, layout.tree(tree, k))
+            made, _ = layout.make_tree(tree, k, codebook)
             partitions.setdefault(name, {})[k] = made.cut(k) if isinstance(made, Tree) else made
-            if tree.method == "average":
+            if tree.is_masc:
                 average = made
     return partitions, average
 

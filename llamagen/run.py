@@ -57,6 +57,8 @@ class TrainConfig:
             "captions",
             "data.path",
             "micro_batches",
+            "tree.engine",
+            "tree.coarsest",
         )
         return keys if self.head.uses_tree else (*keys, "tree.")
 
@@ -117,7 +119,7 @@ def load_inputs(config: TrainConfig) -> RunInputs:
         num_clusters = config.head.clusters(codebook.num_tokens)
         tree = layout.tree(config.tree, num_clusters)
         if not tree.exists():
-            missing.append((tree, layout.make_tree(config.tree, num_clusters)))
+            missing.append((tree, layout.how_to_make(config.tree, num_clusters)))
     elif config.head.uses_tree:
         make_tree = f"make tree TREE={config.tree.name} TOKENIZER={config.tokenizer_name}"
         missing.append((layout.codebook.parent / "trees", make_tree))

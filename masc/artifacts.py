@@ -109,6 +109,7 @@ class Meta:
     sha256: str
     config: dict[str, Any] = field(default_factory=dict)
     parents: dict[str, str] = field(default_factory=dict)  # kind of parent -> its SHA-256
+    about: dict[str, Any] = field(default_factory=dict)  # how it was made; decides nothing
 
 
 def save_npz(
@@ -118,9 +119,10 @@ def save_npz(
     arrays: dict[str, np.ndarray],
     config: dict[str, Any],
     parents: dict[str, str],
+    about: dict[str, Any] | None = None,
 ) -> Meta:
     """Write an artefact of one .npz file and return what it says about itself."""
-    meta = Meta(kind, hash_arrays(arrays), config, parents)
+    meta = Meta(kind, hash_arrays(arrays), config, parents, about or {})
     header = json.dumps({"format": f"masc-{kind}", "version": version, **vars(meta)})
     with replacing(path) as temporary, temporary.open("wb") as file:
         np.savez(file, header=np.array(header), **arrays)
@@ -147,7 +149,7 @@ def load_npz(path: Path, kind: str, version: int, make: str) -> tuple[dict[str, 
             f"expected a masc-{kind} of format version {version}, found {header.get('format')!r} version "
             f"{header.get('version')} in {path}; remake it with `{make}`"
         )
-    meta = Meta(kind, header["sha256"], header["config"], header["parents"])
+    meta = Meta(kind, header["sha256"], header["config"], header["parents"], header.get("about", {}))
     if hash_arrays(arrays) != meta.sha256:
         raise InputError(f"the contents of {path} do not match its own SHA-256; remake it with `{make}`")
     return arrays, meta

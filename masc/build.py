@@ -1,16 +1,30 @@
 """From a codebook to tree.npz: which clustering, built how."""
 
+import resource
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from masc.artifacts import Codebook, InputError, reuse_npz
-from masc.linkage import average_linkage
-from masc.tree import VERSION, Partition, Tree, load_tree, save_tree
+from masc.artifacts import Codebook, InputError, Meta, hash_file
+from masc.distances import METRICS
+from masc.importers import import_partition
+from masc.kmeans import kmeans, kmeans_balanced, kmeans_sklearn, random_balanced
+from masc.linkage import ENGINES, average_linkage
+from masc.run import provenance
+from masc.tree import Partition, Tree, load_tree, save_tree
+from masc.variants import LINKAGES, linkage_merges
 
-METHODS = ("average", "kmeans", "random")
+TREES = ("linkage", "random")  # serve every k
+PARTITIONS = {  # made at one k, from vectors, k and a seed
+    "kmeans": kmeans,
+    "kmeans-sklearn": kmeans_sklearn,
+    "kmeans-balanced": kmeans_balanced,
+    "random-balanced": lambda vectors, num_clusters, seed: random_balanced(len(vectors), num_clusters, seed),
+}
+METHODS = (*TREES, *PARTITIONS, "mapping")
 
 
 @dataclass(kw_only=True)
@@ -19,77 +33,135 @@ class TreeConfig:
 
     name: str
     method: str  # one of METHODS
-    seed: int = 0  # of k-means and of the random tree
-    needs_k: bool = False  # whether the result is a partition at one k rather than a tree
+    linkage: str = "average"  # of `linkage`
+    metric: str = "euclidean"  # of `linkage`
+    num_neighbours: int = 10  # of the metrics that have neighbours
+    seed: int = 0  # of k-means and of random clusters
+    mapping: str | None = None  # the file that `mapping` imports
+    cluster_size: int = 128  # of an imported permutation
+    separate_dead: str | None = None  # data whose training codes say which tokens are dead; None: all are alive
+    engine: str = "auto"  # of average linkage: one of masc.linkage.ENGINES, all of which give one tree
+    coarsest: int = 1  # clusters at which average linkage may stop
 
     def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise ValueError(f"tree.method must be one of {', '.join(METHODS)}, not {self.method!r}")
+        for key, choices in (("method", METHODS), ("linkage", LINKAGES), ("metric", METRICS), ("engine", ENGINES)):
+            if getattr(self, key) not in choices:
+                raise ValueError(f"tree.{key} must be one of {', '.join(choices)}, not {getattr(self, key)!r}")
+        if self.coarsest < 1:
+            raise ValueError(f"tree.coarsest must be at least 1, found {self.coarsest}")
+        if self.separate_dead and self.method == "mapping":
+            raise ValueError("tree.separate_dead is for clusterings made here; an imported mapping has every token")
+        if self.coarsest > 1 and not self.is_masc:
+            raise ValueError("tree.coarsest is for average linkage of euclidean distances; other trees go to the root")
+
+    @property
+    def needs_k(self) -> bool:
+        """Whether the result is a partition at one k rather than a tree."""
+        return self.method not in TREES
+
+    @property
+    def is_masc(self) -> bool:
+        """Whether this is the paper's tree: average linkage of Euclidean distances."""
+        return (self.method, self.linkage, self.metric) == ("linkage", "average", "euclidean")
 
     def settings(self, num_clusters: int) -> dict[str, Any]:
         """Everything that decides the result: what the file says of itself."""
-        return asdict(self) | ({"num_clusters": num_clusters} if self.needs_k else {})
+        settings = asdict(self) | ({"num_clusters": num_clusters} if self.needs_k else {})
+        return {key: value for key, value in settings.items() if key not in ("engine", "coarsest")}
 
     def file_name(self, num_clusters: int) -> str:
         """A tree serves every k, a partition one."""
-        return f"{self.name}-k{num_clusters}.npz" if self.needs_k else f"{self.name}.npz"
+        apart = f"-{self.separate_dead}-dead-apart" if self.separate_dead else ""
+        return f"{self.name}{apart}-k{num_clusters}.npz" if self.needs_k else f"{self.name}{apart}.npz"
 
 
-def make_tree(config: TreeConfig, codebook: Codebook, num_clusters: int, path: Path) -> Tree | Partition:
-    """The tree or partition of a codebook, built and written to `path` unless it is there."""
-    settings = config.settings(num_clusters)
-    if reuse_npz(path, "tree", VERSION, settings, {"codebook": codebook.meta.sha256}) is not None:
-        return load_tree(path, codebook, make="")[0]
-    made = build_tree(config, codebook, num_clusters)
-    save_tree(path, made, settings, codebook)
-    return made
+@dataclass(frozen=True)
+class Usage:
+    """Which tokens the training codes of some data use."""
+
+    is_used: np.ndarray  # (N,) bool
+    codes_sha256: str
 
 
-def build_tree(config: TreeConfig, codebook: Codebook, num_clusters: int) -> Tree | Partition:
-    """The tree (`average`, `random`) or the partition in K clusters (`kmeans`) of a codebook.
+def make_tree(
+    config: TreeConfig, codebook: Codebook, num_clusters: int, path: Path, usage: Usage | None = None
+) -> tuple[Tree | Partition, Meta]:
+    """The tree or partition of a codebook, built and written to `path` unless it is there.
 
-    `random` is the average-linkage tree with its tokens permuted: random, and of the same sizes at each k."""
-    if config.method == "kmeans":
-        return kmeans(codebook.vectors, num_clusters, config.seed)
-    tree = Tree(average_linkage(codebook.vectors))
-    return tree.shuffled(config.seed) if config.method == "random" else tree
-
-
-def kmeans(vectors: np.ndarray, num_clusters: int, seed: int, num_starts: int = 10) -> Partition:
-    """Lloyd's k-means with random starting points, best of `num_starts` (MASC, App. A.3: 10).
-
-    FAISS in place of the paper's scikit-learn. A cluster that ends empty gets the token farthest from its own
-    centre. Raises InputError if K is not in 1..N."""
-    import faiss
-
-    if not 1 <= num_clusters <= len(vectors):
-        raise InputError(f"k must lie between 1 and the codebook's {len(vectors)} tokens, found {num_clusters}")
-    engine = faiss.Kmeans(
-        vectors.shape[1],
-        num_clusters,
-        niter=50,
-        nredo=num_starts,
-        seed=seed,
-        min_points_per_centroid=1,
-        max_points_per_centroid=len(vectors),
-    )
-    engine.train(np.ascontiguousarray(vectors, np.float32))
-    labels = engine.index.search(np.ascontiguousarray(vectors, np.float32), 1)[1].ravel()
-    labels = _fill_empty(labels.astype(np.int64), vectors, num_clusters)
-    return Partition(labels)
+    `usage` is what `config.separate_dead` asks for."""
+    settings, parents = config.settings(num_clusters), {}
+    if config.method == "mapping":
+        if config.mapping is None:
+            raise InputError(f"the tree {config.name} is read from a file: name it with ARGS=tree.mapping=PATH")
+        if not Path(config.mapping).is_file():
+            raise InputError(f"no mapping at {config.mapping}; give the file with ARGS=tree.mapping=PATH")
+        parents["mapping"] = hash_file(Path(config.mapping))
+    if usage is not None:
+        parents["codes"] = usage.codes_sha256
+    there = _reuse(path, settings, parents, codebook, config.coarsest)
+    if there is not None:
+        return there
+    start = time.perf_counter()
+    made, about = build_tree(config, codebook, num_clusters, None if usage is None else usage.is_used)
+    about |= {"seconds": round(time.perf_counter() - start, 2), "peak_mib": peak_mib()}
+    meta = save_tree(path, made, settings, codebook, parents, about | {"packages": provenance()["packages"]})
+    return made, meta
 
 
-def _fill_empty(labels: np.ndarray, vectors: np.ndarray, num_clusters: int) -> np.ndarray:
-    """Give each empty cluster the token farthest from its own centre among clusters of more than one."""
-    sizes = np.bincount(labels, minlength=num_clusters)
-    for empty in np.flatnonzero(sizes == 0):
-        sums = np.zeros((num_clusters, vectors.shape[1]))
-        np.add.at(sums, labels, vectors)
-        centres = sums / np.maximum(sizes, 1)[:, None]
-        distance = np.linalg.norm(vectors - centres[labels], axis=1)
-        distance[sizes[labels] == 1] = -1.0
-        taken = int(distance.argmax())
-        sizes[labels[taken]] -= 1
-        labels[taken] = empty
-        sizes[empty] = 1
-    return labels
+def _reuse(
+    path: Path, settings: dict[str, Any], parents: dict[str, str], codebook: Codebook, coarsest: int
+) -> tuple[Tree | Partition, Meta] | None:
+    """What is at `path`, if it was made by these settings from these parents and goes down far enough."""
+    try:
+        made, meta = load_tree(path, codebook, make="")
+    except InputError:
+        return None
+    wanted = {"codebook": codebook.meta.sha256, **parents}
+    deep_enough = not isinstance(made, Tree) or made.coarsest <= coarsest
+    return (made, meta) if (meta.config, meta.parents) == (settings, wanted) and deep_enough else None
+
+
+def peak_mib() -> int:
+    """The most memory this process has had so far, in MiB (Linux)."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+
+
+def build_tree(
+    config: TreeConfig, codebook: Codebook, num_clusters: int, is_used: np.ndarray | None = None
+) -> tuple[Tree | Partition, dict[str, Any]]:
+    """The tree (`linkage`, `random`) or the partition in K clusters of a codebook, and how it was made.
+
+    `random` is the average-linkage tree with its tokens permuted: random, and of the same sizes at each k. Of dead
+    tokens, where `is_used` (N,) says which they are, one cluster is made and the rest is built without them."""
+    vectors = codebook.vectors
+    if is_used is not None and is_used.all():
+        is_used = None
+    if is_used is not None:
+        vectors = vectors[is_used]
+        if len(vectors) < 2:
+            raise InputError(f"only {len(vectors)} of the {len(is_used)} tokens are used; there is nothing to cluster")
+    if config.needs_k:
+        partition = _make_partition(config, vectors, num_clusters - (is_used is not None))
+        return partition if is_used is None else partition.with_dead(is_used), {"engine": config.method}
+    if config.is_masc or config.method == "random":
+        found = average_linkage(vectors, config.engine, config.coarsest)
+        tree = Tree(found.merges, len(vectors))
+        about = {"engine": found.engine, "why": found.why, "tied_merges": found.tied_merges}
+    else:
+        merges = linkage_merges(vectors, config.linkage, config.metric, config.num_neighbours)
+        tree, about = Tree(merges), {"engine": f"{config.linkage} linkage of {config.metric} distances, dense"}
+    if config.method == "random":
+        tree = tree.shuffled(config.seed)
+    return tree if is_used is None else tree.with_dead(is_used), about
+
+
+def _make_partition(config: TreeConfig, vectors: np.ndarray, num_clusters: int) -> Partition:
+    if config.method != "mapping":
+        return PARTITIONS[config.method](vectors, num_clusters, config.seed)
+    partition = import_partition(Path(config.mapping), len(vectors), config.cluster_size)
+    if partition.num_clusters != num_clusters:
+        raise InputError(
+            f"{config.mapping} holds {partition.num_clusters} clusters, not {num_clusters}; "
+            f"say so with K={partition.num_clusters}"
+        )
+    return partition

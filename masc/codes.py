@@ -202,6 +202,16 @@ def verify_codes(path: Path, make: str) -> int:
     return len(meta["shards"])
 
 
+def used_tokens(codes: Codes) -> np.ndarray:
+    """Which tokens occur in any view of any image: (N,) bool. Stops reading once all have been met."""
+    is_used = np.zeros(codes.num_tokens, np.bool_)
+    for start in range(0, codes.num_images, SHARD_SIZE):
+        is_used[codes.tokens[start : start + SHARD_SIZE].ravel()] = True
+        if is_used.all():
+            break
+    return is_used
+
+
 def load_captions(path: Path) -> list[list[str]]:
     """The captions of each image in a directory of codes; several, one or none an image."""
     return [texts_of(entry) for entry in json.loads((Path(path) / "captions.json").read_text())]

@@ -3,9 +3,12 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from masc.artifacts import Codebook, InputError
-from masc.build import TreeConfig
-from masc.tree import Partition, load_partition
+import numpy as np
+
+from masc.artifacts import Codebook, InputError, Meta, require_parent
+from masc.build import TreeConfig, Usage, make_tree
+from masc.codes import load_codes, used_tokens
+from masc.tree import Partition, Tree, load_partition
 
 
 @dataclass(frozen=True)
@@ -30,10 +33,28 @@ class Layout:
     def codes(self, data: str, split: str) -> Path:
         return Path(self.root) / self.tokenizer / "codes" / data / split
 
-    def make_tree(self, tree: TreeConfig, num_clusters: int) -> str:
+    def how_to_make(self, tree: TreeConfig, num_clusters: int) -> str:
         """The command that makes the tree."""
         wanted = f" K={num_clusters}" if tree.needs_k else ""
-        return f"make tree TREE={tree.name} TOKENIZER={self.tokenizer}{wanted}"
+        apart = f" ARGS=tree.separate_dead={tree.separate_dead}" if tree.separate_dead else ""
+        return f"make tree TREE={tree.name} TOKENIZER={self.tokenizer}{wanted}{apart}"
+
+    def make_tree(self, tree: TreeConfig, num_clusters: int, codebook: Codebook) -> tuple[Tree | Partition, Meta]:
+        """The tree, or the partition in K clusters, built and written unless it is there."""
+        usage = None if tree.separate_dead is None else self.usage(tree.separate_dead, codebook)
+        return make_tree(tree, codebook, num_clusters, self.tree(tree, num_clusters), usage)
+
+    def usage(self, data: str, codebook: Codebook) -> Usage:
+        """Which tokens the training codes of `data` use; InputError if there are none."""
+        make = f"make codes DATA={data} TOKENIZER={self.tokenizer}"
+        codes = load_codes(self.codes(data, "train"), codebook.meta.sha256, make)
+        return Usage(used_tokens(codes), codes.sha256)
+
+    def dead_tokens(self, codebook: Codebook) -> dict[str, np.ndarray]:
+        """The tokens never used, by data, for all training codes that are there."""
+        folder = Path(self.root) / self.tokenizer / "codes"
+        found = sorted(file.parent.parent.name for file in folder.glob("*/train/meta.json"))
+        return {data: np.flatnonzero(~self.usage(data, codebook).is_used) for data in found}
 
     def load_codebook(self) -> Codebook:
         return Codebook.load(self.codebook, f"make codebook TOKENIZER={self.tokenizer}")
@@ -45,11 +66,14 @@ class Layout:
                 f"k must lie between 1 and the {codebook.num_tokens} tokens of {self.tokenizer}, found "
                 f"{num_clusters}; try K={codebook.num_tokens // 2}"
             )
-        path, make = self.tree(tree, num_clusters), self.make_tree(tree, num_clusters)
+        path, make = self.tree(tree, num_clusters), self.how_to_make(tree, num_clusters)
         partition, meta = load_partition(path, num_clusters, codebook, make)
         wanted = tree.settings(num_clusters)
         differing = [key for key in wanted if meta.config.get(key) != wanted[key]]
         if differing:
             listed = ", ".join(f"{key} is {meta.config.get(key)!r} there, {wanted[key]!r} here" for key in differing)
             raise InputError(f"{path} was built by another config: {listed}; remake it with `{make}`")
+        if tree.separate_dead:
+            codes = load_codes(self.codes(tree.separate_dead, "train"), codebook.meta.sha256, "make codes")
+            require_parent(meta, "codes", codes.sha256, path, make)
         return partition, meta.sha256

@@ -1,19 +1,87 @@
 """Average-linkage clustering of a VQ codebook (MASC, Sec. 3.2, Algorithm 1).
 
-The distance of two clusters is the mean Euclidean distance over all pairs of their vectors (Eq. 3), and
-the closest two are merged until one is left. Here: the exact dense engine, O(N^2) time by the
-nearest-neighbour chain of fastcluster (Mullner 2013) and N (N - 1) / 2 float64 distances of memory
-(1.1 GB at N = 16,384)."""
+The distance of two clusters is the mean Euclidean distance over all pairs of their vectors (Eq. 3), and the closest
+two are merged until one is left. Two engines give that one tree:
+
+    dense   all N (N - 1) / 2 distances, then fastcluster's nearest-neighbour chain (Mullner 2013): O(N^2) time and
+            memory, 2.1 GB at N = 16,384. The oracle.
+    sparse  certified nearest clusters in rounds (`masc.sparse`): memory linear in N, and several to fifty times as fast
+            (`make bench-tree`)
+
+Where several pairs are equally close, Algorithm 1 leaves open which comes first; the engines may then differ."""
+
+import logging
+import time
+from dataclasses import dataclass
 
 import numpy as np
 
+from masc.artifacts import InputError
+from masc.distances import MAX_DENSE
+from masc.variants import linkage_merges
 
-def average_linkage(vectors: np.ndarray) -> np.ndarray:
-    """Dendrogram of the vectors (N, d): merges (N - 1, 4) float64 in SciPy's linkage layout.
+logger = logging.getLogger(__name__)
 
-    Row i joins clusters `merges[i, 0]` and `merges[i, 1]` (numbers below N are tokens, N + j is what row j
-    made) at height `merges[i, 2]` into one of `merges[i, 3]` tokens; heights ascend."""
-    import fastcluster
-    from scipy.spatial.distance import pdist
+ENGINES = ("auto", "dense", "sparse")
+SMALL = 4096  # tokens: dense takes half a second and 200 MB, and needs nothing compiled
+DENSE_FOR_TIES = 16_384  # tokens up to which ties are worth a dense matrix
 
-    return fastcluster.linkage(pdist(np.asarray(vectors, np.float64)), method="average", preserve_input=False)
+
+@dataclass(frozen=True)
+class Linkage:
+    """A dendrogram and how it came about."""
+
+    merges: np.ndarray  # (N - coarsest, 4) float64 in SciPy's linkage layout
+    engine: str  # "dense" or "sparse"
+    why: str
+    seconds: float
+    tied_merges: int | None = None  # whose partner was one of several equally near; None: the engine cannot tell
+
+
+def average_linkage(vectors: np.ndarray, engine: str = "auto", coarsest: int = 1) -> Linkage:
+    """Dendrogram of the vectors (N, d), down to `coarsest` clusters.
+
+    Row i of the merges joins clusters `merges[i, 0]` and `merges[i, 1]` (numbers below N are tokens, N + j is what row
+    j made) at height `merges[i, 2]` into one of `merges[i, 3]` tokens; heights ascend. `auto` takes dense up to SMALL
+    tokens, sparse beyond, and dense again if sparse met ties and N is at most DENSE_FOR_TIES.
+    Raises InputError for fewer than two vectors, non-finite values, an unknown engine, `coarsest` not in 1..N, or
+    dense above MAX_DENSE tokens."""
+    num_tokens = len(vectors)
+    if engine not in ENGINES:
+        raise InputError(f"engine must be one of {', '.join(ENGINES)}, not {engine!r}")
+    if vectors.ndim != 2 or num_tokens < 2 or not np.isfinite(vectors).all():
+        raise InputError(f"linkage needs finite vectors (N, d), N >= 2, found {vectors.dtype} {vectors.shape}")
+    if not 1 <= coarsest <= num_tokens:
+        raise InputError(f"the coarsest cut must lie between 1 and the {num_tokens} tokens, found {coarsest}")
+    if engine == "dense" and num_tokens > MAX_DENSE:
+        raise InputError(
+            f"the dense engine stops at {MAX_DENSE} tokens, found {num_tokens}; take tree.engine=sparse, which gives "
+            "the same tree"
+        )
+    start = time.perf_counter()
+    if engine == "dense" or (engine == "auto" and num_tokens <= SMALL):
+        why = "asked for" if engine == "dense" else f"N is at most {SMALL}"
+        merges = _dense(vectors, coarsest)
+        return Linkage(merges, "dense", why, time.perf_counter() - start)
+
+    from masc.sparse import sparse_linkage
+
+    found = sparse_linkage(vectors, coarsest)
+    if found.tied_merges and engine == "auto" and num_tokens <= DENSE_FOR_TIES:
+        merges = _dense(vectors, coarsest)
+        why = f"{found.tied_merges} merges had equally near partners, which the reference breaks by row order"
+        return Linkage(merges, "dense", why, time.perf_counter() - start, found.tied_merges)
+    if found.tied_merges:
+        logger.warning(
+            "%d of %d merges had several equally near partners: this is one of several trees that Algorithm 1 allows",
+            *(found.tied_merges, len(found.merges)),
+        )
+    how = f"nearest clusters by {'a kd-tree' if found.search == 'kdtree' else 'FAISS lists'}, {found.rounds} rounds"
+    if found.finished_from:
+        how += f", dense from {found.finished_from} clusters"
+    why = f"{'asked for' if engine == 'sparse' else f'N is above {SMALL}'}; {how}"
+    return Linkage(found.merges, "sparse", why, time.perf_counter() - start, found.tied_merges)
+
+
+def _dense(vectors: np.ndarray, coarsest: int) -> np.ndarray:
+    return linkage_merges(vectors, "average", "euclidean", num_neighbours=1)[: len(vectors) - coarsest]

@@ -19,7 +19,10 @@ from typing import Any
 from masc.artifacts import InputError, write_json, write_text
 
 logger = logging.getLogger(__name__)
-PACKAGES = ("torch", "accelerate", "numpy", "scipy", "fastcluster", "faiss-cpu", "faiss-gpu", "safetensors")
+PACKAGES = (
+    *("torch", "accelerate", "numpy", "scipy", "numba", "scikit-learn", "fastcluster", "faiss-cpu", "faiss-gpu"),
+    "safetensors",
+)
 
 
 def plain(config: Any) -> Any:

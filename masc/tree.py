@@ -2,6 +2,7 @@
 
 A Tree is stored uncut; k is chosen when it is used. K-means has no tree: it makes a Partition at once."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -53,30 +54,46 @@ class Partition:
         """Where each cluster starts in `members`: (K + 1,) int64."""
         return np.concatenate([[0], np.cumsum(self.sizes)])
 
+    def with_dead(self, is_used: np.ndarray) -> "Partition":
+        """This partition of the used tokens as one of all N, the dead ones in one cluster more: `is_used` (N,) bool."""
+        cluster_of = np.full(len(is_used), self.num_clusters)
+        cluster_of[is_used] = self.cluster_of
+        return Partition(cluster_of)
+
 
 @dataclass(frozen=True, eq=False)
 class Tree:
-    """A dendrogram over N tokens, in SciPy's linkage layout (see `masc.linkage.average_linkage`)."""
+    """A dendrogram over N tokens, in SciPy's linkage layout (see `masc.linkage.average_linkage`).
 
-    merges: np.ndarray  # (N - 1, 4) float64
+    It may end at a coarsest cut, of which it knows nothing coarser."""
+
+    merges: np.ndarray  # (N - coarsest, 4) float64
+    num_tokens: int = 0  # N; 0: one more than merges, for a tree that goes to the root
 
     def __post_init__(self) -> None:
         merges = self.merges
         if merges.ndim != 2 or merges.shape[1] != 4 or not np.isfinite(merges).all():
             raise InputError(f"a tree holds finite merges (N - 1, 4), found {merges.dtype} {merges.shape}")
-        num_tokens = len(merges) + 1
+        if not self.num_tokens:
+            object.__setattr__(self, "num_tokens", len(merges) + 1)
+        num_tokens = self.num_tokens
+        if not len(merges) < num_tokens:
+            raise InputError(f"a tree of {num_tokens} tokens has fewer merges than tokens, found {len(merges)}")
         children = merges[:, :2].astype(np.int64)
         made = num_tokens + np.arange(len(merges))
-        if not np.array_equal(np.sort(children.ravel()), np.arange(2 * len(merges))) or (
-            (children >= made[:, None]).any()
-        ):
-            raise InputError("a tree must merge every token and cluster exactly once, and only what exists")
+        once = len(np.unique(children)) == children.size
+        if not once or (children != merges[:, :2]).any() or (children < 0).any() or (children >= made[:, None]).any():
+            raise InputError("a tree must merge every token and cluster at most once, and only what exists")
+        sizes = np.concatenate([np.ones(num_tokens), merges[:, 3]])
+        if (sizes[children].sum(axis=1) != merges[:, 3]).any():
+            raise InputError("a tree's clusters must have as many tokens as their two parts together")
         if (np.diff(merges[:, 2]) < 0).any():
             raise InputError("a tree's merge heights must not descend; average linkage never makes such a tree")
 
     @property
-    def num_tokens(self) -> int:
-        return len(self.merges) + 1
+    def coarsest(self) -> int:
+        """The fewest clusters it can be cut into; 1 if it goes to the root."""
+        return self.num_tokens - len(self.merges)
 
     def cut(self, num_clusters: int) -> Partition:
         """The partition with exactly K clusters: the first N - K merges done."""
@@ -86,6 +103,11 @@ class Tree:
                 f"k must lie between 1 and the {num_tokens} tokens of the tree, found {num_clusters}; "
                 f"try K={num_tokens // 2}"
             )
+        if num_clusters < self.coarsest:
+            raise InputError(
+                f"the tree was built down to {self.coarsest} clusters only, found k = {num_clusters}; build it further "
+                f"with `make tree ARGS=tree.coarsest={num_clusters}`"
+            )
         num_merges = num_tokens - num_clusters
         # Downward from the last merge done: each cluster hands its own number to its two children.
         root_of = np.arange(num_tokens + num_merges)
@@ -94,37 +116,91 @@ class Tree:
             root_of[children[row]] = root_of[num_tokens + row]
         return Partition(np.unique(root_of[:num_tokens], return_inverse=True)[1])
 
+    def cuts(self, ks: Sequence[int]) -> list[Partition]:
+        """The partitions in each of several K, coarsest first: each nested in the one before, as the levels of a
+        head must be."""
+        return [self.cut(k) for k in sorted(set(ks))]
+
     def shuffled(self, seed: int) -> "Tree":
         """The same shape and heights over randomly permuted tokens: at every k a random partition with
         exactly this tree's cluster sizes."""
-        num_tokens = self.num_tokens
-        permutation = np.random.default_rng(seed).permutation(num_tokens)
-        merges = self.merges.copy()
-        children = merges[:, :2].astype(np.int64)
-        leaf = children < num_tokens
-        children[leaf] = permutation[children[leaf]]
-        merges[:, :2] = np.sort(children, axis=1)
-        return Tree(merges)
+        permutation = np.random.default_rng(seed).permutation(self.num_tokens)
+        return Tree(_relabelled(self.merges, permutation, self.num_tokens), self.num_tokens)
+
+    def with_dead(self, is_used: np.ndarray) -> "Tree":
+        """This tree over the used tokens as one over all N: `is_used` (N,) bool, as many true as the tree has tokens.
+
+        The dead tokens are merged first, at height 0, into one cluster, which joins the rest last. So every cut but
+        the finest keeps them apart, in one cluster of its K."""
+        used, dead = np.flatnonzero(is_used), np.flatnonzero(~is_used)
+        num_tokens = len(is_used)
+        if len(used) != self.num_tokens:
+            raise InputError(f"{len(used)} tokens are used, but the tree has {self.num_tokens}")
+        if not len(dead):
+            return self
+        among_dead = np.zeros((len(dead) - 1, 4))
+        chain = num_tokens + np.arange(len(dead) - 1)
+        among_dead[:, 0], among_dead[:, 1] = dead[1:], np.concatenate([dead[:1], chain[:-1]])[: len(dead) - 1]
+        among_dead[:, 3] = np.arange(2, len(dead) + 1)
+        rest = _relabelled(self.merges, used, num_tokens + len(among_dead))
+        parts = [among_dead, rest]
+        if self.coarsest == 1:
+            last = num_tokens + len(among_dead) + len(rest) - 1 if len(rest) else used[0]
+            whole_dead = chain[-1] if len(among_dead) else dead[0]
+            height = rest[-1, 2] if len(rest) else 0.0
+            parts.append(np.array([[whole_dead, last, height, num_tokens]], np.float64))
+        merges = np.concatenate(parts)
+        merges[:, :2] = np.sort(merges[:, :2], axis=1)
+        return Tree(merges, num_tokens)
 
 
-VERSION = 1
+def _relabelled(merges: np.ndarray, tokens: np.ndarray, first_made: int) -> np.ndarray:
+    """Merges with token t called tokens[t] and what row j made called first_made + j."""
+    children = merges[:, :2].astype(np.int64)
+    is_token = children < len(tokens)
+    children = np.where(is_token, tokens[np.where(is_token, children, 0)], children - len(tokens) + first_made)
+    return np.column_stack([np.sort(children, axis=1).astype(np.float64), merges[:, 2:]])
 
 
-def save_tree(path: Path, made: Tree | Partition, config: dict[str, Any], codebook: Codebook) -> Meta:
-    """Write a tree (uncut) or a partition (k-means) with the hash of the codebook it belongs to."""
+VERSION = 2
+
+
+def save_tree(
+    path: Path,
+    made: Tree | Partition,
+    config: dict[str, Any],
+    codebook: Codebook,
+    parents: dict[str, str] | None = None,
+    about: dict[str, Any] | None = None,
+) -> Meta:
+    """Write a tree (uncut) or a partition with the hash of the codebook it belongs to, and of its other `parents`.
+
+    `about` says how it was made, which decides nothing."""
     if made.num_tokens != codebook.num_tokens:
         raise InputError(f"the tree has {made.num_tokens} tokens, the codebook {codebook.num_tokens} ({path})")
-    arrays = {"merges": made.merges} if isinstance(made, Tree) else {"cluster_of": made.cluster_of}
-    return save_npz(path, "tree", VERSION, arrays, config, {"codebook": codebook.meta.sha256})
+    if isinstance(made, Tree):
+        arrays = {"merges": made.merges, "num_tokens": np.array(made.num_tokens)}
+    else:
+        arrays = {"cluster_of": made.cluster_of}
+    return save_npz(path, "tree", VERSION, arrays, config, {"codebook": codebook.meta.sha256, **(parents or {})}, about)
 
 
 def load_tree(path: Path, codebook: Codebook, make: str) -> tuple[Tree | Partition, Meta]:
-    """Read what `save_tree` wrote; InputError if it belongs to another codebook."""
+    """Read what `save_tree` wrote; InputError if it belongs to another codebook, or is no tree."""
     arrays, meta = load_npz(path, "tree", VERSION, make)
     require_parent(meta, "codebook", codebook.meta.sha256, path, make)
-    if "merges" in arrays:
-        return Tree(arrays["merges"]), meta
-    return Partition(arrays["cluster_of"]), meta
+    try:
+        if "merges" in arrays:
+            made = Tree(arrays["merges"], int(arrays["num_tokens"]))
+        else:
+            made = Partition(arrays["cluster_of"])
+    except KeyError as error:
+        raise InputError(f"{path} lacks {error}; remake it with `{make}`") from error
+    if made.num_tokens != codebook.num_tokens:
+        raise InputError(
+            f"{path} holds {made.num_tokens} tokens, the codebook {codebook.num_tokens}; remake it with `{make}`"
+        )
+    return made, meta
 
 
 def load_partition(path: Path, num_clusters: int, codebook: Codebook, make: str) -> tuple[Partition, Meta]:

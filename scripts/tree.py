@@ -5,10 +5,10 @@ from pathlib import Path
 
 from stage import run_stage
 
-from masc.build import TreeConfig, make_tree
+from masc.build import TreeConfig
 from masc.heads import HeadConfig
 from masc.layout import Layout
-from masc.tree import Tree
+from masc.summary import summarise_tree, usual_ks
 
 
 @dataclass(kw_only=True)
@@ -20,18 +20,14 @@ class TreeStage:
 
 
 def main(stage: TreeStage) -> None:
-    """Write artifacts/<tokenizer>/trees/<tree>.npz, uncut where the method makes a tree."""
+    """Write artifacts/<tokenizer>/trees/<tree>.npz, uncut where the method makes a tree, and describe it."""
     layout = Layout(Path(stage.artifacts), stage.tokenizer_name)
     codebook = layout.load_codebook()
     num_clusters = stage.head.clusters(codebook.num_tokens)
-    path = layout.tree(stage.tree, num_clusters)
-    made = make_tree(stage.tree, codebook, num_clusters, path)
-    partition = made.cut(num_clusters) if isinstance(made, Tree) else made
-    sizes = partition.sizes
-    print(
-        f"{path}: {made.num_tokens} tokens; at K = {num_clusters} the largest cluster has {sizes.max()} tokens "
-        f"and {(sizes == 1).mean():.0%} have one"
-    )
+    made, meta = layout.make_tree(stage.tree, num_clusters, codebook)
+    print(layout.tree(stage.tree, num_clusters))
+    ks = usual_ks(made, num_clusters)
+    print("\n".join(summarise_tree(codebook.vectors, made, meta.about, layout.dead_tokens(codebook), ks)))
 
 
 if __name__ == "__main__":

@@ -238,7 +238,7 @@ def extract_codes(image_dir, out_dir, vq, image_size, ten_crop, crop_range):
 
 
 def cluster(codebook: np.ndarray, k: int) -> np.ndarray:
-    return Tree(average_linkage(codebook)).cut(k).cluster_of
+    return Tree(average_linkage(codebook).merges).cut(k).cluster_of
 
 
 def build_named(name: str, kwargs: dict):

@@ -30,7 +30,7 @@ def make_artifacts(root):
             codebook.meta.sha256,
             {},
         )
-    for name, method in (("masc", "average"), ("random", "random"), ("kmeans", "kmeans")):
-        tree = TreeConfig(name=name, method=method, needs_k=method == "kmeans")
+    for name, method in (("masc", "linkage"), ("random", "random"), ("kmeans", "kmeans")):
+        tree = TreeConfig(name=name, method=method)
         make_tree(tree, codebook, NUM_TOKENS // 2, layout.tree(tree, NUM_TOKENS // 2))
     return root

@@ -26,6 +26,7 @@ from masc.sparse.lists import Lists
 KDTREE_DIMENSIONS = 32  # more than these, and boxes exclude nothing
 FINISH_AT = (1024, 4096)  # clusters left when the dense finish is the cheaper way to the root, between these
 FINISH_BELOW = 512  # a coarser cut than this is cheaper through the dense finish
+PATIENCE = 0.5  # exact distances, over N^2, after which bounds are taken to fail: as many as the finish needs
 LARGEST_FINISH = 16_384  # clusters that a finish may start from: 2 GiB of distances
 
 
@@ -95,7 +96,9 @@ def _run(vectors: np.ndarray, coarsest: int, search: str | None, finish_at: int 
                 limit = made.height_of(target) if target else 0.0
                 if clusters.bound.min() >= limit:
                     break  # certified: nothing left can merge below the cut
-            elif len(clusters.size) <= finish_at or (pairs > total**2 / 2 and len(clusters.size) <= LARGEST_FINISH):
+            elif len(clusters.size) <= finish_at or (
+                pairs > PATIENCE * total**2 and len(clusters.size) <= LARGEST_FINISH
+            ):
                 finished_from = len(clusters.size)
                 made.add(_finish(clusters, total + made.count))
                 break

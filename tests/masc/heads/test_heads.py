@@ -12,7 +12,7 @@ from masc.linkage import average_linkage
 from masc.tree import Partition, Tree
 
 N, D = 40, 16
-TREE = Tree(average_linkage(np.random.default_rng(0).standard_normal((N, 3))))
+TREE = Tree(average_linkage(np.random.default_rng(0).standard_normal((N, 3))).merges)
 IDENTITY = Partition(np.arange(N))
 
 

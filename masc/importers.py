@@ -1,0 +1,100 @@
+"""Partitions made elsewhere: IAR's permutation of the codebook, and plain mappings token -> cluster."""
+
+from pathlib import Path
+from pickle import UnpicklingError
+from tokenize import TokenError
+
+import numpy as np
+
+from masc.artifacts import InputError
+from masc.tree import Partition
+
+TORCH_SUFFIXES = (".pt", ".pth")
+
+
+def import_partition(path: Path, num_tokens: int, cluster_size: int = 128) -> Partition:
+    """The partition of N tokens that a file holds, by its suffix.
+
+    .pt, .pth  IAR's permutation, a bare integer tensor (N,): mapping[token] is the token's place in the reordered
+               codebook, of which each run of `cluster_size` places is a cluster (IAR: 128)
+    .npy       the cluster of each token, integers (N,), every one of 0..K-1 present
+
+    Nothing is unpickled beyond tensors. Raises InputError naming the file for anything else."""
+    path = Path(path)
+    if path.suffix not in (*TORCH_SUFFIXES, ".npy"):
+        raise InputError(f"a mapping is a .pt, .pth (IAR's permutation) or .npy file (token -> cluster), found {path}")
+    if not path.is_file():
+        raise InputError(f"no mapping at {path}; give the file with `tree.mapping=PATH`")
+    is_permutation = path.suffix in TORCH_SUFFIXES
+    mapping = _load_tensor(path) if is_permutation else _load_array(path)
+    if mapping.dtype.kind not in "iu" or mapping.shape != (num_tokens,):
+        raise InputError(
+            f"expected integers ({num_tokens},), one for each token of the codebook, found {mapping.dtype} "
+            f"{mapping.shape} in {path}; it was made for another tokenizer, or is no mapping"
+        )
+    if mapping.min() < 0:
+        raise InputError(f"{path} holds {mapping.min()} for token {mapping.argmin()}; a mapping is never negative")
+    if is_permutation:
+        return Partition(_places_to_clusters(mapping, cluster_size, path))
+    missing = np.setdiff1d(np.arange(min(int(mapping.max()) + 1, num_tokens)), mapping)
+    if len(missing):
+        raise InputError(
+            f"{path} names clusters up to {mapping.max()}, but {missing[:5].tolist()} have no token "
+            f"({len(missing)} in all); number the clusters 0..K-1 without gaps"
+        )
+    return Partition(mapping.astype(np.int64))
+
+
+def _places_to_clusters(mapping: np.ndarray, cluster_size: int, path: Path) -> np.ndarray:
+    """The cluster of each token from its place: (N,) -> (N,) int64; InputError unless places are a permutation."""
+    num_tokens = len(mapping)
+    if cluster_size < 1 or num_tokens % cluster_size:
+        raise InputError(
+            f"tree.cluster_size must divide the {num_tokens} tokens of {path}, found {cluster_size}; IAR's is 128"
+        )
+    missing = np.setdiff1d(np.arange(num_tokens), mapping)
+    if len(missing):
+        places, counts = np.unique(mapping, return_counts=True)
+        raise InputError(
+            f"{path} is not a permutation of 0..{num_tokens - 1}: places {missing[:5].tolist()} are missing "
+            f"({len(missing)} in all), {places[counts > 1][:5].tolist()} occur more than once, the highest is "
+            f"{mapping.max()}; a plain mapping token -> cluster must be a .npy file"
+        )
+    return mapping.astype(np.int64) // cluster_size
+
+
+def _load_tensor(path: Path) -> np.ndarray:
+    """The bare tensor in a torch file; InputError if it holds something else or is broken."""
+    import torch
+
+    try:
+        loaded = torch.load(path, weights_only=True, map_location="cpu")
+    except UnpicklingError as error:
+        raise InputError(
+            f"{path} holds pickled code or is no torch file, and was not run; save the bare integer tensor with "
+            "torch.save"
+        ) from error
+    except Exception as error:  # on damaged bytes torch raises almost any type, AssertionError among them
+        raise InputError(f"{path} is truncated or is no torch file ({_first_line(error)}); copy it again") from error
+    if not isinstance(loaded, torch.Tensor) or loaded.layout != torch.strided or loaded.dtype.is_floating_point:
+        found = f"{loaded.layout} {loaded.dtype}" if isinstance(loaded, torch.Tensor) else type(loaded).__name__
+        raise InputError(f"expected a bare integer tensor in {path}, found {found}; IAR's mapping file is one")
+    return loaded.numpy()
+
+
+def _load_array(path: Path) -> np.ndarray:
+    """The array in a .npy file; InputError if it holds something else or is broken."""
+    try:
+        loaded = np.load(path, allow_pickle=False, mmap_mode="r")  # a header that lies about its size allocates nothing
+    except (OSError, EOFError, ValueError, TokenError) as error:  # TokenError: a damaged header
+        raise InputError(
+            f"{path} is truncated, holds Python objects or is no .npy file ({_first_line(error)}); save the integers "
+            "with numpy.save"
+        ) from error
+    if not isinstance(loaded, np.ndarray):
+        raise InputError(f"expected one array in {path}, found an archive; save the integers with numpy.save")
+    return np.array(loaded)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0][:200] or type(error).__name__
