@@ -8,6 +8,8 @@ import numpy as np
 from masc.coherence import residual_variance
 from masc.tree import Partition, Tree
 
+TIE = 1e-12  # heights that agree to this relative difference are called equal
+
 
 def describe(vectors: np.ndarray, partition: Partition) -> dict[str, float]:
     """Size and quality of one partition of the vectors (N, d)."""
@@ -28,6 +30,14 @@ def usual_ks(made: Tree | Partition, asked: int) -> list[int]:
     return sorted((k for k in wanted if k >= max(made.coarsest, 1)), reverse=True)
 
 
+def _ties(tree: Tree, tied_merges: int | None) -> str:
+    """What a reader must know of ties: a cut between two equal heights is one of several."""
+    heights = tree.merges[:, 2]
+    equal = int(((np.diff(heights) <= TIE * heights[1:]) & (heights[1:] > 0)).sum())
+    words = f"{equal} heights above 0 equal the one before" if equal else "no two heights above 0 are equal"
+    return words + (f", {tied_merges} merges had several equally near partners" if tied_merges else "")
+
+
 def summarise_tree(
     vectors: np.ndarray,
     made: Tree | Partition,
@@ -45,11 +55,8 @@ def summarise_tree(
         f"cost       {about.get('seconds')} s, peak memory of the process {about.get('peak_mib')} MiB",
     ]
     if isinstance(made, Tree):
-        tied = about.get("tied_merges")
         ends = "the root" if made.coarsest == 1 else f"{made.coarsest} clusters"
-        lines.append(
-            f"tree       {len(made.merges)} merges, down to {ends}; ties: {'not counted' if tied is None else tied}"
-        )
+        lines.append(f"tree       {len(made.merges)} merges, down to {ends}; {_ties(made, about.get('tied_merges'))}")
         partitions = made.cuts(ks)[::-1]
     else:
         partitions = [made]

@@ -9,7 +9,7 @@ from masc.tree import Partition
 
 def same_partition(a, b):
     """Whether two arrays of labels say the same, whatever the clusters are called."""
-    return np.array_equal(Partition(np.asarray(a)).cluster_of, Partition(np.asarray(b)).cluster_of)
+    return np.array_equal(*(Partition(np.unique(labels, return_inverse=True)[1]).cluster_of for labels in (a, b)))
 
 
 def naive_average_linkage(vectors, num_clusters):

@@ -100,7 +100,9 @@ def _run(vectors: np.ndarray, coarsest: int, search: str | None, finish_at: int 
                 pairs > PATIENCE * total**2 and len(clusters.size) <= LARGEST_FINISH
             ):
                 finished_from = len(clusters.size)
-                made.add(_finish(clusters, total + made.count))
+                merges, ties = _finish(clusters, total + made.count)
+                made.add(merges)
+                tied_merges += ties
                 break
             queries = np.flatnonzero(clusters.stale & (clusters.bound <= limit))
             pairs += _search(clusters, queries, limit, slack, lists)
@@ -177,7 +179,7 @@ def _mutual(clusters: Clusters, limit: float, at_limit: bool) -> np.ndarray:
     return chosen[(bound <= limit) if at_limit else (bound < limit)]
 
 
-def _finish(clusters: Clusters, next_node: int) -> Merges:
+def _finish(clusters: Clusters, next_node: int) -> tuple[Merges, int]:
     rows = len(clusters.order)
     with tqdm(
         total=rows * (rows - 1) // 2, desc="top of the tree", unit="pair", unit_scale=True, disable=None, leave=False

@@ -8,14 +8,16 @@ from collections.abc import Callable
 import numpy as np
 from numba import njit, prange
 
-from masc.sparse.bounds import FAST, LANES, add_squares, weighted_roots
+from masc.sparse.bounds import FAST, LANES, TIE, add_squares, weighted_roots
 from masc.sparse.clusters import Clusters, Merges
 
 ROWS = 64  # of a group of clusters, at least, that share a tile
 
 
-def finish(clusters: Clusters, next_node: int, advance: Callable[[int], None]) -> Merges:
-    """The M - 1 merges that are left. `advance` is told the point pairs done. M^2 float64 of memory."""
+def finish(clusters: Clusters, next_node: int, advance: Callable[[int], None]) -> tuple[Merges, int]:
+    """The M - 1 merges that are left, and how many of them had several equally near partners.
+
+    `advance` is told the point pairs done. M^2 float64 of memory."""
     rows = clusters.rows[clusters.order]
     weight = clusters.weight[clusters.order]
     dims = -(-rows.shape[1] // LANES) * LANES
@@ -100,30 +102,38 @@ def _to_means(means, size):
 def _chain(distance, size, node, next_node):
     """Nearest-neighbour chain (Murtagh 1983) with the weights of average linkage (Lance and Williams 1967).
 
-    `distance` (M, M) is overwritten. Ties go to the chain's last cluster but one, then to the lowest number."""
+    `distance` (M, M) is overwritten. Ties go to the chain's last cluster but one, then to the lowest number.
+    Returns the merges, and how many had several equally near partners."""
     count = len(size)
     nodes, height, made = np.empty((count - 1, 2), np.int64), np.empty(count - 1), np.empty(count - 1)
     alive, left = np.arange(count), count
     chain, length = np.empty(count, np.int64), 0
+    is_tied, ties = np.zeros(count, np.bool_), 0  # of each link of the chain: its next was one of several
     size, node = size.copy(), node.copy()
     for r in range(count - 1):
         if length == 0:
             chain[0], length = alive[0], 1
         while True:
             s = chain[length - 1]
-            t, least = -1, np.inf
+            t, least, second = -1, np.inf, np.inf
             if length > 1:
                 t = chain[length - 2]
                 least = distance[s, t]
             for q in range(left):
                 other = alive[q]
-                if other != s and distance[s, other] < least:
-                    t, least = other, distance[s, other]
+                if other in (s, t):
+                    continue
+                if distance[s, other] < least:
+                    t, least, second = other, distance[s, other], least
+                else:
+                    second = min(second, distance[s, other])
+            is_tied[length - 1] = second <= least * (1 + TIE) and least > 0
             if length > 1 and t == chain[length - 2]:
                 break
             chain[length] = t
             length += 1
         length -= 2
+        ties += is_tied[length] or is_tied[length + 1]
         a, b = size[s], size[t]
         nodes[r, 0], nodes[r, 1] = node[s], node[t]
         height[r], made[r] = least, a + b
@@ -139,4 +149,4 @@ def _chain(distance, size, node, next_node):
                 distance[t, other], distance[other, t] = mean, mean
         left = kept
         size[t], node[t] = a + b, next_node + r
-    return Merges(nodes, height, made)
+    return Merges(nodes, height, made), ties

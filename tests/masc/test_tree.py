@@ -1,10 +1,13 @@
 """Trees, their cuts, and the clusterings beside them."""
 
+import itertools
+
 import numpy as np
 import pytest
 from golden import GOLDEN
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from linkage_oracle import naive_average_linkage, same_partition
 from scipy.cluster.hierarchy import fcluster, linkage
 
 from masc.artifacts import Codebook, InputError
@@ -16,26 +19,6 @@ from masc.tree import Partition, Tree, load_partition, save_tree
 
 def points(n, d=4, seed=0):
     return np.random.default_rng(seed).standard_normal((n, d)).astype(np.float32)
-
-
-def same_partition(a, b):
-    return np.array_equal(Partition(np.asarray(a)).cluster_of, Partition(np.asarray(b)).cluster_of)
-
-
-def naive_average_linkage(vectors, num_clusters):
-    """Algorithm 1 word by word: merge the two clusters of least mean distance until K are left."""
-    distances = np.linalg.norm(vectors[:, None].astype(float) - vectors[None], axis=-1)
-    clusters = [[i] for i in range(len(vectors))]
-    while len(clusters) > num_clusters:
-        pairs = [
-            (distances[np.ix_(a, b)].mean(), i, j) for i, a in enumerate(clusters) for j, b in enumerate(clusters[:i])
-        ]
-        _, i, j = min(pairs)
-        clusters[j] += clusters.pop(i)
-    labels = np.empty(len(vectors), int)
-    for label, cluster in enumerate(clusters):
-        labels[cluster] = label
-    return labels
 
 
 @pytest.mark.parametrize("name", ["n64_d8", "n256_d256", "n300_d8_dup"])
@@ -94,23 +77,42 @@ def test_the_random_tree_has_mascs_sizes_at_every_k_and_other_members():
     assert np.array_equal(tree.shuffled(3).merges, random.merges)
 
 
-def test_kmeans_gives_k_nonempty_clusters_and_beats_random_ones():
-    vectors = points(200, 4)
-    made = kmeans(vectors, 50, seed=0)
-    assert made.num_clusters == 50
-    assert same_partition(made.cluster_of, kmeans(vectors, 50, seed=0).cluster_of)
-
-    def inertia(labels):
-        centres = np.stack([vectors[labels == label].mean(0) for label in range(50)])
-        return np.square(vectors - centres[labels]).sum()
-
-    shuffled = np.random.default_rng(0).permutation(made.cluster_of)
-    assert inertia(made.cluster_of) < 0.5 * inertia(shuffled)
+def test_several_cuts_come_coarsest_first_and_nested():
+    tree = Tree(average_linkage(points(64)).merges)
+    levels = tree.cuts([32, 4, 16, 4])
+    assert [level.num_clusters for level in levels] == [4, 16, 32]
+    for coarse, fine in itertools.pairwise(levels):
+        parent = np.full(fine.num_clusters, -1)
+        parent[fine.cluster_of] = coarse.cluster_of
+        assert np.array_equal(parent[fine.cluster_of], coarse.cluster_of)
 
 
-def test_kmeans_fills_every_cluster_even_with_duplicate_rows():
-    vectors = np.repeat(points(10), 4, axis=0)
-    assert kmeans(vectors, 20, seed=0).num_clusters == 20
+def test_a_tree_that_ends_early_gives_its_cuts_and_says_what_it_lacks():
+    whole = Tree(average_linkage(points(64)).merges)
+    early = Tree(whole.merges[:44], 64)
+    assert (whole.coarsest, early.coarsest) == (1, 20)
+    for k in (20, 33, 64):
+        assert np.array_equal(early.cut(k).cluster_of, whole.cut(k).cluster_of)
+    assert early.shuffled(0).coarsest == 20
+    with pytest.raises(InputError, match=r"down to 20 clusters only, found k = 19.*tree.coarsest=19"):
+        early.cut(19)
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(n=st.integers(4, 30), dead=st.integers(0, 10), seed=st.integers(0, 10**6), early=st.booleans())
+def test_dead_tokens_are_one_cluster_of_every_cut_but_the_finest(n, dead, seed, early):
+    is_used = np.random.default_rng(seed).permutation(np.arange(n + dead) >= dead)
+    over_used = Tree(average_linkage(points(n, 3, seed)).merges[: n - 2 if early else n - 1], n)
+    tree = over_used.with_dead(is_used)
+    assert tree.num_tokens == n + dead and tree.coarsest == over_used.coarsest + bool(dead and early)
+    for k in range(max(2, over_used.coarsest), n + 1):
+        found = tree.cut(k + (dead > 0))
+        expected = over_used.cut(k)
+        assert same_partition(found.cluster_of[is_used], expected.cluster_of)
+        if dead:
+            assert len(set(found.cluster_of[~is_used].tolist())) == 1
+            assert not set(found.cluster_of[~is_used].tolist()) & set(found.cluster_of[is_used].tolist())
+            assert np.array_equal(expected.with_dead(is_used).cluster_of, found.cluster_of)
 
 
 @pytest.fixture
@@ -144,8 +146,16 @@ def test_bad_input_is_refused_with_what_was_found(codebook, tmp_path):
         kmeans(codebook.vectors, 33, seed=0)
     crossed = tree.merges.copy()
     crossed[0, 0] = crossed[1, 0]
-    with pytest.raises(InputError, match="exactly once"):
+    with pytest.raises(InputError, match="at most once"):
         Tree(crossed)
+    with pytest.raises(InputError, match="fewer merges than tokens, found 31"):
+        Tree(tree.merges, 31)
+    with pytest.raises(InputError, match="as many tokens as their two parts"):
+        Tree(np.column_stack([tree.merges[:, :3], tree.merges[:, 3] + 1]))
+    with pytest.raises(InputError, match="only what exists"):
+        Tree(tree.merges + np.array([0.5, 0, 0, 0]))
+    with pytest.raises(InputError, match="16 tokens are used, but the tree has 32"):
+        tree.with_dead(np.arange(32) < 16)
     with pytest.raises(InputError, match="must not descend"):
         Tree(np.concatenate([tree.merges[:, :2], tree.merges[::-1, 2:3], tree.merges[:, 3:]], axis=1))
 
