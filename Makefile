@@ -43,8 +43,8 @@ NEED_RUN = $(if $(RUN),,$(error say which run: make $@ RUN=runs/llamagen-tiny/ma
 SUBJECT = $(if $(RELEASE),release=$(RELEASE) sampling=$(or $(PRESET),$(RELEASE)),'run="$(RUN)"' $(if $(PRESET),sampling=$(PRESET)))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup embedded-inputs reproduce tokenizer codebook codes check-codes import-codes tree train sample export parameters weights \
-	text-features eval-lite eval-tokenizer sweep bench bench-data bench-tokenizers bench-sample test test-all lint format clean
+.PHONY: help setup embedded-inputs reproduce tokenizer codebook codes check-codes import-codes tree tree-report train sample export parameters weights \
+	text-features eval-lite eval-tokenizer sweep bench bench-tree bench-data bench-tokenizers bench-sample test test-all lint format clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -68,8 +68,8 @@ $(STAMP):
 
 # Any command may be the first one typed: it sets up what it needs.
 ifeq ($(PYTHON),.venv/bin/python)
-reproduce tokenizer codebook codes check-codes import-codes tree embedded-inputs train sample export parameters weights text-features \
-	eval-lite eval-tokenizer sweep bench bench-data bench-tokenizers bench-sample test test-all lint format: setup
+reproduce tokenizer codebook codes check-codes import-codes tree tree-report embedded-inputs train sample export parameters weights text-features \
+	eval-lite eval-tokenizer sweep bench bench-tree bench-data bench-tokenizers bench-sample test test-all lint format: setup
 endif
 
 # What the main job does not take is refused rather than passed over.
@@ -94,8 +94,11 @@ check-codes:  ## verify the checksums of codes and decode a grid of random entri
 import-codes:  ## turn LlamaGen's .npy files into packed codes: DATA=imagenet256 ARGS="folders=[TEN_CROP,TEN_CROP_105]"
 	$(PYTHON) scripts/import_codes.py data=$(DATA) tokenizer=$(TOKENIZER) $(ARGS)
 
-tree:  ## dendrogram of a codebook: TREE=masc TOKENIZER=emoji32 K=512
+tree:  ## dendrogram of a codebook, or clusters by another method: TREE=masc TOKENIZER=emoji32 K=512
 	$(PYTHON) scripts/tree.py tree=$(TREE) tokenizer_name=$(TOKENIZER) $(CLUSTERS) $(ARGS)
+
+tree-report:  ## a page to look at a tree beside others: TOKENIZER=emoji32 K=512 ARGS=+tree@trees.ward=ward
+	$(PYTHON) scripts/tree_report.py tokenizer=$(TOKENIZER) data=$(DATA) $(if $(K),num_clusters=$(K)) $(ARGS)
 
 # On the embedded data training makes what it needs; for ImageNet it names the commands, which take hours.
 ifneq ($(findstring twemoji,$(DATA)),)
@@ -135,6 +138,9 @@ eval-lite:  ## likelihood, FD-lite0, IS-lite0, precision, recall: RUN=... SAMPLE
 
 sweep:  ## the learning-rate grid behind configs/tuned
 	$(PYTHON) benchmarks/sweep.py $(ARGS)
+
+bench-tree:  ## time and memory of the tree against fastcluster, SciPy, scikit-learn and the O(N^3) loop
+	$(PYTHON) benchmarks/tree.py $(ARGS)
 
 bench-data:  ## speed of code loading against one .npy file an image: ARGS="--llamagen /path/to/LlamaGen"
 	$(PYTHON) benchmarks/data.py $(ARGS)

@@ -15,7 +15,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from masc.tree import Partition, Tree
 from metrics.runs import NATS, Run
 
 INK, GRID = "#1c2430", "#e3e6ea"
@@ -51,7 +50,7 @@ def convergence(runs: list[Run], target: float | None) -> str:
             axis.set_xlabel(name)
         axes[0].set_ylabel("held-out nats per token")
         axes[1].legend(frameon=False)
-        return _svg(figure)
+        return svg(figure)
 
 
 def _curves(axis: Axes, runs: list[Run], unit: str, palette: dict[str, str], target: float | None) -> None:
@@ -101,53 +100,8 @@ def _show(axis: Axes, pixels: np.ndarray, title: str) -> None:
     axis.set_axis_off()
 
 
-def dendrogram(tree: Tree, num_clusters: int) -> str:
-    """The upper part of a tree with the height at which it is cut, and its merge heights in order."""
-    from scipy.cluster.hierarchy import dendrogram as draw
-
-    heights = tree.merges[:, 2]
-    cut = tree.num_tokens - num_clusters
-    at = (heights[max(cut - 1, 0)] + heights[min(cut, len(heights) - 1)]) / 2
-    with mpl.rc_context(STYLE):
-        figure, axes = plt.subplots(1, 2, figsize=(10.5, 3.6), width_ratios=(2.4, 1))
-        draw(
-            tree.merges,
-            ax=axes[0],
-            no_labels=True,
-            color_threshold=0,
-            above_threshold_color="#2e7fb8",
-        )
-        axes[0].axhline(at, color="#d1495b", linewidth=1.2)
-        axes[0].set_ylabel("average pairwise distance")
-        axes[0].set_title(f"{tree.num_tokens} tokens, cut into K = {num_clusters}", loc="left", fontsize=10)
-        axes[0].grid(visible=False, axis="x")
-        axes[1].plot(np.arange(tree.num_tokens - 1, 0, -1), heights, color="#2e7fb8", linewidth=1.6)
-        axes[1].axvline(num_clusters, color="#d1495b", linewidth=1.2)
-        axes[1].set_xlabel("clusters left")
-        axes[1].set_title("merge height", loc="left", fontsize=10)
-        return _png(figure)
-
-
-def cluster_sizes(partitions: dict[str, Partition]) -> str:
-    """How many tokens lie in clusters of each size, one step line a partition."""
-    with mpl.rc_context(STYLE):
-        figure, axis = plt.subplots(figsize=(5.2, 3.2))
-        for (name, partition), colour in zip(partitions.items(), COLOURS[1:], strict=False):
-            sizes = np.sort(partition.sizes)[::-1]
-            axis.plot(np.arange(1, len(sizes) + 1), sizes, color=colour, label=name, linewidth=1.8)
-        _log_axes(axis)
-        axis.set_xlabel("clusters, largest first")
-        axis.set_ylabel("tokens in the cluster")
-        axis.legend(frameon=False)
-        return _svg(figure)
-
-
-def _log_axes(axis: Axes) -> None:
-    axis.set_xscale("log")
-    axis.set_yscale("log")
-
-
-def _svg(figure: Figure) -> str:
+def svg(figure: Figure) -> str:
+    """A finished figure as an SVG element, without what would differ from one run to the next."""
     buffer = io.StringIO()
     figure.tight_layout()
     figure.savefig(buffer, format="svg", metadata={"Date": None})
@@ -157,10 +111,11 @@ def _svg(figure: Figure) -> str:
     return text[text.index("<svg") :]
 
 
-def _png(figure: Figure) -> str:
+def png(figure: Figure, dpi: int = 130) -> str:
+    """A finished figure as a data URI."""
     buffer = io.BytesIO()
     figure.tight_layout()
-    figure.savefig(buffer, format="png", dpi=130)
+    figure.savefig(buffer, format="png", dpi=dpi)
     plt.close(figure)
     return _data_uri(buffer.getvalue())
 
@@ -172,8 +127,8 @@ def picture(pixels: np.ndarray) -> str:
     return _data_uri(buffer.getvalue())
 
 
-def _data_uri(png: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(png).decode()
+def _data_uri(content: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(content).decode()
 
 
 def image_grid(images: np.ndarray, columns: int, gap: int = 2) -> np.ndarray:

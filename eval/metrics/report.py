@@ -2,18 +2,17 @@
 
 import json
 from dataclasses import dataclass, field
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, StrictUndefined
 
 from masc.artifacts import InputError, replacing, write_json, write_text
 from masc.codes import Codes
 from masc.tree import Partition, Tree
-from metrics import figures
+from metrics import figures, tree_figures
 from metrics.claims import state_claims
+from metrics.page import render_page
 from metrics.patches import cluster_sheet, token_patches
 from metrics.runs import Run, TimeToTarget, time_to_target
 from vq.decode import decode_pixels
@@ -126,15 +125,15 @@ def cluster_sheets(inputs: ReportInputs) -> dict[str, np.ndarray]:
     return {name: cluster_sheet(patches, cut, 10, 12) for name, cut in inputs.partitions.items()}
 
 
-def tree_figures(inputs: ReportInputs, sheets: dict[str, np.ndarray]) -> dict[str, Any]:
+def tree_section(inputs: ReportInputs, sheets: dict[str, np.ndarray]) -> dict[str, Any]:
     """Dendrogram, cluster sizes and the sheets of decoded clusters."""
     if inputs.tree is None or "masc" not in inputs.partitions:
         return {}
     num_clusters = inputs.partitions["masc"].num_clusters
     return {
         "num_clusters": num_clusters,
-        "dendrogram": figures.dendrogram(inputs.tree, num_clusters),
-        "sizes": figures.cluster_sizes(inputs.partitions),
+        "dendrogram": tree_figures.dendrogram(inputs.tree, num_clusters),
+        "sizes": tree_figures.cluster_sizes(inputs.partitions),
         "sheets": {name: figures.picture(sheet) for name, sheet in sheets.items()},
     }
 
@@ -185,15 +184,14 @@ def write_report(inputs: ReportInputs, directory: Path) -> Path:
     target = flat["nats"]["mean"] if flat else None
     grids = sample_grids(inputs.runs, inputs.sample_sets[0]) if inputs.sample_sets else {}
     sheets = cluster_sheets(inputs)
-    template = resources.files("metrics") / "report.html.j2"
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    page = environment.from_string(template.read_text()).render(
+    page = render_page(
+        "report.html.j2",
         **content,
         convergence=figures.convergence(inputs.runs, target),
         colours=figures.colours([run.label for run in inputs.runs]),
         grids={label: figures.picture(grid) for label, grid in grids.items()},
         tokenizer_pictures=tokenizer.get("pictures", []),
-        tree=tree_figures(inputs, sheets),
+        tree=tree_section(inputs, sheets),
         sample_metrics=SAMPLE_METRICS,
         protocol_text=json.dumps(content["protocols"], indent=1),
     )

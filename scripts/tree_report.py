@@ -1,0 +1,58 @@
+"""Look at a tree beside other clusterings of its codebook (`make tree-report`)."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from accelerate import Accelerator
+from stage import run_stage
+
+from masc.artifacts import InputError
+from masc.build import TreeConfig
+from masc.codes import load_codes
+from masc.layout import Layout
+from metrics.tree_report import TreeReportInputs, load_clusterings, write_tree_report
+from vq.data import DataConfig
+from vq.interface import TokenizerConfig
+from vq.pretrained import load_decoder
+from vq.twemoji import ATTRIBUTION
+
+
+@dataclass(kw_only=True)
+class TreeReportStage:
+    tokenizer: TokenizerConfig
+    data: DataConfig  # whose codes show what tokens look like, if they have been made
+    trees: dict[str, TreeConfig] = field(default_factory=dict)
+    num_clusters: int | None = None  # None: N // 2
+    num_images: int = 1500  # decoded to see what tokens look like
+    artifacts: str = "artifacts"
+    output: str | None = None  # None: artifacts/<tokenizer>/tree-report
+
+    def __post_init__(self) -> None:
+        if self.num_images < 1:
+            raise ValueError(f"num_images must be positive, found {self.num_images}")
+
+
+def main(stage: TreeReportStage) -> None:
+    """Write artifacts/<tokenizer>/tree-report: one page of pictures, and its numbers as JSON."""
+    layout = Layout(Path(stage.artifacts), stage.tokenizer.name)
+    codebook = layout.load_codebook()
+    num_clusters = codebook.num_tokens // 2 if stage.num_clusters is None else stage.num_clusters
+    clusterings, missing = load_clusterings(layout, stage.trees, num_clusters, codebook)
+    inputs = TreeReportInputs(
+        layout.tokenizer, codebook, num_clusters, clusterings, missing, num_images=stage.num_images
+    )
+    path, make = layout.codes(stage.data.name, "train"), f"make codes DATA={stage.data.name}"
+    if path.exists():
+        inputs.codes = load_codes(path, codebook.meta.sha256, f"{make} TOKENIZER={layout.tokenizer}")
+        inputs.attribution = ATTRIBUTION if stage.data.source == "twemoji" else ""
+        try:
+            inputs.tokenizer = load_decoder(codebook, layout.root, stage.tokenizer.weights).to(Accelerator().device)
+        except InputError as error:
+            inputs.no_patches = str(error)
+    else:
+        inputs.no_patches = f"no codes at {path}; make them with `{make} TOKENIZER={layout.tokenizer}`"
+    print(write_tree_report(inputs, Path(stage.output or layout.codebook.parent / "tree-report")))
+
+
+if __name__ == "__main__":
+    run_stage("tree_report", TreeReportStage, main)
