@@ -1,11 +1,13 @@
 """Time and memory of the tree against SciPy, scikit-learn, fastcluster and the O(N^3) loop (`make bench-tree`).
 
-    make bench-tree                                   # every case, about 15 minutes of one core
-    make bench-tree ARGS="--cases 16384 --rounds 3"   # the cases whose name has 16384 in it, three rounds
+    make bench-tree                                   # about 12 minutes of one core
+    make bench-tree ARGS="--cases sphere --rounds 1"  # the cases with that in their name, one round, nothing written
+    make bench-tree ARGS=--large                      # also two cases of some minutes, one round
 
 Each measurement is a process of its own: CPU seconds of one thread (compiled code loaded beforehand, codebook made
 beforehand) and the peak memory of the whole process. fastcluster at N = 16,384, d = 8 runs in every round beside the
-others; a ratio is taken within its round, and the median is printed. Writes benchmarks/tree.json.
+others; a ratio is taken within its round, and the median is printed. Writes benchmarks/tree.json if no case is left
+out.
 
 Codebooks are synthetic: `manifold` (a mixture on a curved 4-dimensional sheet, unit rows), `sphere` (unit rows without
 structure, the hardest in 8 dimensions), `duplicates` (a quarter dead codes) and `taming` (256 dimensions, uneven
@@ -60,7 +62,7 @@ CASES = [
     ("loop", "manifold", 2048, 1024, None, None),
     ("sparse", "manifold", 2048, 1024, None, None),
 ]
-LARGE = [  # hours of dense work, or no room for it: `--large`
+LARGE = [  # for which a dense matrix has no room
     ("sparse", "manifold", 262144, 1, None, None),
     ("sparse", "taming", 65536, 32768, None, None),
 ]
@@ -161,7 +163,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", default="", help="only cases with this in their name")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--large", action="store_true", help="also the cases of ten minutes and more, one round")
+    parser.add_argument("--large", action="store_true", help="also the two cases of some minutes, one round")
     parser.add_argument("--one", nargs=4, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
@@ -193,6 +195,8 @@ def main() -> None:
             f" {row['peak_mib']:6.0f} {row['time_ratio']:7.3f} {row['time_at_most'] or '':>8}"
             f" {row['memory_ratio']:7.3f} {row['memory_at_most'] or '':>8} {row.get('note', '')}"
         )
+    if arguments.cases:
+        return
     written = {"machine": machine(), "baseline": BASELINE, "rounds": arguments.rounds, "results": results}
     write_json(ROOT / "benchmarks" / "tree.json", written)
 

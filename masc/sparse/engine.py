@@ -24,7 +24,8 @@ from masc.sparse.kdtree import build_kdtree, search_kdtree
 from masc.sparse.lists import Lists
 
 KDTREE_DIMENSIONS = 32  # more than these, and boxes exclude nothing
-FINISH_AT = (1024, 4096)  # clusters left when the dense finish is the cheaper way to the root, between these
+FINISH_AT = (1024, 4096)  # clusters left when the dense finish is the cheaper way to the root: between these,
+FINISH_SHARE = {"kdtree": 1 / 8, "lists": 1 / 4}  # at this share of N
 FINISH_BELOW = 512  # a coarser cut than this is cheaper through the dense finish
 PATIENCE = 0.5  # exact distances, over N^2, after which bounds are taken to fail: as many as the finish needs
 LARGEST_FINISH = 16_384  # clusters that a finish may start from: 2 GiB of distances
@@ -83,7 +84,7 @@ def _run(vectors: np.ndarray, coarsest: int, search: str | None, finish_at: int 
     target = total - coarsest
     search = search or ("kdtree" if vectors.shape[1] <= KDTREE_DIMENSIONS else "lists")
     if finish_at is None:
-        finish_at = min(max(total // 8, FINISH_AT[0]), FINISH_AT[1]) if coarsest < FINISH_BELOW else 0
+        finish_at = int(np.clip(FINISH_SHARE[search] * total, *FINISH_AT)) if coarsest < FINISH_BELOW else 0
     clusters, made = _distinct(vectors)
     slack = absolute_slack(clusters.rows)
     lists = Lists(clusters.rows) if search == "lists" else None
