@@ -36,11 +36,13 @@ class Layout:
     def how_to_make(self, tree: TreeConfig, num_clusters: int) -> str:
         """The command that makes the tree."""
         wanted = f" K={num_clusters}" if tree.needs_k else ""
-        apart = f" ARGS=tree.separate_dead={tree.separate_dead}" if tree.separate_dead else ""
-        return f"make tree TREE={tree.name} TOKENIZER={self.tokenizer}{wanted}{apart}"
+        given = {"separate_dead": tree.separate_dead, "mapping": tree.mapping}
+        words = " ".join(f"tree.{key}={value}" for key, value in given.items() if value)
+        return f"make tree TREE={tree.name} TOKENIZER={self.tokenizer}{wanted}" + (f' ARGS="{words}"' if words else "")
 
     def make_tree(self, tree: TreeConfig, num_clusters: int, codebook: Codebook) -> tuple[Tree | Partition, Meta]:
-        """The tree, or the partition in K clusters, built and written unless it is there."""
+        """The tree, or the partition in K clusters, built and written unless it is there; InputError for a bad K."""
+        self._check_k(num_clusters, codebook)
         usage = None if tree.separate_dead is None else self.usage(tree.separate_dead, codebook)
         return make_tree(tree, codebook, num_clusters, self.tree(tree, num_clusters), usage)
 
@@ -51,21 +53,22 @@ class Layout:
         return Usage(used_tokens(codes), codes.sha256)
 
     def dead_tokens(self, codebook: Codebook) -> dict[str, np.ndarray]:
-        """The tokens never used, by data, for all training codes that are there."""
-        folder = Path(self.root) / self.tokenizer / "codes"
-        found = sorted(file.parent.parent.name for file in folder.glob("*/train/meta.json"))
-        return {data: np.flatnonzero(~self.usage(data, codebook).is_used) for data in found}
+        """The tokens never used, by data, for all training codes of this codebook that are there."""
+        folder, dead = Path(self.root) / self.tokenizer / "codes", {}
+        for file in sorted(folder.glob("*/train/meta.json")):
+            data = file.parent.parent.name
+            try:
+                dead[data] = np.flatnonzero(~self.usage(data, codebook).is_used)
+            except InputError:
+                continue  # of another codebook, or broken: they say nothing of this one
+        return dead
 
     def load_codebook(self) -> Codebook:
         return Codebook.load(self.codebook, f"make codebook TOKENIZER={self.tokenizer}")
 
     def load_partition(self, tree: TreeConfig, num_clusters: int, codebook: Codebook) -> tuple[Partition, str]:
         """The partition in K clusters and the SHA-256 of the tree it was cut from."""
-        if not 1 <= num_clusters <= codebook.num_tokens:
-            raise InputError(
-                f"k must lie between 1 and the {codebook.num_tokens} tokens of {self.tokenizer}, found "
-                f"{num_clusters}; try K={codebook.num_tokens // 2}"
-            )
+        self._check_k(num_clusters, codebook)
         path, make = self.tree(tree, num_clusters), self.how_to_make(tree, num_clusters)
         partition, meta = load_partition(path, num_clusters, codebook, make)
         wanted = tree.settings(num_clusters)
@@ -77,3 +80,10 @@ class Layout:
             codes = load_codes(self.codes(tree.separate_dead, "train"), codebook.meta.sha256, "make codes")
             require_parent(meta, "codes", codes.sha256, path, make)
         return partition, meta.sha256
+
+    def _check_k(self, num_clusters: int, codebook: Codebook) -> None:
+        if not 1 <= num_clusters <= codebook.num_tokens:
+            raise InputError(
+                f"k must lie between 1 and the {codebook.num_tokens} tokens of {self.tokenizer}, found "
+                f"{num_clusters}; try K={codebook.num_tokens // 2}"
+            )

@@ -87,6 +87,19 @@ def test_dead_codes_are_kept_apart_on_request_and_recorded(layout, method, capsy
         layout.load_partition(config, 10, codebook)
     main(stage(layout, "masc"))
     assert f"16 of {N} never used by twemoji" in capsys.readouterr().out
+    Codebook.save(layout.codebook, blobs(N, 4, seed=5), {}, {})
+    main(stage(layout, "masc"))  # the codes are another codebook's
+    assert "dead codes unknown" in capsys.readouterr().out
+
+
+def test_a_k_out_of_range_is_refused_before_anything_is_built(layout):
+    codebook = layout.load_codebook()
+    for k in (0, N + 1):
+        for method in ("linkage", "kmeans"):
+            config = TreeConfig(name=method, method=method)
+            with pytest.raises(InputError, match=rf"between 1 and the {N} tokens of emoji32, found {k}; try K={N // 2}"):
+                layout.make_tree(config, k, codebook)
+            assert not layout.tree(config, k).exists()
 
 
 def test_dead_codes_need_codes(layout):
