@@ -5,8 +5,8 @@ FAISS lists the K centroids nearest to each query's. Every cluster outside the l
 all centroids, row by row.
 
 Both work in float32 on fewer dimensions: the leading principal ones and, as one more, the length of what these leave
-out. That never lengthens a distance, so what it excludes is excluded; float32's error is bounded and allowed for. The
-distances themselves are computed from the rows, in float64."""
+out, all in units of the longest vector. That never lengthens a distance, so what it excludes is excluded; float32's
+error is bounded and allowed for. The distances themselves are computed from the rows, in float64."""
 
 import numpy as np
 from numba import njit, prange
@@ -30,12 +30,13 @@ class Lists:
         variance, axes = np.linalg.eigh(centred.T @ centred)
         kept = int(np.searchsorted(np.cumsum(variance[::-1]) / max(variance.sum(), 1e-300), SHARE)) + 1
         self.axes = axes[:, ::-1][:, :kept] if 2 * kept <= rows.shape[1] else None
-        self.error = _float32_error(rows.shape[1] if self.axes is None else kept + 1, self.scale)
+        self.error = _float32_error(rows.shape[1] if self.axes is None else kept + 1)
         self.on_gpu = _gpu_count() > 0
 
     def shorten(self, centroid: np.ndarray) -> np.ndarray:
-        """Centroids (M, d) in the dimensions that are searched: (M, r) float32, no two further apart than before."""
-        centred = centroid - self.mean
+        """Centroids (M, d) in the dimensions that are searched: (M, r) float32, no two further apart than before, in
+        units of `scale`."""
+        centred = (centroid - self.mean) / self.scale
         if self.axes is None:
             return centred.astype(np.float32)
         leading = centred @ self.axes
@@ -49,7 +50,8 @@ class Lists:
         short = self.shorten(clusters.centroid)
         listed = min(LISTED + 1, len(short))  # a cluster lists itself
         radius_squared, members = self._index(short).search(short[queries], listed)
-        outside = radius_squared[:, -1].astype(np.float64) - self.error
+        unit = self.scale**2
+        outside = (radius_squared[:, -1].astype(np.float64) - self.error) * unit
         if listed == len(short):
             outside[:] = np.inf
         nearest, distance, tied, certified, pairs = _search_lists(clusters, queries, members, outside, limit, slack)
@@ -63,7 +65,7 @@ class Lists:
             gaps += lengths
             gaps += lengths[queries[part], None]
             found = _search_rows(
-                clusters, queries[part], gaps, self.error, np.minimum(distance[part], limit), limit, slack
+                clusters, queries[part], gaps, unit, self.error, np.minimum(distance[part], limit), limit, slack
             )
             nearest[part], distance[part], tied[part] = found[:3]
             pairs += found[3]
@@ -86,10 +88,10 @@ def _gpu_count() -> int:
     return faiss.get_num_gpus() if hasattr(faiss, "get_num_gpus") else 0
 
 
-def _float32_error(dims: int, scale: float) -> float:
-    """What a squared distance of vectors up to `scale` long may be off by, computed as |x|^2 + |y|^2 - 2 x.y in
-    float32 from rounded coordinates: (d + 8) units of rounding of (2 scale)^2, twice."""
-    return 4 * (dims + 8) * 2.0**-23 * scale**2
+def _float32_error(dims: int) -> float:
+    """What a squared distance of vectors no longer than 1 may be off by, computed as |x|^2 + |y|^2 - 2 x.y in float32
+    from rounded coordinates: (d + 8) units of rounding of 2^2, twice."""
+    return 4 * (dims + 8) * 2.0**-23
 
 
 @njit(parallel=True, cache=True)
@@ -120,8 +122,9 @@ def _search_lists(clusters, queries, members, outside, limit, slack):
 
 
 @njit(parallel=True, cache=True)
-def _search_rows(clusters, queries, gaps, error, radius, limit, slack):
-    """The nearest of all clusters, from approximate squared centroid distances `gaps` (Q, M), off by `error` at most.
+def _search_rows(clusters, queries, gaps, unit, error, radius, limit, slack):
+    """The nearest of all clusters, from approximate squared centroid distances `gaps` (Q, M), off by `error` at most,
+    both in multiples of `unit`.
 
     Something is known to be within `radius` (Q,) of each query, or it is the limit."""
     total, count = gaps.shape
@@ -130,7 +133,7 @@ def _search_rows(clusters, queries, gaps, error, radius, limit, slack):
     for i in prange(total):
         s = queries[i]
         candidate = np.empty(count, np.int64)
-        furthest = (radius[i] + slack) ** 2 * (1 + RELATIVE) + error
+        furthest = (radius[i] + slack) ** 2 * (1 + RELATIVE) / unit + error
         found = 0
         for t in range(count):
             if gaps[i, t] <= furthest and t != s:

@@ -149,6 +149,16 @@ def test_duplicates_merge_first_at_height_0_whatever_their_sign_of_zero():
     assert same[:, 2].tolist() == [0, 0, 0] and same[-1, 3] == 4
 
 
+@pytest.mark.parametrize("search", SEARCHES)
+@pytest.mark.parametrize(("scale", "offset"), [(1e-15, 0), (1e15, 0), (1, 1e4)])
+def test_scale_and_offset_change_nothing(search, scale, offset):
+    vectors = (blobs(200, 40) * np.float32(scale) + np.float32(offset)).astype(np.float32)
+    found = sparse_linkage(vectors, search=search, finish_at=20)
+    reference = linkage(vectors.astype(np.float64), "average")
+    np.testing.assert_allclose(found.merges[:, 2], reference[:, 2], rtol=1e-9)
+    assert same_partition(Tree(found.merges).cut(100).cluster_of, fcluster(reference, 100, "maxclust") - 1)
+
+
 def test_where_bounds_exclude_nothing_the_dense_finish_takes_over():
     noise = np.random.default_rng(0).standard_normal((700, 128)).astype(np.float32)
     found = sparse_linkage(noise, coarsest=20, finish_at=0)

@@ -63,7 +63,7 @@ def test_shortened_vectors_are_no_further_apart_than_float32_allows(dims):
     assert (found.axes is not None) and found.axes.shape[1] <= dims / 2
     centroid = rows[rng.integers(0, 300, (50, 4))].astype(np.float64).mean(axis=1)
     short = found.shorten(centroid).astype(np.float64)
-    longer = ((centroid[:, None] - centroid[None]) ** 2).sum(-1)
+    longer = ((centroid[:, None] - centroid[None]) ** 2).sum(-1) / found.scale**2
     assert (((short[:, None] - short[None]) ** 2).sum(-1) <= longer + found.error).all()
 
 
