@@ -109,7 +109,7 @@ embedded-inputs:
 	@test -e artifacts/$(TOKENIZER)/codes/$(DATA)/val/meta.json \
 		|| { $(PYTHON) scripts/codebook.py tokenizer=$(TOKENIZER) \
 		&& $(PYTHON) scripts/extract_codes.py data=$(DATA) tokenizer=$(TOKENIZER); }
-	@test $(HEAD) = flat || $(PYTHON) scripts/tree.py tree=$(TREE) tokenizer_name=$(TOKENIZER) $(CLUSTERS)
+	@test $(HEAD) = flat || $(PYTHON) scripts/tree.py tree=$(TREE) tokenizer_name=$(TOKENIZER) $(CLUSTERS) $(filter tree.%,$(ARGS))
 
 train:  ## train or go on: MODEL=llamagen-tiny HEAD=masc DATA=twemoji SEED=0 GPUS=1 NODES=1
 	$(LAUNCH) scripts/train.py model=$(MODEL) head=$(HEAD) tree=$(TREE) data=$(DATA) tokenizer_name=$(TOKENIZER) \

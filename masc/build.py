@@ -3,6 +3,7 @@
 import resource
 import time
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from masc.distances import METRICS
 from masc.importers import import_partition
 from masc.kmeans import kmeans, kmeans_balanced, kmeans_sklearn, random_balanced
 from masc.linkage import ENGINES, average_linkage
-from masc.run import provenance
+from masc.run import differences, provenance
 from masc.tree import Partition, Tree, load_tree, save_tree
 from masc.variants import LINKAGES, linkage_merges
 
@@ -64,10 +65,16 @@ class TreeConfig:
         """Whether this is the paper's tree: average linkage of Euclidean distances."""
         return (self.method, self.linkage, self.metric) == ("linkage", "average", "euclidean")
 
+    @property
+    def has_engine(self) -> bool:
+        """Whether average linkage of Euclidean distances is at the bottom of it."""
+        return self.is_masc or self.method == "random"
+
     def settings(self, num_clusters: int) -> dict[str, Any]:
         """Everything that decides the result: what the file says of itself."""
         settings = asdict(self) | ({"num_clusters": num_clusters} if self.needs_k else {})
-        return {key: value for key, value in settings.items() if key not in ("engine", "coarsest")}
+        # An imported mapping is known by the hash of its file, not by where that lies.
+        return {key: value for key, value in settings.items() if key not in ("engine", "coarsest", "mapping")}
 
     def file_name(self, num_clusters: int) -> str:
         """A tree serves every k, a partition one."""
@@ -98,27 +105,36 @@ def make_tree(
         parents["mapping"] = hash_file(Path(config.mapping))
     if usage is not None:
         parents["codes"] = usage.codes_sha256
-    there = _reuse(path, settings, parents, codebook, config.coarsest)
+    there = _reuse(path, settings, parents, codebook, config)
     if there is not None:
         return there
-    start = time.perf_counter()
+    start, at = time.perf_counter(), datetime.now().isoformat(" ", "seconds")
     made, about = build_tree(config, codebook, num_clusters, None if usage is None else usage.is_used)
-    about |= {"seconds": round(time.perf_counter() - start, 2), "peak_mib": peak_mib()}
+    about |= {"at": at, "seconds": round(time.perf_counter() - start, 2), "peak_mib": peak_mib()}
     meta = save_tree(path, made, settings, codebook, parents, about | {"packages": provenance()["packages"]})
     return made, meta
 
 
 def _reuse(
-    path: Path, settings: dict[str, Any], parents: dict[str, str], codebook: Codebook, coarsest: int
+    path: Path, settings: dict[str, Any], parents: dict[str, str], codebook: Codebook, config: TreeConfig
 ) -> tuple[Tree | Partition, Meta] | None:
-    """What is at `path`, if it was made by these settings from these parents and goes down far enough."""
+    """What is at `path`, if it was made from these parents, goes down far enough, and by the engine asked for.
+
+    Raises InputError for a clustering of this codebook by other settings: it is not thrown away for a name."""
     try:
         made, meta = load_tree(path, codebook, make="")
     except InputError:
         return None
-    wanted = {"codebook": codebook.meta.sha256, **parents}
-    deep_enough = not isinstance(made, Tree) or made.coarsest <= coarsest
-    return (made, meta) if (meta.config, meta.parents) == (settings, wanted) and deep_enough else None
+    lines = differences(meta.config, settings)
+    if lines:
+        raise InputError(
+            f"{path} holds another clustering of that name:\n{lines}\nGive this one a name of its own, by a file in "
+            f"configs/tree or tree.name=..., or delete the other with `rm {path}`"
+        )
+    same_parents = meta.parents == {"codebook": codebook.meta.sha256, **parents}
+    deep_enough = not isinstance(made, Tree) or made.coarsest <= config.coarsest
+    same_engine = config.engine in ("auto", meta.about.get("engine")) or not config.has_engine
+    return (made, meta) if same_parents and deep_enough and same_engine else None
 
 
 def peak_mib() -> int:
@@ -141,10 +157,21 @@ def build_tree(
         if len(vectors) < 2:
             raise InputError(f"only {len(vectors)} of the {len(is_used)} tokens are used; there is nothing to cluster")
     if config.needs_k:
+        if is_used is not None and not 2 <= num_clusters <= len(vectors) + 1:
+            raise InputError(
+                f"with {len(vectors)} used tokens and the dead in one cluster, k must lie between 2 and "
+                f"{len(vectors) + 1}, found {num_clusters}"
+            )
         partition = _make_partition(config, vectors, num_clusters - (is_used is not None))
         return partition if is_used is None else partition.with_dead(is_used), {"engine": config.method}
-    if config.is_masc or config.method == "random":
-        found = average_linkage(vectors, config.engine, config.coarsest)
+    if config.has_engine:
+        if config.coarsest > codebook.num_tokens:
+            raise InputError(
+                f"tree.coarsest must not exceed the {codebook.num_tokens} tokens of the codebook, found "
+                f"{config.coarsest}"
+            )
+        of_used = max(1, config.coarsest - (is_used is not None))  # the dead are one cluster more
+        found = average_linkage(vectors, config.engine, min(of_used, len(vectors)))
         tree = Tree(found.merges, len(vectors))
         about = {"engine": found.engine, "why": found.why, "tied_merges": found.tied_merges}
     else:

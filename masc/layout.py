@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from masc.artifacts import Codebook, InputError, Meta, require_parent
+from masc.artifacts import Codebook, InputError, Meta, hash_file, require_parent
 from masc.build import TreeConfig, Usage, make_tree
 from masc.codes import load_codes, used_tokens
 from masc.tree import Partition, Tree, load_partition
@@ -36,7 +36,8 @@ class Layout:
     def how_to_make(self, tree: TreeConfig, num_clusters: int) -> str:
         """The command that makes the tree."""
         wanted = f" K={num_clusters}" if tree.needs_k else ""
-        given = {"separate_dead": tree.separate_dead, "mapping": tree.mapping}
+        mapping = tree.mapping or ("PATH" if tree.method == "mapping" else None)
+        given = {"separate_dead": tree.separate_dead, "mapping": mapping}
         words = " ".join(f"tree.{key}={value}" for key, value in given.items() if value)
         return f"make tree TREE={tree.name} TOKENIZER={self.tokenizer}{wanted}" + (f' ARGS="{words}"' if words else "")
 
@@ -79,6 +80,8 @@ class Layout:
         if tree.separate_dead:
             codes = load_codes(self.codes(tree.separate_dead, "train"), codebook.meta.sha256, "make codes")
             require_parent(meta, "codes", codes.sha256, path, make)
+        if tree.mapping and Path(tree.mapping).is_file():
+            require_parent(meta, "mapping", hash_file(Path(tree.mapping)), path, make)
         return partition, meta.sha256
 
     def _check_k(self, num_clusters: int, codebook: Codebook) -> None:

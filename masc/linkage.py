@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 ENGINES = ("auto", "dense", "sparse")
 SMALL = 4096  # tokens: dense takes half a second and 200 MB, and needs nothing compiled
 DENSE_FOR_TIES = 16_384  # tokens up to which ties are worth a dense matrix
+TIE = 1e-12  # heights that agree to this relative difference are called equal
 
 
 @dataclass(frozen=True)
@@ -67,9 +68,13 @@ def average_linkage(vectors: np.ndarray, engine: str = "auto", coarsest: int = 1
     from masc.sparse import sparse_linkage
 
     found = sparse_linkage(vectors, coarsest)
-    if found.tied_merges and engine == "auto" and num_tokens <= DENSE_FOR_TIES:
+    equal = count_equal_heights(found.merges)
+    if (found.tied_merges or equal) and engine == "auto" and num_tokens <= DENSE_FOR_TIES:
         merges = _dense(vectors, coarsest)
-        why = f"{found.tied_merges} merges had equally near partners, which the reference breaks by row order"
+        why = (
+            f"the sparse engine met ties, which the reference breaks by row order: {found.tied_merges} merges with "
+            f"several equally near partners, {equal} heights equal to the one before"
+        )
         return Linkage(merges, "dense", why, time.perf_counter() - start, found.tied_merges)
     if found.tied_merges:
         logger.warning(
@@ -81,6 +86,12 @@ def average_linkage(vectors: np.ndarray, engine: str = "auto", coarsest: int = 1
         how += f", dense from {found.finished_from} clusters"
     why = f"{'asked for' if engine == 'sparse' else f'N is above {SMALL}'}; {how}"
     return Linkage(found.merges, "sparse", why, time.perf_counter() - start, found.tied_merges)
+
+
+def count_equal_heights(merges: np.ndarray) -> int:
+    """How many merges (N - coarsest, 4) are as high as the one before, above 0: a cut between is one of several."""
+    heights = merges[:, 2]
+    return int(((np.diff(heights) <= TIE * heights[1:]) & (heights[1:] > 0)).sum())
 
 
 def _dense(vectors: np.ndarray, coarsest: int) -> np.ndarray:

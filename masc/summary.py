@@ -6,9 +6,8 @@ from typing import Any
 import numpy as np
 
 from masc.coherence import residual_variance
+from masc.linkage import count_equal_heights
 from masc.tree import Partition, Tree
-
-TIE = 1e-12  # heights that agree to this relative difference are called equal
 
 
 def describe(vectors: np.ndarray, partition: Partition) -> dict[str, float]:
@@ -32,8 +31,7 @@ def usual_ks(made: Tree | Partition, asked: int) -> list[int]:
 
 def _ties(tree: Tree, tied_merges: int | None) -> str:
     """What a reader must know of ties: a cut between two equal heights is one of several."""
-    heights = tree.merges[:, 2]
-    equal = int(((np.diff(heights) <= TIE * heights[1:]) & (heights[1:] > 0)).sum())
+    equal = count_equal_heights(tree.merges)
     words = f"{equal} heights above 0 equal the one before" if equal else "no two heights above 0 are equal"
     return words + (f", {tied_merges} merges had several equally near partners" if tied_merges else "")
 
@@ -49,10 +47,11 @@ def summarise_tree(
     num_tokens, dims = vectors.shape
     duplicates = num_tokens - len(np.unique(vectors + np.float32(0), axis=0))
     never_used = ", ".join(f"{len(tokens)} of {num_tokens} never used by {data}" for data, tokens in dead.items())
+    cost = f"{about.get('seconds')} s, peak memory of the process {about.get('peak_mib')} MiB"
     lines = [
         f"codebook   N = {num_tokens}, d = {dims}; {duplicates} duplicate rows; {never_used or 'dead codes unknown'}",
         f"engine     {about.get('engine')}{': ' + about['why'] if about.get('why') else ''}",
-        f"cost       {about.get('seconds')} s, peak memory of the process {about.get('peak_mib')} MiB",
+        f"made       {about.get('at')} in {cost}",
     ]
     if isinstance(made, Tree):
         ends = "the root" if made.coarsest == 1 else f"{made.coarsest} clusters"

@@ -87,8 +87,10 @@ class Tree:
         sizes = np.concatenate([np.ones(num_tokens), merges[:, 3]])
         if (sizes[children].sum(axis=1) != merges[:, 3]).any():
             raise InputError("a tree's clusters must have as many tokens as their two parts together")
-        if (np.diff(merges[:, 2]) < 0).any():
-            raise InputError("a tree's merge heights must not descend; average linkage never makes such a tree")
+        if (np.diff(merges[:, 2], prepend=0) < 0).any():
+            raise InputError(
+                "a tree's merge heights must begin at 0 or above and not descend; average linkage never makes another"
+            )
 
     @property
     def coarsest(self) -> int:
@@ -105,8 +107,8 @@ class Tree:
             )
         if num_clusters < self.coarsest:
             raise InputError(
-                f"the tree was built down to {self.coarsest} clusters only, found k = {num_clusters}; build it further "
-                f"with `make tree ARGS=tree.coarsest={num_clusters}`"
+                f"the tree was built down to {self.coarsest} clusters only, found k = {num_clusters}; build it "
+                f"further, with ARGS=tree.coarsest={num_clusters}"
             )
         num_merges = num_tokens - num_clusters
         # Downward from the last merge done: each cluster hands its own number to its two children.
@@ -207,6 +209,11 @@ def load_partition(path: Path, num_clusters: int, codebook: Codebook, make: str)
     """The partition in K clusters from a stored tree, or a stored partition if it has that K."""
     made, meta = load_tree(path, codebook, make)
     if isinstance(made, Tree):
+        if num_clusters < made.coarsest:
+            raise InputError(
+                f"{path} goes down to {made.coarsest} clusters only, found k = {num_clusters}; build it further with "
+                f"`{make}` and ARGS=tree.coarsest={num_clusters}"
+            )
         return made.cut(num_clusters), meta
     if made.num_clusters != num_clusters:
         raise InputError(

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from stage import run_stage
 
+from masc.artifacts import InputError
 from masc.build import TreeConfig
 from masc.heads import HeadConfig
 from masc.layout import Layout
@@ -24,6 +25,8 @@ def main(stage: TreeStage) -> None:
     layout = Layout(Path(stage.artifacts), stage.tokenizer_name)
     codebook = layout.load_codebook()
     num_clusters = stage.head.clusters(codebook.num_tokens)
+    if stage.head.num_clusters is not None and num_clusters < stage.tree.coarsest:
+        raise InputError(f"K={num_clusters} is coarser than tree.coarsest={stage.tree.coarsest}; lower the latter")
     made, meta = layout.make_tree(stage.tree, num_clusters, codebook)
     print(layout.tree(stage.tree, num_clusters))
     ks = usual_ks(made, num_clusters)

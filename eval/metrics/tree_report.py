@@ -134,7 +134,7 @@ def tree_pictures(inputs: TreeReportInputs) -> list[dict[str, str]]:
     """A dendrogram of each tree; one that only permutes the tokens of another looks the same and is left out."""
     shown: dict[bytes, dict[str, str]] = {}
     for name, made in inputs.clusterings.items():
-        if made.tree is not None:
+        if made.tree is not None and len(made.tree.merges):
             image = shown.setdefault(made.tree.merges[:, 2].tobytes(), {"name": name, "image": ""})
             image["image"] = image["image"] or tree_figures.dendrogram(made.tree, inputs.num_clusters, made.height)
     return list(shown.values())
@@ -207,6 +207,6 @@ def write_tree_report(inputs: TreeReportInputs, directory: Path) -> Path:
         if patches
         else {},
     )
-    write_json(directory / "tree-report.json", content)
     write_text(directory / "tree-report.html", page)
+    write_json(directory / "tree-report.json", content)
     return directory / "tree-report.html"

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from tqdm import tqdm
 
-from masc.sparse.bounds import absolute_slack
+from masc.sparse.bounds import TIE, absolute_slack
 from masc.sparse.clusters import Clusters, Merges, merge_pairs, singletons
 from masc.sparse.finish import finish
 from masc.sparse.kdtree import build_kdtree, search_kdtree
@@ -89,18 +89,18 @@ def _run(vectors: np.ndarray, coarsest: int, search: str | None, finish_at: int 
     slack = absolute_slack(clusters.rows)
     lists = Lists(clusters.rows) if search == "lists" else None
     rounds, pairs, tied_merges, finished_from, limit = 0, 0, 0, 0, np.inf
-    stalled = False
+    stalls = 0
     with tqdm(total=target, desc="tree", unit="merge", disable=None, leave=False) as bar:
         bar.update(min(made.count, target))
         while len(clusters.size) > 1:
             if made.count >= target:
                 limit = made.height_of(target) if target else 0.0
-                if clusters.bound.min() >= limit:
-                    break  # certified: nothing left can merge below the cut
-            elif len(clusters.size) <= finish_at or (
-                pairs > PATIENCE * total**2 and len(clusters.size) <= LARGEST_FINISH
-            ):
-                finished_from = len(clusters.size)
+                if clusters.bound.min() >= limit * (1 - TIE):
+                    break  # certified: nothing left can merge below the cut, but for ties that rounding parts
+            live = len(clusters.size)
+            bounds_fail = live <= LARGEST_FINISH and (pairs > PATIENCE * total**2 or stalls > 1)
+            if made.count < target and (live <= finish_at or bounds_fail):
+                finished_from = live
                 merges, ties = _finish(clusters, total + made.count)
                 made.add(merges)
                 tied_merges += ties
@@ -112,13 +112,13 @@ def _run(vectors: np.ndarray, coarsest: int, search: str | None, finish_at: int 
             if not len(chosen):
                 if len(queries) and limit < np.inf:
                     continue  # bounds rose: look at the certificate again
-                if stalled:
-                    raise RuntimeError(f"no two of {len(clusters.size)} clusters are nearest to each other")
-                stalled = True  # rounding made a circle of equal distances: search all of them anew
+                stalls += 1  # rounding made a circle of equal distances: search all of them anew
+                if stalls > 2:
+                    raise RuntimeError(f"no two of {live} clusters are nearest to each other")
                 clusters.stale[clusters.bound <= clusters.bound.min() + slack] = True
                 clusters.hint[:] = -1
                 continue
-            stalled = False
+            stalls = 0
             if 0 < target - made.count < len(chosen):
                 chosen = chosen[np.argsort(clusters.bound[chosen], kind="stable")[: target - made.count]]
             partners = clusters.nearest[chosen]

@@ -50,11 +50,11 @@ def test_every_clustering_is_made_stored_and_described(layout, choice, capsys):
     assert meta.about["packages"]["numpy"] == np.__version__ and meta.about["seconds"] >= 0
 
 
-def test_a_tree_is_not_built_again_for_another_engine_or_a_coarser_end(layout, monkeypatch):
+def test_a_tree_is_built_again_only_for_a_finer_end_or_an_engine_asked_for(layout, monkeypatch):
     codebook, config = layout.load_codebook(), TreeConfig(name="masc", method="linkage", coarsest=8)
     first, _ = layout.make_tree(config, N, codebook)
     assert first.coarsest == 8
-    other = TreeConfig(name="masc", method="linkage", coarsest=20, engine="sparse")
+    other = TreeConfig(name="masc", method="linkage", coarsest=20)
     with monkeypatch.context() as patch:
         patch.setattr("masc.build.build_tree", None)
         again, _ = layout.make_tree(other, N, codebook)
@@ -62,6 +62,37 @@ def test_a_tree_is_not_built_again_for_another_engine_or_a_coarser_end(layout, m
     further, _ = layout.make_tree(TreeConfig(name="masc", method="linkage"), N, codebook)
     assert further.coarsest == 1
     assert np.array_equal(further.merges[: N - 8], first.merges)
+    sparse = TreeConfig(name="masc", method="linkage", engine="sparse")
+    for _ in range(2):
+        made, meta = layout.make_tree(sparse, N, codebook)
+        assert meta.about["engine"] == "sparse"
+        np.testing.assert_allclose(made.merges, further.merges, rtol=1e-12)
+
+
+def test_a_clustering_is_not_replaced_by_another_of_its_name(layout):
+    codebook = layout.load_codebook()
+    layout.make_tree(TreeConfig(name="masc", method="linkage"), N, codebook)
+    ward = TreeConfig(name="masc", method="linkage", linkage="ward")
+    with pytest.raises(InputError, match=r"linkage: 'average' there, 'ward' now[^$]*a name of its own[^$]*rm "):
+        layout.make_tree(ward, N, codebook)
+    Codebook.save(layout.codebook, blobs(N, 4, seed=9), {}, {})  # but one of another codebook is of no use
+    assert layout.make_tree(ward, N, layout.load_codebook())[1].config["linkage"] == "ward"
+
+
+def test_a_tree_ends_where_it_is_told_to_with_dead_tokens_too(layout):
+    codebook = layout.load_codebook()
+    write_codes(layout, codebook, np.flatnonzero(np.arange(N) % 3 > 0).reshape(2, 4, 4))
+    for coarsest in (1, 2, 20, 33):  # 32 used tokens and the dead
+        config = TreeConfig(name="masc", method="linkage", separate_dead="twemoji", coarsest=coarsest)
+        layout.tree(config, N).unlink(missing_ok=True)
+        made, meta = layout.make_tree(config, N, codebook)
+        assert made.coarsest == (coarsest if coarsest > 2 else 1)  # from two, the last merge costs nothing
+        assert layout.make_tree(config, N, codebook)[1].about["at"] == meta.about["at"]
+    with pytest.raises(InputError, match=f"must not exceed the {N} tokens"):
+        build_tree(TreeConfig(name="x", method="linkage", coarsest=N + 1), codebook, N)
+    kmeans = TreeConfig(name="kmeans", method="kmeans", separate_dead="twemoji")
+    with pytest.raises(InputError, match="between 2 and 33, found 40"):
+        layout.make_tree(kmeans, 40, codebook)
 
 
 @pytest.mark.parametrize("method", ["linkage", "random", "kmeans", "random-balanced"])
@@ -97,7 +128,9 @@ def test_a_k_out_of_range_is_refused_before_anything_is_built(layout):
     for k in (0, N + 1):
         for method in ("linkage", "kmeans"):
             config = TreeConfig(name=method, method=method)
-            with pytest.raises(InputError, match=rf"between 1 and the {N} tokens of emoji32, found {k}; try K={N // 2}"):
+            with pytest.raises(
+                InputError, match=rf"between 1 and the {N} tokens of emoji32, found {k}; try K={N // 2}"
+            ):
                 layout.make_tree(config, k, codebook)
             assert not layout.tree(config, k).exists()
 

@@ -175,8 +175,25 @@ def test_the_finish_starts_from_clusters_of_any_size():
         assert same_partition(Tree(found.merges).cut(30).cluster_of, Tree(expected).cut(30).cluster_of)
 
 
-def test_a_round_that_finds_no_pair_searches_anew_and_then_gives_up(monkeypatch):
+def test_ties_that_rounding_parts_do_not_stop_a_cut(monkeypatch):
+    simplices = np.zeros((3100, 32), np.float32)  # all pairs of a block are equally far apart
+    for block in range(100):
+        simplices[31 * block : 31 * block + 31, :31] = np.eye(31)
+        simplices[31 * block : 31 * block + 31, 31] = 100 * block
+    assert [len(sparse_linkage(simplices, k).merges) for k in (618, 706)] == [3100 - 618, 3100 - 706]
+    monkeypatch.setattr(engine, "PATIENCE", np.inf)
+    for count, k, search in ((40, 16, "kdtree"), (70, 47, "lists")):
+        merges = sparse_linkage(np.eye(count, dtype=np.float32), k, search, finish_at=1).merges
+        np.testing.assert_allclose(merges[:, 2], 2**0.5, rtol=1e-12)
+        assert_follows_algorithm_1(np.eye(count), merges)
+
+
+def test_a_round_that_finds_no_pair_searches_anew_then_finishes_densely_or_gives_up(monkeypatch):
     monkeypatch.setattr(engine, "_mutual", lambda *arguments: np.empty(0, np.int64))
+    found = sparse_linkage(sphere(50, 3), finish_at=1)
+    assert found.finished_from == 50 and found.rounds == 2
+    assert_follows_algorithm_1(sphere(50, 3), found.merges)
+    monkeypatch.setattr(engine, "LARGEST_FINISH", 40)
     with pytest.raises(RuntimeError, match="no two of 50 clusters"):
         sparse_linkage(sphere(50, 3), finish_at=1)
 
