@@ -32,7 +32,7 @@ def usual_ks(made: Tree | Partition, asked: int) -> list[int]:
 def _ties(tree: Tree, tied_merges: int | None) -> str:
     """What a reader must know of ties: a cut between two equal heights is one of several."""
     equal = count_equal_heights(tree.merges)
-    words = f"{equal} heights above 0 equal the one before" if equal else "no two heights above 0 are equal"
+    words = f"heights above 0 equal to the one before: {equal}" if equal else "no two heights above 0 are equal"
     return words + (f", {tied_merges} merges had several equally near partners" if tied_merges else "")
 
 
