@@ -98,8 +98,8 @@ def _run(vectors: np.ndarray, coarsest: int, search: str | None, finish_at: int 
                 if clusters.bound.min() >= limit * (1 - TIE):
                     break  # certified: nothing left can merge below the cut, but for ties that rounding parts
             live = len(clusters.size)
-            bounds_fail = live <= LARGEST_FINISH and (pairs > PATIENCE * total**2 or stalls > 1)
-            if made.count < target and (live <= finish_at or bounds_fail):
+            worth_it = made.count < target and (live <= finish_at or pairs > PATIENCE * total**2)
+            if (worth_it or stalls > 1) and live <= max(finish_at, LARGEST_FINISH):
                 finished_from = live
                 merges, ties = _finish(clusters, total + made.count)
                 made.add(merges)
