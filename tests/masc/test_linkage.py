@@ -3,11 +3,14 @@
 import numpy as np
 import pytest
 from linkage_oracle import blobs, grid, same_partition
+from sklearn.cluster import AgglomerativeClustering
+from sklearn.neighbors import kneighbors_graph
 
 from masc import linkage
 from masc.artifacts import InputError
+from masc.coherence import agreement
 from masc.linkage import average_linkage
-from masc.tree import Tree
+from masc.tree import Partition, Tree
 
 
 def test_both_engines_give_one_tree_down_to_any_cut():
@@ -37,6 +40,15 @@ def test_ties_too_many_for_a_dense_matrix_are_told(monkeypatch, caplog):
     found = average_linkage(grid(200))
     assert found.engine == "sparse" and found.tied_merges > 0
     assert "one of several trees that Algorithm 1 allows" in caplog.text
+
+
+def test_merging_nearest_neighbours_only_gives_another_tree():
+    # What scikit-learn's connectivity does, fast: not an approximation of Algorithm 1 worth having.
+    vectors = blobs(1000)
+    near = kneighbors_graph(vectors, 32, include_self=False)
+    restricted = AgglomerativeClustering(250, linkage="average", connectivity=near).fit_predict(vectors)
+    ours = Tree(average_linkage(vectors).merges).cut(250)
+    assert agreement(ours, Partition(restricted))["ari"] < 0.9
 
 
 def test_bad_input_is_refused_with_what_was_found(monkeypatch):
