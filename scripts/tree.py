@@ -25,7 +25,7 @@ def main(stage: TreeStage) -> None:
     layout = Layout(Path(stage.artifacts), stage.tokenizer_name)
     codebook = layout.load_codebook()
     num_clusters = stage.head.clusters(codebook.num_tokens)
-    if stage.head.num_clusters is not None and num_clusters < stage.tree.coarsest:
+    if stage.head.num_clusters is not None and 0 < num_clusters < stage.tree.coarsest:
         raise InputError(f"K={num_clusters} is coarser than tree.coarsest={stage.tree.coarsest}; lower the latter")
     made, meta = layout.make_tree(stage.tree, num_clusters, codebook)
     print(layout.tree(stage.tree, num_clusters))
