@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from masc.artifacts import InputError, hash_arrays, replacing, write_json, write_text
 
@@ -205,7 +206,7 @@ def verify_codes(path: Path, make: str) -> int:
 def used_tokens(codes: Codes) -> np.ndarray:
     """Which tokens occur in any view of any image: (N,) bool. Stops reading once all have been met."""
     is_used = np.zeros(codes.num_tokens, np.bool_)
-    for start in range(0, codes.num_images, SHARD_SIZE):
+    for start in tqdm(range(0, codes.num_images, SHARD_SIZE), desc="used tokens", disable=None, leave=False):
         is_used[codes.tokens[start : start + SHARD_SIZE].ravel()] = True
         if is_used.all():
             break

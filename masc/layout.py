@@ -76,7 +76,7 @@ class Layout:
         differing = [key for key in wanted if meta.config.get(key) != wanted[key]]
         if differing:
             listed = ", ".join(f"{key} is {meta.config.get(key)!r} there, {wanted[key]!r} here" for key in differing)
-            raise InputError(f"{path} was built by another config: {listed}; remake it with `{make}`")
+            raise InputError(f"{path} was built by another config: {listed}; remake it with `rm {path} && {make}`")
         if tree.separate_dead:
             codes = load_codes(self.codes(tree.separate_dead, "train"), codebook.meta.sha256, "make codes")
             require_parent(meta, "codes", codes.sha256, path, make)

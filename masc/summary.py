@@ -26,7 +26,7 @@ def usual_ks(made: Tree | Partition, asked: int) -> list[int]:
     if isinstance(made, Partition):
         return [made.num_clusters]
     wanted = {asked, *(made.num_tokens // share for share in (2, 4, 8))}
-    return sorted((k for k in wanted if k >= max(made.coarsest, 1)), reverse=True)
+    return sorted((k for k in wanted if k >= made.coarsest), reverse=True)
 
 
 def _ties(tree: Tree, tied_merges: int | None) -> str:

@@ -106,7 +106,7 @@ def merge_pairs(clusters, mate, next_node):
             centroid[new] = clusters.centroid[s]
             size[new], variance[new], spread[new] = clusters.size[s], clusters.variance[s], clusters.spread[s]
             node[new] = clusters.node[s]
-            tied[new] = clusters.tied[s]
+            stale[new], tied[new] = clusters.stale[s], clusters.tied[s]
         else:
             a, b = clusters.size[first], clusters.size[second]
             both = a + b
@@ -140,9 +140,6 @@ def merge_pairs(clusters, mate, next_node):
             nearest[moved[s]] = moved[target]
         else:
             stale[moved[s]], hint[moved[s]] = True, moved[target]
-    for s in range(count):
-        if mate[s] < 0 and clusters.stale[s]:
-            stale[moved[s]] = True
 
     merged = Clusters(
         clusters.rows,

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit, prange
 
-from masc.sparse.bounds import FAST, RELATIVE, nearest_among, upper_bound
+from masc.sparse.bounds import FAST, RELATIVE, nearest_among, squared_gap, upper_bound
 
 LEAF = 16
 CHUNK = 64  # queries that share their buffers
@@ -181,10 +181,8 @@ def _search_chunk(clusters, tree, queries, limit, slack, nearest, distance, tied
         s, radius = queries[i], limit
         hint = clusters.hint[s]
         if hint >= 0:
-            near = 0.0
-            for k in range(clusters.centroid.shape[1]):
-                near += (clusters.centroid[s, k] - clusters.centroid[hint, k]) ** 2
-            radius = min(radius, upper_bound(clusters, s, hint, near) * (1 + RELATIVE) + slack)
+            near = upper_bound(clusters, s, hint, squared_gap(clusters, s, hint))
+            radius = min(radius, near * (1 + RELATIVE) + slack)
         found, radius = _collect(clusters, tree, s, radius, slack, candidate, gap, buffers)
         nearest[i], distance[i], tied[i], evaluated = nearest_among(
             clusters, s, candidate, gap, found, radius, limit, slack
