@@ -1,6 +1,5 @@
 """Evaluation of a run: held-out likelihood, and the metrics of its samples in the embedded feature space."""
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,10 @@ from llamagen.checkpoint import hash_weights
 from llamagen.run import RunInputs, TrainConfig, load_run
 from llamagen.sample import load_manifest, load_samples
 from llamagen.train import image_nats
-from masc.artifacts import hash_file, write_json
+from masc.artifacts import InputError, hash_file
 from metrics.features import load_extractor
-from metrics.samples import load_reference, measure_images, row
+from metrics.results import Results, row
+from metrics.samples import load_reference, measure_images
 from vq.images import load_images
 
 
@@ -73,9 +73,10 @@ def unmeasured(config: EvaluateConfig) -> list[str]:
 
 
 def _holds(path: Path, protocol: dict[str, Any]) -> bool:
-    if not path.exists():
+    try:
+        found = Results.load(path).rows[0]["protocol"]
+    except InputError:
         return False
-    found = json.loads(path.read_text())[0]["protocol"]
     return all(found.get(key) == value for key, value in protocol.items())
 
 
@@ -85,7 +86,7 @@ def evaluate_run(config: EvaluateConfig) -> Path:
     train_config, inputs, model = load_run(Path(config.run))
     directory, missing = train_config.directory / "eval", unmeasured(config)
     if "likelihood" in missing:
-        write_json(directory / "likelihood.json", likelihood(train_config, inputs, model))
+        Results(likelihood(train_config, inputs, model)).save(directory / "likelihood.json")
     sets = [name for name in config.samples if name in missing]
     if not sets:
         return directory
@@ -101,5 +102,5 @@ def evaluate_run(config: EvaluateConfig) -> Path:
     for name in sets:
         images = load_samples(train_config.directory / "samples" / name)
         protocol = samples_protocol(train_config.directory, name)
-        write_json(directory / f"{name}.json", measure_images(images, reference, extractor, protocol))
+        Results(measure_images(images, reference, extractor, protocol)).save(directory / f"{name}.json")
     return directory

@@ -11,6 +11,7 @@ import yaml
 
 from masc.artifacts import InputError
 from masc.run import read_metrics
+from metrics.results import Results
 
 NATS = "val/nats_per_token"
 
@@ -75,7 +76,7 @@ class Run:
     def results(self, name: str) -> dict[str, dict[str, Any]]:
         """Rows of eval/<name>.json by metric; empty if it was not measured."""
         file = self.directory / "eval" / f"{name}.json"
-        return {row["metric"]: row for row in json.loads(file.read_text())} if file.exists() else {}
+        return Results.load(file).by_metric if file.exists() else {}
 
 
 def reached_at(x: np.ndarray, y: np.ndarray, target: float) -> float | None:

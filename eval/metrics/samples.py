@@ -15,6 +15,7 @@ from metrics.features import extract_features
 from metrics.frechet import frechet_distance
 from metrics.inception_score import inception_score
 from metrics.precision_recall import NEIGHBOUR, precision_recall
+from metrics.results import row
 from vq.images import ImageSource
 
 VERSION = 1
@@ -83,8 +84,3 @@ def measure_images(
         row("precision-lite0", precision, neighbours),
         row("recall-lite0", recall, neighbours),
     ]
-
-
-def row(metric: str, value: float, protocol: dict[str, Any]) -> dict[str, Any]:
-    """A number with its protocol: the only form in which results are stored."""
-    return {"metric": metric, "value": value, "protocol": protocol}

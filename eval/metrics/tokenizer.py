@@ -13,7 +13,8 @@ from masc.artifacts import hash_arrays, hash_file, replacing, write_json
 from masc.tree import Partition
 from metrics.features import load_extractor
 from metrics.replacement import compare_replaced, replace_tokens
-from metrics.samples import draw_variants, extractor_protocol, load_reference, measure_images, row
+from metrics.results import row
+from metrics.samples import draw_variants, extractor_protocol, load_reference, measure_images
 from vq.decode import decode_pixels
 from vq.images import ImageSource, to_tensor
 from vq.interface import Tokenizer
