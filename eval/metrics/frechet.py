@@ -1,34 +1,146 @@
-"""Frechet distance of two feature sets (Heusel et al. 2017), exact also with fewer samples than dimensions."""
+"""Frechet distance of two feature sets (Heusel et al. 2017), exact also with fewer samples than dimensions.
+
+No matrix square root is taken. With covariances S = F^T F the trace of (S_a S_b)^(1/2) is the nuclear norm of
+F_a F_b^T: the singular values of a small matrix where there are fewer samples than dimensions, else the square roots
+of the eigenvalues of F_b S_a F_b^T. F_b, a Cholesky factor, depends on the reference alone and is kept with it."""
+
+from collections.abc import Iterable
+from functools import cached_property
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from masc.artifacts import InputError
 
+# Shapes: M samples, D dimensions, R <= min(M, D) rows of a factor. All in float64.
 
-def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
-    """|mu_a - mu_b|^2 + Tr(S_a + S_b - 2 (S_a S_b)^(1/2)) of features (M, D), (M', D), in float64.
 
-    With centred factors S = F^T F the last trace is the nuclear norm of F_a F_b^T, which needs no matrix
-    square root and stays exact for singular covariances. One QR each and one SVD of min(M, D) x min(M', D).
-    Raises InputError for fewer than 2 samples, other dimensions or non-finite features."""
-    for features in (a, b):
-        if features.ndim != 2 or len(features) < 2 or features.shape[1] != a.shape[1]:
+class Gaussian:
+    """Mean (D,) and covariance of a feature set: from its samples if M <= D, else as a matrix (D, D)."""
+
+    def __init__(self, mean: Tensor, covariance: Tensor | None = None, rows: Tensor | None = None):
+        self.mean = mean
+        self._covariance = covariance
+        self.rows = rows  # (M, D), centred and scaled: rows^T rows is the covariance
+
+    @classmethod
+    def of(cls, features: np.ndarray | Tensor, device: torch.device | str = "cpu") -> "Gaussian":
+        """Of features (M, D), M >= 2; unbiased covariance. Raises InputError for anything else or non-finite values."""
+        moments = Moments(features.shape[-1], device)
+        for start in range(0, len(features), 4096):
+            moments.add(torch.as_tensor(features[start : start + 4096]))
+        return moments.gaussian()
+
+    @property
+    def dim(self) -> int:
+        return len(self.mean)
+
+    @cached_property
+    def covariance(self) -> Tensor:
+        return self._covariance if self._covariance is not None else self.rows.T @ self.rows
+
+    @cached_property
+    def factor(self) -> Tensor:
+        """F (R, D) with F^T F the covariance. Costs D^3 / 3 multiplications, many more if it is singular."""
+        if self.rows is not None:
+            return self.rows
+        lower, failed = torch.linalg.cholesky_ex(self.covariance)
+        if not failed:
+            return lower.T
+        values, vectors = torch.linalg.eigh(self.covariance)  # singular: dimensions that never vary
+        return values.clamp_min(0).sqrt()[:, None] * vectors.T
+
+    @property
+    def trace(self) -> Tensor:
+        return self.covariance.diagonal().sum() if self.rows is None else self.rows.square().sum()
+
+    def to(self, device: torch.device | str) -> "Gaussian":
+        parts = (self.mean, self._covariance, self.rows)
+        return Gaussian(*(None if part is None else part.to(device) for part in parts))
+
+
+def frechet_distance(a: np.ndarray | Gaussian, b: np.ndarray | Gaussian) -> float:
+    """|mu_a - mu_b|^2 + Tr(S_a + S_b - 2 (S_a S_b)^(1/2)) of features (M, D), (M', D) or their statistics.
+
+    `b` is the reference, whose factor is kept for the next distance. Raises InputError for other dimensions, fewer than
+    2 samples or non-finite features."""
+    a, b = (one if isinstance(one, Gaussian) else Gaussian.of(one) for one in (a, b))
+    if a.dim != b.dim:
+        raise InputError(
+            f"a Frechet distance needs features of one dimension, found {a.dim} and {b.dim}: they are of different "
+            "extractors"
+        )
+    if a.rows is None and b.rows is None:
+        product = b.factor @ a.covariance @ b.factor.T
+        cross = torch.linalg.eigvalsh(product).clamp_min(0).sqrt().sum()
+    else:
+        cross = torch.linalg.svdvals(a.factor @ b.factor.T).sum()
+    return float((a.mean - b.mean).square().sum() + a.trace + b.trace - 2 * cross)
+
+
+class Moments:
+    """Running mean and covariance in float64, about the first batch's mean, so that nothing cancels.
+
+    The samples themselves are kept until there are more than dimensions: memory is D^2, whatever M."""
+
+    def __init__(self, dim: int, device: torch.device | str = "cpu"):
+        self.count = 0
+        self._sum = torch.zeros(dim, dtype=torch.float64, device=device)
+        self._products: Tensor | None = None
+        self._shift: Tensor | None = None
+        self._rows: list[Tensor] = []
+
+    def add(self, features: Tensor) -> None:
+        """Features (B, D); InputError if any is not finite."""
+        if features.ndim != 2 or features.shape[1] != len(self._sum):
             raise InputError(
-                "a Frechet distance needs two sets of at least 2 feature vectors of one dimension, "
-                f"found {a.shape} and {b.shape}"
+                f"expected features (B, {len(self._sum)}), found {tuple(features.shape)}: they are of another extractor"
             )
-        if not np.isfinite(features).all():
+        if not features.isfinite().all():
             raise InputError("features are not finite; the images or the extractor are broken")
-    mean_a, factor_a = _mean_and_factor(a)
-    mean_b, factor_b = _mean_and_factor(b)
-    cross = np.linalg.svd(factor_a @ factor_b.T, compute_uv=False).sum()
-    traces = np.square(factor_a).sum() + np.square(factor_b).sum()
-    return float(np.square(mean_a - mean_b).sum() + traces - 2 * cross)
+        if not len(features):
+            return
+        features = features.to(self._sum)
+        if self._shift is None:
+            self._shift = features.mean(0)
+        self.count += len(features)
+        self._sum += (features - self._shift).sum(0)
+        self._rows.append(features)
+        if self.count > len(self._sum):
+            self._fold()
 
+    def _fold(self) -> None:
+        """Turn kept samples into sums of products about the shift."""
+        if self._products is None:
+            self._products = torch.zeros(len(self._sum), len(self._sum), dtype=torch.float64, device=self._sum.device)
+        for rows in self._rows:
+            shifted = rows - self._shift
+            self._products.addmm_(shifted.T, shifted)
+        self._rows = []
 
-def _mean_and_factor(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean (D,) and F (min(M, D), D) with F^T F the unbiased covariance."""
-    features = features.astype(np.float64)
-    mean = features.mean(0)
-    centred = (features - mean) / np.sqrt(len(features) - 1)
-    return mean, np.linalg.qr(centred, mode="r")
+    def merge(self, others: Iterable["Moments"]) -> None:
+        """Take in the samples of other moments: those of other processes."""
+        for other in others:
+            if other._products is None:
+                for rows in other._rows:
+                    self.add(rows)
+                continue
+            if self._shift is None:
+                self._shift = other._shift
+            self._fold()
+            move = other._shift - self._shift  # (x - a) = (x - b) + (b - a)
+            cross = torch.outer(other._sum, move)
+            self._products += other._products + cross + cross.T + other.count * torch.outer(move, move)
+            self._sum += other._sum + other.count * move
+            self.count += other.count
+
+    def gaussian(self) -> Gaussian:
+        """Mean and unbiased covariance; InputError with fewer than 2 samples."""
+        if self.count < 2:
+            raise InputError(f"a Frechet distance needs at least 2 samples, found {self.count}")
+        off = self._sum / self.count
+        mean = self._shift + off
+        if self._products is None:
+            return Gaussian(mean, rows=(torch.cat(self._rows) - mean) / (self.count - 1) ** 0.5)
+        return Gaussian(mean, (self._products - self.count * torch.outer(off, off)) / (self.count - 1))

@@ -1,15 +1,42 @@
-"""The Inception Score's formula (Salimans et al. 2016) over any classifier's logits."""
+"""The Inception Score (Salimans et al. 2016) over any classifier's logits, in the forms its evaluators give it."""
+
+from typing import Any
 
 import numpy as np
-from scipy.special import log_softmax
+import torch
+from torch import Tensor
+
+FORMS: dict[str, dict[str, Any]] = {
+    # openai/guided-diffusion, evaluations/evaluator.py: consecutive chunks in the order of the file, the last shorter.
+    "adm": {"chunk": 5000, "order": "file order"},
+    # torch-fidelity 0.4, metric_isc.py: ten splits of a seeded permutation.
+    "torch-fidelity": {"splits": 10, "order": "RandomState(2020)"},
+}
 
 
-def inception_score(logits: np.ndarray) -> float:
-    """exp(mean KL(p(y | x) || p(y))) over all samples at once: logits (M, classes), in float64.
+def form_chunks(form: str, num_images: int) -> list[np.ndarray]:
+    """The images that each split of a form holds, by index."""
+    if form == "adm":
+        size = FORMS["adm"]["chunk"]
+        return [np.arange(start, min(start + size, num_images)) for start in range(0, num_images, size)]
+    splits = FORMS["torch-fidelity"]["splits"]
+    order = np.random.RandomState(2020).permutation(num_images)
+    return [order[i * num_images // splits : (i + 1) * num_images // splits] for i in range(splits)]
 
-    One split: with a thousand samples ten splits would each see too few for p(y)."""
-    log_conditional = log_softmax(logits.astype(np.float64), axis=1)
-    conditional = np.exp(log_conditional)
-    marginal = conditional.mean(0)
-    log_marginal = np.log(np.maximum(marginal, np.finfo(np.float64).tiny))
-    return float(np.exp((conditional * (log_conditional - log_marginal)).sum(1).mean()))
+
+def inception_score(logits: np.ndarray | Tensor, chunks: list[np.ndarray] | None = None) -> float:
+    """Mean over chunks of exp(mean KL(p(y | x) || p(y))), logits (M, classes), in float64.
+
+    Without chunks all samples are one: with a thousand samples ten splits would each see too few for p(y). Both ADM and
+    torch-fidelity take logits without the layer's bias."""
+    logits = torch.as_tensor(logits)
+    chunks = [np.arange(len(logits))] if chunks is None else [chunk for chunk in chunks if len(chunk)]
+    return float(np.mean([_one_score(logits[torch.from_numpy(chunk).to(logits.device)]) for chunk in chunks]))
+
+
+def _one_score(logits: Tensor) -> float:
+    log_conditional = logits.double().log_softmax(1)
+    conditional = log_conditional.exp()
+    log_marginal = conditional.mean(0).clamp_min(torch.finfo(torch.float64).tiny).log()
+    # 0 log 0 is 0: where a probability underflows its logarithm stays finite here.
+    return float((conditional * (log_conditional - log_marginal)).sum(1).mean().exp())

@@ -1,0 +1,33 @@
+"""Confidence intervals by resampling the images of a sample set (Efron 1979).
+
+What varies is the draw of the samples; the reference stays. A Frechet distance of a resample is biased upwards (it
+holds fewer distinct images), so the interval is the estimate -+ 1.96 standard deviations of the resamples, not their
+quantiles."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+LEVEL = 0.95
+
+
+def bootstrap_interval(
+    value: float, num_images: int, compute: Callable[[np.ndarray], float], replicates: int, seed: int = 0
+) -> dict[str, Any] | None:
+    """The 95% interval of `value`, which `compute` gives for resampled indices (M,); None with fewer than 2 replicates.
+
+    Costs `replicates` evaluations of `compute`."""
+    if replicates < 2:
+        return None
+    rng = np.random.default_rng([seed, 1004])
+    found = [compute(rng.integers(0, num_images, num_images)) for _ in range(replicates)]
+    half = stats.norm.ppf(0.5 + LEVEL / 2) * float(np.std(found, ddof=1))
+    return {
+        "low": value - half,
+        "high": value + half,
+        "level": LEVEL,
+        "method": "bootstrap",
+        "replicates": replicates,
+    }

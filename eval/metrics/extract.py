@@ -1,0 +1,113 @@
+"""One pass over a set of pictures: Inception features, and what `make doctor` wants to know of the pixels.
+
+Processes share the batches; the pooled features of all come together in the order of the pictures. In memory are those
+(8 kB a picture), the moments of the spatial features (32 MB), and a few batches."""
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from torch import Tensor
+from tqdm import tqdm
+
+from masc.artifacts import InputError
+from metrics.frechet import Gaussian, Moments
+from metrics.inception import POOLED, SIDE, SPATIAL, Inception, exact_arithmetic
+from metrics.resize import RESIZES
+from metrics.streams import Pictures, read_batches
+
+
+@dataclass(frozen=True, eq=False)
+class Extraction:
+    """The features of M pictures."""
+
+    pooled: np.ndarray  # (M, 2048) float32
+    spatial: Gaussian  # of the 2023 spatial features
+    size: tuple[int, int]  # height and width of the pictures
+    pixels: dict[str, float] = field(default_factory=dict)  # `blockiness`, `sharpness`
+
+    @cached_property
+    def gaussian(self) -> Gaussian:
+        return Gaussian.of(self.pooled, self.spatial.mean.device)
+
+
+def extract(
+    pictures: Pictures, model: Inception, resize: str, batch_size: int = 32, state: PartialState | None = None
+) -> Extraction:
+    """Features of all pictures, on the model's device, in true float32; the same in every process.
+
+    About 8 images a second on two CPU cores, where the network is nearly all of it. Raises InputError for what the
+    pictures' readers refuse, for sizes that differ, and for features that are not finite."""
+    state = state or PartialState(cpu=not torch.cuda.is_available())
+    device = model.fc.weight.device
+    starts = range(0, len(pictures), batch_size)[state.process_index :: state.num_processes]
+    pooled, spatial, pixels = {}, Moments(SPATIAL, device), PixelSums()
+    mine = sum(min(batch_size, len(pictures) - start) for start in starts)
+    with (
+        exact_arithmetic(),
+        tqdm(total=mine, desc="features", unit="image", disable=None if state.is_main_process else True) as bar,
+    ):
+        for start, batch in read_batches(pictures, starts, batch_size):
+            images = torch.from_numpy(batch).to(device).permute(0, 3, 1, 2)
+            found, rows = model(RESIZES[resize](images, SIDE))
+            if not found.isfinite().all():
+                bad = start + int((~found.isfinite()).any(1).nonzero()[0])
+                raise InputError(f"the features of picture {bad} of {pictures.name} are not finite")
+            pooled[start] = found.cpu().numpy()
+            spatial.add(rows)
+            pixels.add(images)
+            bar.update(len(batch))
+    if state.num_processes > 1:
+        parts = gather_object([(pooled, spatial, pixels)])
+        pooled = {start: rows for part, _, _ in parts for start, rows in part.items()}
+        spatial, pixels = Moments(SPATIAL, device), PixelSums()
+        spatial.merge(part for _, part, _ in parts)
+        for _, _, part in parts:
+            pixels.merge(part)
+    features = np.empty((len(pictures), POOLED), np.float32)
+    for start, rows in pooled.items():
+        features[start : start + len(rows)] = rows
+    return Extraction(features, spatial.gaussian(), pixels.size, pixels.summary())
+
+
+class PixelSums:
+    """Running sums that tell a JPEG or a resized picture: steps across and off the 8-pixel grid, and the Laplacian."""
+
+    def __init__(self) -> None:
+        self.size = (0, 0)
+        self._sums = np.zeros(3)  # steps across boundaries of blocks, other steps, Laplacian
+        self._counts = np.zeros(3)
+
+    def add(self, images: Tensor) -> None:
+        """Pictures (B, 3, H, W) uint8; InputError if their size differs from the last ones'."""
+        size = (images.shape[2], images.shape[3])
+        if self.size not in ((0, 0), size):
+            raise InputError(f"pictures of one size are needed, found {self.size} and {size} pixels (height, width)")
+        self.size = size
+        grey = images.float().mean(1)
+        steps = [(grey[:, 1:] - grey[:, :-1]).abs().mean((0, 2)), (grey[:, :, 1:] - grey[:, :, :-1]).abs().mean((0, 1))]
+        for step in steps:
+            across = torch.arange(1, len(step) + 1, device=step.device) % 8 == 0
+            for index, part in enumerate((step[across], step[~across])):
+                self._sums[index] += float(part.sum()) * len(images)
+                self._counts[index] += len(part) * len(images)
+        if min(size) > 2:
+            kernel = grey.new_tensor([[0, 1, 0], [1, -4, 1], [0, 1, 0]])[None, None]
+            self._sums[2] += float(F.conv2d(grey[:, None], kernel).abs().mean()) * len(images)
+            self._counts[2] += len(images)
+
+    def merge(self, other: "PixelSums") -> None:
+        if (0, 0) not in (self.size, other.size) and self.size != other.size:
+            raise InputError(f"pictures of one size are needed, found {self.size} and {other.size} pixels")
+        self.size = max(self.size, other.size)
+        self._sums += other._sums
+        self._counts += other._counts
+
+    def summary(self) -> dict[str, Any]:
+        across, elsewhere, laplacian = self._sums / np.maximum(self._counts, 1)
+        return {"blockiness": across / elsewhere if elsewhere else 1.0, "sharpness": laplacian}

@@ -1,0 +1,51 @@
+"""The three ways in which FID's implementations bring a picture to 299 x 299 pixels. They differ by percents of FID.
+
+`tf1-bilinear`: TensorFlow 1's ResizeBilinear, without half-pixel centres or antialiasing: ADM's evaluator and
+torch-fidelity. `half-pixel-bilinear`: torch's interpolate without antialiasing: pytorch-fid. `pil-bicubic`: Pillow's
+antialiased bicubic, a channel at a time in float32, without rounding: clean-fid, and LlamaGen's evaluation of text."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+# Shapes: pictures (B, 3, H, W) uint8 -> (B, 3, S, S) float32 as `Inception` takes them, on the pictures' device.
+
+
+def tf1_bilinear(pictures: Tensor, side: int) -> Tensor:
+    """Rows and columns at i * in / out, the right and lower neighbour weighed by the fraction (float32, as there)."""
+    x = pictures.float()
+    for dim in (3, 2):  # columns first, as TensorFlow's kernel does
+        size = x.shape[dim]
+        place = torch.arange(side, device=x.device, dtype=torch.float32) * torch.tensor(size / side).float()
+        low = place.long().clamp_max(size - 1)
+        weight = place - low
+        first, second = x.index_select(dim, low), x.index_select(dim, (low + 1).clamp_max(size - 1))
+        x = first + (second - first) * (weight if dim == 3 else weight[:, None])
+    return x
+
+
+def half_pixel_bilinear(pictures: Tensor, side: int) -> Tensor:
+    """torch's own, on pictures in [0, 1] as pytorch-fid has them.
+
+    It gives the network 2 x - 1, not (255 x - 128) / 128: the same as if 255 were 256."""
+    small = pictures.float() / 255
+    return F.interpolate(small, size=(side, side), mode="bilinear", align_corners=False) * 256
+
+
+def pil_bicubic(pictures: Tensor, side: int) -> Tensor:
+    """Pillow's, on the CPU; clipped to [0, 255] as clean-fid does."""
+    planes = pictures.cpu().numpy().astype(np.float32).reshape(-1, *pictures.shape[2:])
+    resized = [np.asarray(Image.fromarray(plane).resize((side, side), Image.Resampling.BICUBIC)) for plane in planes]
+    stacked = torch.from_numpy(np.stack(resized)).reshape(*pictures.shape[:2], side, side)
+    return stacked.clamp(0, 255).to(pictures.device)
+
+
+RESIZES: dict[str, Callable[[Tensor, int], Tensor]] = {
+    "tf1-bilinear": tf1_bilinear,
+    "half-pixel-bilinear": half_pixel_bilinear,
+    "pil-bicubic": pil_bicubic,
+}

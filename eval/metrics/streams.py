@@ -1,0 +1,229 @@
+"""Pictures to be measured, read by number and never all in memory: folders, zips, WebDataset shards, ADM's .npz.
+
+All pictures of a set have one size and three channels of eight bits; anything else is named and refused, for a resize
+or a rounding nobody sees is what makes an FID differ."""
+
+import hashlib
+import io
+import logging
+import struct
+import threading
+import zipfile
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from masc.artifacts import InputError
+from vq.images import ImageSource
+from vq.readers.folders import open_pictures
+from vq.readers.members import Members
+from vq.readers.stored import UNREADABLE
+
+logger = logging.getLogger(__name__)
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+READ_AHEAD = 4  # batches
+
+
+class Pictures(ABC):
+    """M pictures of one size."""
+
+    name: str
+    file_type: str  # png, jpeg, npz, ...
+    labels: np.ndarray | None = None  # (M,) where the source knows them
+    is_sequential = False  # reading out of order costs a new start
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Pictures (B, H, W, 3) uint8."""
+
+    @property
+    @abstractmethod
+    def sha256(self) -> str:
+        """What identifies the pictures: of their names and sizes where their bytes are too many to hash."""
+
+
+class NpzPictures(Pictures):
+    """ADM's layout: `arr_0` (M, H, W, 3) uint8 in an .npz, read in place, or inflated in order if it is compressed."""
+
+    file_type = "npz"
+
+    def __init__(self, path: Path):
+        self.path, self.name = Path(path), str(path)
+        try:
+            self._open()
+        except (OSError, zipfile.BadZipFile, KeyError, ValueError, struct.error) as error:
+            raise InputError(
+                f"{path} is no .npz with an array arr_0 of pictures, or is truncated ({error}); write it anew, or copy "
+                "it again"
+            ) from error
+
+    def _open(self) -> None:
+        self._lock = threading.Lock()
+        with zipfile.ZipFile(self.path) as archive:
+            info = archive.getinfo("arr_0.npy")
+            with archive.open(info) as member:
+                self.shape, start = _read_header(member, self.name)
+        self._crc = info.CRC
+        self._picture_bytes = int(np.prod(self.shape[1:]))
+        expected = start + self.shape[0] * self._picture_bytes
+        if info.file_size != expected:
+            raise ValueError(f"arr_0 has {info.file_size} bytes, its header says {expected}")
+        self.is_sequential = info.compress_type != zipfile.ZIP_STORED
+        self._header_bytes = start
+        with self.path.open("rb") as file:
+            file.seek(info.header_offset)
+            name_bytes, extra_bytes = struct.unpack("<26xHH", file.read(30))
+        self._offset = info.header_offset + 30 + name_bytes + extra_bytes + start
+        self._inflated: tuple[int, zipfile.ZipExtFile] | None = None
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        stop = min(stop, len(self))
+        wanted = (stop - start) * self._picture_bytes
+        data = self._inflate(start, wanted) if self.is_sequential else self._read_at(start, wanted)
+        if len(data) != wanted:
+            raise InputError(f"{self.path} breaks off before picture {stop - 1}; copy it again")
+        return np.frombuffer(data, np.uint8).reshape(-1, *self.shape[1:])
+
+    def _read_at(self, start: int, size: int) -> bytes:
+        with self.path.open("rb") as file:
+            file.seek(self._offset + start * self._picture_bytes)
+            return file.read(size)
+
+    def _inflate(self, start: int, size: int) -> bytes:
+        with self._lock:
+            if self._inflated is None or self._inflated[0] > start:
+                member = zipfile.ZipFile(self.path).open("arr_0.npy")
+                member.read(self._header_bytes)
+                self._inflated = (0, member)
+            position, member = self._inflated
+            while position < start:  # those of other processes
+                member.read(self._picture_bytes)
+                position += 1
+            data = member.read(size)
+            self._inflated = (start + size // self._picture_bytes, member)
+            return data
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256(f"{self.shape} {self._crc}".encode()).hexdigest()
+
+
+def _read_header(member: io.IOBase, name: str) -> tuple[tuple[int, int, int, int], int]:
+    """Shape of arr_0, and where its data begin."""
+    version = np.lib.format.read_magic(member)
+    reader = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
+    shape, fortran_order, dtype = reader(member)
+    if len(shape) != 4 or shape[3] != 3 or dtype != np.uint8 or fortran_order or not shape[0]:
+        raise InputError(f"expected arr_0 of pictures (M, H, W, 3) uint8 in {name}, found {dtype} {shape}")
+    return shape, member.tell()
+
+
+class FilePictures(Pictures):
+    """Picture files of a folder, a zip or tars, in the order of their names."""
+
+    def __init__(self, members: Members, name: str):
+        self.members, self.name = members, name
+        suffixes = {Path(member).suffix.lower().removeprefix(".").replace("jpg", "jpeg") for member in members.names}
+        self.file_type = ", ".join(sorted(suffixes))
+        self.file_types = sorted(suffixes)
+        self._first: tuple[tuple[int, ...], str] | None = None
+        self.num_grey = 0
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        return np.stack([self._picture(index) for index in range(start, min(stop, len(self)))])
+
+    def _picture(self, index: int) -> np.ndarray:
+        where = f"{self.members.names[index]} of {self.name}"
+        try:
+            data = self.members.read(index)
+            with Image.open(io.BytesIO(data)) as picture:
+                mode = picture.mode
+                pixels = np.asarray(picture.convert("RGB"))
+        except UNREADABLE as error:
+            raise InputError(f"{where} cannot be read ({error}); write it anew, or remove it") from error
+        if data[:8] == PNG_SIGNATURE and data[24] == 16 or mode.startswith(("I", "F")):
+            raise InputError(f"{where} has 16 bits or more a channel (mode {mode}); expected 8: write uint8 pictures")
+        if mode not in ("RGB", "L", "P", "1"):
+            raise InputError(f"{where} has the channels {mode}; expected RGB: write it without an alpha channel")
+        if mode == "L":
+            if not self.num_grey:
+                logger.warning("%s is greyscale; such pictures are read with three equal channels", where)
+            self.num_grey += 1
+        if self._first is None:
+            self._first = (pixels.shape, where)
+        shape, first = self._first
+        if pixels.shape != shape:
+            raise InputError(
+                f"pictures of one size are needed: {first} has {shape[1]} x {shape[0]} pixels, {where} has "
+                f"{pixels.shape[1]} x {pixels.shape[0]}; crop them alike first"
+            )
+        return pixels
+
+    @property
+    def sha256(self) -> str:
+        digest = hashlib.sha256()
+        for name, size in zip(self.members.names, self.members.sizes, strict=True):
+            digest.update(f"{name} {size}\n".encode())
+        return digest.hexdigest()
+
+
+class SourcePictures(Pictures):
+    """Some pictures of an image source, centre-cropped."""
+
+    def __init__(self, source: ImageSource, rows: np.ndarray | None = None):
+        self.source = source
+        self.rows = np.arange(len(source)) if rows is None else rows
+        self.name, self.file_type = f"{source.name} {source.split}", source.name
+        self.labels = source.labels[self.rows]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        return np.asarray(self.source.pixels[self.rows[start:stop]])
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256(self.source.sha256.encode() + self.rows.tobytes()).hexdigest()
+
+
+def open_samples(path: Path) -> Pictures:
+    """An .npz in ADM's layout, or the pictures of a folder, a zip, a tar, or a folder of tars (WebDataset).
+
+    Raises InputError if there is nothing, or no picture in it."""
+    path = Path(path)
+    if not path.exists():
+        raise InputError(f"no samples at {path}; name a folder of PNG files, or an .npz in ADM's layout")
+    return NpzPictures(path) if path.suffix == ".npz" else FilePictures(open_pictures(path), str(path))
+
+
+def read_batches(pictures: Pictures, starts: Iterable[int], size: int) -> Iterator[tuple[int, np.ndarray]]:
+    """Batches by where they start, decoded ahead by threads: (start, (B, H, W, 3) uint8), in the order asked for."""
+    workers = 1 if pictures.is_sequential else READ_AHEAD
+    waiting: deque[tuple[int, Future[np.ndarray]]] = deque()
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            for start in starts:
+                waiting.append((start, pool.submit(pictures.read, start, min(start + size, len(pictures)))))
+                if len(waiting) > READ_AHEAD:
+                    first, future = waiting.popleft()
+                    yield first, future.result()
+            while waiting:
+                first, future = waiting.popleft()
+                yield first, future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
