@@ -1,0 +1,156 @@
+"""The published grid: what papers, repositories and users report, each number with its protocol and source.
+
+The numbers are in published.yaml beside this file, where the marks of confidence are explained."""
+
+from dataclasses import dataclass, field, fields
+from functools import cache
+from importlib import resources
+from typing import Any
+
+import yaml
+
+METRICS = ("FID", "IS", "sFID", "precision", "recall", "rFID", "PSNR", "SSIM")
+KINDS = ("result", "real", "reconstruction", "report")
+CONFIDENCE = ("code", "paper", "repo", "2nd", "thread", "infer")
+IMAGENET = 1_281_167  # training images: an epoch
+# ADM's file holds the statistics of the whole training set, so a reference made of it is the same one.
+TRAINING_STATISTICS = ("adm-imagenet256", "imagenet256-train")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublishedRow:
+    """A published number, or several of one evaluation; None where the source does not say."""
+
+    source: str  # table of a paper, or repository#thread
+    confidence: str  # one of CONFIDENCE
+    values: dict[str, float]  # by metric, keys of METRICS
+    kind: str = "result"  # one of KINDS
+    model: str | None = None
+    head: str | None = None
+    tree: str | None = None  # None: MASC's own, or the head has none
+    K: int | None = None
+    epochs: int | None = None
+    drawn_at: int | None = None  # pixels a side as decoded
+    guidance: float | None = None  # 1.0: none
+    sampling: dict[str, Any] = field(default_factory=dict)  # other keys of SamplingConfig
+    evaluator: str | None = None
+    reference: str | None = None
+    num_images: int | None = None
+    release: str | None = None  # the checkpoint that was measured, if it was released
+    preset: bool = False  # the settings that the release is known for
+    hours: float | None = None  # of training
+    acceleration_percent: float | None = None  # as printed
+    cause: str | None = None  # of a report: what was wrong
+    note: str | None = None
+
+    def __post_init__(self) -> None:
+        unknown = sorted(set(self.values) - set(METRICS))
+        if self.kind not in KINDS or self.confidence not in CONFIDENCE or not self.values or unknown:
+            raise ValueError(
+                f"a published row needs a kind of {KINDS}, a confidence of {CONFIDENCE} and values of {METRICS}; "
+                f"found {self.kind}, {self.confidence}, {sorted(self.values)} ({self.source})"
+            )
+        if (self.kind == "report") != (self.cause is not None):
+            raise ValueError(f"a report, and nothing else, states its cause ({self.source})")
+
+    @property
+    def label(self) -> str | None:
+        """Head and, unless it is MASC's own, tree: as a run's directory is named."""
+        return label_of(vars(self))
+
+    @property
+    def protocol(self) -> str:
+        """How the numbers were measured, in words; rows may share a table only where these are equal."""
+        return ", ".join(
+            (
+                f"{self.evaluator or 'unknown'} evaluator",
+                f"reference {self.reference or 'unknown'}",
+                f"{self.num_images or 'unknown number of'} images",
+                f"drawn at {self.drawn_at or 'unknown'} px",
+                "guidance not stated" if self.guidance is None else f"guidance {self.guidance:g}",
+            )
+        )
+
+    def describe(self) -> str:
+        """The row in a few words: `LlamaGen paper, Table 8: llamagen-b flat, 300 epochs, guidance 2`."""
+        what = [" ".join(word for word in (self.model, self.label) if word)]
+        what += [f"K = {self.K}"] * bool(self.K) + [f"{self.epochs} epochs"] * bool(self.epochs)
+        what += [f"{self.drawn_at} px"] * bool(self.drawn_at)
+        what += ["guidance not stated" if self.guidance is None else f"guidance {self.guidance:g}"]
+        return f"{self.source}: {', '.join(what)}"
+
+
+def label_of(protocol: dict[str, Any]) -> str | None:
+    """Head and, unless it is MASC's own, tree; a release is flat. None if there is no head."""
+    head, tree = protocol.get("head"), protocol.get("tree")
+    if head is None:
+        return "flat" if protocol.get("release") else None
+    return head if head == "flat" or tree in (None, "masc") else f"{head}-on-{tree}"
+
+
+def parse_published(groups: list[dict[str, Any]]) -> tuple[PublishedRow, ...]:
+    """Rows of groups; a row overrides what its group says. Raises ValueError for a key that no row has."""
+    known, rows = {f.name for f in fields(PublishedRow)} - {"values"}, []
+    for group in groups:
+        shared = {key: value for key, value in group.items() if key != "rows"}
+        for row in group["rows"]:
+            given = shared | row
+            unknown = sorted(set(given) - known - set(METRICS))
+            if unknown:
+                raise ValueError(f"published.yaml: no row has {', '.join(unknown)} ({given.get('source')})")
+            values = {key: float(given.pop(key)) for key in METRICS if key in given}
+            rows.append(PublishedRow(values=values, **given))
+    return tuple(rows)
+
+
+@cache
+def published() -> tuple[PublishedRow, ...]:
+    """Every published row, in the order of the file."""
+    return parse_published(yaml.safe_load((resources.files("metrics") / "published.yaml").read_text()))
+
+
+def rows_for(model: str, head: str) -> list[PublishedRow]:
+    """Results of a model and a run's label (`flat`, `masc`, `masc-on-kmeans`), whatever their protocols."""
+    return [row for row in published() if row.kind == "result" and (row.model, row.label) == (model, head)]
+
+
+def matching(protocol: dict[str, Any], ignoring: tuple[str, ...] = ()) -> list[PublishedRow]:
+    """Results that a number of this protocol may be laid beside.
+
+    Model, label, drawn_at, evaluator and number of images are known on both sides and equal; reference, release, K,
+    guidance, epochs and the other sampling keys are equal where both sides know them. `ignoring` passes keys over.
+    A release is compared with rows of that release only."""
+    ours = _comparable(protocol)
+    return [row for row in published() if row.kind == "result" and not _differing(row, ours) - set(ignoring)]
+
+
+def _comparable(protocol: dict[str, Any]) -> dict[str, Any]:
+    seen, guidance = protocol.get("images_seen"), protocol.get("guidance")
+    return {
+        **protocol,
+        "label": label_of(protocol),
+        "guidance": None if guidance is None else max(float(guidance), 1.0),  # at most 1 is none
+        "epochs": None if seen is None else seen / IMAGENET,
+    }
+
+
+def _differing(row: PublishedRow, ours: dict[str, Any]) -> set[str]:
+    """Keys in which a row and a protocol cannot be compared."""
+    keys = {
+        key
+        for key in ("model", "label", "drawn_at", "evaluator", "num_images")
+        if ours.get(key) is None or ours[key] != getattr(row, key)
+    }
+    theirs = {"K": row.K, "guidance": row.guidance, **row.sampling}
+    keys |= {k for k, value in theirs.items() if None not in (value, ours.get(k)) and ours[k] != value}
+    if None not in (row.epochs, ours["epochs"]) and abs(ours["epochs"] / row.epochs - 1) > 0.02:
+        keys.add("epochs")
+    if None not in (row.reference, ours.get("reference")) and not _same_reference(row.reference, ours["reference"]):
+        keys.add("reference")
+    if ours.get("release") is not None and ours["release"] != row.release:
+        keys.add("release")
+    return keys
+
+
+def _same_reference(one: str, other: str) -> bool:
+    return one == other or {one, other} <= set(TRAINING_STATISTICS)
