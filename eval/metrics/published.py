@@ -149,6 +149,8 @@ def _differing(row: PublishedRow, ours: dict[str, Any]) -> set[str]:
         keys.add("reference")
     if ours.get("release") is not None and ours["release"] != row.release:
         keys.add("release")
+    if not str(ours.get("data", "imagenet")).startswith("imagenet"):  # every row is of a model trained on it
+        keys.add("data")
     return keys
 
 

@@ -1,0 +1,109 @@
+"""What is probably wrong with a result, by evidence (`make doctor`).
+
+Most "cannot reproduce FID" threads are mistakes of evaluation, and most leave a trace in the numbers, the protocol
+or the pictures. Each rule looks for one; a rule is a function from a case to findings."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from masc.artifacts import InputError
+from metrics import doctor_evidence as evidence
+from metrics import doctor_rules as rules
+from metrics.doctor_rules import TOLERANCE, Case, Finding, agrees, beside, deviations, of_same_is
+from metrics.published import matching
+from metrics.results import Results
+
+VERDICTS = ("problem", "warning", "note", "fine")
+RULES = (  # the strongest evidence first
+    evidence.nonfinite,
+    evidence.tree_of_another_tokenizer,
+    rules.wrong_reference,
+    rules.reconstruction,
+    rules.resolution,
+    evidence.extractor,
+    evidence.resize,
+    rules.few_images,
+    evidence.classes,
+    evidence.sorted_samples,
+    evidence.jpeg,
+    rules.another_row,
+    rules.sampling,
+    rules.small_reference,
+    evidence.weights,
+    evidence.label_map,
+    rules.across_evaluators,
+    evidence.mixed_protocols,
+)
+
+
+def diagnose(results: Results, others: Sequence[Results] = ()) -> list[Finding]:
+    """Findings about a file of results, problems first, each kind by strength of evidence.
+
+    `others` are results that may be laid beside these. Where neither problem nor warning is found, the last finding
+    says which published row the numbers agree with, and within what, or that they do not."""
+    case = Case(results, tuple(others))
+    found = [finding for rule in RULES for finding in rule(case)]
+    found.sort(key=lambda finding: VERDICTS.index(finding.verdict))
+    if not any(finding.verdict in ("problem", "warning") for finding in found):
+        found.append(_nothing_wrong(case))
+    return found
+
+
+def _nothing_wrong(case: Case) -> Finding:
+    candidates = matching(case.protocol) if case.protocol.get("model") else of_same_is(case)
+    rows = [row for row in candidates if case.is_fid and "FID" in row.values]
+    if not case.protocol.get("model"):  # it may be any: only what agrees in all is worth naming
+        rows = [row for row in rows if agrees(case, row)]
+    if not rows:
+        why = "no published row has this model and protocol" if case.is_fid else "nothing published is in this space"
+        return Finding("no-comparison", "fine", f"Nothing wrong is seen; {why}.")
+    row = min(rows, key=lambda row: abs(deviations(case, row).get("FID", 0.0)))
+    if agrees(case, row):
+        limits = ", ".join(f"{metric} {TOLERANCE[metric]:g}" for metric in deviations(case, row))
+        text = f"Nothing wrong is seen. Agrees with {row.describe()}: {beside(case, row)}; allowed: {limits} "
+        return Finding("agrees", "fine", text + "(FID, IS and sFID relative).")
+    return Finding(
+        "unexplained",
+        "note" if row.guidance is None else "warning",
+        f"No mistake is seen, yet the numbers are not those of {row.describe()}: {beside(case, row)}."
+        + (" Its guidance is not stated, so a sweep may find it." if row.guidance is None else ""),
+        "not in this file: whether rounding to bytes was by truncation, which weights file was read (compare its "
+        "SHA-256), what the model was trained on",
+    )
+
+
+def read_results(run: str | None, results: str | None) -> dict[Path, Results]:
+    """The results of a run (all but its likelihood) or of one file, by path. Raises InputError if there are none or
+    they cannot be read."""
+    if (run is None) == (results is None):
+        raise InputError("say which: make doctor RUN=runs/..., or RESULTS=runs/.../eval/default-adm.json")
+    paths = [Path(results)] if results else sorted(Path(run, "eval").glob("*.json"))
+    paths = [path for path in paths if results or path.stem != "likelihood"]
+    if not paths:
+        raise InputError(f"no results in {Path(run, 'eval')}; measure with `make eval-fid RUN={run}`")
+    return {path: _check(Results.load(path), path) for path in paths}
+
+
+def _check(results: Results, path: Path) -> Results:
+    """The results, if every row has a name, a number and a protocol."""
+    kinds = {"metric": str, "value": (int, float), "protocol": dict}
+    rows = results.rows if isinstance(results.rows, list) else []
+    whole = [isinstance(row, dict) and all(isinstance(row.get(k), kind) for k, kind in kinds.items()) for row in rows]
+    if not whole or not all(whole) or not isinstance(results.evidence, dict):
+        raise InputError(
+            f"expected rows of metric, value and protocol, and evidence, in {path}, found others or none; remove it "
+            "and measure again"
+        )
+    return results
+
+
+def render_findings(found: dict[Path, list[Finding]]) -> str:
+    """Findings as text, a section for each file."""
+    sections = []
+    for path, findings in found.items():
+        lines = [str(path)]
+        for finding in findings:
+            lines.append(f"  {finding.verdict}: {finding.text} [{finding.code}]")
+            lines += [f"    do: {finding.advice}"] * bool(finding.advice)
+        sections.append("\n".join(lines))
+    return "\n\n".join(sections)

@@ -1,0 +1,230 @@
+"""Rules of `make doctor` that judge what was seen of the pictures and what measured them; see metrics/doctor.py."""
+
+import math
+from collections.abc import Iterator
+
+from scipy.stats import binom
+
+from metrics.doctor_rules import Case, Finding
+from metrics.published import label_of
+
+FALSE_ALARM = 1e-3  # chance that uniformly drawn labels are called uneven
+SORTED_GAP = 0.02  # relative: IS in file order below IS in shuffled chunks; two shuffles differ by far less
+# Eight photographs at 256 px: 1.01 as they are, 1.10 after JPEG of quality 90, 1.17 of 85, 1.27 of 75.
+BLOCKY = 1.1
+# The same, sharpness against their own: 0.40 enlarged from 128 px, 0.61 from 192 px.
+BLURRED, HARSH = 0.62, 1.6
+# By evaluator.
+RESIZE = {
+    "adm": "tf1-bilinear",
+    "torch-fidelity": "tf1-bilinear",
+    "pytorch-fid": "half-pixel-bilinear",
+    "clean-fid": "pil-bicubic",
+}
+COMPARABLE = ("evaluator", "resize", "reference", "reference_sha256", "num_images", "extractor_sha256")
+
+
+def nonfinite(case: Case) -> Iterator[Finding]:
+    count = case.evidence.get("nonfinite_features", 0)
+    bad = [metric for metric, value in case.values.items() if not math.isfinite(value)]
+    if not count and not bad:
+        return
+    seen = [f"{count:,} features are not finite"] * bool(count) + [f"{', '.join(bad)} is not a number"] * bool(bad)
+    yield Finding(
+        "non-finite",
+        "problem",
+        f"{' and '.join(seen)}: no value of this file means anything.",
+        "check the extractor's weights (`make eval-fid` verifies their SHA-256) and measure again in float32",
+    )
+
+
+def tree_of_another_tokenizer(case: Case) -> Iterator[Finding]:
+    tree, tokenizer = case.evidence.get("tree_tokenizer_sha256"), case.protocol.get("tokenizer_sha256")
+    if None in (tree, tokenizer) or tree == tokenizer:
+        return
+    yield Finding(
+        "tree-tokenizer",
+        "problem",
+        f"The tree was built from the tokenizer {tree[:12]}, the pictures were decoded by {tokenizer[:12]}: clusters "
+        "of one codebook name the wrong tokens of another.",
+        "`make codebook TOKENIZER=...`, `make tree TOKENIZER=...` and train again with the tokenizer that decodes",
+    )
+
+
+def classes(case: Case) -> Iterator[Finding]:
+    """Classes missing or unevenly drawn for the plan of labels.
+
+    `uniform`: the binomial tails of the fewest and of the most images a class, times the number of classes: a bound
+    that calls at most FALSE_ALARM of truly uniform draws uneven. `balanced` leaves nothing to chance."""
+    seen, count = case.evidence.get("labels"), case.protocol.get("num_images")
+    if not seen or count is None:
+        return
+    number, fewest, most = seen["classes"], seen["fewest"], seen["most"]
+    plan, mean = case.protocol.get("labels"), count / number
+    counts = f"{fewest:,} to {most:,} images a class, {mean:.4g} on average over {number:,}"
+    low = number * binom.cdf(fewest, count, 1 / number)
+    high = number * binom.sf(most - 1, count, 1 / number)
+    uneven = {
+        "balanced": (fewest, most) != (count // number, -(-count // number)),
+        "uniform": min(low, high) < FALSE_ALARM / 2,
+    }.get(plan, False)
+    # Of a class half as common as the average: for labels as in training, or of an unknown plan.
+    absent = seen["present"] < number and (uneven or number * (1 - 0.5 / number) ** count < FALSE_ALARM)
+    advice = f"{case.draw('labels=balanced')}, or labels=uniform as LlamaGen draws them"
+    if absent:
+        text = f"{number - seen['present']:,} of {number:,} classes have no picture ({counts})."
+        yield Finding("classes-missing", "problem", text, advice)
+    elif uneven:
+        text = f"Labels are said to be {plan}, but there are {counts}: not a set of that plan."
+        yield Finding("class-histogram", "problem", text, advice)
+    elif case.protocol.get("protocol") == "paper" and plan not in (None, "balanced"):
+        text = f"MASC's protocol has equally many pictures of every class (50 of 1,000); these labels are {plan}."
+        yield Finding("class-plan", "warning", text, case.draw("labels=balanced"))
+
+
+def sorted_samples(case: Case) -> Iterator[Finding]:
+    """ADM's IS is over consecutive chunks of the file: sorted by class, each chunk holds few classes."""
+    protocol = case.results["IS"]["protocol"] if "IS" in case.values else {}
+    if protocol.get("form", protocol.get("evaluator")) != "adm":
+        return
+    score = case.evidence.get("inception_score", {})
+    known = {"file_order", "shuffled"} <= set(score) and score.get("chunks", 2) > 1
+    gap = 1 - score["file_order"] / score["shuffled"] if known else 0.0
+    is_sorted = case.evidence.get("labels", {}).get("sorted", False)
+    if gap <= SORTED_GAP and not (is_sorted and not known):
+        return
+    text = "The pictures lie sorted by class" if is_sorted else "The pictures seem to lie sorted in the file"
+    if known:
+        text += f": IS is {score['file_order']:.4g} over chunks in file order, {score['shuffled']:.4g} over shuffled"
+    yield Finding(
+        "sorted-samples",
+        "problem" if known else "warning",
+        f"{text}. The ADM evaluator takes chunks in file order, so its IS is too low.",
+        "report the shuffled IS, or write the pictures in random order of class",
+    )
+
+
+def jpeg(case: Case) -> Iterator[Finding]:
+    types = case.evidence.get("file_types") or {str(case.protocol.get("file_type")): case.protocol.get("num_images", 0)}
+    files = [f"{number:,} pictures are files of {name}" for name, number in types.items() if "jpeg" in name]
+    blockiness = case.evidence.get("blockiness")
+    if not case.is_fid or not (files or (blockiness is not None and blockiness > BLOCKY)):
+        return
+    seen = files.copy()
+    if blockiness is not None:
+        seen.append(f"steps across 8-pixel boundaries are {blockiness:.3g} times those elsewhere (1.01 without JPEG)")
+    yield Finding(
+        "jpeg",
+        "problem" if files else "warning",
+        f"{'; '.join(seen)}. JPEG's blocks change features: FID moves by more than differences between methods.",
+        f"keep pictures as PNG or npz: {case.draw('form=png')}",
+    )
+
+
+def resize(case: Case) -> Iterator[Finding]:
+    """Kernel before the extractor, sizes of the pictures, sharpness against the reference."""
+    protocol, sizes = case.protocol, case.evidence.get("image_sizes", {})
+    kernel, expected = protocol.get("resize"), RESIZE.get(protocol.get("evaluator"))
+    if case.is_fid and kernel and expected and kernel != expected:
+        yield Finding(
+            "resize-kernel",
+            "problem",
+            f"Pictures reach the extractor by {kernel}, the {protocol['evaluator']} evaluator takes {expected}. "
+            "pytorch-fid's half-pixel kernel alone shifts features by 1% and FID with them.",
+            "measure with the kernel of the evaluator: `make eval-fid`",
+        )
+    if case.is_fid and sizes and set(sizes) != {"256x256"}:
+        listed = ", ".join(f"{number:,} of {size}" for size, number in sorted(sizes.items()))
+        yield Finding(
+            "image-sizes",
+            "problem" if len(sizes) > 1 else "warning",
+            f"Pictures are {listed}; published numbers are of 256x256 (384 is made 256 by bicubic, before rounding).",
+            case.draw("resolution=256"),
+        )
+    sharpness = case.evidence.get("sharpness", {})
+    ratio = sharpness.get("samples", 0.0) / sharpness["reference"] if sharpness.get("reference") else None
+    if ratio is not None and not BLURRED <= ratio <= HARSH:
+        word, why = ("blurred", "enlarged from a smaller size") if ratio < 1 else ("harsh", "resized without smoothing")
+        yield Finding(
+            "sharpness",
+            "warning",
+            f"The pictures are {word}: their Laplacian is {ratio:.2f} of the reference's. They may have been {why}.",
+            "compare a sample with a reference picture by eye, and resize with antialiasing, once, to 256",
+        )
+
+
+def weights(case: Case) -> Iterator[Finding]:
+    kind, averaged = case.protocol.get("weights"), case.evidence.get("average_kept")
+    if kind == "raw" and averaged:
+        yield Finding(
+            "raw-weights",
+            "warning",
+            "The run keeps averaged weights, but the pictures are drawn from the raw ones, often a worse model.",
+            f"{case.draw('use_ema=true')}, and say which of the two is reported",
+        )
+    if kind == "average" and str(case.protocol.get("model")).startswith("llamagen"):
+        yield Finding(
+            "averaged-weights",
+            "note",
+            "The pictures are drawn from averaged weights; LlamaGen's published numbers are of raw ones.",
+            f"{case.draw('use_ema=false')} for a comparison with them",
+        )
+
+
+def label_map(case: Case) -> Iterator[Finding]:
+    if case.evidence.get("label_map") != "other":
+        return
+    yield Finding(
+        "label-map",
+        "warning",
+        "Class numbers do not follow the sorted WordNet ids: with released weights class 360 shows no otter "
+        "(LlamaGen#76). FID over all classes hides it, if each is drawn equally often.",
+        "order the class folders by WordNet id and make the codes again: `make codes DATA=imagenet256`",
+    )
+
+
+def extractor(case: Case) -> Iterator[Finding]:
+    """What computed the features, and in which arithmetic."""
+    name, arithmetic = case.protocol.get("extractor"), case.protocol.get("arithmetic", {})
+    if case.is_fid and name and name != "inception-2015-12-05":
+        yield Finding(
+            "extractor",
+            "problem",
+            f"Features are of {name}, not of the Inception of 2015-12-05 (torchvision's is another): this is not FID.",
+            "measure with `make eval-fid`",
+        )
+    loose = [f"features in {name}" for name in ("bfloat16", "float16") if name == arithmetic.get("dtype")]
+    loose += ["TF32 on"] * bool(arithmetic.get("tf32"))
+    if loose:
+        yield Finding(
+            "arithmetic",
+            "problem",
+            f"The extractor ran with {' and '.join(loose)}: reported numbers are of float32 without TF32.",
+            "`make eval-fid` turns both off; measure again with it",
+        )
+    if case.protocol.get("sampling_precision") == "fp16":
+        yield Finding(
+            "sampling-precision",
+            "warning",
+            "The transformer drew in fp16, which overflows where bf16 (as released) and fp32 do not.",
+            case.draw("precision=bf16"),
+        )
+
+
+def mixed_protocols(case: Case) -> Iterator[Finding]:
+    """Other FIDs of the same model that a reader might set beside this one and must not."""
+    if not case.is_fid:
+        return
+    ours, differing = case.protocol, set()
+    for results in case.others:
+        theirs = results.by_metric.get("FID", {}).get("protocol")
+        if theirs and (theirs.get("model"), label_of(theirs)) == (ours.get("model"), label_of(ours)):
+            known = [key for key in COMPARABLE if None not in (ours.get(key), theirs.get(key))]
+            differing |= {key for key in known if ours[key] != theirs[key]}
+    if differing:
+        yield Finding(
+            "mixed-protocols",
+            "note",
+            f"Other FIDs of this model differ from this one in {', '.join(sorted(differing))}: not to be compared.",
+            "compare files of one protocol; `make report` keeps them apart",
+        )
