@@ -10,9 +10,9 @@ from accelerate import Accelerator
 from llamagen.build import ARModel
 from llamagen.checkpoint import hash_weights
 from llamagen.run import RunInputs, TrainConfig, load_run
-from llamagen.sample import load_manifest, load_samples
+from llamagen.sample_sets import load_samples, samples_protocol
 from llamagen.train import image_nats
-from masc.artifacts import InputError, hash_file
+from masc.artifacts import InputError
 from metrics.features import load_extractor
 from metrics.results import Results, row
 from metrics.samples import load_reference, measure_images
@@ -48,27 +48,11 @@ def likelihood(config: TrainConfig, inputs: RunInputs, model: ARModel) -> list[d
     return [row("held-out nats per token", float(nats.mean()), protocol)]
 
 
-def samples_protocol(run_dir: Path, name: str) -> dict[str, Any]:
-    """Where the pictures of a sample set come from."""
-    manifest = load_manifest(run_dir / "samples" / name)
-    settings = manifest["config"]
-    return {
-        "images": "samples",
-        "num_images": settings["num_images"],
-        "weights_sha256": manifest["weights_sha256"],
-        "tokenizer_sha256": manifest["tokenizer_sha256"],
-        **settings["sampling"],
-        "labels": settings["labels"],
-        "seed": settings["seed"],
-        "manifest_sha256": hash_file(run_dir / "samples" / name / "manifest.json"),
-    }
-
-
 def unmeasured(config: EvaluateConfig) -> list[str]:
     """Which of `likelihood` and the sample sets have no results for the present weights and samples."""
     run_dir = Path(config.run)
     wanted = {"likelihood": {"weights_sha256": hash_weights(run_dir)}}
-    wanted |= {name: samples_protocol(run_dir, name) for name in config.samples}
+    wanted |= {name: samples_protocol(run_dir / "samples" / name) for name in config.samples}
     return [name for name, protocol in wanted.items() if not _holds(run_dir / "eval" / f"{name}.json", protocol)]
 
 
@@ -101,6 +85,6 @@ def evaluate_run(config: EvaluateConfig) -> Path:
     )
     for name in sets:
         images = load_samples(train_config.directory / "samples" / name)
-        protocol = samples_protocol(train_config.directory, name)
+        protocol = samples_protocol(train_config.directory / "samples" / name)
         Results(measure_images(images, reference, extractor, protocol)).save(directory / f"{name}.json")
     return directory

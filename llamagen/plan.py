@@ -22,7 +22,7 @@ from vq.pretrained import load_decoder, load_tokenizer, tokenizer_path
 
 logger = logging.getLogger(__name__)
 LABEL_PLANS = ("training", "balanced", "uniform")
-FORMS = ("npz", "png")
+FORMS = ("npz", "png", "tokens")
 
 
 @dataclass(kw_only=True)
@@ -38,7 +38,8 @@ class SampleConfig:
     labels: str | None = None
     captions: str | None = None  # text features (`make text-features`): image i shows caption i
     resolution: int | None = None  # pixels a side; None: the release's, or what the tokenizer gives
-    form: str = "npz"  # `npz`: one file in ADM's layout; `png`: a folder of pictures
+    # `npz`: one file in ADM's layout; `png`: a folder of pictures; `tokens`: no pictures, decoded when measured
+    form: str = "npz"
     seed: int = 0
     precision: str = "auto"  # of the transformer; auto: bf16 on a GPU, as released, fp32 on a CPU
     compile: bool = False  # the decoding step by torch.compile, with caches of fixed length

@@ -20,9 +20,10 @@ from tqdm import tqdm
 from llamagen.checkpoint import hash_weights
 from llamagen.filters import SamplingConfig
 from llamagen.generate import forget_compiled, generate, image_uniforms
-from llamagen.pictures import UNIT, decode_units, join_npz, png_path, read_units
+from llamagen.pictures import UNIT, decode_units, join_npz, read_units
 from llamagen.plan import SampleConfig, Subject, load_subject, sampling_precision
 from llamagen.run import load_config_of
+from llamagen.sample_sets import TokenPictures, manifest_at
 from llamagen.text import TextFeatures
 from masc.artifacts import InputError, hash_file, recover, replacing, write_json
 from masc.codes import code_type
@@ -58,12 +59,7 @@ def manifest_of(config: SampleConfig) -> dict[str, Any]:
 
 def is_sampled(config: SampleConfig) -> bool:
     """Whether the samples are there, drawn from the present weights."""
-    return _manifest_at(config.directory) == manifest_of(config)
-
-
-def _manifest_at(directory: Path) -> dict[str, Any] | None:
-    file = directory / "manifest.json"
-    return json.loads(file.read_text()) if file.exists() else None
+    return manifest_at(config.directory) == manifest_of(config)
 
 
 def sample(config: SampleConfig, preset: SamplingConfig | None = None) -> Path:
@@ -80,7 +76,7 @@ def sample(config: SampleConfig, preset: SamplingConfig | None = None) -> Path:
         recover(config.directory)
     accelerator.wait_for_everyone()
     manifest = manifest_of(config)
-    if _manifest_at(config.directory) == manifest:
+    if manifest_at(config.directory) == manifest:
         logger.info("%s holds these samples already", config.directory)
         return config.directory
     work = config.directory.with_name(f".{config.directory.name}.unfinished")
@@ -88,7 +84,7 @@ def sample(config: SampleConfig, preset: SamplingConfig | None = None) -> Path:
         _refuse_other_settings(directory, manifest)
     subject = load_subject(config)
     with locked(work) if accelerator.is_main_process else contextlib.nullcontext():
-        if accelerator.is_main_process and _manifest_at(work) != manifest:
+        if accelerator.is_main_process and manifest_at(work) != manifest:
             for part in (work / "tokens", work / "images"):
                 shutil.rmtree(part, ignore_errors=True)
             write_json(work / "manifest.json", manifest)
@@ -98,17 +94,18 @@ def sample(config: SampleConfig, preset: SamplingConfig | None = None) -> Path:
         tokens = _join_tokens(work / "tokens", config.num_images, subject.model.head.num_tokens)
         tokenizer = subject.tokenizer.to(accelerator.device)
         resolution = config.resolution or (config.release.resolution if config.release else None)
-        decode_units(accelerator, tokenizer, tokens, work / "images", config.form, resolution)
+        if config.form != "tokens":
+            decode_units(accelerator, tokenizer, tokens, work / "images", config.form, resolution)
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
-            _finish(config, work, tokens, subject)
+            _finish(config, work, tokens, subject, TokenPictures(tokens, tokenizer, resolution))
         accelerator.wait_for_everyone()
     return config.directory
 
 
 def _refuse_other_settings(directory: Path, manifest: dict[str, Any]) -> None:
     """Raise InputError if a directory holds samples of other settings; those of older weights may be replaced."""
-    there = _manifest_at(directory)
+    there = manifest_at(directory)
     if there is None:
         return
     lines = differences(flatten(there["config"]), flatten(manifest["config"]))
@@ -181,10 +178,14 @@ def _join_tokens(folder: Path, num_images: int, num_tokens: int) -> np.ndarray:
     return tokens
 
 
-def _finish(config: SampleConfig, work: Path, tokens: np.ndarray, subject: Subject) -> None:
+def _finish(config: SampleConfig, work: Path, tokens: np.ndarray, subject: Subject, decoded: TokenPictures) -> None:
     """Put the pieces together in the directory's place, and drop what was kept on the way."""
-    units = read_units(work / "images", config.form, config.num_images)
-    shown = np.concatenate([next(units) for _ in range(-(-min(SHOWN, config.num_images) // UNIT))])[:SHOWN]
+    num_shown = min(SHOWN, config.num_images)
+    if config.form == "tokens":
+        shown = decoded.read(0, num_shown)
+    else:
+        units = read_units(work / "images", config.form, config.num_images)
+        shown = np.concatenate([next(units) for _ in range(-(-num_shown // UNIT))])[:SHOWN]
     with replacing(config.directory) as temporary:
         temporary.mkdir(parents=True)
         Image.fromarray(image_grid(shown, 8)).save(temporary / "grid.png")
@@ -197,29 +198,8 @@ def _finish(config: SampleConfig, work: Path, tokens: np.ndarray, subject: Subje
         write_json(temporary / "provenance.json", provenance())
         if config.form == "npz":
             join_npz(work / "images", config.num_images, temporary / "images.npz")
-        else:
+        elif config.form == "png":
             for leftover in (work / "images").glob(".*.partial"):  # of a process that died while it wrote
                 leftover.unlink()
             (work / "images").rename(temporary / "images")
     shutil.rmtree(work)
-
-
-def load_manifest(directory: Path) -> dict[str, Any]:
-    """What made a sample set; InputError if it is missing."""
-    manifest = _manifest_at(directory)
-    if manifest is None:
-        raise InputError(
-            f"no samples at {directory}; draw them with `make sample RUN={directory.parent.parent} "
-            f'ARGS="name={directory.name}"`'
-        )
-    return manifest
-
-
-def load_samples(directory: Path) -> np.ndarray:
-    """Pictures of a sample set: (M, H, W, 3) uint8."""
-    settings = load_manifest(directory)["config"]
-    if settings["form"] == "png":
-        paths = [png_path(directory / "images", index) for index in range(settings["num_images"])]
-        return np.stack([np.asarray(Image.open(path)) for path in paths])
-    with np.load(directory / "images.npz", allow_pickle=False) as archive:
-        return archive["arr_0"]

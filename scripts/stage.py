@@ -20,6 +20,7 @@ from llamagen.release import ReleaseConfig
 from masc.artifacts import InputError
 from masc.build import TreeConfig
 from masc.heads.config import HeadConfig
+from metrics.protocol import ProtocolConfig
 from vq.data import DataConfig
 from vq.interface import TokenizerConfig
 
@@ -32,6 +33,7 @@ SCHEMAS = {
     "tokenizer": TokenizerConfig,
     "release": ReleaseConfig,
     "sampling": SamplingConfig,
+    "protocol": ProtocolConfig,
 }
 
 

@@ -23,7 +23,7 @@ def bootstrap_interval(
         return None
     rng = np.random.default_rng([seed, 1004])
     found = [compute(rng.integers(0, num_images, num_images)) for _ in range(replicates)]
-    half = stats.norm.ppf(0.5 + LEVEL / 2) * float(np.std(found, ddof=1))
+    half = float(stats.norm.ppf(0.5 + LEVEL / 2) * np.std(found, ddof=1))
     return {
         "low": value - half,
         "high": value + half,

@@ -53,7 +53,7 @@ def extract(
         tqdm(total=mine, desc="features", unit="image", disable=None if state.is_main_process else True) as bar,
     ):
         for start, batch in read_batches(pictures, starts, batch_size):
-            images = torch.from_numpy(batch).to(device).permute(0, 3, 1, 2)
+            images = torch.tensor(batch, device=device).permute(0, 3, 1, 2)
             found, rows = model(RESIZES[resize](images, SIDE))
             if not found.isfinite().all():
                 bad = start + int((~found.isfinite()).any(1).nonzero()[0])
@@ -63,7 +63,7 @@ def extract(
             pixels.add(images)
             bar.update(len(batch))
     if state.num_processes > 1:
-        parts = gather_object([(pooled, spatial, pixels)])
+        parts = gather_object([(pooled, spatial.cpu(), pixels)])
         pooled = {start: rows for part, _, _ in parts for start, rows in part.items()}
         spatial, pixels = Moments(SPATIAL, device), PixelSums()
         spatial.merge(part for _, part, _ in parts)

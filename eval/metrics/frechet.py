@@ -25,6 +25,15 @@ class Gaussian:
         self.rows = rows  # (M, D), centred and scaled: rows^T rows is the covariance
 
     @classmethod
+    def from_factor(cls, mean: Tensor, factor: Tensor) -> "Gaussian":
+        """From a factor that was kept: with as many rows as dimensions, that of a matrix, else samples."""
+        if len(factor) < len(mean):
+            return cls(mean, rows=factor)
+        kept = cls(mean, factor.T @ factor)
+        kept.factor = factor
+        return kept
+
+    @classmethod
     def of(cls, features: np.ndarray | Tensor, device: torch.device | str = "cpu") -> "Gaussian":
         """Of features (M, D), M >= 2; unbiased covariance. Raises InputError for anything else or non-finite values."""
         moments = Moments(features.shape[-1], device)
@@ -54,10 +63,6 @@ class Gaussian:
     @property
     def trace(self) -> Tensor:
         return self.covariance.diagonal().sum() if self.rows is None else self.rows.square().sum()
-
-    def to(self, device: torch.device | str) -> "Gaussian":
-        parts = (self.mean, self._covariance, self.rows)
-        return Gaussian(*(None if part is None else part.to(device) for part in parts))
 
 
 def frechet_distance(a: np.ndarray | Gaussian, b: np.ndarray | Gaussian) -> float:
@@ -119,6 +124,14 @@ class Moments:
             self._products.addmm_(shifted.T, shifted)
         self._rows = []
 
+    def cpu(self) -> "Moments":
+        """The same on the CPU, to be sent to another process."""
+        other = Moments(len(self._sum))
+        other.count, other._sum, other._rows = self.count, self._sum.cpu(), [rows.cpu() for rows in self._rows]
+        other._products = None if self._products is None else self._products.cpu()
+        other._shift = None if self._shift is None else self._shift.cpu()
+        return other
+
     def merge(self, others: Iterable["Moments"]) -> None:
         """Take in the samples of other moments: those of other processes."""
         for other in others:
@@ -127,12 +140,13 @@ class Moments:
                     self.add(rows)
                 continue
             if self._shift is None:
-                self._shift = other._shift
+                self._shift = other._shift.to(self._sum)
             self._fold()
-            move = other._shift - self._shift  # (x - a) = (x - b) + (b - a)
-            cross = torch.outer(other._sum, move)
-            self._products += other._products + cross + cross.T + other.count * torch.outer(move, move)
-            self._sum += other._sum + other.count * move
+            move = other._shift.to(self._sum) - self._shift  # (x - a) = (x - b) + (b - a)
+            theirs = other._sum.to(self._sum)
+            cross = torch.outer(theirs, move)
+            self._products += other._products.to(self._sum) + cross + cross.T + other.count * torch.outer(move, move)
+            self._sum += theirs + other.count * move
             self.count += other.count
 
     def gaussian(self) -> Gaussian:

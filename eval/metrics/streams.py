@@ -103,7 +103,7 @@ class NpzPictures(Pictures):
     def _inflate(self, start: int, size: int) -> bytes:
         with self._lock:
             if self._inflated is None or self._inflated[0] > start:
-                member = zipfile.ZipFile(self.path).open("arr_0.npy")
+                member = zipfile.ZipFile(self.path).open("arr_0.npy")  # noqa: SIM115 (read on by the next call)
                 member.read(self._header_bytes)
                 self._inflated = (0, member)
             position, member = self._inflated
@@ -150,16 +150,18 @@ class FilePictures(Pictures):
         where = f"{self.members.names[index]} of {self.name}"
         try:
             data = self.members.read(index)
-            with Image.open(io.BytesIO(data)) as picture:
-                mode = picture.mode
-                pixels = np.asarray(picture.convert("RGB"))
+            picture = Image.open(io.BytesIO(data))
+            mode = picture.mode
+            if (data[:8] == PNG_SIGNATURE and data[24] == 16) or mode.startswith(("I", "F")):
+                raise InputError(f"{where} has 16 bits or more a channel (mode {mode}); expected 8: write uint8 pixels")
+            if mode not in ("RGB", "L", "P", "1"):
+                raise InputError(f"{where} has the channels {mode}; expected RGB: write it without an alpha channel")
+            pixels = np.asarray(picture.convert("RGB"))
+        except InputError:
+            raise
         except UNREADABLE as error:
             raise InputError(f"{where} cannot be read ({error}); write it anew, or remove it") from error
-        if data[:8] == PNG_SIGNATURE and data[24] == 16 or mode.startswith(("I", "F")):
-            raise InputError(f"{where} has 16 bits or more a channel (mode {mode}); expected 8: write uint8 pictures")
-        if mode not in ("RGB", "L", "P", "1"):
-            raise InputError(f"{where} has the channels {mode}; expected RGB: write it without an alpha channel")
-        if mode == "L":
+        if mode in ("L", "1"):
             if not self.num_grey:
                 logger.warning("%s is greyscale; such pictures are read with three equal channels", where)
             self.num_grey += 1

@@ -28,7 +28,8 @@ from llamagen.generate import generate, image_uniforms
 from llamagen.pictures import decode_unit, finish
 from llamagen.plan import SampleConfig, plan_labels
 from llamagen.release import ReleaseConfig
-from llamagen.sample import is_sampled, load_samples, sample
+from llamagen.sample import is_sampled, sample
+from llamagen.sample_sets import load_samples
 from llamagen.text import TextFeatures, extract_text_features
 from masc.artifacts import InputError
 from masc.run import locked

@@ -1,0 +1,249 @@
+"""What samples are compared with: statistics of a reference set in ADM's layout, and features for precision and recall.
+
+An .npz holds mu (2048,), sigma (2048, 2048), mu_s (2023,), sigma_s (2023, 2023) over the whole set and pictures `arr_0`
+for precision and recall (openai/guided-diffusion, evaluations/README.md). Its statistics hold for TensorFlow's resize
+and the published Inception weights alone; those made here (`make reference`) carry a header that says what they are of,
+and ADM's own evaluator reads them too."""
+
+import json
+import logging
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import PartialState
+
+from masc.artifacts import InputError, hash_arrays, hash_file, replacing, reuse_npz, save_npz
+from metrics.extract import Extraction, extract
+from metrics.frechet import Gaussian
+from metrics.inception import POOLED, SPATIAL, Inception
+from metrics.streams import NpzPictures, Pictures, SourcePictures, open_samples
+from vq.hub import weights_path
+from vq.images import ImageSource
+from vq.releases import RELEASES
+
+logger = logging.getLogger(__name__)
+STATISTICS = {"mu": (POOLED,), "sigma": (POOLED, POOLED), "mu_s": (SPATIAL,), "sigma_s": (SPATIAL, SPATIAL)}
+FORMAT, VERSION = "masc-statistics", 1
+PUBLISHED_RESIZE = "tf1-bilinear"  # of statistics without a header: ADM's
+FEATURES_VERSION = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """A reference set as the metrics need it."""
+
+    name: str
+    sha256: str
+    split: str | None
+    size: int | None  # pictures behind the statistics
+    pooled: Gaussian
+    spatial: Gaussian | None
+    neighbours: np.ndarray | None  # (M', 2048) float32 for precision and recall
+    sharpness: float | None = None
+
+    @property
+    def protocol(self) -> dict[str, Any]:
+        known = {
+            "reference": self.name,
+            "reference_sha256": self.sha256,
+            "reference_split": self.split,
+            "reference_size": self.size,
+            "reference_neighbours": None if self.neighbours is None else len(self.neighbours),
+        }
+        return {key: value for key, value in known.items() if value is not None}
+
+
+def find_reference(name: str, artifacts: Path, weights: Path) -> Path:
+    """The file or folder of a reference: one of the registry, one made here, or a path.
+
+    Raises InputError that says how to get it."""
+    if name in RELEASES:
+        return weights_path(name, weights)
+    made = reference_file(artifacts, name)
+    if made.exists():
+        return made
+    if Path(name).exists():
+        return Path(name)
+    raise InputError(
+        f"no reference {name!r}: neither {made} nor a path. Make it with `make reference DATA=...`, download ADM's "
+        "with `make weights NAME=adm-imagenet256`, or name a folder of PNG files or an .npz"
+    )
+
+
+def reference_file(artifacts: Path, name: str) -> Path:
+    return Path(artifacts) / "references" / f"{name}.npz"
+
+
+def load_statistics(
+    name: str, artifacts: Path, weights: Path, model: Inception, resize: str, batch_size: int, state: PartialState
+) -> Reference:
+    """The reference called `name`, with its features; those that cost a pass over pictures are kept in artifacts.
+
+    Raises InputError if it is missing, broken, or its statistics are of another extractor or resize."""
+    path = find_reference(name, artifacts, weights)
+    stored, header = _read_statistics(path) if path.suffix == ".npz" else ({}, {})
+    if stored:
+        _check_origin(path, stored, header, model, resize)
+    pictures = _pictures_of(path, bool(stored))
+    sha256 = hash_file(path) if path.is_file() else pictures.sha256
+    config = {"reference": sha256, "extractor": model.sha256, "resize": resize}
+    cache = Path(artifacts) / "references" / f"features-{hash_of(config)}.npz"
+    kept = reuse_npz(cache, "reference-features", FEATURES_VERSION, config, {})
+    if kept is None:
+        arrays = _features(pictures, stored, model, resize, batch_size, state)
+        if state.is_main_process:
+            save_npz(cache, "reference-features", FEATURES_VERSION, arrays, config, {})
+        state.wait_for_everyone()
+    else:
+        arrays = kept[0]
+    device = model.fc.weight.device
+    return Reference(
+        name if name in RELEASES or not path.suffix else header.get("name", path.stem),
+        sha256,
+        header.get("split") or ("train" if name in RELEASES else None),
+        header.get("count") or (None if stored else len(pictures)),
+        _gaussian(arrays, "", device),
+        _gaussian(arrays, "_s", device) if "mu_s" in arrays else None,
+        arrays.get("neighbours"),
+        float(arrays["sharpness"]) if "sharpness" in arrays else None,
+    )
+
+
+def hash_of(config: dict[str, Any]) -> str:
+    return hash_arrays({"": np.frombuffer(json.dumps(config, sort_keys=True).encode(), np.uint8)})[:12]
+
+
+def _read_statistics(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """What statistics an .npz holds, without its pictures, and the header of one made here."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            stored = {key: archive[key] for key in STATISTICS if key in archive.files}
+            header = json.loads(str(archive["header"])) if "header" in archive.files else {}
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+        raise InputError(
+            f"{path} is no .npz of statistics, or is truncated ({error}); copy or make it again"
+        ) from error
+    if stored and not {"mu", "sigma"} <= stored.keys():
+        raise InputError(f"{path} holds {', '.join(stored)} but not both mu and sigma; make it again")
+    return stored, header
+
+
+def _check_origin(path: Path, stored: dict[str, np.ndarray], header: dict, model: Inception, resize: str) -> None:
+    for key, array in stored.items():
+        if array.shape != STATISTICS[key]:
+            raise InputError(
+                f"{key} of {path} has shape {array.shape}, expected {STATISTICS[key]}: these are statistics of another "
+                "extractor"
+            )
+        if not np.isfinite(array).all():
+            raise InputError(f"{key} of {path} is not finite; copy or make it again")
+    made_with = header.get("extractor_sha256", model.sha256), header.get("resize", PUBLISHED_RESIZE)
+    if made_with != (model.sha256, resize):
+        raise InputError(
+            f"the statistics in {path} are of the extractor {made_with[0][:12]} with the resize {made_with[1]}; this "
+            f"protocol has {model.sha256[:12]} and {resize}, and the two cannot be compared. Make a reference for it: "
+            f'`make reference DATA=... ARGS="resize={resize} name=..."`'
+        )
+
+
+def _pictures_of(path: Path, has_statistics: bool) -> Pictures | None:
+    """The pictures of a reference; None for statistics alone."""
+    if not has_statistics:
+        return open_samples(path)
+    with zipfile.ZipFile(path) as archive:
+        return NpzPictures(path) if "arr_0.npy" in archive.namelist() else None
+
+
+def _features(
+    pictures: Pictures | None,
+    stored: dict[str, np.ndarray],
+    model: Inception,
+    resize: str,
+    batch_size: int,
+    state: PartialState,
+) -> dict[str, np.ndarray]:
+    """Mean, covariance and factor of both feature sets, and the features of the pictures."""
+    found = None if pictures is None else extract(pictures, model, resize, batch_size, state)
+    arrays = {} if found is None else {"neighbours": found.pooled, "sharpness": np.array(found.pixels["sharpness"])}
+    for suffix in ("", "_s"):
+        if f"mu{suffix}" in stored:
+            mean, covariance = (torch.from_numpy(stored[key + suffix].astype(np.float64)) for key in ("mu", "sigma"))
+            gaussian = Gaussian(mean, covariance)
+        elif stored or found is None:
+            continue
+        else:
+            gaussian = found.spatial if suffix else found.gaussian
+        arrays |= {f"mu{suffix}": gaussian.mean.cpu().numpy(), f"factor{suffix}": gaussian.factor.cpu().numpy()}
+    return arrays
+
+
+def _gaussian(arrays: dict[str, np.ndarray], suffix: str, device: torch.device) -> Gaussian:
+    mean, factor = (torch.from_numpy(arrays[key + suffix]).to(device) for key in ("mu", "factor"))
+    return Gaussian.from_factor(mean, factor)
+
+
+def make_reference(
+    path: Path,
+    source: ImageSource,
+    model: Inception,
+    resize: str,
+    num_kept: int,
+    seed: int,
+    batch_size: int,
+    state: PartialState,
+) -> None:
+    """Write the reference of all pictures of a source, unless `path` holds it already.
+
+    Raises InputError if `path` holds a reference of other pictures, of another extractor or resize."""
+    rows = np.sort(np.random.default_rng([seed, 1005]).permutation(len(source))[:num_kept])
+    about = {
+        "name": path.stem,
+        "split": source.split,
+        "count": len(source),
+        "images_sha256": source.sha256,
+        "resolution": list(source.pixels.shape[1:3]),
+        "resize": resize,
+        "extractor_sha256": model.sha256,
+        "kept_seed": seed,
+        "kept": len(rows),
+    }
+    if path.exists():
+        there = _read_statistics(path)[1]
+        differing = [f"{key} {there.get(key)} there, {about[key]} now" for key in about if there.get(key) != about[key]]
+        if differing:
+            raise InputError(
+                f'{path} holds another reference: {", ".join(differing)}. Choose another with ARGS="name=...", or '
+                f"delete it with `rm {path}`"
+            )
+        return
+    found = extract(SourcePictures(source), model, resize, batch_size, state)
+    if state.is_main_process:
+        save_reference(path, found, SourcePictures(source, rows), about)
+    state.wait_for_everyone()
+
+
+def save_reference(path: Path, found: Extraction, kept: Pictures, about: dict[str, Any]) -> None:
+    """Write a reference in ADM's layout: statistics of `found`, the pictures `kept`, and a header of what they are.
+
+    The pictures are streamed, a batch at a time."""
+    statistics = {
+        "mu": found.gaussian.mean,
+        "sigma": found.gaussian.covariance,
+        "mu_s": found.spatial.mean,
+        "sigma_s": found.spatial.covariance,
+    }
+    arrays = {key: value.cpu().numpy() for key, value in statistics.items()}
+    header = {"format": FORMAT, "version": VERSION, "sha256": hash_arrays(arrays), **about}
+    with replacing(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+        for name, array in {**arrays, "header": np.array(json.dumps(header))}.items():
+            with archive.open(f"{name}.npy", "w") as file:
+                np.lib.format.write_array(file, array, allow_pickle=False)
+        with archive.open("arr_0.npy", "w", force_zip64=True) as file:
+            shape = (len(kept), *kept.read(0, 1).shape[1:])
+            np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+            for start in range(0, len(kept), 64):
+                file.write(np.ascontiguousarray(kept.read(start, start + 64)).data)

@@ -1,0 +1,204 @@
+"""FID, sFID, IS, precision and recall of a run, a release, or any pictures (`make eval-fid`).
+
+One pass of the Inception network serves every protocol with the same resize. Samples that are not there are drawn, kept
+as tokens, and decoded straight into the network: no picture is ever written."""
+
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+
+from llamagen.filters import SamplingConfig
+from llamagen.plan import SampleConfig
+from llamagen.release import ReleaseConfig
+from llamagen.run import load_config_of
+from llamagen.sample import sample
+from llamagen.sample_sets import (
+    class_names,
+    label_evidence,
+    load_labels,
+    load_manifest,
+    manifest_at,
+    open_sample_set,
+    release_protocol,
+    run_evidence,
+    run_protocol,
+    samples_protocol,
+)
+from masc.artifacts import InputError
+from masc.device import patient_state
+from metrics.extract import extract
+from metrics.inception import NAME, Inception, load_inception
+from metrics.protocol import ProtocolConfig, measure
+from metrics.reference import load_statistics
+from metrics.streams import Pictures, open_samples
+from vq.hub import weights_path
+from vq.pretrained import load_tokenizer, tokenizer_path
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(kw_only=True)
+class ExtractorConfig:
+    """The Inception network, and where its weights and those of references lie."""
+
+    folder: str = "weights"  # of `make weights`
+    weights: str | None = None  # its file; None: the one in `folder`
+    sha256: str | None = None  # of another file than the published one; its numbers compare with nobody's
+    batch_size: int = 32
+    artifacts: str = "artifacts"  # where references made here lie, and features that are kept
+
+    def load(self, state: PartialState) -> Inception:
+        """The network on this process's device; InputError if its file is missing or another."""
+        path = Path(self.weights) if self.weights else weights_path(NAME, Path(self.folder))
+        return load_inception(path, self.sha256, state.device)
+
+
+@dataclass(kw_only=True)
+class EvalFidConfig:
+    """What is measured, and how."""
+
+    run: str | None = None  # a run's directory
+    release: ReleaseConfig | None = None
+    samples: str = "default"  # of a run or release: the name of its sample set; else a folder, .npz, .tar or .zip
+    protocols: dict[str, ProtocolConfig] = field(default_factory=dict)
+    extractor: ExtractorConfig = field(default_factory=ExtractorConfig)
+    bootstrap: int = 20  # resamples for the confidence intervals; 0: none
+    out: str | None = None  # where results go; None: eval/ of the run, or beside the pictures
+    # For samples that are not there yet, as `make sample` takes them; None: the protocols' own.
+    num_images: int | None = None
+    labels: str | None = None
+    captions: str | None = None
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    sample_batch_size: int = 64
+    seed: int = 0
+    precision: str = "auto"
+    use_ema: bool = False
+
+    def __post_init__(self) -> None:
+        if self.run is not None and self.release is not None:
+            raise ValueError("name a run, a release, or pictures (SAMPLES=folder or .npz), one of the three")
+        if not self.protocols:
+            raise ValueError("name a protocol, as in PROTOCOL=adm")
+
+    @property
+    def sample_config(self) -> SampleConfig | None:
+        """How samples of the run or release are drawn; None for pictures."""
+        if self.run is None and self.release is None:
+            return None
+        wanted = max(protocol.num_images for protocol in self.protocols.values())
+        plans = {protocol.labels for protocol in self.protocols.values()} - {None}
+        return SampleConfig(
+            run=self.run,
+            release=self.release,
+            num_images=self.num_images or wanted,
+            batch_size=self.sample_batch_size,
+            labels=self.labels or (plans.pop() if len(plans) == 1 else None),
+            captions=self.captions,
+            form="tokens",
+            seed=self.seed,
+            precision=self.precision,
+            use_ema=self.use_ema,
+            sampling=self.sampling,
+            name=self.samples,
+            artifacts=self.extractor.artifacts,
+        )
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Pictures, where results about them go, and what is known of them."""
+
+    pictures: Pictures
+    results: Path  # without the protocol and .json
+    about: dict[str, Any]
+    evidence: dict[str, Any]
+
+
+def evaluate_fid(config: EvalFidConfig) -> list[Path]:
+    """Write <eval>/<samples>-<protocol>.json for each protocol; return the files.
+
+    References and weights are looked for before anything is drawn or measured. Raises InputError for what is missing
+    or broken."""
+    state = patient_state()
+    model = config.extractor.load(state)
+    references = {}
+    for name, protocol in config.protocols.items():
+        references[name] = load_statistics(
+            protocol.reference,
+            Path(config.extractor.artifacts),
+            Path(config.extractor.folder),
+            model,
+            protocol.resize,
+            config.extractor.batch_size,
+            state,
+        )
+    subject = open_subject(config)
+    features, written = {}, []
+    for name, protocol in config.protocols.items():
+        if len(subject.pictures) < protocol.num_images:
+            logger.warning(
+                "%s: %s pictures, but the published numbers of this protocol are of %s; fewer give a higher FID",
+                name,
+                f"{len(subject.pictures):,}",
+                f"{protocol.num_images:,}",
+            )
+        if protocol.resize not in features:
+            features[protocol.resize] = extract(
+                subject.pictures, model, protocol.resize, config.extractor.batch_size, state
+            )
+        if not state.is_main_process:
+            continue
+        found = measure(protocol, features[protocol.resize], references[name], model, subject.about, config.bootstrap)
+        found.evidence.update(subject.evidence)
+        path = subject.results.with_name(f"{subject.results.name}-{name}.json")
+        found.save(path)
+        written.append(path)
+    state.wait_for_everyone()
+    return written
+
+
+def open_subject(config: EvalFidConfig) -> Subject:
+    """The pictures to be measured, drawn first if they are samples that are not there."""
+    drawing = config.sample_config
+    if drawing is None:
+        pictures = open_samples(Path(config.samples))
+        if config.num_images is not None and config.num_images > len(pictures):
+            raise InputError(
+                f"{config.num_images:,} pictures were asked for, but {config.samples} holds {len(pictures):,}"
+            )
+        place = Path(config.samples)
+        about = {"images": str(place), "images_sha256": pictures.sha256, "file_type": pictures.file_type}
+        out = Path(config.out) if config.out else place.parent / "eval"
+        return Subject(pictures, out / place.stem, about, _picture_evidence(pictures))
+    directory = drawing.directory
+    if manifest_at(directory) is None:
+        sample(drawing)
+    settings = load_manifest(directory)["config"]
+    tokenizer = None
+    if config.release is not None:
+        place = tokenizer_path(config.release.tokenizer, Path(config.extractor.artifacts))
+        if settings["form"] == "tokens":
+            tokenizer = load_tokenizer(place, config.release.tokenizer).to(patient_state().device)
+    pictures = open_sample_set(directory, tokenizer)
+    about = {**samples_protocol(directory), "file_type": pictures.file_type, "images_sha256": pictures.sha256}
+    evidence = _picture_evidence(pictures)
+    labels = load_labels(directory)
+    if config.run is not None:
+        run = Path(config.run)
+        about |= run_protocol(run, about["weights_sha256"], settings["use_ema"])
+        evidence |= run_evidence(run)
+    else:
+        about |= release_protocol(settings)
+    if labels is not None:
+        release = config.release
+        classes = release.num_classes if release is not None else len(class_names(load_config_of(Path(config.run))))
+        evidence["labels"] = label_evidence(labels, classes)
+    out = Path(config.out) if config.out else directory.parent.parent / "eval"
+    return Subject(pictures, out / directory.name, about, evidence)
+
+
+def _picture_evidence(pictures: Pictures) -> dict[str, Any]:
+    return {"file_types": {pictures.file_type: len(pictures)}}

@@ -1,0 +1,43 @@
+"""Make the statistics of any image source, in ADM's layout (`make reference DATA=...`)."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from stage import run_stage
+
+from llamagen.fid import ExtractorConfig
+from masc.device import patient_state
+from metrics.reference import make_reference, reference_file
+from vq.data import DataConfig
+from vq.images import load_images
+
+
+@dataclass(kw_only=True)
+class ReferenceStage:
+    data: DataConfig
+    extractor: ExtractorConfig = field(default_factory=ExtractorConfig)
+    split: str = "train"
+    resize: str = "tf1-bilinear"
+    num_kept: int = 10000  # pictures kept in the file, for precision and recall
+    seed: int = 0  # of their choice
+    name: str | None = None  # None: <data>-<split>, and the resize where it is not TensorFlow's
+
+    @property
+    def reference(self) -> str:
+        suffix = "" if self.resize == "tf1-bilinear" else f"-{self.resize}"
+        return self.name or f"{self.data.name}-{self.split}{suffix}"
+
+
+def main(stage: ReferenceStage) -> None:
+    """Write artifacts/references/<name>.npz: mu, sigma, mu_s, sigma_s of all pictures, and some of the pictures."""
+    state = patient_state()
+    source = load_images(stage.data.source, stage.split, stage.data.resolution, stage.data.path)
+    path = reference_file(Path(stage.extractor.artifacts), stage.reference)
+    model = stage.extractor.load(state)
+    make_reference(path, source, model, stage.resize, stage.num_kept, stage.seed, stage.extractor.batch_size, state)
+    if state.is_main_process:
+        print(path)
+
+
+if __name__ == "__main__":
+    run_stage("reference", ReferenceStage, main)
