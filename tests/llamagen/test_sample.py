@@ -27,37 +27,16 @@ from llamagen.filters import SamplingConfig
 from llamagen.generate import generate, image_uniforms
 from llamagen.pictures import decode_unit, finish
 from llamagen.plan import SampleConfig, plan_labels
-from llamagen.release import ReleaseConfig
 from llamagen.sample import is_sampled, sample
 from llamagen.sample_sets import load_samples
 from llamagen.text import TextFeatures, extract_text_features
 from masc.artifacts import InputError
 from masc.run import locked
-from vq.interface import TokenizerConfig
-
-DECODER = {"resolution": 16, "downsample": 4, "num_tokens": 256, "width": 16, "num_blocks": 1}
 
 
 @pytest.fixture(scope="module")
-def release(tmp_path_factory):
-    """c2i_a's weights as a released file, with a tokenizer of its vocabulary and grid."""
-    folder = tmp_path_factory.mktemp("release")
-    torch.save({"model": load_state("c2i_a")}, folder / "c2i.pt")
-    decoder = TokenizerConfig(
-        name="vq", target="vq.autoencoder:ConvVQ", options=DECODER, weights=str(folder / "vq.safetensors")
-    )
-    torch.manual_seed(0)
-    save_file(decoder.build().state_dict(), decoder.weights)
-    return ReleaseConfig(
-        name="c2i_tiny",
-        weights=str(folder / "c2i.pt"),
-        model=build_gpt(load_golden("c2i_a")[0]["config"]).backbone.config,
-        tokenizer=decoder,
-        grid=4,
-        resolution=12,
-        num_tokens=256,
-        num_classes=10,
-    )
+def release(tiny_release):
+    return tiny_release
 
 
 @pytest.fixture
@@ -181,7 +160,9 @@ def test_two_samplings_of_one_name_do_not_mix(draw, tmp_path):
 )
 def test_a_decoder_that_does_not_fit_is_refused_before_drawing(release, tmp_path, monkeypatch, changes, words):
     monkeypatch.chdir(tmp_path)
-    tokenizer = replace(release.tokenizer, options=DECODER | changes, weights=str(tmp_path / "other.safetensors"))
+    tokenizer = replace(
+        release.tokenizer, options=release.tokenizer.options | changes, weights=str(tmp_path / "other.safetensors")
+    )
     save_file(tokenizer.build().state_dict(), tokenizer.weights)
     with pytest.raises(InputError, match=words):
         sample(SampleConfig(release=replace(release, tokenizer=tokenizer), num_images=2))
@@ -250,7 +231,9 @@ def test_captions_condition_a_text_model(release, tmp_path, monkeypatch):
     meta = load_golden("t2i_120")[0]
     model = build_gpt(meta["config"])
     torch.save({"model": load_state("t2i_120")}, tmp_path / "t2i.pt")
-    decoder = replace(release.tokenizer, options=DECODER | {"num_tokens": 64}, weights="vq64.safetensors")
+    decoder = replace(
+        release.tokenizer, options=release.tokenizer.options | {"num_tokens": 64}, weights="vq64.safetensors"
+    )
     save_file(decoder.build().state_dict(), decoder.weights)
     sizes = {"model": model.backbone.config, "num_tokens": 64, "tokenizer": decoder}
     text = replace(release, name="t2i", weights="t2i.pt", **sizes)

@@ -1,0 +1,130 @@
+"""`make eval-fid` from end to end, with a stand-in for the network: releases, pictures, on the fly, in parallel."""
+
+import os
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from inception_weights import StandIn
+
+from llamagen import fid
+from llamagen.fid import EvalFidConfig, ExtractorConfig, evaluate_fid
+from llamagen.filters import SamplingConfig
+from llamagen.plan import SampleConfig
+from llamagen.sample import sample
+from masc.artifacts import InputError
+from metrics.protocol import ProtocolConfig
+from metrics.results import Results
+
+RNG = np.random.default_rng(0)
+
+
+def protocol(name="adm", **changes):
+    given = {"name": name, "evaluator": name, "reference": "reference.npz", "num_images": 21}
+    return ProtocolConfig(**{**given, "metrics": ["FID", "sFID", "IS", "precision", "recall"], **changes})
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A folder with a reference of pictures, where the stand-in is the network."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(ExtractorConfig, "load", lambda self, state: StandIn())
+    np.savez(tmp_path / "reference.npz", RNG.integers(0, 256, (40, 12, 12, 3), dtype=np.uint8))
+    return tmp_path
+
+
+@pytest.fixture
+def evaluate(place, tiny_release):
+    def run(**changes):
+        given = {"release": tiny_release, "sampling": SamplingConfig(guidance=2.0), "bootstrap": 3}
+        protocols = {"adm": protocol(), "paper": protocol("paper", inception_score="torch-fidelity")}
+        return evaluate_fid(EvalFidConfig(**{**given, "protocols": protocols, **changes}))
+
+    return run
+
+
+def values(path):
+    return {row["metric"]: row["value"] for row in Results.load(path).rows}
+
+
+def test_samples_are_drawn_and_measured_without_a_picture_on_disk(evaluate, place, tiny_release, monkeypatch):
+    passes = []
+    extract = fid.extract
+    monkeypatch.setattr(fid, "extract", lambda *given: passes.append(1) or extract(*given))
+    files = evaluate()
+    assert [file.name for file in files] == ["default-adm.json", "default-paper.json"]
+    assert len(passes) == 1  # one pass of the network for both protocols
+    directory = place / "runs" / "c2i_tiny" / "samples" / "default"
+    assert not (directory / "images").exists() and not (directory / "images.npz").exists()
+    results = Results.load(files[0])
+    about = results["FID"]["protocol"]
+    wanted = {"release": "c2i_tiny", "guidance": 2.0, "labels": "uniform", "file_type": "tokens", "weights": "raw"}
+    assert {key: about[key] for key in wanted} == wanted
+    assert about["num_images"] == 21 and about["reference"] == "reference"
+    assert results.evidence["labels"]["classes"] == 10
+    stored = sample(SampleConfig(release=tiny_release, num_images=21, sampling=SamplingConfig(guidance=2.0), name="b"))
+    outside = evaluate(release=None, samples=str(shutil.copy(stored / "images.npz", place / "pictures.npz")))
+    assert outside[0] == place / "eval" / "pictures-adm.json"
+    for inside, other in zip(files, outside, strict=True):
+        assert values(inside) == pytest.approx(values(other), rel=1e-5)
+
+
+def test_a_sample_set_that_is_there_is_measured_as_it_is(evaluate, tiny_release, place):
+    sample(SampleConfig(release=tiny_release, num_images=23, seed=9, name="mine"))
+    found = Results.load(evaluate(samples="mine")[0])["FID"]["protocol"]
+    assert found["seed"] == 9 and found["guidance"] == 1.0 and found["num_images"] == 23
+
+
+def test_what_is_missing_is_said_before_anything_is_drawn(evaluate, place, caplog):
+    with pytest.raises(InputError, match="no reference 'absent'"):
+        evaluate(protocols={"adm": protocol(reference="absent")})
+    assert not (place / "runs").exists()
+    np.savez(place / "few.npz", RNG.integers(0, 256, (9, 12, 12, 3), dtype=np.uint8))
+    evaluate(release=None, samples="few.npz", protocols={"adm": protocol()})
+    assert "9 pictures, but the published numbers of this protocol are of 21" in caplog.text
+    with pytest.raises(InputError, match="30 pictures were asked for"):
+        evaluate(release=None, samples="few.npz", num_images=30)
+    with pytest.raises(InputError, match="no samples at"):
+        evaluate(release=None, samples="nowhere")
+
+
+def test_a_config_that_cannot_be_is_refused(tiny_release):
+    with pytest.raises(ValueError, match="one of the three"):
+        EvalFidConfig(run="a", release=tiny_release, protocols={"adm": protocol()})
+    with pytest.raises(ValueError, match="name a protocol"):
+        EvalFidConfig(run="a")
+
+
+def test_two_processes_give_the_numbers_of_one(evaluate, place, root):
+    np.savez(place / "many.npz", RNG.integers(0, 256, (45, 12, 12, 3), dtype=np.uint8))
+    alone = values(evaluate(release=None, samples="many.npz", extractor=ExtractorConfig(batch_size=4))[0])
+    shutil.rmtree(place / "artifacts")
+    shutil.rmtree(place / "eval")
+    program = place / "shared.py"
+    program.write_text(
+        "import sys\n"
+        f"sys.path.insert(0, {str(root / 'tests')!r})\n"
+        "from inception_weights import StandIn\n"
+        "from llamagen.fid import EvalFidConfig, ExtractorConfig, evaluate_fid\n"
+        "from metrics.protocol import ProtocolConfig\n"
+        "ExtractorConfig.load = lambda self, state: StandIn()\n"
+        "metrics = ['FID', 'sFID', 'IS', 'precision', 'recall']\n"
+        "adm = ProtocolConfig(name='adm', evaluator='adm', reference='reference.npz', num_images=21, metrics=metrics)\n"
+        "extractor = ExtractorConfig(batch_size=4)\n"
+        "evaluate_fid(EvalFidConfig(samples='many.npz', protocols={'adm': adm}, extractor=extractor, bootstrap=0))\n"
+    )
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(program)]
+    done = subprocess.run(
+        launch, cwd=place, capture_output=True, text=True, env=os.environ | {"ACCELERATE_USE_CPU": "1"}, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert values(place / "eval" / "many-adm.json") == pytest.approx(alone, rel=1e-9)
+
+
+def test_a_release_in_another_form_is_read_from_its_pictures(evaluate, tiny_release):
+    given = {"num_images": 21, "sampling": SamplingConfig(guidance=2.0)}
+    sample(SampleConfig(release=tiny_release, name="png", form="png", **given))
+    by_form = values(evaluate(samples="png")[0]), values(evaluate(samples="default")[0])
+    assert by_form[0] == pytest.approx(by_form[1], rel=1e-5)
