@@ -22,6 +22,8 @@ NAME ?=
 RELEASE ?=
 PRESET ?=
 CAPTIONS ?=
+RESULTS ?=
+PROTOCOL ?= adm,paper
 
 # More than one node: run the same command on each; SLURM's variables say which is which.
 MACHINE_RANK ?= $(or $(SLURM_NODEID),0)
@@ -42,9 +44,15 @@ NEED_RUN = $(if $(RUN),,$(error say which run: make $@ RUN=runs/llamagen-tiny/ma
 # What is sampled: a run, or a released model with its published settings.
 SUBJECT = $(if $(RELEASE),release=$(RELEASE) sampling=$(or $(PRESET),$(RELEASE)),'run="$(RUN)"' $(if $(PRESET),sampling=$(PRESET)))
 
+# What is measured: samples of a run or a release, by the name of their set, or any pictures by their path.
+PICTURES = $(if $(filter default,$(SAMPLES)),$(error say what to measure: RUN=runs/..., RELEASE=c2i_B_256, or SAMPLES=folder or .npz),'samples="$(SAMPLES)"')
+MEASURED = $(if $(RUN)$(RELEASE),$(SUBJECT) samples=$(SAMPLES),$(PICTURES))
+PROTOCOLS = $(foreach name,$(subst $(comma), ,$(PROTOCOL)),+protocol@protocols.$(name)=$(name))
+
 .DEFAULT_GOAL := help
 .PHONY: help setup embedded-inputs reproduce tokenizer codebook codes check-codes import-codes tree tree-report train sample export parameters weights \
-	text-features eval-lite eval-tokenizer sweep bench bench-tree bench-data bench-tokenizers bench-sample test test-all lint format clean
+	text-features reference eval-fid eval-lite eval-tokenizer doctor report sweep \
+	bench bench-tree bench-data bench-tokenizers bench-sample bench-eval test test-all lint format clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -69,7 +77,8 @@ $(STAMP):
 # Any command may be the first one typed: it sets up what it needs.
 ifeq ($(PYTHON),.venv/bin/python)
 reproduce tokenizer codebook codes check-codes import-codes tree tree-report embedded-inputs train sample export parameters weights text-features \
-	eval-lite eval-tokenizer sweep bench bench-tree bench-data bench-tokenizers bench-sample test test-all lint format: setup
+	reference eval-fid eval-lite eval-tokenizer doctor report sweep \
+	bench bench-tree bench-data bench-tokenizers bench-sample bench-eval test test-all lint format: setup
 endif
 
 # What the main job does not take is refused rather than passed over.
@@ -133,8 +142,20 @@ text-features:  ## FLAN-T5-XL features of captions: CAPTIONS=captions_val2014.js
 eval-tokenizer:  ## PSNR, usage, FD-lite0 of reconstructions, semantic replacement: TOKENIZER=emoji32 K=512
 	$(PYTHON) scripts/evaluate_tokenizer.py tokenizer=$(TOKENIZER) data=$(DATA) $(if $(K),num_clusters=[$(K)]) $(ARGS)
 
+reference:  ## statistics of an image source in ADM's layout, for FID: DATA=imagenet256 GPUS=8 ARGS=data.path=/data/ILSVRC
+	$(LAUNCH) scripts/reference.py data=$(DATA) $(ARGS)
+
+eval-fid:  ## FID, sFID, IS, precision, recall: RUN=..., RELEASE=c2i_B_256 or SAMPLES=folder|npz; PROTOCOL=adm,paper GPUS=8
+	$(LAUNCH) scripts/eval_fid.py $(MEASURED) $(PROTOCOLS) $(ARGS)
+
 eval-lite:  ## likelihood, FD-lite0, IS-lite0, precision, recall: RUN=... SAMPLES=default
 	$(NEED_RUN)$(PYTHON) scripts/evaluate.py 'run="$(RUN)"' samples=[$(SAMPLES)] $(ARGS)
+
+doctor:  ## what is probably wrong with a number: RUN=runs/llamagen-b/flat/seed0, or RESULTS=.../default-adm.json
+	$(if $(RESULTS),,$(NEED_RUN))$(PYTHON) scripts/doctor.py $(if $(RESULTS),'results="$(RESULTS)"','run="$(RUN)"') $(ARGS)
+
+report:  ## every run found on one page, beside the published rows: tables, curves, time to target
+	$(PYTHON) scripts/report.py $(ARGS)
 
 sweep:  ## the learning-rate grid behind configs/tuned
 	$(PYTHON) benchmarks/sweep.py $(ARGS)
@@ -147,6 +168,9 @@ bench-data:  ## speed of code loading against one .npy file an image: ARGS="--ll
 
 bench-tokenizers:  ## speed of VQ-16 against LlamaGen's class: ARGS="--llamagen /path/to/LlamaGen"
 	$(PYTHON) benchmarks/vq16.py $(ARGS)
+
+bench-eval:  ## the evaluation against SciPy's matrix square root and torch-fidelity: ARGS="--images 2000"
+	$(PYTHON) benchmarks/evaluation.py $(ARGS)
 
 bench-sample:  ## images per second against the released decoding loop
 	$(PYTHON) benchmarks/sampling.py $(ARGS)
