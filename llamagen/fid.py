@@ -125,16 +125,13 @@ def evaluate_fid(config: EvalFidConfig) -> list[Path]:
     state = patient_state()
     model = config.extractor.load(state)
     references = {}
-    for name, protocol in config.protocols.items():
-        references[name] = load_statistics(
-            protocol.reference,
-            Path(config.extractor.artifacts),
-            Path(config.extractor.folder),
-            model,
-            protocol.resize,
-            config.extractor.batch_size,
-            state,
-        )
+    for protocol in config.protocols.values():
+        key = (protocol.reference, protocol.resize)
+        if key not in references:
+            folders = Path(config.extractor.artifacts), Path(config.extractor.folder)
+            references[key] = load_statistics(
+                protocol.reference, *folders, model, protocol.resize, config.extractor.batch_size, state
+            )
     subject = open_subject(config)
     features, written = {}, []
     for name, protocol in config.protocols.items():
@@ -151,7 +148,8 @@ def evaluate_fid(config: EvalFidConfig) -> list[Path]:
             )
         if not state.is_main_process:
             continue
-        found = measure(protocol, features[protocol.resize], references[name], model, subject.about, config.bootstrap)
+        reference = references[protocol.reference, protocol.resize]
+        found = measure(protocol, features[protocol.resize], reference, model, subject.about, config.bootstrap)
         found.evidence.update(subject.evidence)
         path = subject.results.with_name(f"{subject.results.name}-{name}.json")
         found.save(path)

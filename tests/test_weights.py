@@ -8,13 +8,18 @@ import torch
 from codebook import CodebookStage
 from stage import CONFIGS, load_config
 
+from llamagen.fid import EvalFidConfig, evaluate_fid
 from llamagen.filters import SamplingConfig
 from llamagen.generate import generate, image_uniforms
 from llamagen.plan import SampleConfig
 from llamagen.release import load_release
+from metrics.inception import NAME
+from metrics.results import Results
+from vq.hub import weights_path
 from vq.images import load_images, to_tensor
 from vq.measure import peak_signal_to_noise
 from vq.pretrained import load_tokenizer, tokenizer_path
+from vq.releases import RELEASES as KNOWN
 
 pytestmark = pytest.mark.weights
 RELEASES = sorted(file.stem for file in (CONFIGS / "release").glob("*.yaml"))
@@ -58,3 +63,16 @@ def test_a_released_tokenizer_loads_and_reconstructs(name, root):
         images = model.decode(model.encode(to_tensor(pixels))).clamp(-1, 1)
     found = ((images.permute(0, 2, 3, 1).numpy() + 1) * 127.5).astype(np.uint8)
     assert peak_signal_to_noise(pixels, found).mean() > 15  # dB; untrained weights give less than 10
+
+
+def test_adms_published_samples_give_adms_published_numbers(root, tmp_path):
+    """README.md of openai/guided-diffusion, evaluations/: admnet_guided_upsampled_imagenet256.npz. 7 hours of a CPU."""
+    for name in (NAME, "adm-imagenet256", "adm-samples-imagenet256"):
+        skip_without(KNOWN[name].path(root / "weights"))
+    samples = weights_path("adm-samples-imagenet256", root / "weights")
+    overrides = [f"samples={samples}", "+protocol@protocols.adm=adm", "bootstrap=0", f"out={tmp_path}"]
+    found = Results.load(evaluate_fid(load_config("eval_fid", EvalFidConfig, overrides))[0])
+    expected = {"FID": (3.9426, 0.005), "sFID": (6.140, 0.01), "IS": (215.84, 0.2)}
+    expected |= {"precision": (0.8265, 0.003), "recall": (0.5309, 0.003)}
+    for metric, (value, tolerance) in expected.items():
+        assert found[metric]["value"] == pytest.approx(value, abs=tolerance), metric
