@@ -5,6 +5,7 @@ import yaml
 from stage import CONFIGS, load_config
 
 from llamagen.build import DataShape, build_model, count_parameters
+from llamagen.fid import EvalFidConfig
 from llamagen.pipeline import ReproduceConfig
 from llamagen.run import TrainConfig
 from masc.artifacts import InputError
@@ -20,6 +21,13 @@ def test_every_choice_composes(group):
     for choice in choices(group):
         config = load_config("train", TrainConfig, [f"{group}={choice}"])
         assert getattr(config, group).name == choice
+
+
+def test_every_protocol_composes():
+    assert {"adm", "paper"} <= set(choices("protocol"))
+    for choice in choices("protocol"):
+        config = load_config("eval_fid", EvalFidConfig, [f"+protocol@protocols.{choice}={choice}", "samples=x.npz"])
+        assert config.protocols[choice].name == choice
 
 
 def test_tuned_values_reach_the_run_they_are_for():

@@ -8,16 +8,20 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from inception_weights import StandIn
 from reproduce import plan
 from stage import load_config
 
 from llamagen import jobs
-from llamagen.evaluate import EvaluateConfig, unmeasured
+from llamagen.evaluate import EvaluateConfig, evaluate_run, unmeasured
+from llamagen.fid import EvalFidConfig, ExtractorConfig, evaluate_fid
 from llamagen.jobs import Job, run_jobs
 from llamagen.pipeline import ReproduceConfig, reproduce
 from llamagen.plan import SampleConfig
 from llamagen.sample import is_sampled, sample
 from masc.artifacts import InputError
+from metrics.protocol import ProtocolConfig
+from metrics.results import Results
 
 
 @pytest.fixture(scope="module")
@@ -130,6 +134,31 @@ def test_samples_do_not_depend_on_batch_or_on_how_many_are_drawn(page, planned):
     assert np.array_equal(tokens[0][:12], tokens[1])
 
 
+def test_a_run_is_measured_under_a_protocol_as_its_samples_are_drawn(page, planned, workplace, monkeypatch):
+    monkeypatch.setattr(ExtractorConfig, "load", lambda self, state: StandIn())
+    run = planned[1].config.directory
+    reference = workplace / "reference.npz"
+    np.savez(reference, np.random.default_rng(0).integers(0, 256, (30, 32, 32, 3), dtype=np.uint8))
+    adm = ProtocolConfig(
+        name="adm", evaluator="adm", reference=str(reference), metrics=["FID", "IS", "precision", "recall"]
+    )
+    extractor = ExtractorConfig(artifacts=str(workplace / "artifacts"))
+    settings = {"protocols": {"adm": adm}, "extractor": extractor, "bootstrap": 0, "num_images": 20}
+    (file,) = evaluate_fid(EvalFidConfig(run=str(run), samples="fresh", **settings))
+    assert file == run / "eval" / "fresh-adm.json" and not (run / "samples" / "fresh" / "images.npz").exists()
+    results = Results.load(file)
+    about = results["FID"]["protocol"]
+    wanted = {"model": "llamagen-tiny", "tree": "kmeans", "K": 512, "step": 6, "images_seen": 48, "drawn_at": 32}
+    assert {key: about[key] for key in wanted} == wanted
+    assert about["seconds"] > 0 and about["labels"] == "training" and about["file_type"] == "tokens"
+    assert results.evidence["tree_tokenizer_sha256"] == about["tokenizer_sha256"]
+    assert results.evidence["average_kept"] is False and results.evidence["labels"]["classes"] == 9
+    (stored,) = evaluate_fid(EvalFidConfig(run=str(run), samples="guidance-2", **settings))
+    assert Results.load(stored)["FID"]["protocol"]["file_type"] == "npz"
+    lite = evaluate_run(EvaluateConfig(run=str(run), samples=["fresh"])) / "fresh.json"
+    assert Results.load(lite)["FD-lite0"]["protocol"]["num_images"] == 20  # decoded from the tokens there too
+
+
 def test_a_failed_job_shows_the_end_of_its_log_and_stops_the_others(tmp_path):
     bad = Job("bad", [sys.executable, "-c", "import sys; sys.exit('it broke')"], tmp_path / "bad.log", lambda: False)
     code = f"import time; time.sleep(3); open({str(tmp_path / 'survived')!r}, 'w')"
@@ -162,10 +191,15 @@ def test_a_job_that_is_done_is_not_started(tmp_path):
         "parameters",
         "weights",
         "text_features",
+        "reference",
+        "eval_fid",
+        "doctor",
+        "report",
     ],
 )
 def test_every_script_explains_itself(root, script):
-    arguments = ["run=x"] if script in ("sample", "evaluate", "export") else []
+    arguments = ["run=x"] if script in ("sample", "evaluate", "export", "doctor", "eval_fid") else []
+    arguments += ["+protocol@protocols.adm=adm"] * (script == "eval_fid")
     done = subprocess.run(
         [sys.executable, f"scripts/{script}.py", "--help", *arguments], cwd=root, capture_output=True, text=True
     )
