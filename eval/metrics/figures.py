@@ -15,8 +15,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from metrics.runs import NATS, Run
+from metrics.runs import NATS, Curve, Run
 
+METRIC_WORDS = {NATS: "held-out nats per token", "train/nats_per_token": "training nats per token"}
 INK, GRID = "#1c2430", "#e3e6ea"
 COLOURS = ("#4a5568", "#d1495b", "#2e7fb8", "#e0982f", "#6a994e", "#8e6bbf", "#20a39e", "#a0785a")
 STYLE = {
@@ -48,26 +49,59 @@ def convergence(runs: list[Run], target: float | None) -> str:
         for axis, unit, name in zip(axes, ("images", "seconds"), ("images seen", "training seconds"), strict=True):
             _curves(axis, runs, unit, palette, target)
             axis.set_xlabel(name)
-        axes[0].set_ylabel("held-out nats per token")
+        axes[0].set_ylabel(METRIC_WORDS[NATS])
         axes[1].legend(frameon=False)
         return svg(figure)
 
 
 def _curves(axis: Axes, runs: list[Run], unit: str, palette: dict[str, str], target: float | None) -> None:
-    for run in runs:
-        shown = run.curve["step"] > 0
-        first_of_label = next(other for other in runs if other.label == run.label) is run
+    _lines(axis, [(run.label, run.curve) for run in runs], NATS, unit, palette, target)
+
+
+def _lines(
+    axis: Axes,
+    lines: list[tuple[str, Curve]],
+    metric: str,
+    unit: str,
+    palette: dict[str, str],
+    target: float | None,
+    scale: float = 1.0,
+) -> None:
+    """Curves under their labels; the second of a label and on, its other seeds, are paler. The untrained model at
+    step 0 is left out: it would squash the rest."""
+    labels = [label for label, _ in lines]
+    for index, (label, curve) in enumerate(lines):
+        shown = curve["step"] > 0
+        is_first = labels.index(label) == index
         axis.plot(
-            run.curve[unit][shown],
-            run.curve[NATS][shown],
-            color=palette[run.label],
-            label=run.label if first_of_label else None,
+            curve[unit][shown] * scale,
+            curve[metric][shown],
+            color=palette[label],
+            label=label if is_first else None,
             linewidth=1.8,
-            alpha=1.0 if first_of_label else 0.45,
+            alpha=1.0 if is_first else 0.45,
+            marker="o" if shown.sum() < 12 else None,
+            markersize=3.5,
         )
     if target is not None:
         axis.axhline(target, color=INK, linewidth=0.8, linestyle=(0, (4, 3)))
     axis.xaxis.set_major_locator(MaxNLocator(5))
+
+
+def curve_figure(
+    lines: list[tuple[str, Curve]], metric: str, axis: str, palette: dict[str, str], target: float | None
+) -> str:
+    """Any metric against `images`, `step` or `seconds` (drawn in hours): one SVG, whose ids are its own, so that
+    several of them may stand in one page."""
+    name = {"images": "images seen", "step": "steps", "seconds": "training hours"}[axis]
+    salt = f"masc {metric} {axis} {[label for label, _ in lines]} {[curve[metric].tolist() for _, curve in lines]}"
+    with mpl.rc_context({**STYLE, "svg.hashsalt": salt, "svg.fonttype": "none"}):
+        figure, axes = plt.subplots(figsize=(6.4, 3.8))
+        _lines(axes, lines, metric, axis, palette, target, 1 / 3600 if axis == "seconds" else 1.0)
+        axes.set_xlabel(name)
+        axes.set_ylabel(METRIC_WORDS.get(metric, metric))
+        axes.legend(frameon=False, fontsize=9)
+        return svg(figure)
 
 
 def overview(
@@ -81,7 +115,7 @@ def overview(
         axis, *pictures = top.subplots(1, 1 + len(sheets), width_ratios=(1.7, *[1] * len(sheets)))
         _curves(axis, runs, "images", palette, target)
         axis.set_xlabel("images seen")
-        axis.set_ylabel("held-out nats per token")
+        axis.set_ylabel(METRIC_WORDS[NATS])
         axis.legend(frameon=False, fontsize=9)
         for panel, (name, pixels) in zip(pictures, sheets.items(), strict=True):
             _show(panel, pixels, f"clusters: {name}")

@@ -11,9 +11,15 @@ import yaml
 
 from masc.artifacts import InputError
 from masc.run import read_metrics
+from metrics.published import label_of
 from metrics.results import Results
 
 NATS = "val/nats_per_token"
+AXES = ("images", "step", "seconds")
+FILES = ("config.yaml", "provenance.json", "metrics.jsonl")
+LOWER_IS_BETTER = ("nats", "loss", "FID", "FD-", "LPIPS")  # by what a metric's name holds, asked first
+HIGHER_IS_BETTER = ("IS", "precision", "recall", "CLIP score", "accuracy", "PSNR", "SSIM")
+Curve = dict[str, np.ndarray]  # `images`, `step`, `seconds` (NaN where not known) and the metric, all (P,)
 
 
 @dataclass(frozen=True)
@@ -29,23 +35,28 @@ class Run:
     def load(directory: Path) -> "Run":
         """Raises InputError if the directory holds no run with validation results."""
         directory = Path(directory)
-        for name in ("config.yaml", "provenance.json", "metrics.jsonl"):
+        for name in FILES:
             if not (directory / name).exists():
                 raise InputError(f"no {name} in {directory}; train the run with `make train`")
-        run = Run(
-            directory,
-            yaml.safe_load((directory / "config.yaml").read_text()),
-            json.loads((directory / "provenance.json").read_text()),
-            read_metrics(directory / "metrics.jsonl"),
-        )
+        try:
+            config = yaml.safe_load((directory / "config.yaml").read_text())
+            provenance = json.loads((directory / "provenance.json").read_text())
+            rows = read_metrics(directory / "metrics.jsonl")
+        except (yaml.YAMLError, json.JSONDecodeError, UnicodeDecodeError) as error:
+            words = " ".join(str(error).split())
+            raise InputError(
+                f"a file of {directory} is cut short or not of a run ({words}); restore it, or train anew"
+            ) from error
+        run = Run(directory, _check_config(config, directory), provenance, _check_rows(rows, directory))
         if not run.curve["step"].size:
             raise InputError(f"{directory} has no validation results yet; go on training it with `make train`")
         return run
 
     @property
     def label(self) -> str:
-        """Head, and tree where it is not MASC's own: the name of the run's directory."""
-        return self.directory.parent.name
+        """Head, and tree where it is not MASC's own; as the run's directory is named where the config does not say."""
+        head, tree = ((self.config.get(part) or {}).get("name") for part in ("head", "tree"))
+        return label_of({"head": head, "tree": tree}) or self.directory.parent.name
 
     @property
     def seed(self) -> int:
@@ -54,8 +65,17 @@ class Run:
     @cached_property
     def curve(self) -> dict[str, np.ndarray]:
         """Validation curve: arrays `step`, `images`, `seconds` and NATS."""
-        rows = [row for row in self.rows if NATS in row]
-        return {key: np.array([row[key] for row in rows]) for key in ("step", "images", "seconds", NATS)}
+        return self.series(NATS)
+
+    def series(self, metric: str) -> Curve:
+        """The curve of any metric of metrics.jsonl."""
+        rows = [row for row in self.rows if metric in row]
+        return {key: np.array([row[key] for row in rows], np.float64) for key in (*AXES, metric)}
+
+    @property
+    def metrics(self) -> list[str]:
+        """What metrics.jsonl follows, in order of first appearance."""
+        return [name for name in dict.fromkeys(key for row in self.rows for key in row) if name not in AXES]
 
     @property
     def final_nats(self) -> float:
@@ -79,8 +99,44 @@ class Run:
         return Results.load(file).by_metric if file.exists() else {}
 
 
-def reached_at(x: np.ndarray, y: np.ndarray, target: float) -> float | None:
-    """Where the curve first comes down to `target`, linear between points; None if it never does."""
+def _check_config(config: Any, where: Path) -> dict[str, Any]:
+    """The config, if it names what every reader of runs needs."""
+    found = config if isinstance(config, dict) else {}
+    named = [isinstance(found.get(part), dict) and found[part].get("name") for part in ("model", "data")]
+    if not all(named) or not isinstance(found.get("seed"), int):
+        raise InputError(
+            f"expected the config of a run (model.name, data.name, seed) in {where / 'config.yaml'}, found others; "
+            "restore it, or train anew"
+        )
+    return found
+
+
+def _check_rows(rows: list[Any], where: Path) -> list[dict[str, float]]:
+    """The rows, if all say when they were measured, in numbers."""
+    for number, row in enumerate(rows, start=1):
+        if not (
+            isinstance(row, dict) and set(AXES) <= set(row) and all(isinstance(v, int | float) for v in row.values())
+        ):
+            raise InputError(
+                f"expected {', '.join(AXES)} and numbers in every row, found {str(row)[:60]!r} as number {number} in "
+                f"{where / 'metrics.jsonl'}; mend or remove the line"
+            )
+    return rows
+
+
+def is_better_high(metric: str) -> bool | None:
+    """Which way a metric is better; None where neither is (speed, learning rate) or its name does not tell."""
+    if any(word in metric for word in LOWER_IS_BETTER):
+        return False
+    return True if any(word in metric for word in HIGHER_IS_BETTER) else None
+
+
+def reached_at(x: np.ndarray, y: np.ndarray, target: float, better_high: bool = False) -> float | None:
+    """Where the curve first comes down to `target`, or up to it where high is better, linear between points; None if
+    it never does. Points that are not finite are passed over."""
+    known = np.isfinite(x) & np.isfinite(y)
+    sign = -1.0 if better_high else 1.0
+    x, y, target = x[known], sign * y[known], sign * target
     below = np.flatnonzero(y <= target)
     if not below.size:
         return None
@@ -95,24 +151,31 @@ def reached_at(x: np.ndarray, y: np.ndarray, target: float) -> float | None:
 class TimeToTarget:
     """How soon a run reaches a value that its baseline reaches at `baseline`; both ways to say it."""
 
-    baseline: float
+    baseline: float | None
     reached: float | None
 
     @property
     def saved(self) -> float | None:
         """1 - t / t0: the share of the baseline's time that is saved."""
-        return None if self.reached is None else 1 - self.reached / self.baseline
+        return None if self.reached is None or not self.baseline else 1 - self.reached / self.baseline
 
     @property
     def speedup(self) -> float | None:
         """t0 / t: how many times as fast."""
-        return None if not self.reached else self.baseline / self.reached
+        return None if not self.reached or self.baseline is None else self.baseline / self.reached
+
+
+def time_between(
+    curve: Curve, baseline: Curve, metric: str, axis: str, target: float, better_high: bool = False
+) -> TimeToTarget:
+    """Time on `axis` at which a curve first reaches `target`, against the time at which its baseline does."""
+    t0, t = (reached_at(each[axis], each[metric], target, better_high) for each in (baseline, curve))
+    return TimeToTarget(t0, t)
 
 
 def time_to_target(run: Run, baseline: Run, axis: str) -> TimeToTarget:
-    """Time on `axis` (`images` or `seconds`) at which a run reaches the baseline's final value, against the
-    time at which the baseline itself first does."""
-    target = baseline.final_nats
-    at = reached_at(baseline.curve[axis], baseline.curve[NATS], target)
-    assert at is not None, "a curve reaches its own last value"
-    return TimeToTarget(at, reached_at(run.curve[axis], run.curve[NATS], target))
+    """Time on `axis` (`images` or `seconds`) at which a run's held-out nats reach the baseline's final value, against
+    the time at which the baseline itself first does."""
+    time = time_between(run.curve, baseline.curve, NATS, axis, baseline.final_nats)
+    assert time.baseline is not None, "a curve reaches its own last value"
+    return time

@@ -1,0 +1,233 @@
+"""Results of many subjects in tables, one a protocol, with seeds averaged and the published rows beside ours.
+
+A number is laid beside another only where both were measured alike: KEYS decide the table and DETAILS the column."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from metrics.doctor_rules import NEUTRAL
+from metrics.published import PublishedRow, label_of, matching, rows_for
+from metrics.subjects import Subject
+
+REFERENCE_KEYS = ("reference", "reference_sha256", "reference_split", "reference_size", "reference_neighbours")
+KEYS = (
+    *("protocol", "evaluator", *REFERENCE_KEYS, "extractor", "extractor_sha256", "resize", "input", "arithmetic"),
+    *("num_images", "image_size", "crop", "codes_sha256", "reference_images"),
+)
+DETAILS = ("form", "splits", "chunk", "order", "neighbour", "distances", "text", "preprocessing", "open_clip")
+# What differs between seeds of one family without being a choice.
+PER_RUN = (
+    *("seed", "seconds", "standard_error_over_images", "weights_sha256", "tree_sha256", "images_sha256"),
+    *("manifest_sha256",),
+)
+FULL_SIZE = {"coco": 30_000}  # of the published numbers, by how a protocol's name begins; otherwise 50,000
+# What decides which published rows a table shows; how samples are drawn is said in their columns.
+SETTINGS = ("guidance", "K", "epochs", "release", *NEUTRAL)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One row of one results file, and the key of the table it belongs to."""
+
+    subject: Subject
+    file: str
+    row: dict[str, Any]
+    key: dict[str, Any]
+
+    @property
+    def metric(self) -> str:
+        return self.row["metric"]
+
+    @property
+    def protocol(self) -> dict[str, Any]:
+        return self.subject.about(self.row["protocol"])
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the numbers are of, without how they were measured and without the seed."""
+        return {key: value for key, value in self.protocol.items() if key not in (*KEYS, *DETAILS, *PER_RUN)}
+
+    @property
+    def column(self) -> dict[str, Any]:
+        """How this metric was measured, beyond the table's protocol."""
+        own = {key: value for key, value in self.row["protocol"].items() if key in DETAILS}
+        return own | {k: v for k, v in self.row["protocol"].items() if k in KEYS and v != self.key.get(k)}
+
+
+def entries(subjects: list[Subject]) -> list[Entry]:
+    """Every row of every results file. A row without a reference (IS, CLIP score) joins the table of its file's rows of
+    the same protocol and number of images, if they agree on one; where it was measured otherwise than the table, as
+    CLIP score is, that is said of its column."""
+    found = []
+    for subject in subjects:
+        for file, results in subject.results.items():
+            keys = [{k: row["protocol"][k] for k in KEYS if k in row["protocol"]} for row in results.rows]
+            for row, key in zip(results.rows, keys, strict=True):
+                hosts = {identity(each): each for each in keys if _may_host(each, key)}
+                joined = hosts.popitem()[1] if "reference" not in key and len(hosts) == 1 else key
+                found.append(Entry(subject, file, row, joined))
+    return found
+
+
+def _may_host(table: dict[str, Any], key: dict[str, Any]) -> bool:
+    return "reference" in table and all(table.get(k) == key.get(k) for k in ("protocol", "num_images"))
+
+
+def identity(content: Any) -> str:
+    return json.dumps(content, sort_keys=True, default=str)
+
+
+def group_by(items: Iterable[Any], key: Any) -> list[list[Any]]:
+    """Items whose keys are equal, in order of first appearance."""
+    groups: dict[str, list[Any]] = {}
+    for item in items:
+        groups.setdefault(identity(key(item)), []).append(item)
+    return list(groups.values())
+
+
+def compare(found: list[Entry]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Tables, and the published rows of the same models and methods that no table has room for."""
+    tables = [_table(members) for members in group_by(found, lambda entry: entry.key)]
+    order = {"images": 0, "embedded": 1, "likelihood": 2}
+    tables.sort(key=lambda table: (order[table["kind"]], -(table["protocol"].get("num_images") or 0)))
+    placed = {row["text"] for table in tables for row in table["published"]}
+    names = dict.fromkeys((entry.protocol.get("model"), label_of(entry.protocol)) for entry in found)
+    rows = [row for model, label in names if model and label for row in rows_for(model, label)]
+    others = [_describe(row) for row in rows if _describe(row)["text"] not in placed]
+    return tables, others
+
+
+def _table(members: list[Entry]) -> dict[str, Any]:
+    key = members[0].key
+    columns = [group[0] for group in group_by(members, lambda entry: (entry.metric, entry.column))]
+    metrics = [column.metric for column in columns]
+    groups = group_by(members, lambda entry: (entry.subject.family, entry.file, entry.settings))
+    rows = [row for group in groups for row in _average(group, columns)]
+    if any("nats" in metric for metric in metrics):
+        kind = "likelihood"
+    else:
+        kind = "embedded" if any(metric.endswith("-lite0") for metric in metrics) else "images"
+    headings = [_heading(column, metrics.count(column.metric) > 1) for column in columns]
+    published = _published(members, metrics) if kind == "images" else []
+    return {"kind": kind, "title": _title(members), "protocol": key, "columns": headings, "rows": rows} | {
+        "details": [{"metric": column.metric, **column.column} for column in columns],
+        "published": published,
+    }
+
+
+def _title(members: list[Entry]) -> str:
+    protocol = members[0].row["protocol"] | members[0].key
+    num_images = protocol.get("num_images")
+    words = [
+        str(protocol.get("protocol", "")),
+        f"{protocol['evaluator']} evaluator" if "evaluator" in protocol else "",
+        f"against {protocol['reference']}" if "reference" in protocol else "",
+        f"{num_images:,} images" if isinstance(num_images, int) else "",
+        f"resize {protocol['resize']}" if "resize" in protocol else "",
+        str(protocol.get("images", "")) if "codes_sha256" in protocol else "",
+    ]
+    return ", ".join(word for word in words if word) or "no protocol stated"
+
+
+def _heading(entry: Entry, is_one_of_several: bool) -> str:
+    """A Frechet distance of fewer pictures than are published of is another number, and says so."""
+    num_images = entry.row["protocol"].get("num_images")
+    name = str(entry.row["protocol"].get("protocol", ""))
+    full = next((size for start, size in FULL_SIZE.items() if name.startswith(start)), 50_000)
+    is_small = entry.metric in ("FID", "sFID") and isinstance(num_images, int) and num_images < full
+    words = f"{entry.metric} ({num_images:,})" if is_small else entry.metric
+    if is_one_of_several:
+        words += "".join(f", {key.replace('_', ' ')} {value}" for key, value in entry.column.items())
+    return words
+
+
+def _average(group: list[Entry], columns: list[Entry]) -> list[dict[str, Any]]:
+    """One row of a family's seeds, or one each where a seed occurs twice and no average is due."""
+    runs = group_by(group, lambda entry: str(entry.subject.place))
+    seeds = [run[0].subject.seed for run in runs]
+    if len(set(seeds)) < len(seeds):
+        return [_row([run], columns) for run in runs]
+    return [_row(runs, columns)]
+
+
+def _row(runs: list[list[Entry]], columns: list[Entry]) -> dict[str, Any]:
+    first = runs[0][0]
+    cells = []
+    for column in columns:
+        same = [identity((column.metric, column.column))]
+        rows = [e.row for run in runs for e in run if identity((e.metric, e.column)) in same]
+        cells.append(_cell(rows, len(runs)) if rows else None)
+    return {
+        "name": first.subject.name,
+        "file": first.file,
+        "places": [str(run[0].subject.place) for run in runs],
+        "seeds": [run[0].subject.seed for run in runs if run[0].subject.seed is not None],
+        "images_seen": first.protocol.get("images_seen"),
+        "settings": settings_text(first.protocol),
+        "cells": cells,
+    }
+
+
+def _cell(rows: list[dict[str, Any]], num_runs: int) -> dict[str, Any]:
+    """Mean over seeds, standard deviation where there are several, and each seed's own interval."""
+    values = [float(row["value"]) for row in rows]
+    return {
+        "mean": float(np.mean(values)),
+        "sd": float(np.std(values, ddof=1)) if len(values) > 1 else None,
+        "of": len(values),
+        "is_complete": len(values) == num_runs,
+        "values": values,
+        "intervals": [row.get("interval") for row in rows],
+        "errors": [row["protocol"].get("standard_error_over_images") for row in rows],
+    }
+
+
+def settings_text(protocol: dict[str, Any]) -> str:
+    """How samples were drawn, in words; what is neutral is left unsaid."""
+    words = [f"guidance {protocol['guidance']:g}"] if isinstance(protocol.get("guidance"), int | float) else []
+    words += [
+        f"{key.replace('_', ' ')} {protocol[key]}"
+        for key, plain in NEUTRAL.items()
+        if protocol.get(key, plain) != plain
+    ]
+    words += ["averaged weights"] * (protocol.get("weights") == "average")
+    words += [f"{protocol['labels']} labels"] if protocol.get("labels") else []
+    words += [f"drawn at {protocol['drawn_at']} px"] if protocol.get("drawn_at") else []
+    return ", ".join(words)
+
+
+def _published(members: list[Entry], metrics: list[str]) -> list[dict[str, Any]]:
+    """Published rows of our models and labels by the same evaluator, reference, number and size of images."""
+    found: dict[int, tuple[PublishedRow, bool]] = {}
+    for entry in members:
+        protocol = entry.protocol | entry.key
+        if protocol.get("image_size", 256) != 256:  # all are measured at 256 pixels
+            continue
+        exact = {id(row) for row in matching(protocol)}
+        for row in matching(protocol, ignoring=SETTINGS):
+            found[id(row)] = (row, id(row) in exact or found.get(id(row), (row, False))[1])
+    usable = {metric for metric in metrics if metrics.count(metric) == 1}
+    return [
+        _describe(row) | {"same_settings": same, "cells": [row.values.get(m) if m in usable else None for m in metrics]}
+        for row, same in found.values()
+        if usable & set(row.values)
+    ]
+
+
+def _describe(row: PublishedRow) -> dict[str, Any]:
+    settings = settings_text({**row.sampling, "guidance": row.guidance, "drawn_at": row.drawn_at})
+    return {
+        "text": f"{row.describe()} {row.note or ''}".strip(),
+        "name": " ".join(word for word in (row.model, row.label) if word) + (f", K = {row.K}" if row.K else ""),
+        "source": row.source,
+        "confidence": row.confidence,
+        "epochs": row.epochs,
+        "settings": settings if row.guidance is not None else f"{settings}, guidance not stated".strip(", "),
+        "note": row.note,
+        "protocol": row.protocol,
+        "values": row.values,
+    }

@@ -1,0 +1,156 @@
+"""Curves over training of any metric, from metrics.jsonl and from sample sets drawn at several steps, and the time that
+each takes to a target.
+
+Lines share a figure only where they were measured alike: on the same held-out codes, or by the same protocol."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from masc.artifacts import InputError
+from metrics import figures
+from metrics.comparison import Entry, group_by, settings_text
+from metrics.runs import AXES, NATS, Curve, is_better_high, time_between
+from metrics.subjects import Subject
+
+IN_RESULTS = {"images": "images_seen", "step": "step", "seconds": "seconds"}  # axis: key of a protocol
+OVER_TIME = tuple(IN_RESULTS.values())
+
+
+@dataclass(frozen=True)
+class Line:
+    """One metric of one run over training."""
+
+    subject: Subject
+    metric: str
+    alike: Any  # lines of other values belong to other figures
+    title: str  # of the figure, in words
+    settings: dict[str, Any]  # how the samples were drawn, if it is of samples
+    curve: Curve
+
+    @property
+    def label(self) -> str:
+        return ", ".join(words for words in (self.subject.name, settings_text(self.settings)) if words)
+
+    @property
+    def final(self) -> float:
+        return float(self.curve[self.metric][np.isfinite(self.curve[self.metric])][-1])
+
+
+def all_lines(subjects: list[Subject], found: list[Entry], wanted: list[str]) -> list[Line]:
+    """Lines of at least two points of the metrics `wanted` (none: of all); held-out nats first, then metrics that have
+    a better direction. Raises InputError for a metric that nothing follows."""
+    lines = [line for subject in subjects for line in _from_log(subject)]
+    lines += _from_results(found)
+    there = dict.fromkeys(line.metric for line in lines)
+    missing = [metric for metric in wanted if metric not in there]
+    if missing:
+        raise InputError(
+            f"no run follows {', '.join(missing)} over at least two points; metrics can be: "
+            f"{', '.join(there) or 'none'}"
+        )
+    order = wanted or sorted(there, key=lambda metric: (metric != NATS, is_better_high(metric) is None))
+    return [line for metric in order for line in lines if line.metric == metric]
+
+
+def _from_log(subject: Subject) -> Iterator[Line]:
+    if subject.run is None:
+        return
+    config, parents = subject.run.config, subject.run.provenance.get("parents", {})
+    tokenizer = config.get("tokenizer_name")
+    title = ", ".join(word for word in (config["data"]["name"], tokenizer and f"tokenizer {tokenizer}") if word)
+    for metric in subject.run.metrics:
+        curve = subject.run.series(metric)
+        if np.isfinite(curve[metric]).sum() > 1:
+            yield Line(subject, metric, (title, parents.get("val codes")), title, {}, curve)
+
+
+def _from_results(found: list[Entry]) -> Iterator[Line]:
+    """Sample sets that differ in how long their run was trained are the points of one line."""
+    timed = [e for e in found if e.subject.run is not None and isinstance(e.row["protocol"].get("step"), int)]
+
+    def settings(entry: Entry) -> dict[str, Any]:
+        return {k: v for k, v in entry.settings.items() if k not in OVER_TIME} | {"seed": entry.protocol.get("seed")}
+
+    for group in group_by(timed, lambda e: (str(e.subject.place), e.metric, e.key, e.column, settings(e))):
+        points = {entry.row["protocol"]["step"]: entry.row for entry in group}  # the same drawn twice is one point
+        if len(points) < 2:
+            continue
+        first, rows = group[0], [points[step] for step in sorted(points)]
+        curve = {
+            axis: np.array([row["protocol"].get(key, np.nan) for row in rows], np.float64)
+            for axis, key in IN_RESULTS.items()
+        }
+        curve[first.metric] = np.array([row["value"] for row in rows], np.float64)
+        about = first.row["protocol"] | first.key
+        words = [about.get("protocol"), f"{about['num_images']:,} images" if "num_images" in about else None]
+        words += [f"against {about['reference']}"] if "reference" in about else []
+        title = ", ".join(str(word) for word in words if word)
+        yield Line(first.subject, first.metric, (first.key, first.column), title, settings(first), curve)
+
+
+def draw(lines: list[Line], targets: dict[str, float], baseline: str) -> list[dict[str, Any]]:
+    """A figure for each metric and protocol: one SVG an axis, its times to target, and its points."""
+    followed = {line.metric for line in lines if is_better_high(line.metric) is not None}
+    if set(targets) - followed:
+        raise InputError(
+            f"targets names {', '.join(sorted(set(targets) - followed))}, which no curve here follows or which has no "
+            f"better direction; it can name: {', '.join(sorted(followed)) or 'nothing'}"
+        )
+    palette = figures.colours([line.label for line in lines])
+    drawn = []
+    for group in group_by(lines, lambda line: (line.metric, line.alike)):
+        metric = group[0].metric
+        times = times_to_target(group, targets.get(metric), baseline)
+        levels = {time["target"] for time in times}
+        labelled = [(line.label, line.curve) for line in group]
+        level = levels.pop() if len(levels) == 1 else None
+        known = [axis for axis in AXES if any(np.isfinite(line.curve[axis]).any() for line in group)]
+        drawn.append(
+            {
+                "metric": metric,
+                "title": group[0].title,
+                "svg": {axis: figures.curve_figure(labelled, metric, axis, palette, level) for axis in known},
+                "times": times,
+                "points": [
+                    {"name": line.label, "place": str(line.subject.place), "seed": line.subject.seed}
+                    | {key: values.tolist() for key, values in line.curve.items()}
+                    for line in group
+                ],
+            }
+        )
+    return drawn
+
+
+def times_to_target(group: list[Line], stated: float | None, baseline: str) -> list[dict[str, Any]]:
+    """For each line of one figure: its time to `stated`, or to the final value of the baseline of the same model, seed
+    and sampling, against the time at which that baseline first gets there. Without a baseline nothing can be said."""
+    better_high = is_better_high(group[0].metric)
+    if better_high is None:
+        return []
+    rows = []
+    for line in group:
+        reference = _baseline_of(line, group, baseline)
+        if reference is None:
+            continue
+        target = reference.final if stated is None else stated
+        row = {"name": line.label, "place": str(line.subject.place), "seed": line.subject.seed, "target": target}
+        row |= {"baseline": str(reference.subject.place), "is_baseline": line is reference, "axes": {}}
+        for axis in AXES:
+            time = time_between(line.curve, reference.curve, line.metric, axis, target, better_high)
+            row["axes"][axis] = {"t0": time.baseline, "t": time.reached, "saved": time.saved, "speedup": time.speedup}
+        rows.append(row)
+    return rows
+
+
+def _baseline_of(line: Line, group: list[Line], label: str) -> Line | None:
+    def model_and_seed(other: Line) -> tuple[Any, Any, dict[str, Any]]:
+        own = {key: value for key, value in other.settings.items() if key not in ("head", "tree", "K")}
+        return other.subject.run.config["model"]["name"], other.subject.seed, own
+
+    found = [other for other in group if other.subject.run.label == label]
+    found = [other for other in found if model_and_seed(other) == model_and_seed(line)]
+    nearest = [other for other in found if other.subject.place.parent.parent == line.subject.place.parent.parent]
+    return line if line in found else next(iter(nearest + found), None)

@@ -1,0 +1,232 @@
+"""The page over every run found (`make report`): tables by protocol, curves, times to target, samples.
+
+One HTML file that needs no other, and its numbers as Markdown and JSON."""
+
+import base64
+import io
+import logging
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from masc.artifacts import write_json, write_text
+from metrics import figures
+from metrics.comparison import compare, entries
+from metrics.curves import all_lines, draw
+from metrics.doctor import VERDICTS, diagnose
+from metrics.doctor_rules import Finding
+from metrics.page import render_page
+from metrics.runs import AXES
+from metrics.subjects import Subject, find_subjects
+
+logger = logging.getLogger(__name__)
+GRID_PIXELS = 1024  # the longer side of a sample grid on the page; smaller ones stay as they are
+AXIS_WORDS = {"images": "images seen", "step": "steps", "seconds": "hours"}
+CLOSE = 1e6  # images from which a count is written in millions
+
+
+@dataclass(kw_only=True)
+class OverviewConfig:
+    """What is reported on, and how."""
+
+    runs: str = "runs"  # every run and sample set below it
+    results: list[str] = field(default_factory=list)  # files of results elsewhere
+    metrics: list[str] = field(default_factory=list)  # whose curves are drawn; none: of all
+    targets: dict[str, float] = field(default_factory=dict)  # by metric; otherwise the baseline's final value
+    baseline: str = "flat"  # label of the runs that time is measured against
+    output: str = "report"
+
+    def __post_init__(self) -> None:
+        bad = [name for name, value in self.targets.items() if not math.isfinite(value)]
+        if bad:
+            raise ValueError(f"targets must be finite numbers, found {self.targets[bad[0]]} for {bad[0]}")
+
+
+def write_overview(config: OverviewConfig) -> Path:
+    """Write index.html, all.md and all.json to the output folder; return the page's path.
+
+    Raises InputError if nothing that can be reported on is found."""
+    subjects, skipped = find_subjects(Path(config.runs), [Path(path) for path in config.results])
+    for each in skipped:
+        logger.warning("skipped %s: %s", each["place"], each["reason"])
+    found = entries(subjects)
+    tables, others = compare(found)
+    drawn = draw(all_lines(subjects, found, config.metrics), config.targets, config.baseline)
+    runs = [subject for subject in subjects if subject.run is not None]
+    content = {
+        "places": [config.runs, *config.results],
+        "num_runs": len(runs),
+        "num_others": len(subjects) - len(runs),
+        "baseline": config.baseline,
+        "skipped": skipped,
+        "findings": find_problems(subjects),
+        "tables": tables,
+        "others": others,
+        "protocols": [
+            {"place": str(e.subject.place), "file": e.file, "metric": e.metric, **e.row["protocol"]} for e in found
+        ],
+        "provenance": {str(subject.place): subject.run.provenance for subject in runs},
+    }
+    curves = [{key: value for key, value in each.items() if key != "svg"} for each in drawn]
+    directory = Path(config.output)
+    page = render_page(
+        "overview.html.j2",
+        **content,
+        curves=drawn,
+        grids=sample_grids(subjects),
+        axes=AXIS_WORDS,
+        cell_text=cell_text,
+        number=number,
+        amount=amount,
+        time_text=time_text,
+        metric_words=figures.METRIC_WORDS,
+    )
+    write_json(directory / "all.json", finite({**content, "curves": curves}))
+    write_text(directory / "all.md", markdown(content, curves))
+    write_text(directory / "index.html", page)
+    return directory / "index.html"
+
+
+def find_problems(subjects: list[Subject]) -> list[dict[str, Any]]:
+    """What `make doctor` finds wrong, problems first, each finding once with the files that it is true of."""
+    files: dict[Finding, list[str]] = {}
+    for subject in subjects:
+        judged = {file: results for file, results in subject.results.items() if file != "likelihood"}
+        for file, results in judged.items():
+            for finding in diagnose(results, [other for name, other in judged.items() if name != file]):
+                files.setdefault(finding, []).append(f"{subject.place}, {file}")
+    wrong = [finding for finding in files if finding.verdict in ("problem", "warning")]
+    wrong.sort(key=lambda finding: VERDICTS.index(finding.verdict))
+    return [{**vars(finding), "files": files[finding]} for finding in wrong]
+
+
+def sample_grids(subjects: list[Subject]) -> list[dict[str, str]]:
+    """The grid of each sample set, no larger than it is seen."""
+    return [
+        {"name": subject.name, "place": str(subject.place), "set": name, "image": embed(path)}
+        for subject in subjects
+        for name, path in subject.grids.items()
+    ]
+
+
+def embed(path: Path) -> str:
+    """A picture as a data URI; a large one is scaled down and coded as JPEG, for the page's size."""
+    with Image.open(path) as picture:
+        if max(picture.size) <= GRID_PIXELS:
+            return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
+        small = picture.convert("RGB")
+        small.thumbnail((GRID_PIXELS, GRID_PIXELS), Image.Resampling.LANCZOS)
+        buffer = io.BytesIO()
+        small.save(buffer, format="jpeg", quality=90)
+    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def number(value: float) -> str:
+    return f"{value:.3f}" if abs(value) < 100 else f"{value:.1f}"
+
+
+def amount(value: float | None) -> str:
+    """A count in few figures: 960, 384.4M."""
+    if value is None:
+        return ""
+    return f"{value / 1e6:,.1f}M" if value >= CLOSE else f"{value:,.0f}"
+
+
+def cell_text(cell: dict[str, Any] | None) -> dict[str, str]:
+    """A number, and what is known of its uncertainty: the spread over seeds, or the one seed's own interval."""
+    if cell is None:
+        return {"value": "", "spread": "", "by_seed": ""}
+    each = [
+        number(value) + _uncertainty(interval, error)
+        for value, interval, error in zip(cell["values"], cell["intervals"], cell["errors"], strict=True)
+    ]
+    if cell["sd"] is None:
+        spread = _uncertainty(cell["intervals"][0], cell["errors"][0])
+        return {"value": number(cell["mean"]), "spread": spread.strip(), "by_seed": ""}
+    partial = "" if cell["is_complete"] else f" ({cell['of']} of the seeds)"
+    return {
+        "value": number(cell["mean"]),
+        "spread": f"± {number(cell['sd'])} sd{partial}",
+        "by_seed": "; ".join(each),
+    }
+
+
+def _uncertainty(interval: dict[str, Any] | None, error: float | None) -> str:
+    if interval:
+        return f" [{number(interval['low'])}, {number(interval['high'])}]"
+    return "" if error is None else f" ± {number(error)} se"
+
+
+def time_text(time: dict[str, float | None], axis: str) -> dict[str, str]:
+    """When a target is reached, and both ways to lay that beside the baseline's time."""
+    if time["t"] is None:
+        return {"t": "not reached", "speedup": "", "saved": ""}
+    scaled = f"{time['t'] / 3600:,.3g}" if axis == "seconds" else amount(time["t"])
+    if time["t0"] is None:
+        return {"t": scaled, "speedup": "baseline: not reached", "saved": ""}
+    return {
+        "t": scaled,
+        "speedup": "" if time["speedup"] is None else f"{time['speedup']:.2f}",
+        "saved": "" if time["saved"] is None else f"{time['saved']:.0%}",
+    }
+
+
+def finite(content: Any) -> Any:
+    """Content for JSON, which knows no NaN."""
+    if isinstance(content, dict):
+        return {key: finite(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
+
+
+def markdown(content: dict[str, Any], curves: list[dict[str, Any]]) -> str:
+    """The page's numbers as Markdown."""
+    lines = [f"# {content['num_runs']} runs", ""]
+    lines += [f"- skipped {each['place']}: {' '.join(each['reason'].split())}" for each in content["skipped"]]
+    lines += [
+        f"- {each['verdict']} in {'; '.join(each['files'])}: {each['text']} {each['advice']}".rstrip()
+        for each in content["findings"]
+    ]
+    for table in content["tables"]:
+        lines += ["", f"## {table['title']}", ""]
+        heads = ["subject", "results", "seeds", "trained on", "drawn", *table["columns"]]
+        lines += [_line(heads), _line(["---"] * len(heads))]
+        for row in table["rows"]:
+            cells = [f"{text['value']} {text['spread']}".strip() for text in map(cell_text, row["cells"])]
+            seeds = ", ".join(map(str, row["seeds"]))
+            about = [row["name"], row["file"], seeds, amount(row["images_seen"]), row["settings"]]
+            lines.append(_line([*about, *cells]))
+        for row in table["published"]:
+            cells = ["" if value is None else number(value) for value in row["cells"]]
+            about = [f"{row['name']} (published)", row["source"], "", epochs_text(row), row["settings"]]
+            lines.append(_line([*about, *cells]))
+    if content["others"]:
+        lines += ["", "## Published by another protocol, not to be compared", ""]
+        lines += [_line(["row", "protocol", "values"]), _line(["---"] * 3)]
+        for row in content["others"]:
+            values = ", ".join(f"{metric} {value:g}" for metric, value in row["values"].items())
+            lines.append(_line([row["text"], row["protocol"], values]))
+    for curve in (curve for curve in curves if curve["times"]):
+        lines += ["", f"## Time to target: {curve['metric']}, {curve['title']}", ""]
+        heads = ["subject", "seed", "target", *[f"{AXIS_WORDS[axis]}: {w}" for axis in AXES for w in TIME_HEADS]]
+        lines += [_line(heads), _line(["---"] * len(heads))]
+        for row in curve["times"]:
+            texts = [time_text(row["axes"][axis], axis) for axis in AXES]
+            words = [text[key] for text in texts for key in ("t", "speedup", "saved")]
+            lines.append(_line([row["name"], row["seed"], number(row["target"]), *words]))
+    return "\n".join([*lines, ""])
+
+
+TIME_HEADS = ("t", "t0/t", "1 - t/t0")
+
+
+def epochs_text(row: dict[str, Any]) -> str:
+    return f"{row['epochs']} epochs" if row["epochs"] else ""
+
+
+def _line(cells: list[Any]) -> str:
+    return "| " + " | ".join(str(cell).replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"

@@ -1,0 +1,146 @@
+"""What the page over all runs is of: every run, release and file of results that can be found and read."""
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from masc.artifacts import InputError
+from masc.run import flatten
+from metrics.doctor import read_results
+from metrics.published import label_of
+from metrics.results import Results
+from metrics.runs import FILES, Run
+
+# Keys of a run's config that seeds of one family may differ in: `seed`, and what changes no result
+# (llamagen.run.TrainConfig.volatile).
+FREE = (
+    *("seed", "run_dir", "tracking.", "artifacts", "log_every", "checkpoint_every", "captions", "data.path"),
+    *("micro_batches", "tree.engine", "tree.coarsest"),
+)
+PARTS = ("checkpoints", "samples", "eval", "wandb")  # folders of a run, which hold no others
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A run, the sample sets of a release, or a file of results about pictures from elsewhere."""
+
+    place: Path
+    run: Run | None
+    results: dict[str, Results]  # by file name without .json
+    grids: dict[str, Path]  # by sample set
+    name: str = ""
+
+    @property
+    def seed(self) -> int | None:
+        """Of training."""
+        return None if self.run is None else self.run.seed
+
+    @cached_property
+    def family(self) -> str:
+        """Equal for runs that differ in their seed only."""
+        if self.run is None:
+            return str(self.place)
+        passed_over = FREE if self.run.label != "flat" else (*FREE, "tree.")
+        config = {key: value for key, value in flatten(self.run.config).items() if not key.startswith(passed_over)}
+        return json.dumps([self.run.label, config, self.run.provenance.get("parents", {})], sort_keys=True, default=str)
+
+    def about(self, protocol: dict[str, Any]) -> dict[str, Any]:
+        """A row's protocol, with what the run's config adds to it: model, head, tree, K, data."""
+        if self.run is None:
+            return protocol
+        config = self.run.config
+        names = {part: (config.get(part) or {}).get("name") for part in ("model", "data", "head", "tree")}
+        names["K"] = (config.get("head") or {}).get("num_clusters")
+        if self.run.label == "flat":
+            names |= {"head": "flat", "tree": None, "K": None}
+        return {key: value for key, value in names.items() if value is not None} | protocol
+
+    def title(self) -> str:
+        """Model and label, or the release, or the file; not yet unique."""
+        first = next(iter(self.results.values()), None)
+        known = self.about({} if first is None else first.rows[0]["protocol"])
+        clusters = f", K = {known['K']}" if known.get("K") else ""
+        label = label_of(known) or (self.run.label if self.run else None)
+        words = [known.get("release") or known.get("model"), None if known.get("release") else label]
+        return " ".join(word for word in words if word) + clusters if words[0] else str(self.place)
+
+
+def find_subjects(root: Path, files: list[Path]) -> tuple[list[Subject], list[dict[str, str]]]:
+    """Everything below `root`, and results at `files`; what cannot be read is listed with the reason.
+
+    Raises InputError, with those reasons, if nothing is left."""
+    found, skipped = [], []
+    for directory in _candidates(root):
+        try:
+            run = Run.load(directory) if any((directory / name).exists() for name in FILES) else None
+        except InputError as error:
+            skipped.append({"place": str(directory), "reason": str(error)})
+            continue
+        results = _load_all(sorted((directory / "eval").glob("*.json")), skipped)
+        grids = {path.parent.name: path for path in sorted((directory / "samples").glob("[!.]*/grid.png"))}
+        grids = {name: path for name, path in grids.items() if _is_picture(path, skipped)}
+        if run or results or grids:
+            found.append(Subject(directory, run, results, grids))
+    for path, results in ((path, _load_all([path], skipped)) for path in files):
+        found += [Subject(path, None, results, {})] * bool(results)
+    if not found:
+        reasons = "".join(f"\n  {each['place']}: {each['reason']}" for each in skipped)
+        raise InputError(
+            f"no run and no results in {', '.join(map(str, [root, *files]))}; train with `make train`, measure with "
+            f"`make eval-fid`, or say where they are with RUNS=...{reasons}"
+        )
+    return _named(found), skipped
+
+
+def _candidates(root: Path) -> Iterator[Path]:
+    """Directories that hold a run, or sample sets, in order; links are followed, none twice."""
+    seen = set()
+    for place, folders, names in os.walk(root, followlinks=True):
+        real = Path(place).resolve()
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        if set(FILES) & set(names) or {"eval", "samples"} & set(folders):
+            yield Path(place)
+        folders[:] = sorted(name for name in folders if name not in PARTS and not name.startswith("."))
+
+
+def _load_all(paths: list[Path], skipped: list[dict[str, str]]) -> dict[str, Results]:
+    loaded = {}
+    for path in paths:
+        try:
+            loaded[path.stem] = read_results(None, str(path))[path]
+        except InputError as error:
+            skipped.append({"place": str(path), "reason": str(error)})
+    return loaded
+
+
+def _is_picture(path: Path, skipped: list[dict[str, str]]) -> bool:
+    try:
+        with Image.open(path) as picture:
+            picture.load()
+    except (OSError, SyntaxError, ValueError) as error:
+        skipped.append({"place": str(path), "reason": f"no picture, or cut short ({error}); draw the samples again"})
+        return False
+    return True
+
+
+def _named(subjects: list[Subject]) -> list[Subject]:
+    """With one name a family; where two families share a title, the place of each one's first is added."""
+    families: dict[str, list[Subject]] = {}
+    for subject in subjects:
+        families.setdefault(subject.family, []).append(subject)
+    # A seed that was measured may know more of itself (K) than one that was not.
+    titles = {family: max((member.title() for member in members), key=len) for family, members in families.items()}
+    names = {}
+    for family, title in titles.items():
+        is_unique = list(titles.values()).count(title) == 1
+        names[family] = title if is_unique else f"{title} ({families[family][0].place})"
+    return [replace(subject, name=names[subject.family]) for subject in subjects]

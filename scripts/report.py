@@ -1,0 +1,14 @@
+"""One page over every run found (`make report`)."""
+
+from stage import run_stage
+
+from metrics.overview import OverviewConfig, write_overview
+
+
+def main(config: OverviewConfig) -> None:
+    """Write report/index.html, and its numbers as all.md and all.json."""
+    print(write_overview(config).resolve())
+
+
+if __name__ == "__main__":
+    run_stage("report", OverviewConfig, main)
