@@ -1,13 +1,14 @@
-"""Measure a tokenizer and the semantic replacement of its tokens (`make eval-tokenizer`)."""
+"""Measure a tokenizer and the semantic replacement of its tokens (`make eval-tokenizer`, `make eval-replacement`)."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from stage import run_stage
 
 from llamagen.evaluate import reference_path
 from masc.build import TreeConfig
 from masc.layout import Layout
-from metrics.tokenizer import TokenizerTest, evaluate_tokenizer
+from metrics.tokenizer import EMBEDDED, TokenizerTest, evaluate_tokenizer
 from vq.data import DataConfig
 from vq.images import load_images
 from vq.interface import TokenizerConfig
@@ -18,27 +19,46 @@ from vq.pretrained import load_decoder, tokenizer_path
 class EvaluateTokenizerStage:
     tokenizer: TokenizerConfig
     data: DataConfig
-    trees: dict[str, TreeConfig] = field(default_factory=dict)
+    trees: dict[str, TreeConfig] = field(default_factory=dict)  # of the replacement test; none: without it
     num_clusters: list[int] = field(default_factory=lambda: [512])  # every K to cut the trees at
-    num_images: int = 1000
+    num_images: int = 1000  # at most, of each split
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])  # of the replacement test
+    reconstruction: bool = True  # false: the replacement test alone
+    folder: str = "weights"  # of `make weights`: Inception and LPIPS are used if they are there
     artifacts: str = "artifacts"
+
+    def __post_init__(self) -> None:
+        if self.num_images < 2:
+            raise ValueError(f"num_images must be at least 2, found {self.num_images}")
+        if not self.seeds or not self.num_clusters:
+            raise ValueError("name at least one seed and one K, as in ARGS=seeds=[0] K=512")
+        if not self.reconstruction and not self.trees:
+            raise ValueError("the replacement test needs a tree, as in ARGS=+tree@trees.ward=ward")
 
 
 def main(stage: EvaluateTokenizerStage) -> None:
-    """Write artifacts/<tokenizer>/eval: PSNR, usage, the metrics of reconstructions, the replacement test."""
-    layout, name = Layout(stage.artifacts, stage.tokenizer.name), stage.tokenizer.name
+    """Write artifacts/<tokenizer>/eval: tokenizer.json, replacement.json and replacement.png."""
+    layout, data = Layout(stage.artifacts, stage.tokenizer.name), stage.data
     codebook = layout.load_codebook()
     cuts = {
-        tree_name: {k: layout.load_partition(tree, k, codebook)[0] for k in stage.num_clusters}
-        for tree_name, tree in stage.trees.items()
+        name: {k: layout.load_partition(tree, k, codebook)[0] for k in stage.num_clusters}
+        for name, tree in stage.trees.items()
     }
-    images = [
-        load_images(stage.data.source, split, stage.data.resolution, stage.data.path) for split in ("train", "val")
-    ]
-    test = TokenizerTest(name, tokenizer_path(stage.tokenizer, layout.root), *images, cuts, stage.num_images)
+    splits = ("train", "val") if data.source == EMBEDDED else ("val",)
+    images = {split: load_images(data.source, split, data.resolution, data.path) for split in splits}
+    test = TokenizerTest(
+        name=stage.tokenizer.name,
+        weights=tokenizer_path(stage.tokenizer, layout.root),
+        train=images.get("train"),
+        held_out=images["val"],
+        partitions=cuts,
+        num_images=stage.num_images,
+        seeds=tuple(stage.seeds),
+        reconstruction=stage.reconstruction,
+        folder=Path(stage.folder),
+    )
     model = load_decoder(codebook, layout.root)
-    reference = reference_path(stage.artifacts, stage.data.name)
-    print(evaluate_tokenizer(model, test, layout.evaluation, stage.data.name, reference))
+    print(evaluate_tokenizer(model, test, layout.evaluation, data.name, reference_path(stage.artifacts, data.name)))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """What a report's numbers support, and what they do not, in words that follow from the numbers."""
 
+from statistics import fmean, stdev
 from typing import Any
 
 from scipy import stats
@@ -30,8 +31,8 @@ def state_claims(
             claims.append(_compare(masc, rows[other], "Under masc's head MASC's tree does", f"than {name}"))
     if sample_sets:
         claims += _samples(table, sample_sets[0])
-    if tokenizer:
-        claims += _replacement(tokenizer)
+    if tokenizer and "replacement" in tokenizer:
+        claims += _replacement(tokenizer["replacement"])
     return [*claims, *_limits(table)]
 
 
@@ -78,24 +79,36 @@ def _samples(table: list[dict[str, Any]], name: str) -> list[dict[str, str]]:
     return [_claim("measured", text)]
 
 
-def _replacement(tokenizer: dict[str, Any]) -> list[dict[str, str]]:
-    psnr: dict[int, dict[str, float]] = {}
-    for case in tokenizer["replacement"]:
-        value = next(row["value"] for row in case["metrics"] if row["metric"] == "PSNR (dB)")
-        psnr.setdefault(case["K"], {})[case["tree"]] = value
+def _replacement(cases: list[dict[str, Any]]) -> list[dict[str, str]]:
+    """What the replacement test shows, in means over its seeds; differences are paired by seed."""
+    psnr: dict[int, dict[str, list[float]]] = {}
+    for case in cases:
+        found = next(row for row in case["metrics"] if row["metric"] == "PSNR (dB)")
+        psnr.setdefault(case["K"], {})[case["tree"]] = found["protocol"]["by_seed"]
     claims = []
     num_clusters, found = max(psnr.items())
     if {"masc", "random"} <= set(found):
         text = (
             f"Semantic replacement: with tokens swapped at random within MASC's clusters (K = {num_clusters}) the "
-            f"picture keeps {found['masc']:.1f} dB, within random clusters of the same sizes {found['random']:.1f} dB."
+            f"picture keeps {fmean(found['masc']):.1f} dB, within random clusters of the same sizes "
+            f"{fmean(found['random']):.1f} dB."
         )
         claims.append(_claim("measured", text))
-    gaps = [(k, v["masc"] - v["kmeans"]) for k, v in sorted(psnr.items(), reverse=True) if {"masc", "kmeans"} <= set(v)]
-    if gaps:
-        listed = ", ".join(f"{gap:+.2f} dB at K = {k}" for k, gap in gaps)
-        claims.append(_claim("measured", f"MASC's clusters minus k-means clusters in that test: {listed}."))
+    for tree, name in (("kmeans", "k-means"), ("ward", "Ward's")):
+        gaps = [
+            (k, [mine - theirs for mine, theirs in zip(by_tree["masc"], by_tree[tree], strict=True)])
+            for k, by_tree in sorted(psnr.items(), reverse=True)
+            if {"masc", tree} <= set(by_tree)
+        ]
+        if gaps:
+            listed = ", ".join(f"{_signed(values)} dB at K = {k}" for k, values in gaps)
+            claims.append(_claim("measured", f"MASC's clusters minus {name} clusters in that test: {listed}."))
     return claims
+
+
+def _signed(values: list[float]) -> str:
+    """The mean, and the standard deviation where there are several."""
+    return f"{fmean(values):+.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "")
 
 
 def _limits(table: list[dict[str, Any]]) -> list[dict[str, str]]:

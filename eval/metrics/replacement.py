@@ -1,32 +1,132 @@
-"""Semantic Replacement Test (MASC, Sec. 4): does swapping tokens within their clusters change the picture?"""
+"""Semantic Replacement Test (MASC, Sec. 4): does swapping tokens within their clusters change the picture?
+
+Shapes: M pictures, T positions, H x W pixels."""
+
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+from tqdm import tqdm
 
 from masc.tree import Partition
-from vq.measure import MAX_PSNR, peak_signal_to_noise
+from metrics.fidelity import Comparison, Judges, PictureSet
+from metrics.figures import image_grid
+from metrics.results import row
+from metrics.streams import Pictures, read_batches
+from vq.decode import decode_pixels
+from vq.interface import Tokenizer
+from vq.measure import encode_pixels
+
+BATCH = 64
+GRID_WIDTH, MOST_SHOWN = 2048, 24  # pixels and pictures a row
 
 
-def replace_tokens(tokens: np.ndarray, partition: Partition, seed: int) -> np.ndarray:
-    """Every token replaced by a uniformly drawn member of its cluster, itself included: (M, T) -> (M, T)."""
+@dataclass(frozen=True)
+class Case:
+    """A partition of the tokens: the cut of a tree at K."""
+
+    tree: str
+    num_clusters: int
+    partition: Partition
+
+
+def draws(seed: int) -> np.random.Generator:
+    """The random numbers of a test: the same for every partition."""
+    return np.random.default_rng([seed, 1003])
+
+
+def replace_tokens(tokens: np.ndarray, partition: Partition, rng: np.random.Generator) -> np.ndarray:
+    """Every token replaced by a uniformly drawn member of its cluster, itself included: (M, T) -> (M, T).
+
+    Takes M T numbers from `rng` in order, so that batches of any size give the same."""
     cluster = partition.cluster_of[tokens]
-    draw = np.random.default_rng([seed, 1003]).random(tokens.shape)
+    draw = rng.random(tokens.shape)
     return partition.members[partition.offsets[cluster] + (draw * partition.sizes[cluster]).astype(np.int64)]
 
 
-def structural_similarity(a: np.ndarray, b: np.ndarray) -> float:
-    """Mean SSIM of pairs of uint8 pictures (M, H, W, 3), Gaussian window (Wang et al. 2004)."""
-    from skimage.metrics import structural_similarity as ssim
+def measure_replacement(
+    model: Tokenizer,
+    pictures: Pictures,
+    cases: list[Case],
+    seeds: list[int],
+    judges: Judges,
+    source: dict[str, Any],
+    batch_size: int = BATCH,
+) -> list[dict[str, Any]]:
+    """Every case over all seeds, against the plain reconstructions: tree, K, largest cluster and rows of metrics.
 
-    options = {
-        "channel_axis": -1,
-        "data_range": 255,
-        "gaussian_weights": True,
-        "use_sample_covariance": False,
+    A value is the mean over seeds; `sd_over_seeds` and `by_seed` stand in its protocol. Costs a decoding and the judges
+    for each picture, case and seed; no picture is kept."""
+    plain = PictureSet(judges)
+    found = {
+        (place, seed): (case.partition, draws(seed), Comparison(judges))
+        for place, case in enumerate(cases)
+        for seed in seeds
     }
-    return float(np.mean([ssim(x, y, sigma=1.5, **options) for x, y in zip(a, b, strict=True)]))
+    total = len(pictures) * (1 + len(found))
+    with tqdm(total=total, desc="replacement test", unit="picture", disable=None) as bar:
+        for _, pixels in read_batches(pictures, range(0, len(pictures), batch_size), batch_size):
+            tokens = encode_pixels(model, pixels)
+            reconstruction = decode_pixels(model, tokens)
+            plain.add(reconstruction)
+            bar.update(len(pixels))
+            for partition, rng, comparison in found.values():
+                comparison.add(decode_pixels(model, replace_tokens(tokens, partition, rng)), reconstruction)
+                bar.update(len(pixels))
+    originals = plain.gaussians()
+    common = {**source, "num_images": len(pictures), "seeds": seeds, "against": "plain reconstruction"}
+    results = []
+    for place, case in enumerate(cases):
+        by_seed = [found[place, seed][2].values(originals) for seed in seeds]
+        protocol = {**common, "tree": case.tree, "K": case.num_clusters}
+        results.append(
+            {
+                "tree": case.tree,
+                "K": case.num_clusters,
+                "largest_cluster": int(case.partition.sizes.max()),
+                "metrics": [_over_seeds(metric, by_seed, protocol, judges) for metric in by_seed[0]],
+            }
+        )
+    return results
 
 
-def compare_replaced(plain: np.ndarray, replaced: np.ndarray) -> dict[str, float]:
-    """PSNR and SSIM of pictures with replaced tokens against the plain reconstructions (M, H, W, 3) uint8."""
-    psnr = np.minimum(peak_signal_to_noise(plain, replaced), MAX_PSNR)
-    return {"psnr_db": float(psnr.mean()), "ssim": structural_similarity(plain, replaced)}
+def _over_seeds(
+    metric: str, by_seed: list[dict[str, float]], protocol: dict[str, Any], judges: Judges
+) -> dict[str, Any]:
+    values = [found[metric] for found in by_seed]
+    spread = float(np.std(values, ddof=1)) if len(values) > 1 else None
+    over = {"sd_over_seeds": spread, "by_seed": values}
+    return row(metric, float(np.mean(values)), {**protocol, **judges.protocol(metric), **over})
+
+
+def shown_pictures(model: Tokenizer, originals: np.ndarray, cases: list[Case], seed: int) -> dict[str, np.ndarray]:
+    """The rows of the paper's Figure 4 by label: originals, reconstructions, and each case's replaced ones."""
+    tokens = encode_pixels(model, originals)
+    rows = {"original": originals, "reconstruction": decode_pixels(model, tokens)}
+    for case in cases:
+        replaced = replace_tokens(tokens, case.partition, draws(seed))
+        rows[f"{case.tree} K={case.num_clusters}"] = decode_pixels(model, replaced)
+    return rows
+
+
+def num_shown(side: int) -> int:
+    """How many pictures of `side` pixels a row of the grid holds."""
+    return max(4, min(MOST_SHOWN, GRID_WIDTH // side))
+
+
+def labelled_grid(rows: dict[str, np.ndarray]) -> Image.Image:
+    """Rows of pictures (M, H, W, 3) uint8 with their labels at the left; small pictures are magnified, unsmoothed."""
+    scale = max(1, 64 // next(iter(rows.values())).shape[1])
+    strips = {
+        label: image_grid(row.repeat(scale, axis=1).repeat(scale, axis=2), len(row)) for label, row in rows.items()
+    }
+    font = ImageFont.load_default(size=14)
+    margin = int(max(font.getlength(label) for label in strips)) + 16
+    height, width = next(iter(strips.values())).shape[:2]
+    sheet = Image.new("RGB", (margin + width, height * len(strips)), "white")
+    pen = ImageDraw.Draw(sheet)
+    for place, (label, strip) in enumerate(strips.items()):
+        sheet.paste(Image.fromarray(strip), (margin, place * height))
+        pen.text((8, place * height + height / 2), label, fill="black", font=font, anchor="lm")
+    return sheet

@@ -31,7 +31,7 @@ class ReportInputs:
     sample_sets: list[str]  # the first is the headline
     attribution: str = ""
     tokenizer: Tokenizer | None = None
-    tokenizer_results: Path | None = None  # directory of tokenizer.json and pictures.npz
+    tokenizer_results: Path | None = None  # directory of tokenizer.json, replacement.json and pictures.npz
     codes: Codes | None = None
     tree: Tree | None = None
     partitions: dict[str, Partition] = field(default_factory=dict)  # by tree name, at the default K
@@ -139,10 +139,13 @@ def tree_section(inputs: ReportInputs, sheets: dict[str, np.ndarray]) -> dict[st
 
 
 def tokenizer_figures(directory: Path | None) -> dict[str, Any]:
-    """Results of the tokenizer and of the replacement test, with rows of pictures."""
-    if directory is None or not (directory / "tokenizer.json").exists():
+    """Results of the tokenizer and of the replacement test, whichever are there, with rows of pictures."""
+    files = [directory / name for name in ("tokenizer.json", "replacement.json")] if directory else []
+    results = {key: value for file in files if file.exists() for key, value in json.loads(file.read_text()).items()}
+    if not results:
         return {}
-    results = json.loads((directory / "tokenizer.json").read_text())
+    if "replacement" not in results:
+        return {"results": results}
     with np.load(directory / "pictures.npz", allow_pickle=False) as archive:
         strips = {name: archive[name] for name in archive.files}
     pictures = [
@@ -248,13 +251,21 @@ def markdown(content: dict[str, Any]) -> str:
             f"| {speedup} "
             f"| {format(time['saved'], '.0%') if reached else ''} | {' | '.join(numbers)} |"
         )
-    if content["tokenizer"]:
-        lines += ["", "| replacement within | K | PSNR (dB) | SSIM | FD-lite0 |", "|---|---|---|---|---|"]
-        for case in content["tokenizer"]["replacement"]:
-            values = {row["metric"]: row["value"] for row in case["metrics"]}
-            lines.append(
-                f"| {case['tree']} | {case['K']} | {values['PSNR (dB)']:.2f} | {values['SSIM']:.3f} "
-                f"| {format(values['FD-lite0'], '.1f') if 'FD-lite0' in values else ''} |"
-            )
+    lines += _tokenizer_lines(content["tokenizer"] or {})
     lines += ["", experiment["attribution"], ""]
     return "\n".join(lines)
+
+
+def _tokenizer_lines(results: dict[str, Any]) -> list[str]:
+    """Reconstruction as one table, the replacement test (means over seeds) as another."""
+    lines = []
+    if "reconstruction" in results:
+        lines += ["", "| reconstruction of held-out pictures | |", "|---|---|"]
+        lines += [f"| {row['metric']} | {row['value']:.4g} |" for row in results["reconstruction"]]
+    if "replacement" in results:
+        metrics = [row["metric"] for row in results["replacement"][0]["metrics"]]
+        lines += ["", f"| replacement within | K | {' | '.join(metrics)} |", "|---" * (2 + len(metrics)) + "|"]
+        for case in results["replacement"]:
+            values = " | ".join(f"{row['value']:.4g}" for row in case["metrics"])
+            lines.append(f"| {case['tree']} | {case['K']} | {values} |")
+    return lines

@@ -10,15 +10,16 @@ from torch import nn
 
 from masc.artifacts import reuse_npz, save_npz
 from masc.groups import Groups
-from metrics import features as lite0
-from metrics.features import extract_features
+from metrics.features import PROTOCOL, Features, extract_features
 from metrics.frechet import frechet_distance
 from metrics.inception_score import inception_score
 from metrics.precision_recall import NEIGHBOUR, precision_recall
 from metrics.results import row
+from metrics.streams import SourcePictures
 from vq.images import ImageSource
 
 VERSION = 1
+MAX_REFERENCE = 50_000  # pictures: more cost hours and change little
 
 
 @dataclass(frozen=True)
@@ -39,27 +40,22 @@ def draw_variants(source: ImageSource, seed: int | list[int]) -> np.ndarray:
 def load_reference(
     path: Path, data: str, images_sha256: str, source: Callable[[], ImageSource], extractor: nn.Module, seed: int = 0
 ) -> Reference:
-    """The reference of a data set: one picture of every group of its training split.
+    """The reference of a data set: one picture of every group of its training split, 50,000 at most.
 
     Kept in `path` for the pictures whose hash is given; `source` is called, and the features made, only where
     they are missing."""
     description = f"{data} train, one variant of each group"
-    config, parents = {"reference": description, "seed": seed, **extractor_protocol()}, {"images": images_sha256}
+    config, parents = {"reference": description, "seed": seed, **PROTOCOL}, {"images": images_sha256}
     found = reuse_npz(path, "reference", VERSION, config, parents)
     if found is not None:
         return Reference(found[0]["pooled"], found[1].sha256, description)
     images = source()
-    pooled = extract_features(extractor, images.pixels[draw_variants(images, [seed, 1000])]).pooled
+    chosen = draw_variants(images, [seed, 1000])
+    if len(chosen) > MAX_REFERENCE:
+        chosen = np.sort(np.random.default_rng([seed, 1005]).permutation(chosen)[:MAX_REFERENCE])
+    pooled = extract_features(extractor, SourcePictures(images, chosen)).pooled
     meta = save_npz(path, "reference", VERSION, {"pooled": pooled}, config, parents)
     return Reference(pooled, meta.sha256, description)
-
-
-def extractor_protocol() -> dict[str, Any]:
-    return {
-        "extractor": lite0.NAME,
-        "extractor_sha256": lite0.SHA256,
-        "input": f"{lite0.RESOLUTION} px, antialiased bicubic",
-    }
 
 
 def measure_images(
@@ -68,8 +64,12 @@ def measure_images(
     """FD-lite0, IS-lite0, precision and recall of uint8 pictures (M, H, W, 3): rows of metric, value, protocol.
 
     `protocol` says where the pictures came from."""
-    found = extract_features(extractor, images)
-    common = {**protocol, "num_images": len(images), **extractor_protocol()}
+    return measure_features(extract_features(extractor, images), reference, protocol)
+
+
+def measure_features(found: Features, reference: Reference, protocol: dict[str, Any]) -> list[dict[str, Any]]:
+    """The same of pictures whose features are at hand."""
+    common = {**protocol, "num_images": len(found.pooled), **PROTOCOL}
     against = {
         **common,
         "reference": reference.description,

@@ -1,26 +1,49 @@
-"""Evaluation of a tokenizer: reconstruction, codebook usage, and the semantic replacement of its tokens."""
+"""Evaluation of a tokenizer: how well it reconstructs, which tokens it uses, and whether they stand in for one another.
+
+Three files in one directory: tokenizer.json and replacement.json, each made anew when what it depends on changes, and
+replacement.png, the picture grid of the paper's Figure 4 (its pictures are in pictures.npz)."""
 
 import json
+import logging
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 from tqdm import tqdm
 
-from masc.artifacts import hash_arrays, hash_file, replacing, write_json
+from masc.artifacts import InputError, hash_arrays, hash_file, replacing, write_json
+from masc.device import patient_state
 from masc.tree import Partition
+from metrics import features as lite0
 from metrics.features import load_extractor
-from metrics.replacement import compare_replaced, replace_tokens
+from metrics.fidelity import Comparison, Judges, PictureSet, llamagen_similarity
+from metrics.inception import exact_arithmetic, load_inception
+from metrics.perceptual import load_lpips, lpips_path
+from metrics.replacement import (
+    BATCH,
+    Case,
+    labelled_grid,
+    measure_replacement,
+    num_shown,
+    shown_pictures,
+)
 from metrics.results import row
-from metrics.samples import draw_variants, extractor_protocol, load_reference, measure_images
+from metrics.samples import draw_variants, load_reference, measure_images
+from metrics.spaces import inception_path, inception_space, lite0_space
+from metrics.streams import SourcePictures, read_batches
 from vq.decode import decode_pixels
-from vq.images import ImageSource, to_tensor
+from vq.images import ImageSource
 from vq.interface import Tokenizer
-from vq.measure import measure
+from vq.measure import encode_pixels, usage_and_perplexity
 
-NUM_SHOWN = 24  # pictures kept for the report
+logger = logging.getLogger(__name__)
+VERSION = 2
+FILES = {"reconstruction": "tokenizer.json", "replacement": "replacement.json"}
+EMBEDDED = "twemoji"  # whose samples are measured in the embedded feature space
 
 
 @dataclass(frozen=True)
@@ -29,98 +52,175 @@ class TokenizerTest:
 
     name: str
     weights: Path
-    train: ImageSource
+    train: ImageSource | None  # for the floors of sample metrics; None: none
     held_out: ImageSource
     partitions: dict[str, dict[int, Partition]]  # by tree and K
-    num_images: int = 1000
+    num_images: int = 1000  # at most, of each split
     seed: int = 0
+    seeds: tuple[int, ...] = (0, 1, 2)  # of the replacement test
+    reconstruction: bool = True  # measure it, beside the replacement test
+    folder: Path = Path("weights")  # where weights of Inception and LPIPS lie, if they do
 
     @property
     def source(self) -> dict[str, str]:
         return {"tokenizer": self.name, "tokenizer_sha256": hash_file(self.weights)}
 
     @property
-    def cases(self) -> list[tuple[str, int, Partition]]:
-        return [(tree, k, cut) for tree, cuts in self.partitions.items() for k, cut in cuts.items()]
+    def cases(self) -> list[Case]:
+        """The partitions, finest first."""
+        cases = [Case(tree, k, cut) for tree, cuts in self.partitions.items() for k, cut in cuts.items()]
+        return sorted(cases, key=lambda case: -case.num_clusters)
+
+    @cached_property
+    def pictures(self) -> SourcePictures:
+        """The held-out pictures that are measured."""
+        rows = np.random.default_rng([self.seed, 1002]).permutation(len(self.held_out))[: self.num_images]
+        return SourcePictures(self.held_out, np.sort(rows))
 
     @property
-    def inputs(self) -> dict[str, Any]:
-        """Everything that decides the results."""
-        return {
-            **self.source,
-            "num_images": self.num_images,
-            "seed": self.seed,
-            "images_sha256": [self.train.sha256, self.held_out.sha256],
-            "extractor": extractor_protocol(),
-            "partitions": {f"{tree} {k}": hash_arrays({"": cut.cluster_of}) for tree, k, cut in self.cases},
+    def about(self) -> dict[str, Any]:
+        """The part of every protocol that says which pictures went through which tokenizer."""
+        images = f"{self.held_out.name} {self.held_out.split}"
+        return {**self.source, "images": images, "images_sha256": self.pictures.sha256}
+
+    @property
+    def inputs(self) -> dict[str, dict[str, Any]]:
+        """Everything that decides the results, by part; a part that is not asked for, or has no trees, is left out."""
+        optional = {"inception": inception_path(self.folder), "lpips": lpips_path(self.folder)}
+        common = {
+            "version": VERSION,
+            **self.about,
+            **{name: hash_file(path) if path.exists() else None for name, path in optional.items()},
+            "lite0": lite0.PROTOCOL,
         }
+        inputs = {}
+        if self.reconstruction:
+            floors = None if self.train is None else [self.train.sha256, self.num_images, self.seed]
+            inputs["reconstruction"] = {**common, "floors": floors}
+        if self.cases:
+            cuts = {
+                f"{case.tree} {case.num_clusters}": hash_arrays({"": case.partition.cluster_of}) for case in self.cases
+            }
+            inputs["replacement"] = {**common, "seeds": list(self.seeds), "partitions": cuts}
+        return inputs
+
+    def missing(self, directory: Path) -> list[str]:
+        """The parts whose results `directory` does not hold."""
+        return [part for part, inputs in self.inputs.items() if _inputs_of(directory / FILES[part]) != inputs]
 
     def is_done(self, directory: Path) -> bool:
         """Whether `directory` holds the results of this test."""
-        file = directory / "tokenizer.json"
-        return file.exists() and json.loads(file.read_text())["inputs"] == self.inputs
+        return not self.missing(directory)
+
+
+def _inputs_of(file: Path) -> dict[str, Any] | None:
+    return json.loads(file.read_text()).get("inputs") if file.exists() else None
 
 
 def evaluate_tokenizer(model: Tokenizer, test: TokenizerTest, directory: Path, data: str, reference_path: Path) -> Path:
-    """Write tokenizer.json and pictures.npz to `directory`, unless they are there.
+    """Write what is missing of the test's results to `directory`, and return it.
 
-    Held-out PSNR and usage; the metrics of training images and of their reconstructions (the floor for any
-    sampler); and the replacement test of each partition, by tree and K."""
-    file = directory / "tokenizer.json"
-    if test.is_done(directory):
-        return file
-    train, held_out, source, seed = test.train, test.held_out, test.source, test.seed
-    extractor = load_extractor()
+    On a GPU if there is one, in true float32. Raises InputError where there is nothing to measure."""
+    if len(test.pictures) < 2:
+        raise InputError(f"measuring a tokenizer needs at least 2 held-out pictures, found {len(test.pictures)}")
+    missing = test.missing(directory)
+    if not missing:
+        return directory
+    device = patient_state().device
+    model.to(device)
+    extractor = load_extractor().to(device)
+    judges = load_judges(test, extractor, device)
+    with exact_arithmetic():
+        if "reconstruction" in missing:
+            results = {"reconstruction": measure_reconstruction(model, test, judges)}
+            if test.train is not None:
+                results |= measure_floors(model, test, extractor, data, reference_path)
+            write_json(directory / FILES["reconstruction"], {"inputs": test.inputs["reconstruction"], **results})
+        if "replacement" in missing:
+            _write_pictures(model, test, directory)
+            found = measure_replacement(model, test.pictures, test.cases, list(test.seeds), judges, test.about)
+            write_json(directory / FILES["replacement"], {"inputs": test.inputs["replacement"], "replacement": found})
+    return directory
+
+
+def load_judges(test: TokenizerTest, extractor: nn.Module, device: torch.device) -> Judges:
+    """Inception and LPIPS if their weights are at hand; the embedded space on embedded data, or without Inception."""
+    path, spaces = inception_path(test.folder), []
+    if path.exists():
+        spaces.append(inception_space(load_inception(path, device=device)))
+    if test.held_out.name == EMBEDDED or not spaces:
+        spaces.append(lite0_space(extractor))
+    if not path.exists() and test.held_out.name != EMBEDDED:
+        logger.warning(
+            "rFD-lite0 in place of rFID: there is no %s; download it with `make weights NAME=inception-2015-12-05`",
+            path,
+        )
+    return Judges(tuple(spaces), load_lpips(test.folder, device))
+
+
+def measure_reconstruction(model: Tokenizer, test: TokenizerTest, judges: Judges) -> list[dict[str, Any]]:
+    """Rows on held-out pictures: PSNR, SSIM, LPIPS, the Frechet distance of reconstructions to their originals, and
+    codebook usage and perplexity."""
+    pictures, originals, comparison = test.pictures, PictureSet(judges), Comparison(judges)
+    counts, similarity = np.zeros(model.num_tokens, np.int64), []
+    with tqdm(total=len(pictures), desc="reconstruction", unit="picture", disable=None) as bar:
+        for _, pixels in read_batches(pictures, range(0, len(pictures), BATCH), BATCH):
+            tokens = encode_pixels(model, pixels)
+            reconstruction = decode_pixels(model, tokens)
+            originals.add(pixels)
+            comparison.add(reconstruction, pixels)
+            similarity.append(llamagen_similarity(reconstruction, pixels))
+            counts += np.bincount(tokens.ravel(), minlength=model.num_tokens)
+            bar.update(len(pixels))
+    usage, perplexity = usage_and_perplexity(counts)
+    about = {**test.about, "num_images": len(pictures)}
+    rows = []
+    for metric, value in comparison.values(originals.gaussians()).items():
+        protocol = {**about, **judges.protocol(metric)}
+        if metric in (space.frechet for space in judges.spaces):
+            metric = f"r{metric}"
+            protocol |= {
+                "image_size": reconstruction.shape[1],
+                "reference": "the originals of the same pictures",
+                "reference_split": test.held_out.split,
+                "reference_size": len(pictures),
+                "reference_sha256": pictures.sha256,
+            }
+        rows.append(row(metric, value, protocol))
+    as_llamagen = {**about, "by": "scikit-image", "as": "LlamaGen: window 7 x 7, range 2 for pictures in [0, 1]"}
+    return [
+        *rows,
+        row("SSIM (LlamaGen's)", float(np.concatenate(similarity).mean()), as_llamagen),
+        row("codebook usage", usage, about),
+        row("perplexity", perplexity, about),
+    ]
+
+
+def measure_floors(
+    model: Tokenizer, test: TokenizerTest, extractor: nn.Module, data: str, reference_path: Path
+) -> dict[str, list[dict[str, Any]]]:
+    """What sample metrics would be of training images and of their reconstructions: the floor for any sampler."""
+    train, seed = test.train, test.seed
     reference = load_reference(reference_path, data, train.sha256, lambda: train, extractor)
     chosen = np.random.default_rng([seed, 1002]).permutation(draw_variants(train, [seed, 1001]))[: test.num_images]
-    pixels = train.pixels[chosen]
-    with torch.inference_mode():
-        tokens = np.concatenate([model.encode(to_tensor(part)).numpy() for part in _parts(pixels)])
-
+    parts = read_batches(SourcePictures(train, chosen), range(0, len(chosen), BATCH), BATCH)
+    pixels = np.concatenate([part for _, part in parts])
+    tokens = np.concatenate([encode_pixels(model, part) for part in np.array_split(pixels, -(-len(pixels) // BATCH))])
     plain = decode_pixels(model, tokens)
-    quality = measure(model, held_out)
-    on_held_out = {**source, "images": f"{held_out.name} {held_out.split}", "num_images": len(held_out)}
-    results: dict[str, Any] = {
-        "inputs": test.inputs,
-        "reconstruction": [
-            row("PSNR (dB)", quality["psnr_db"], on_held_out),
-            row("codebook usage", quality["usage"], on_held_out),
-            row("perplexity", quality["perplexity"], on_held_out),
-        ],
+    return {
         "training images": measure_images(pixels, reference, extractor, {"images": "training images"}),
-        "reconstructions": measure_images(plain, reference, extractor, {**source, "images": "reconstructions"}),
-        "replacement": [],
+        "reconstructions": measure_images(
+            plain, reference, extractor, {**test.source, "images": "reconstructions of training images"}
+        ),
     }
-    spread = np.linspace(0, len(held_out) - 1, NUM_SHOWN).astype(int)
-    shown = {"original": held_out.pixels[spread]}
-    with torch.inference_mode():
-        shown_tokens = model.encode(to_tensor(shown["original"])).numpy()
-    shown["reconstruction"] = decode_pixels(model, shown_tokens)
-    finest = max(k for _, k, _ in test.cases)
-    for tree, num_clusters, partition in tqdm(test.cases, desc="replacement test", disable=None, leave=False):
-        protocol = {**source, "tree": tree, "K": num_clusters, "seed": seed, "against": "plain reconstruction"}
-        replaced = decode_pixels(model, replace_tokens(tokens, partition, seed))
-        values = compare_replaced(plain, replaced)
-        metrics = [
-            row("PSNR (dB)", values["psnr_db"], {**protocol, "num_images": len(pixels)}),
-            row("SSIM", values["ssim"], {**protocol, "num_images": len(pixels)}),
-        ]
-        if num_clusters == finest:  # features cost more than all the rest
-            metrics.append(measure_images(replaced, reference, extractor, protocol)[0])
-        results["replacement"].append(
-            {
-                "tree": tree,
-                "K": num_clusters,
-                "largest_cluster": int(partition.sizes.max()),
-                "metrics": metrics,
-            }
-        )
-        shown[f"{tree} {num_clusters}"] = decode_pixels(model, replace_tokens(shown_tokens, partition, seed))
+
+
+def _write_pictures(model: Tokenizer, test: TokenizerTest, directory: Path) -> None:
+    """pictures.npz and replacement.png: some held-out pictures, evenly spread."""
+    side = test.pictures.read(0, 1).shape[1]
+    spread = np.linspace(0, len(test.held_out) - 1, min(num_shown(side), len(test.held_out))).astype(int)
+    shown = shown_pictures(model, SourcePictures(test.held_out, spread).read(0, len(spread)), test.cases, test.seeds[0])
     with replacing(directory / "pictures.npz") as temporary, temporary.open("wb") as stream:
         np.savez(stream, **shown)
-    write_json(file, results)
-    return file
-
-
-def _parts(pixels: np.ndarray, size: int = 100) -> list[np.ndarray]:
-    return [pixels[start : start + size] for start in range(0, len(pixels), size)]
+    with replacing(directory / "replacement.png") as temporary:
+        labelled_grid(shown).save(temporary, format="png")

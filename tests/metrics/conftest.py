@@ -1,10 +1,12 @@
-"""Seeded Inception weights, made once."""
+"""What several tests of metrics need, made once: seeded Inception weights, the shipped tokenizer."""
 
 import pytest
 from inception_weights import save_seeded
 
 from masc.artifacts import hash_file
 from metrics.inception import load_inception
+from vq.interface import TokenizerConfig
+from vq.pretrained import load_tokenizer, tokenizer_path
 
 
 @pytest.fixture(scope="session")
@@ -15,3 +17,9 @@ def seeded_weights(tmp_path_factory):
 @pytest.fixture(scope="session")
 def inception(seeded_weights):
     return load_inception(seeded_weights, hash_file(seeded_weights))
+
+
+@pytest.fixture(scope="session")
+def emoji32(tmp_path_factory):
+    config = TokenizerConfig(name="emoji32", target="vq.autoencoder:ConvVQ")
+    return load_tokenizer(tokenizer_path(config, tmp_path_factory.mktemp("artifacts")), config)

@@ -9,14 +9,10 @@ from torch_fidelity import metric_prc as fidelity_prc
 
 from masc.artifacts import InputError
 from masc.tree import Partition
-from metrics.features import extract_features, load_extractor
 from metrics.frechet import frechet_distance
 from metrics.inception_score import inception_score
 from metrics.patches import cluster_sheet, token_patches
 from metrics.precision_recall import precision_recall
-from metrics.replacement import compare_replaced, replace_tokens
-from metrics.samples import draw_variants, load_reference, measure_images
-from vq.images import load_images
 
 
 def clouds(n=400, m=300, d=16, shift=0.3, seed=0):
@@ -86,75 +82,6 @@ def test_precision_and_recall_equal_torch_fidelitys():
     assert precision_recall(a, b) == (pytest.approx(found["precision"]), pytest.approx(found["recall"]))
     assert precision_recall(a, a + 1000.0) == (0.0, 0.0)
     assert precision_recall(a, a) == (1.0, 1.0)
-
-
-@pytest.fixture(scope="module")
-def images():
-    source = load_images("twemoji", "train", 32)
-    return source, load_extractor()
-
-
-def test_the_extractor_knows_its_classes_and_the_batch_changes_nothing(images):
-    source, extractor = images
-    some = source.pixels[:10]
-    whole, parts = extract_features(extractor, some), extract_features(extractor, some, batch_size=3)
-    assert whole.pooled.shape == (10, 1280) and whole.logits.shape == (10, 1000)
-    np.testing.assert_allclose(whole.pooled, parts.pooled, atol=2e-4)
-    with pytest.raises(InputError, match="uint8"):
-        extract_features(extractor, some.astype(np.float32))
-
-
-def test_fd_lite0_ranks_training_images_before_noisy_ones_before_noise(images, tmp_path):
-    source, extractor = images
-    chosen = draw_variants(source, 0)[:240]
-    small = type(source)(
-        **{**vars(source), "pixels": source.pixels[chosen], "labels": source.labels[chosen], "groups": np.arange(240)}
-    )
-    reference = load_reference(tmp_path / "reference.npz", "small", small.sha256, lambda: small, extractor)
-    again = load_reference(tmp_path / "reference.npz", "small", small.sha256, None, None)  # stored: nothing is needed
-    assert again.sha256 == reference.sha256
-    rng = np.random.default_rng(0)
-    pictures = source.pixels[draw_variants(source, 1)[240:480]]
-    noisy = np.clip(pictures + rng.normal(0, 40, pictures.shape), 0, 255).astype(np.uint8)
-    noise = rng.integers(0, 256, pictures.shape, dtype=np.uint8)
-    rows = [measure_images(x, reference, extractor, {"images": "test"}) for x in (pictures, noisy, noise)]
-    distances = [row[0]["value"] for row in rows]
-    assert distances[0] < distances[1] < distances[2]
-    first = rows[0][0]
-    assert first["metric"] == "FD-lite0" and first["protocol"]["reference_sha256"] == reference.sha256
-    assert {row["metric"] for row in rows[0]} == {"FD-lite0", "IS-lite0", "precision-lite0", "recall-lite0"}
-
-
-def test_one_variant_of_each_group_is_drawn(images):
-    source, _ = images
-    chosen = draw_variants(source, 3)
-    assert np.array_equal(source.groups[chosen], np.arange(1691))
-    assert not np.array_equal(chosen, draw_variants(source, 4))
-
-
-PARTITION = Partition(np.array([0, 0, 1, 1, 1, 2]))
-
-
-def test_replacement_stays_within_the_cluster_and_is_uniform():
-    tokens = np.full((300, 40), 3)
-    replaced = replace_tokens(tokens, PARTITION, seed=0)
-    counts = np.bincount(replaced.ravel(), minlength=6)
-    assert counts[[0, 1, 5]].sum() == 0
-    assert (np.square(counts[2:5] - 4000) / 4000).sum() < 18.4  # chi-square, 2 degrees of freedom, 1e-4
-    tokens = np.random.default_rng(0).integers(0, 6, (20, 9))
-    assert np.array_equal(PARTITION.cluster_of[replace_tokens(tokens, PARTITION, 1)], PARTITION.cluster_of[tokens])
-
-
-def test_replacement_within_singletons_changes_nothing():
-    tokens = np.random.default_rng(0).integers(0, 6, (4, 64))
-
-    def decode(codes):
-        return np.repeat((codes * 40).astype(np.uint8).reshape(-1, 8, 8, 1), 3, axis=3).repeat(4, 1).repeat(4, 2)
-
-    assert np.array_equal(replace_tokens(tokens, Partition(np.arange(6)), seed=0), tokens)
-    assert compare_replaced(decode(tokens), decode(tokens)) == {"psnr_db": 60.0, "ssim": 1.0}
-    coarse = compare_replaced(decode(tokens), decode(replace_tokens(tokens, PARTITION, seed=0)))
-    assert coarse["psnr_db"] < 40 and coarse["ssim"] < 1
 
 
 def test_patches_show_the_tokens_own_cell():

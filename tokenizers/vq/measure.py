@@ -12,25 +12,39 @@ MAX_PSNR = 60.0  # dB: what an exact copy counts as in a mean, beyond what uint8
 @torch.no_grad()
 def measure(model: Tokenizer, source: ImageSource, batch_size: int = 64) -> dict[str, float]:
     """PSNR (dB, mean over images, on the uint8 pictures), codebook usage and perplexity on a source."""
-    device = device_of(model)
-    psnr, tokens = [], []
+    psnr, counts = [], np.zeros(model.num_tokens, np.int64)
     for start in range(0, len(source), batch_size):
         pixels = source.pixels[start : start + batch_size]
-        codes = model.encode(to_tensor(pixels).to(device))
-        psnr.append(np.minimum(peak_signal_to_noise(pixels, to_uint8(model.decode(codes))), MAX_PSNR))
-        tokens.append(codes.cpu().numpy().ravel())
-    counts = np.bincount(np.concatenate(tokens), minlength=model.num_tokens)
-    shares = counts[counts > 0] / counts.sum()
+        tokens = encode_pixels(model, pixels)
+        reconstruction = to_uint8(model.decode(torch.from_numpy(tokens).to(device_of(model))))
+        psnr.append(np.minimum(peak_signal_to_noise(pixels, reconstruction), MAX_PSNR))
+        counts += np.bincount(tokens.ravel(), minlength=model.num_tokens)
+    usage, perplexity = usage_and_perplexity(counts)
     return {
         "num_images": len(source),
         "psnr_db": float(np.concatenate(psnr).mean()),
-        "usage": float((counts > 0).mean()),
-        "perplexity": float(np.exp(-(shares * np.log(shares)).sum())),
+        "usage": usage,
+        "perplexity": perplexity,
     }
 
 
+@torch.no_grad()
+def encode_pixels(model: Tokenizer, pixels: np.ndarray) -> np.ndarray:
+    """Code grids of uint8 pictures: (B, H, W, 3) -> (B, T) int64, on the tokenizer's device."""
+    return model.encode(to_tensor(pixels).to(device_of(model))).cpu().numpy()
+
+
 def peak_signal_to_noise(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """PSNR in dB of each pair of uint8 pictures: (B, H, W, 3), (B, H, W, 3) -> (B,); inf where equal."""
+    """PSNR in dB of each pair of uint8 pictures: (B, H, W, 3), (B, H, W, 3) -> (B,); inf where equal.
+
+    LlamaGen's is the same: scikit-image's, of pictures in [0, 1] (tokenizer/tokenizer_image/
+    reconstruction_vq_ddp.py at 5a50452)."""
     error = np.square(a.astype(np.float64) - b.astype(np.float64)).mean(axis=(1, 2, 3))
     with np.errstate(divide="ignore"):
         return 10 * np.log10(255.0**2 / error)
+
+
+def usage_and_perplexity(counts: np.ndarray) -> tuple[float, float]:
+    """Share of the tokens that occur, and exp of the entropy of their frequencies: from counts (N,)."""
+    shares = counts[counts > 0] / counts.sum()
+    return float((counts > 0).mean()), float(np.exp(-(shares * np.log(shares)).sum()))

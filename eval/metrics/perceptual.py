@@ -1,0 +1,95 @@
+"""LPIPS (Zhang et al. 2018, version 0.1): the distance of two pictures in a network's features, weighed as people do.
+
+The `lpips` package holds the network and its linear layers; the backbone is torchvision's file, whose name ends in the
+first digits of its own SHA-256. Nothing is downloaded here."""
+
+import logging
+import warnings
+from importlib import resources
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from masc.artifacts import InputError, hash_file
+from vq.images import to_tensor
+
+logger = logging.getLogger(__name__)
+
+
+class Backbone(NamedTuple):
+    file: str
+    sha256: str  # its first digits
+    release: str  # what `make weights` calls it
+
+
+BACKBONES = {
+    "alex": Backbone("alexnet-owt-7be5be79.pth", "7be5be79", "lpips-alexnet"),  # what LPIPS is quoted in
+    "vgg": Backbone("vgg16-397923af.pth", "397923af", "lpips-vgg16"),
+}
+
+
+class Lpips(nn.Module):
+    """LPIPS of pairs of uint8 pictures; `load_lpips` makes one with weights."""
+
+    def __init__(self, backbone: str = "alex"):
+        from lpips import LPIPS
+
+        super().__init__()
+        with warnings.catch_warnings():  # lpips names torchvision's networks in an old way
+            warnings.simplefilter("ignore", UserWarning)
+            self.network = LPIPS(net=backbone, pretrained=False, pnet_rand=True, verbose=False)
+        linear = str(resources.files("lpips") / "weights" / "v0.1" / f"{backbone}.pth")
+        layers = torch.load(linear, weights_only=True, map_location="cpu")
+        self.network.load_state_dict(self.network.state_dict() | layers)
+        self.backbone, self.sha256 = backbone, ""
+
+    def load_backbone(self, state: dict[str, Tensor]) -> None:
+        """Take the convolutions of torchvision's state dict; KeyError or RuntimeError where it is another network's."""
+        # lpips cuts `features` in slices whose layers keep their numbers: slice2.3.weight is features.3.weight.
+        names = {name: f"features.{name.partition('.')[2]}" for name in self.network.net.state_dict()}
+        self.network.net.load_state_dict({name: state[source] for name, source in names.items()})
+
+    @torch.inference_mode()
+    def forward(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        """uint8 (B, H, W, 3), (B, H, W, 3) -> (B,) float32: pictures enter in [-1, 1], at their own size."""
+        device = next(self.parameters()).device
+        return self.network(*(to_tensor(pictures).to(device) for pictures in (a, b))).flatten().cpu().numpy()
+
+    @property
+    def protocol(self) -> dict[str, Any]:
+        return {"version": "0.1", "backbone": self.backbone, "backbone_sha256": self.sha256}
+
+
+def lpips_path(folder: Path, backbone: str = "alex") -> Path:
+    """Where the backbone's file lies below the folder of `make weights`."""
+    return Path(folder) / BACKBONES[backbone].file
+
+
+def load_lpips(
+    folder: Path, device: torch.device | str = "cpu", backbone: str = "alex", sha256: str | None = None
+) -> Lpips | None:
+    """LPIPS with the backbone's published file in `folder`, or the one whose SHA-256 is given.
+
+    None, with a warning, where there is no such file; InputError where it is another, or truncated."""
+    path, known = lpips_path(folder, backbone), BACKBONES[backbone]
+    how = f"make weights NAME={known.release}"
+    if not path.exists():
+        logger.warning("LPIPS is left out: there is no %s; download it with `%s`", path, how)
+        return None
+    found, expected = hash_file(path), sha256 or known.sha256
+    if not found.startswith(expected):
+        raise InputError(
+            f"{path} has SHA-256 {found}, expected {expected}{'' if sha256 else '...'}: truncated, or another network. "
+            f"Remove it and type `{how}`"
+        )
+    model = Lpips(backbone)
+    try:
+        model.load_backbone(torch.load(path, weights_only=True, map_location="cpu"))
+    except (KeyError, RuntimeError, AttributeError, TypeError, UnpicklingError, EOFError) as error:
+        raise InputError(f"{path} does not hold torchvision's weights of {path.stem} ({error}); `{how}`") from error
+    model.sha256 = found
+    return model.eval().requires_grad_(False).to(device)

@@ -1,0 +1,55 @@
+"""Feature spaces in which two sets of pictures are compared, with what a Frechet distance is called in each."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from metrics import features as lite0
+from metrics import inception
+from metrics.inception import Inception
+from metrics.resize import RESIZES
+
+RESIZE = "tf1-bilinear"  # ADM's and torch-fidelity's; LlamaGen's rFID is ADM's evaluator on reconstructions
+
+
+@dataclass(frozen=True)
+class Space:
+    """A network's pooled features."""
+
+    frechet: str  # FID belongs to the Inception network alone
+    dim: int
+    device: torch.device
+    protocol: dict[str, Any]
+    pool: Callable[[np.ndarray], Tensor]  # uint8 (B, H, W, 3) -> (B, D), on the device
+
+
+def lite0_space(extractor: nn.Module) -> Space:
+    device = next(extractor.parameters()).device
+    return Space("FD-lite0", lite0.POOLED, device, lite0.PROTOCOL, lambda images: lite0.pool(extractor, images))
+
+
+def inception_space(model: Inception) -> Space:
+    device = model.fc.weight.device
+
+    def pool(images: np.ndarray) -> Tensor:
+        batch = torch.tensor(images, device=device).permute(0, 3, 1, 2)
+        return model(RESIZES[RESIZE](batch, inception.SIDE))[0]
+
+    protocol = {
+        "evaluator": "adm",
+        "extractor": inception.NAME,
+        "extractor_sha256": model.sha256,
+        "resize": RESIZE,
+        "arithmetic": inception.ARITHMETIC,
+    }
+    return Space("FID", inception.POOLED, device, protocol, pool)
+
+
+def inception_path(folder: Path) -> Path:
+    """Where the Inception weights lie below the folder of `make weights`."""
+    return Path(folder) / f"pt_{inception.NAME}-{inception.SHA256_PREFIX}.pth"
