@@ -107,11 +107,13 @@ def _table(members: list[Entry]) -> dict[str, Any]:
     metrics = [column.metric for column in columns]
     groups = group_by(members, lambda entry: (entry.subject.family, entry.file, entry.settings))
     rows = [row for group in groups for row in _average(group, columns)]
+    names = list(dict.fromkeys(row["name"] for row in rows))
+    rows.sort(key=lambda row: (names.index(row["name"]), row["images_seen"] or 0))
     if any("nats" in metric for metric in metrics):
         kind = "likelihood"
     else:
         kind = "embedded" if any(metric.endswith("-lite0") for metric in metrics) else "images"
-    headings = [_heading(column, metrics.count(column.metric) > 1) for column in columns]
+    headings = [heading(column, metrics.count(column.metric) > 1) for column in columns]
     published = _published(members, metrics) if kind == "images" else []
     return {"kind": kind, "title": _title(members), "protocol": key, "columns": headings, "rows": rows} | {
         "details": [{"metric": column.metric, **column.column} for column in columns],
@@ -133,7 +135,7 @@ def _title(members: list[Entry]) -> str:
     return ", ".join(word for word in words if word) or "no protocol stated"
 
 
-def _heading(entry: Entry, is_one_of_several: bool) -> str:
+def heading(entry: Entry, is_one_of_several: bool = False) -> str:
     """A Frechet distance of fewer pictures than are published of is another number, and says so."""
     num_images = entry.row["protocol"].get("num_images")
     name = str(entry.row["protocol"].get("protocol", ""))

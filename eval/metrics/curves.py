@@ -11,7 +11,7 @@ import numpy as np
 
 from masc.artifacts import InputError
 from metrics import figures
-from metrics.comparison import Entry, group_by, settings_text
+from metrics.comparison import Entry, group_by, heading, settings_text
 from metrics.runs import AXES, NATS, Curve, is_better_high, time_between
 from metrics.subjects import Subject
 
@@ -27,12 +27,9 @@ class Line:
     metric: str
     alike: Any  # lines of other values belong to other figures
     title: str  # of the figure, in words
+    words: str  # what stands beside the vertical axis
     settings: dict[str, Any]  # how the samples were drawn, if it is of samples
     curve: Curve
-
-    @property
-    def label(self) -> str:
-        return ", ".join(words for words in (self.subject.name, settings_text(self.settings)) if words)
 
     @property
     def final(self) -> float:
@@ -64,7 +61,8 @@ def _from_log(subject: Subject) -> Iterator[Line]:
     for metric in subject.run.metrics:
         curve = subject.run.series(metric)
         if np.isfinite(curve[metric]).sum() > 1:
-            yield Line(subject, metric, (title, parents.get("val codes")), title, {}, curve)
+            words = figures.METRIC_WORDS.get(metric, metric)
+            yield Line(subject, metric, (title, parents.get("val codes")), title, words, {}, curve)
 
 
 def _from_results(found: list[Entry]) -> Iterator[Line]:
@@ -88,7 +86,8 @@ def _from_results(found: list[Entry]) -> Iterator[Line]:
         words = [about.get("protocol"), f"{about['num_images']:,} images" if "num_images" in about else None]
         words += [f"against {about['reference']}"] if "reference" in about else []
         title = ", ".join(str(word) for word in words if word)
-        yield Line(first.subject, first.metric, (first.key, first.column), title, settings(first), curve)
+        alike = first.key, first.column
+        yield Line(first.subject, first.metric, alike, title, heading(first), settings(first), curve)
 
 
 def draw(lines: list[Line], targets: dict[str, float], baseline: str) -> list[dict[str, Any]]:
@@ -99,44 +98,59 @@ def draw(lines: list[Line], targets: dict[str, float], baseline: str) -> list[di
             f"targets names {', '.join(sorted(set(targets) - followed))}, which no curve here follows or which has no "
             f"better direction; it can name: {', '.join(sorted(followed)) or 'nothing'}"
         )
-    palette = figures.colours([line.label for line in lines])
-    drawn = []
-    for group in group_by(lines, lambda line: (line.metric, line.alike)):
-        metric = group[0].metric
-        times = times_to_target(group, targets.get(metric), baseline)
-        levels = {time["target"] for time in times}
-        labelled = [(line.label, line.curve) for line in group]
-        level = levels.pop() if len(levels) == 1 else None
-        known = [axis for axis in AXES if any(np.isfinite(line.curve[axis]).any() for line in group)]
-        drawn.append(
-            {
-                "metric": metric,
-                "title": group[0].title,
-                "svg": {axis: figures.curve_figure(labelled, metric, axis, palette, level) for axis in known},
-                "times": times,
-                "points": [
-                    {"name": line.label, "place": str(line.subject.place), "seed": line.subject.seed}
-                    | {key: values.tolist() for key, values in line.curve.items()}
-                    for line in group
-                ],
-            }
-        )
-    return drawn
+    groups = group_by(lines, lambda line: (line.metric, line.alike))
+    labels = [_labels(group) for group in groups]
+    palette = figures.colours([line.subject.name for line in lines] + [label for each in labels for label in each])
+    return [_figure(*each, targets, baseline, palette) for each in zip(groups, labels, strict=True)]
 
 
-def times_to_target(group: list[Line], stated: float | None, baseline: str) -> list[dict[str, Any]]:
+def _labels(group: list[Line]) -> list[str]:
+    """The subject of each line, and how its samples were drawn where lines of the figure differ in it."""
+    settings = [settings_text(line.settings) for line in group]
+    differ = len(set(settings)) > 1
+    return [
+        f"{line.subject.name}, {text}" if differ else line.subject.name
+        for line, text in zip(group, settings, strict=True)
+    ]
+
+
+def _figure(
+    group: list[Line], labels: list[str], targets: dict[str, float], baseline: str, palette: dict[str, str]
+) -> dict[str, Any]:
+    first, shared = group[0], {settings_text(line.settings) for line in group}
+    times = times_to_target(group, labels, targets.get(first.metric), baseline)
+    levels = {time["target"] for time in times}
+    level = levels.pop() if len(levels) == 1 else None
+    known = [axis for axis in AXES if any(np.isfinite(line.curve[axis]).any() for line in group)]
+    labelled = [(label, line.curve) for label, line in zip(labels, group, strict=True)]
+    drawn = {axis: figures.curve_figure(labelled, first.metric, first.words, axis, palette, level) for axis in known}
+    return {
+        "metric": first.metric,
+        "words": first.words,
+        "title": ", ".join(words for words in (first.title, *(shared if len(shared) == 1 else ())) if words),
+        "svg": drawn,
+        "times": times,
+        "points": [
+            {"name": label, "place": str(line.subject.place), "seed": line.subject.seed}
+            | {key: values.tolist() for key, values in line.curve.items()}
+            for label, line in zip(labels, group, strict=True)
+        ],
+    }
+
+
+def times_to_target(group: list[Line], labels: list[str], stated: float | None, baseline: str) -> list[dict[str, Any]]:
     """For each line of one figure: its time to `stated`, or to the final value of the baseline of the same model, seed
     and sampling, against the time at which that baseline first gets there. Without a baseline nothing can be said."""
     better_high = is_better_high(group[0].metric)
     if better_high is None:
         return []
     rows = []
-    for line in group:
+    for line, label in zip(group, labels, strict=True):
         reference = _baseline_of(line, group, baseline)
         if reference is None:
             continue
         target = reference.final if stated is None else stated
-        row = {"name": line.label, "place": str(line.subject.place), "seed": line.subject.seed, "target": target}
+        row = {"name": label, "place": str(line.subject.place), "seed": line.subject.seed, "target": target}
         row |= {"baseline": str(reference.subject.place), "is_baseline": line is reference, "axes": {}}
         for axis in AXES:
             time = time_between(line.curve, reference.curve, line.metric, axis, target, better_high)

@@ -13,7 +13,7 @@ mpl.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from metrics.runs import NATS, Curve, Run
 
@@ -89,7 +89,7 @@ def _lines(
 
 
 def curve_figure(
-    lines: list[tuple[str, Curve]], metric: str, axis: str, palette: dict[str, str], target: float | None
+    lines: list[tuple[str, Curve]], metric: str, words: str, axis: str, palette: dict[str, str], target: float | None
 ) -> str:
     """Any metric against `images`, `step` or `seconds` (drawn in hours): one SVG, whose ids are its own, so that
     several of them may stand in one page."""
@@ -99,7 +99,9 @@ def curve_figure(
         figure, axes = plt.subplots(figsize=(6.4, 3.8))
         _lines(axes, lines, metric, axis, palette, target, 1 / 3600 if axis == "seconds" else 1.0)
         axes.set_xlabel(name)
-        axes.set_ylabel(METRIC_WORDS.get(metric, metric))
+        axes.set_ylabel(words)
+        if axis != "seconds":
+            axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.legend(frameon=False, fontsize=9)
         return svg(figure)
 

@@ -13,7 +13,6 @@ from typing import Any
 from PIL import Image
 
 from masc.artifacts import write_json, write_text
-from metrics import figures
 from metrics.comparison import compare, entries
 from metrics.curves import all_lines, draw
 from metrics.doctor import VERDICTS, diagnose
@@ -82,7 +81,6 @@ def write_overview(config: OverviewConfig) -> Path:
         number=number,
         amount=amount,
         time_text=time_text,
-        metric_words=figures.METRIC_WORDS,
     )
     write_json(directory / "all.json", finite({**content, "curves": curves}))
     write_text(directory / "all.md", markdown(content, curves))
@@ -201,7 +199,7 @@ def markdown(content: dict[str, Any], curves: list[dict[str, Any]]) -> str:
             about = [row["name"], row["file"], seeds, amount(row["images_seen"]), row["settings"]]
             lines.append(_line([*about, *cells]))
         for row in table["published"]:
-            cells = ["" if value is None else number(value) for value in row["cells"]]
+            cells = ["" if value is None else f"{value:g}" for value in row["cells"]]
             about = [f"{row['name']} (published)", row["source"], "", epochs_text(row), row["settings"]]
             lines.append(_line([*about, *cells]))
     if content["others"]:
@@ -211,7 +209,7 @@ def markdown(content: dict[str, Any], curves: list[dict[str, Any]]) -> str:
             values = ", ".join(f"{metric} {value:g}" for metric, value in row["values"].items())
             lines.append(_line([row["text"], row["protocol"], values]))
     for curve in (curve for curve in curves if curve["times"]):
-        lines += ["", f"## Time to target: {curve['metric']}, {curve['title']}", ""]
+        lines += ["", f"## Time to target: {curve['words']}, {curve['title']}", ""]
         heads = ["subject", "seed", "target", *[f"{AXIS_WORDS[axis]}: {w}" for axis in AXES for w in TIME_HEADS]]
         lines += [_line(heads), _line(["---"] * len(heads))]
         for row in curve["times"]:

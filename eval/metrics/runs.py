@@ -47,7 +47,8 @@ class Run:
             raise InputError(
                 f"a file of {directory} is cut short or not of a run ({words}); restore it, or train anew"
             ) from error
-        run = Run(directory, _check_config(config, directory), provenance, _check_rows(rows, directory))
+        _check_config(config, provenance, directory)
+        run = Run(directory, config, provenance, _check_rows(rows, directory))
         if not run.curve["step"].size:
             raise InputError(f"{directory} has no validation results yet; go on training it with `make train`")
         return run
@@ -99,16 +100,18 @@ class Run:
         return Results.load(file).by_metric if file.exists() else {}
 
 
-def _check_config(config: Any, where: Path) -> dict[str, Any]:
-    """The config, if it names what every reader of runs needs."""
+def _check_config(config: Any, provenance: Any, where: Path) -> None:
+    """Raise InputError unless they say what every reader of runs needs."""
     found = config if isinstance(config, dict) else {}
-    named = [isinstance(found.get(part), dict) and found[part].get("name") for part in ("model", "data")]
+    parts = [part for part in ("model", "data", "head", "tree") if part in found or part in ("model", "data")]
+    named = [isinstance(found.get(part), dict) and "name" in found[part] for part in parts]
     if not all(named) or not isinstance(found.get("seed"), int):
         raise InputError(
             f"expected the config of a run (model.name, data.name, seed) in {where / 'config.yaml'}, found others; "
             "restore it, or train anew"
         )
-    return found
+    if not isinstance(provenance, dict):
+        raise InputError(f"expected names and values in {where / 'provenance.json'}; restore it, or train anew")
 
 
 def _check_rows(rows: list[Any], where: Path) -> list[dict[str, float]]:

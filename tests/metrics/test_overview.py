@@ -119,6 +119,18 @@ def test_the_two_forms_of_is_are_two_columns(tmp_path):
     assert cells == {"llamagen-b flat": [True, True, False], "llamagen-b masc, K = 8192": [True, False, True]}
 
 
+def test_clip_score_joins_its_protocols_table_and_names_its_own_evaluator(tmp_path):
+    directory = make_run(tmp_path)
+    measured(directory, protocol={"protocol": "coco", "evaluator": "torch-fidelity", "num_images": 30_000})
+    results = Results.load(directory / "eval" / "default-adm.json")
+    clip = {"protocol": "coco", "evaluator": "open_clip", "extractor": "ViT-B-32", "num_images": 30_000}
+    Results([*results.rows, row("CLIP score", 0.3, clip)]).save(directory / "eval" / "default-adm.json")
+    (table,), _ = tables_of(tmp_path)
+    assert table["columns"] == ["FID", "IS", "CLIP score"] and table["protocol"]["extractor"] != "ViT-B-32"
+    page = write_overview(OverviewConfig(runs=str(tmp_path), output=str(tmp_path / "report"))).read_text()
+    assert page.count("extractor: ViT-B-32") == 1
+
+
 def test_fid_of_few_images_carries_its_number(tmp_path):
     directory = make_run(tmp_path)
     for name, protocol in (
@@ -307,7 +319,10 @@ def test_sample_sets_of_several_steps_make_a_curve_of_their_protocol(tmp_path):
             measured(directory, f"step{step}-few", fid + 5, timed | {"num_images": 5000})
     subjects, _ = find_subjects(tmp_path, [])
     drawn = draw(all_lines(subjects, entries(subjects), ["FID"]), {}, "flat")
-    assert {each["title"].split(", against")[0] for each in drawn} == {"adm, 50,000 images", "adm, 5,000 images"}
+    assert {each["words"]: each["title"].split(", against")[0] for each in drawn} == {
+        "FID": "adm, 50,000 images",
+        "FID (5,000)": "adm, 5,000 images",
+    }
     for each in drawn:
         assert [len(points["FID"]) for points in each["points"]] == [3, 3]
         assert each["times"][1]["axes"]["step"] == {
@@ -316,6 +331,23 @@ def test_sample_sets_of_several_steps_make_a_curve_of_their_protocol(tmp_path):
             "saved": pytest.approx(1 / 3),
             "speedup": 1.5,
         }
+
+
+def test_lines_of_one_run_with_other_settings_are_apart_and_have_their_own_baseline(tmp_path):
+    for label, fids in (("flat", (30, 10)), ("masc", (20, 5))):
+        directory = make_run(tmp_path, label)
+        for guidance in (1.0, 2.0):
+            for step, fid in zip((10, 20), fids, strict=True):
+                timed = {"step": step, "head": label, "guidance": guidance}
+                measured(directory, f"step{step}-{guidance}", fid - guidance, timed)
+    subjects, _ = find_subjects(tmp_path, [])
+    (drawn,) = draw(all_lines(subjects, entries(subjects), ["FID"]), {}, "flat")
+    targets = {each["name"]: each["target"] for each in drawn["times"]}
+    targets_of = [("guidance 1, drawn at 256 px", 9.0), ("guidance 2, drawn at 256 px", 8.0)]
+    assert targets == {
+        f"llamagen-b {label}, {text}": target for label in ("flat", "masc") for text, target in targets_of
+    }
+    assert list(drawn["svg"]) == ["step"]  # images and seconds are not known
 
 
 def test_curves_on_other_held_out_codes_are_other_figures(tmp_path):
@@ -333,21 +365,23 @@ def test_a_metric_that_nothing_follows_is_refused(tmp_path):
         write_overview(OverviewConfig(runs=str(tmp_path), metrics=["FIDD"], output=str(tmp_path / "report")))
 
 
-BROKEN = {
-    "config.yaml": ("seed: [", "cut short"),
-    "provenance.json": ("{", "cut short"),
-    "metrics.jsonl": ("", "no validation results yet"),
-}
-
-
-@pytest.mark.parametrize("name", BROKEN)
-def test_a_broken_run_is_named_and_the_others_are_shown(tmp_path, name):
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("config.yaml", "seed: [", "cut short"),
+        ("config.yaml", "seed: 0\nmodel: {name: a}\ndata: {name: b}\nhead: masc", "expected the config of a run"),
+        ("config.yaml", "seed: 0\nmodel: {}\ndata: {name: b}", "expected the config of a run"),
+        ("provenance.json", "{", "cut short"),
+        ("provenance.json", "[]", "expected names and values"),
+        ("metrics.jsonl", "", "no validation results yet"),
+    ],
+)
+def test_a_broken_run_is_named_and_the_others_are_shown(tmp_path, name, content, words):
     make_run(tmp_path)
     broken = make_run(tmp_path, "masc")
-    content, words = BROKEN[name]
     (broken / name).write_text(content)
     page = write_overview(OverviewConfig(runs=str(tmp_path), output=str(tmp_path / "report"))).read_text()
-    assert "1 run in" in page and f"{broken}: " in page and words in page
+    assert "1 run in" in page and str(broken) in page and words in page
     (skipped,) = json.loads((tmp_path / "report" / "all.json").read_text())["skipped"]
     assert skipped["place"] == str(broken) and words in skipped["reason"]
 
