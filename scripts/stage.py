@@ -20,6 +20,7 @@ from llamagen.release import ReleaseConfig
 from masc.artifacts import InputError
 from masc.build import TreeConfig
 from masc.heads.config import HeadConfig
+from metrics.coco import CocoProtocolConfig
 from metrics.protocol import ProtocolConfig
 from vq.data import DataConfig
 from vq.interface import TokenizerConfig
@@ -43,6 +44,7 @@ def load_config(stage: str, schema: type, overrides: list[str]) -> Any:
     store.store(name=f"{stage}_stage_schema", node=schema)
     for group, node in SCHEMAS.items():
         store.store(group=group, name=f"{group}_schema", node=node)
+    store.store(group="protocol", name="coco_protocol_schema", node=CocoProtocolConfig)
     try:
         with initialize_config_dir(str(CONFIGS), version_base="1.3"):
             config = compose(stage, overrides)

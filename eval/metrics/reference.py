@@ -195,8 +195,10 @@ def make_reference(
     seed: int,
     batch_size: int,
     state: PartialState,
+    more: dict[str, Any] | None = None,
 ) -> None:
-    """Write the reference of all pictures of a source, unless `path` holds it already.
+    """Write the reference of all pictures of a source, unless `path` holds it already; `more` says of the pictures
+    what the source does not.
 
     Raises InputError if `path` holds a reference of other pictures, of another extractor or resize."""
     rows = np.sort(np.random.default_rng([seed, 1005]).permutation(len(source))[:num_kept])
@@ -210,6 +212,7 @@ def make_reference(
         "extractor_sha256": model.sha256,
         "kept_seed": seed,
         "kept": len(rows),
+        **(more or {}),
     }
     if path.exists():
         there = _read_statistics(path)[1]

@@ -18,16 +18,13 @@ def load_coco(root: Path, split: str, resolution: int) -> StoredImages:
 
     Captions are {"image_id": int, "captions": [str, ...]}, in the order of their own ids. Pictures that are named
     but not there are `missing`. Raises InputError if a file is missing or broken, or there are two years of it."""
-    files = sorted([*root.glob(f"annotations/captions_{split}*.json"), *root.glob(f"captions_{split}*.json")])
-    if len(files) != 1:
-        found = ", ".join(map(str, files)) or "none"
-        raise InputError(f"expected one file annotations/captions_{split}YEAR.json in {root}, found {found}")
-    pictures_of = files[0].stem.removeprefix("captions_")
+    file = find_annotations(root, split)
+    pictures_of = file.stem.removeprefix("captions_")
     place = root / pictures_of
     place = place if place.exists() else root / f"{pictures_of}.zip"
     if not place.exists():
         raise InputError(f"no pictures of COCO at {root / pictures_of} or {place}")
-    images, captions = _read_captions(files[0])
+    images, captions = read_annotations(file)
     members = open_pictures(place)
     row_of = {name.rpartition("/")[2]: row for row, name in enumerate(members.names)}
     there = [image_id for image_id, name in sorted(images.items()) if name in row_of]
@@ -38,19 +35,35 @@ def load_coco(root: Path, split: str, resolution: int) -> StoredImages:
         members.take([row_of[images[image_id]] for image_id in there]),
         np.zeros(len(there)),
         ("coco",),
-        tuple({"image_id": image_id, "captions": captions.get(image_id, [])} for image_id in there),
+        tuple(
+            {"image_id": image_id, "captions": [text for _, text in captions.get(image_id, [])]} for image_id in there
+        ),
         tuple(name for _, name in sorted(images.items()) if name not in row_of),
     )
 
 
-def _read_captions(file: Path) -> tuple[dict[int, str], dict[int, list[str]]]:
-    """File names and captions by image id."""
+def find_annotations(root: Path, split: str) -> Path:
+    """The captions file of a split, with its year (val2014) or of the one year that is there (val).
+
+    Raises InputError unless there is exactly one."""
+    files = sorted([*root.glob(f"annotations/captions_{split}*.json"), *root.glob(f"captions_{split}*.json")])
+    if len(files) != 1:
+        others = sorted([*root.glob("annotations/captions_*.json"), *root.glob("captions_*.json")])
+        found = ", ".join(map(str, files or others)) or "none"
+        wanted = split if split[-1:].isdigit() else f"{split}YEAR"
+        raise InputError(f"expected one file annotations/captions_{wanted}.json in {root}, found {found}")
+    return files[0]
+
+
+def read_annotations(file: Path) -> tuple[dict[int, str], dict[int, list[tuple[int, str]]]]:
+    """File names by image id, and captions by image id: their own ids and texts, in the order of those ids."""
     try:
         content = json.loads(file.read_text())
         images = {int(image["id"]): str(image["file_name"]) for image in content["images"]}
-        captions: dict[int, list[str]] = {}
+        captions: dict[int, list[tuple[int, str]]] = {}
         for annotation in sorted(content["annotations"], key=lambda annotation: annotation["id"]):
-            captions.setdefault(int(annotation["image_id"]), []).append(annotation["caption"].strip())
+            caption = int(annotation["id"]), annotation["caption"].strip()
+            captions.setdefault(int(annotation["image_id"]), []).append(caption)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"{file} is no captions file of COCO, or is truncated ({error!r}); download it again"

@@ -5,7 +5,7 @@ import io
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,10 +42,11 @@ def open_picture(members: Members, index: int) -> Image.Image:
 
 @dataclass(frozen=True)
 class CroppedPixels:
-    """Centre crops of stored pictures, made when they are indexed: like an array (M, S, S, 3) uint8."""
+    """Crops of stored pictures, made when they are indexed: like an array (M, S, S, 3) uint8."""
 
     members: Members
     resolution: int
+    crop: Callable[[Image.Image, int], np.ndarray] = center_crop
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -57,7 +58,7 @@ class CroppedPixels:
     def __getitem__(self, rows: int | slice | np.ndarray) -> np.ndarray:
         wanted = np.arange(len(self))[rows]
         if wanted.ndim == 0:
-            return center_crop(open_picture(self.members, int(wanted)), self.resolution)
+            return self.crop(open_picture(self.members, int(wanted)), self.resolution)
         return np.stack([self[int(row)] for row in wanted])
 
     def __iter__(self) -> Iterator[np.ndarray]:

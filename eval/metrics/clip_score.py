@@ -1,0 +1,145 @@
+"""CLIP score (Hessel et al. 2021) with OpenAI's ViT-B/32, in the form that LlamaGen reports.
+
+It is the plain mean cosine of picture and text embeddings, without the paper's factor 2.5, without times 100 and
+without a cut at zero, of "A photo depicts " + caption (FoundationVision/LlamaGen ce98ec4,
+evaluations/t2i/evaluation.py; its splicing of tokens gives the tokens of that text). Differs: float32 throughout, where
+OpenAI's loader computes in half precision on GPUs. Network and tokenizer are open_clip's, of the extra `t2i`."""
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from PIL import Image
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from masc.artifacts import InputError, hash_file
+from metrics.bootstrap import bootstrap_interval
+from metrics.inception import ARITHMETIC, exact_arithmetic
+from metrics.results import row
+from metrics.streams import Pictures, read_batches
+
+NAME = "clip-vit-b-32"  # of its weights in the registry
+# OpenAI trained with x sigmoid(1.702 x). open_clip's plain ViT-B-32 has the exact GELU: it loads the same tensors
+# without a word, and gives other embeddings.
+MODEL = "ViT-B-32-quickgelu"
+TEXT = "A photo depicts "
+
+
+@dataclass(frozen=True, eq=False)
+class Clip:
+    """The two towers, and what they are fed through."""
+
+    model: nn.Module
+    transform: Callable[[Image.Image], Tensor]
+    tokenize: Callable[[list[str]], Tensor]
+    name: str
+    sha256: str
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.logit_scale.device
+
+    @property
+    def protocol(self) -> dict[str, Any]:
+        import open_clip
+
+        side = self.model.visual.image_size
+        return {
+            "evaluator": "LlamaGen's form, by open_clip",
+            "extractor": self.name,
+            "extractor_sha256": self.sha256,
+            "open_clip": open_clip.__version__,
+            "form": "mean cosine, not scaled",
+            "text": f"{TEXT}<caption>",
+            "preprocessing": f"Pillow bicubic to {side if isinstance(side, int) else side[0]}, OpenAI's mean and std",
+            "arithmetic": ARITHMETIC,
+        }
+
+
+def load_clip(path: Path, sha256: str | None = None, device: torch.device | str = "cpu", name: str = MODEL) -> Clip:
+    """The network `name` of open_clip with the weights of a file, which has the SHA-256 given if any.
+
+    Raises InputError if open_clip is not installed, or the file is missing, has another hash or other tensors."""
+    try:
+        import open_clip
+    except ImportError as error:
+        raise InputError(
+            "the CLIP score needs the package open-clip-torch, of this project's extra `t2i`; type `make setup`, or "
+            "install the extra: pip install -e '.[t2i]'"
+        ) from error
+    path = Path(path)
+    if not path.exists():
+        raise InputError(f"no weights of {name} at {path}; download them with `make weights NAME={NAME}`")
+    found = hash_file(path)
+    if sha256 is not None and found != sha256:
+        raise InputError(
+            f"the weights in {path} have SHA-256 {found}, expected {sha256}: truncated, or another network. Remove "
+            f"the file and type `make weights NAME={NAME}`"
+        )
+    try:
+        with _quietly():
+            model = open_clip.create_model(name, pretrained=str(path), weights_only=True)
+    except (RuntimeError, KeyError, AttributeError, TypeError, UnpicklingError, EOFError, SafetensorError) as error:
+        raise InputError(
+            f"{path} does not hold the tensors of {name} ({str(error).splitlines()[0]}); OpenAI's own ViT-B-32.pt is a "
+            f"program, which is not run here. Take open_clip's copy of its tensors: `make weights NAME={NAME}`"
+        ) from error
+    model = model.eval().requires_grad_(False).to(device)
+    # The defaults are OpenAI's: shorter side by bicubic, centre crop, its mean and deviation.
+    transform = open_clip.image_transform(model.visual.image_size, is_train=False)
+    return Clip(model, transform, open_clip.get_tokenizer(name), name, found)
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without open_clip's account of its steps, which it gives to the root logger."""
+    before = logging.root.manager.disable
+    logging.disable(logging.INFO)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+def clip_cosines(
+    pictures: Pictures, texts: list[str], clip: Clip, batch_size: int = 64, state: PartialState | None = None
+) -> np.ndarray:
+    """The cosine of each picture and its text, TEXT before it: (M,) float64; the same in every process.
+
+    Raises InputError unless there are as many texts as pictures."""
+    if len(pictures) != len(texts):
+        raise InputError(
+            f"picture i is compared with caption i, but there are {len(pictures):,} pictures and {len(texts):,} texts"
+        )
+    state = state or PartialState(cpu=not torch.cuda.is_available())
+    starts = range(0, len(pictures), batch_size)[state.process_index :: state.num_processes]
+    found = {}
+    quiet = None if state.is_main_process else True
+    with exact_arithmetic(), tqdm(total=len(starts), desc="CLIP score", unit="batch", disable=quiet) as bar:
+        for start, batch in read_batches(pictures, starts, batch_size):
+            images = torch.stack([clip.transform(Image.fromarray(picture)) for picture in batch]).to(clip.device)
+            tokens = clip.tokenize([TEXT + text for text in texts[start : start + len(batch)]]).to(clip.device)
+            similar = F.cosine_similarity(clip.model.encode_image(images), clip.model.encode_text(tokens))
+            found[start] = similar.double().cpu().numpy()
+            bar.update()
+    if state.num_processes > 1:
+        found = {start: rows for part in gather_object([found]) for start, rows in part.items()}
+    return np.concatenate([found[start] for start in sorted(found)])
+
+
+def clip_score(cosines: np.ndarray, clip: Clip, about: dict[str, Any], replicates: int) -> dict[str, Any]:
+    """The row of the mean cosine, with its interval; `about` says where pictures and captions come from."""
+    value = float(cosines.mean())
+    interval = bootstrap_interval(value, len(cosines), lambda drawn: float(cosines[drawn].mean()), replicates)
+    return row("CLIP score", value, {**clip.protocol, **about, "num_images": len(cosines)}, interval)

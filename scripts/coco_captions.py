@@ -1,0 +1,18 @@
+"""Choose the captions that samples show on COCO: seeded, one an image (`make coco-captions`)."""
+
+from stage import run_stage
+
+from llamagen.coco import ChoiceConfig, make_captions
+from metrics.coco import load_captions
+
+
+def main(config: ChoiceConfig) -> None:
+    """Write artifacts/coco/captions_<split>-<images>-seed<seed>.json and its ids, or LlamaGen's table as lines."""
+    path = make_captions(config)
+    captions = load_captions(path)
+    ids = f", ids {captions.ids_sha256}" if captions.ids_sha256 else " without image ids"
+    print(f"{path}: {len(captions):,} captions{ids}; encode them with `make text-features CAPTIONS={path}`")
+
+
+if __name__ == "__main__":
+    run_stage("coco_captions", ChoiceConfig, main)

@@ -1,0 +1,23 @@
+"""FID, IS and CLIP score on COCO of a text model's samples or of any pictures (`make eval-coco`)."""
+
+from accelerate import PartialState
+from stage import run_stage
+
+from llamagen.coco import EvalCocoConfig, evaluate_coco
+from metrics.coco import describe
+from metrics.results import Results
+
+
+def main(config: EvalCocoConfig) -> None:
+    """Write eval/<samples>-coco.json and -coco-clean.json, and print every value with what it is of."""
+    for path in evaluate_coco(config):
+        if PartialState().is_main_process:
+            print(path)
+            for row in Results.load(path).rows:
+                spread = row.get("interval")
+                between = f"   95% {spread['low']:.4f} to {spread['high']:.4f}" if spread else ""
+                print(f"  {row['metric']:<10} {row['value']:>10.4f}{between}   {describe(row['protocol'])}")
+
+
+if __name__ == "__main__":
+    run_stage("eval_coco", EvalCocoConfig, main)
