@@ -50,6 +50,6 @@ def inception_space(model: Inception) -> Space:
     return Space("FID", inception.POOLED, device, protocol, pool)
 
 
-def inception_path(folder: Path) -> Path:
-    """Where the Inception weights lie below the folder of `make weights`."""
-    return Path(folder) / f"pt_{inception.NAME}-{inception.SHA256_PREFIX}.pth"
+def inception_path(folder: Path) -> Path | None:
+    """The Inception weights below the folder of `make weights`, under the name of either place that publishes them."""
+    return next(iter(sorted(Path(folder).glob(f"*{inception.NAME}-{inception.SHA256_PREFIX}.pth"))), None)

@@ -21,7 +21,7 @@ from masc.tree import Partition
 from metrics import features as lite0
 from metrics.features import load_extractor
 from metrics.fidelity import Comparison, Judges, PictureSet, llamagen_similarity
-from metrics.inception import exact_arithmetic, load_inception
+from metrics.inception import NAME, exact_arithmetic, load_inception
 from metrics.perceptual import load_lpips, lpips_path
 from metrics.replacement import (
     BATCH,
@@ -90,7 +90,7 @@ class TokenizerTest:
         common = {
             "version": VERSION,
             **self.about,
-            **{name: hash_file(path) if path.exists() else None for name, path in optional.items()},
+            **{name: hash_file(path) if path and path.exists() else None for name, path in optional.items()},
             "lite0": lite0.PROTOCOL,
         }
         inputs = {}
@@ -145,16 +145,17 @@ def evaluate_tokenizer(model: Tokenizer, test: TokenizerTest, directory: Path, d
 
 def load_judges(test: TokenizerTest, extractor: nn.Module, device: torch.device) -> Judges:
     """Inception and LPIPS if their weights are at hand; the embedded space on embedded data, or without Inception."""
-    path, spaces = inception_path(test.folder), []
-    if path.exists():
-        spaces.append(inception_space(load_inception(path, device=device)))
+    weights, spaces = inception_path(test.folder), []
+    if weights is not None:
+        spaces.append(inception_space(load_inception(weights, device=device)))
+    elif test.held_out.name != EMBEDDED:
+        logger.warning(
+            "rFD-lite0 in place of rFID: no Inception weights in %s; download them with `make weights NAME=%s`",
+            test.folder,
+            NAME,
+        )
     if test.held_out.name == EMBEDDED or not spaces:
         spaces.append(lite0_space(extractor))
-    if not path.exists() and test.held_out.name != EMBEDDED:
-        logger.warning(
-            "rFD-lite0 in place of rFID: there is no %s; download it with `make weights NAME=inception-2015-12-05`",
-            path,
-        )
     return Judges(tuple(spaces), load_lpips(test.folder, device))
 
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from masc.tree import Partition
+from metrics.claims import state_claims
 from metrics.features import load_extractor
 from metrics.fidelity import Judges
 from metrics.replacement import (
@@ -110,3 +111,17 @@ def test_the_grid_has_a_labelled_row_for_each_case(results, emoji32, pictures):
 
 def test_large_pictures_are_shown_in_short_rows():
     assert [num_shown(side) for side in (32, 64, 256, 1024)] == [24, 24, 8, 4]
+
+
+def test_a_claim_pairs_the_seeds_of_two_trees():
+    values = {"masc": [27.0, 29.0], "kmeans": [26.0, 27.5], "random": [12.0, 14.0]}
+    cases = [
+        {"tree": tree, "K": 512, "metrics": [{"metric": "PSNR (dB)", "value": 0, "protocol": {"by_seed": by_seed}}]}
+        for tree, by_seed in values.items()
+    ]
+    table = [{"label": "flat", "seeds": [0], "nats": {"mean": 4.0}, "train_nats": 4.0}]
+    texts = " ".join(claim["text"] for claim in state_claims(table, {"replacement": cases}, []))
+    assert "keeps 28.0 dB, within random clusters of the same sizes 13.0 dB" in texts
+    assert "MASC's clusters minus k-means clusters in that test: +1.25 ± 0.35 dB at K = 512." in texts
+    assert "Ward's" not in texts
+    assert "replacement" not in " ".join(claim["text"] for claim in state_claims(table, {"reconstruction": []}, []))

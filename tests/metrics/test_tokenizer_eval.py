@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from inception_weights import StandIn
+from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio
 from skimage.metrics import structural_similarity as ssim
 
@@ -145,4 +146,35 @@ def test_only_what_has_changed_is_made_anew(evaluated, emoji32, tmp_path, monkey
 def test_a_single_held_out_picture_is_refused(evaluated, emoji32, tmp_path):
     test = replace(evaluated[0], num_images=1)
     with pytest.raises(InputError, match="at least 2 held-out pictures, found 1"):
+        evaluate_tokenizer(emoji32, test, tmp_path, "twemoji", tmp_path / "reference.npz")
+
+
+def test_stored_pictures_are_read_a_batch_at_a_time(evaluated, emoji32, tmp_path, monkeypatch, caplog):
+    pixels = evaluated[0].held_out.pixels
+    for place, picture in enumerate(pixels):
+        path = tmp_path / "data" / ("train" if place % 2 else "val") / "emoji" / f"{place}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture).save(path)
+    held_out, read = load_images("folder", "val", 32, tmp_path / "data"), []
+    crop = type(held_out.pixels).__getitem__
+
+    def record(self, rows):
+        read.extend([len(rows)] if isinstance(rows, np.ndarray) else [])
+        return crop(self, rows)
+
+    monkeypatch.setattr(type(held_out.pixels), "__getitem__", record)
+    monkeypatch.setattr(tokenizer, "BATCH", 4)
+    test = replace(evaluated[0], train=None, held_out=held_out, partitions={}, num_images=9)
+    evaluate_tokenizer(emoji32, test, tmp_path, "folder256", tmp_path / "reference.npz")
+    assert read == [4, 4, 1]
+    found = json.loads((tmp_path / "tokenizer.json").read_text())
+    assert set(found) == {"inputs", "reconstruction"}  # no floors without training pictures
+    assert "rFD-lite0" in rows_of(found["reconstruction"])
+    assert "make weights NAME=inception-2015-12-05" in caplog.text
+
+
+def test_other_inception_weights_are_refused(evaluated, emoji32, tmp_path):
+    (tmp_path / "pt_inception-2015-12-05-6726825d.pth").write_bytes(b"another network")
+    test = replace(evaluated[0], folder=tmp_path)
+    with pytest.raises(InputError, match=r"Inception weights in .* have SHA-256"):
         evaluate_tokenizer(emoji32, test, tmp_path, "twemoji", tmp_path / "reference.npz")
