@@ -17,6 +17,7 @@ NODES ?= 1
 K ?=
 RUN ?=
 RUN_DIR ?=
+RUNS ?=
 SAMPLES ?= default
 NAME ?=
 RELEASE ?=
@@ -154,8 +155,8 @@ eval-lite:  ## likelihood, FD-lite0, IS-lite0, precision, recall: RUN=... SAMPLE
 doctor:  ## what is probably wrong with a number: RUN=runs/llamagen-b/flat/seed0, or RESULTS=.../default-adm.json
 	$(if $(RESULTS),,$(NEED_RUN))$(PYTHON) scripts/doctor.py $(if $(RESULTS),'results="$(RESULTS)"','run="$(RUN)"') $(ARGS)
 
-report:  ## every run found on one page, beside the published rows: tables, curves, time to target
-	$(PYTHON) scripts/report.py $(ARGS)
+report:  ## every run found on one page, published rows beside ours: RUNS=runs ARGS="results=[FILE] metrics=[FID]"
+	$(PYTHON) scripts/report.py $(if $(RUNS),'runs="$(RUNS)"') $(ARGS)
 
 sweep:  ## the learning-rate grid behind configs/tuned
 	$(PYTHON) benchmarks/sweep.py $(ARGS)

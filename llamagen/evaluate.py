@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from llamagen.build import ARModel
 from llamagen.checkpoint import hash_weights
 from llamagen.run import RunInputs, TrainConfig, load_run
-from llamagen.sample_sets import load_samples, samples_protocol
+from llamagen.sample_sets import load_samples, run_protocol, samples_protocol
 from llamagen.train import image_nats
 from masc.artifacts import InputError
 from metrics.features import load_extractor
@@ -25,6 +25,7 @@ class EvaluateConfig:
 
     run: str  # its directory
     samples: list[str] = field(default_factory=lambda: ["default"])  # names of sample sets; may be empty
+    bootstrap: int = 10  # resamples for the confidence intervals; 0: none
 
 
 def reference_path(artifacts: str, data: str) -> Path:
@@ -84,7 +85,10 @@ def evaluate_run(config: EvaluateConfig) -> Path:
         extractor,
     )
     for name in sets:
-        images = load_samples(train_config.directory / "samples" / name)
-        protocol = samples_protocol(train_config.directory / "samples" / name)
-        Results(measure_images(images, reference, extractor, protocol)).save(directory / f"{name}.json")
+        place = train_config.directory / "samples" / name
+        protocol = samples_protocol(place)
+        averaged = protocol["weights"] == "average"
+        protocol |= run_protocol(train_config.directory, protocol["weights_sha256"], averaged)
+        rows = measure_images(load_samples(place), reference, extractor, protocol, config.bootstrap)
+        Results(rows).save(directory / f"{name}.json")
     return directory

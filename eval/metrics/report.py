@@ -213,7 +213,7 @@ def protocols(inputs: ReportInputs, tokenizer: dict[str, Any] | None) -> dict[st
     run, found = inputs.runs[0], {}
     for name in ["likelihood", *inputs.sample_sets]:
         for metric, row in run.results(name).items():
-            own = ("weights_sha256", "standard_error_over_images")
+            own = ("weights_sha256", "standard_error_over_images", "manifest_sha256", "head", "tree", "K", "seconds")
             found[f"{name}: {metric}"] = {key: value for key, value in row["protocol"].items() if key not in own}
     for name in ("reconstruction", "training images", "reconstructions"):
         for row in (tokenizer or {}).get(name, []):

@@ -10,10 +10,11 @@ from torch import nn
 
 from masc.artifacts import reuse_npz, save_npz
 from masc.groups import Groups
+from metrics.bootstrap import bootstrap_interval
 from metrics.features import PROTOCOL, Features, extract_features
-from metrics.frechet import frechet_distance
+from metrics.frechet import Gaussian, frechet_distance
 from metrics.inception_score import inception_score
-from metrics.precision_recall import NEIGHBOUR, precision_recall
+from metrics.precision_recall import NEIGHBOUR, inside_balls
 from metrics.results import row
 from metrics.streams import SourcePictures
 from vq.images import ImageSource
@@ -59,15 +60,17 @@ def load_reference(
 
 
 def measure_images(
-    images: np.ndarray, reference: Reference, extractor: nn.Module, protocol: dict[str, Any]
+    images: np.ndarray, reference: Reference, extractor: nn.Module, protocol: dict[str, Any], replicates: int = 0
 ) -> list[dict[str, Any]]:
     """FD-lite0, IS-lite0, precision and recall of uint8 pictures (M, H, W, 3): rows of metric, value, protocol.
 
-    `protocol` says where the pictures came from."""
-    return measure_features(extract_features(extractor, images), reference, protocol)
+    `protocol` says where the pictures came from; `replicates` resamples give each a confidence interval."""
+    return measure_features(extract_features(extractor, images), reference, protocol, replicates)
 
 
-def measure_features(found: Features, reference: Reference, protocol: dict[str, Any]) -> list[dict[str, Any]]:
+def measure_features(
+    found: Features, reference: Reference, protocol: dict[str, Any], replicates: int = 0
+) -> list[dict[str, Any]]:
     """The same of pictures whose features are at hand."""
     common = {**protocol, "num_images": len(found.pooled), **PROTOCOL}
     against = {
@@ -76,11 +79,17 @@ def measure_features(found: Features, reference: Reference, protocol: dict[str, 
         "reference_size": len(reference.pooled),
         "reference_sha256": reference.sha256,
     }
-    precision, recall = precision_recall(found.pooled, reference.pooled)
     neighbours = {**against, "neighbour": NEIGHBOUR}
-    return [
-        row("FD-lite0", frechet_distance(found.pooled, reference.pooled), against),
-        row("IS-lite0", inception_score(found.logits), {**common, "splits": 1}),
-        row("precision-lite0", precision, neighbours),
-        row("recall-lite0", recall, neighbours),
+    inside, covered = inside_balls(found.pooled, reference.pooled)
+    gaussian = Gaussian.of(reference.pooled)
+    measured: list[tuple[str, int, Callable[[np.ndarray], float], dict[str, Any]]] = [
+        ("FD-lite0", len(inside), lambda drawn: frechet_distance(found.pooled[drawn], gaussian), against),
+        ("IS-lite0", len(inside), lambda drawn: inception_score(found.logits[drawn]), {**common, "splits": 1}),
+        ("precision-lite0", len(inside), lambda drawn: float(inside[drawn].mean()), neighbours),
+        ("recall-lite0", len(covered), lambda drawn: float(covered[drawn].mean()), neighbours),
     ]
+    rows = []
+    for metric, count, compute, about in measured:
+        value = compute(np.arange(count))
+        rows.append(row(metric, value, about, bootstrap_interval(value, count, compute, replicates)))
+    return rows
