@@ -52,8 +52,8 @@ PROTOCOLS = $(foreach name,$(subst $(comma), ,$(PROTOCOL)),+protocol@protocols.$
 
 .DEFAULT_GOAL := help
 .PHONY: help setup embedded-inputs reproduce tokenizer codebook codes check-codes import-codes tree tree-report train sample export parameters weights \
-	text-features reference eval-fid eval-lite eval-tokenizer doctor report sweep \
-	bench bench-tree bench-data bench-tokenizers bench-sample bench-eval test test-all lint format clean
+	text-features reference coco-captions eval-fid eval-coco eval-lite eval-tokenizer eval-replacement doctor report \
+	sweep bench bench-tree bench-data bench-tokenizers bench-sample bench-eval test test-all lint format clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -78,8 +78,8 @@ $(STAMP):
 # Any command may be the first one typed: it sets up what it needs.
 ifeq ($(PYTHON),.venv/bin/python)
 reproduce tokenizer codebook codes check-codes import-codes tree tree-report embedded-inputs train sample export parameters weights text-features \
-	reference eval-fid eval-lite eval-tokenizer doctor report sweep \
-	bench bench-tree bench-data bench-tokenizers bench-sample bench-eval test test-all lint format: setup
+	reference coco-captions eval-fid eval-coco eval-lite eval-tokenizer eval-replacement doctor report \
+	sweep bench bench-tree bench-data bench-tokenizers bench-sample bench-eval test test-all lint format: setup
 endif
 
 # What the main job does not take is refused rather than passed over.
@@ -140,7 +140,7 @@ weights:  ## released checkpoints from the hub, verified: NAME=vq_ds16_c2i,c2i_B
 text-features:  ## FLAN-T5-XL features of captions: CAPTIONS=captions_val2014.json GPUS=1
 	$(if $(CAPTIONS),,$(error say which captions: make $@ CAPTIONS=captions_val2014.json))$(LAUNCH) scripts/text_features.py 'captions="$(CAPTIONS)"' $(ARGS)
 
-eval-tokenizer:  ## PSNR, usage, FD-lite0 of reconstructions, semantic replacement: TOKENIZER=emoji32 K=512
+eval-tokenizer:  ## PSNR, SSIM, LPIPS, rFID, codebook usage, semantic replacement: TOKENIZER=emoji32 K=512
 	$(PYTHON) scripts/evaluate_tokenizer.py tokenizer=$(TOKENIZER) data=$(DATA) $(if $(K),num_clusters=[$(K)]) $(ARGS)
 
 reference:  ## statistics of an image source in ADM's layout, for FID: DATA=imagenet256 GPUS=8 ARGS=data.path=/data/ILSVRC
@@ -149,10 +149,19 @@ reference:  ## statistics of an image source in ADM's layout, for FID: DATA=imag
 eval-fid:  ## FID, sFID, IS, precision, recall: RUN=..., RELEASE=c2i_B_256 or SAMPLES=folder|npz; PROTOCOL=adm,paper GPUS=8
 	$(LAUNCH) scripts/eval_fid.py $(MEASURED) $(PROTOCOLS) $(ARGS)
 
+coco-captions:  ## choose 30,000 captions of val2014, one an image: ARGS="coco=/data/coco caption_seed=0"
+	$(PYTHON) scripts/coco_captions.py $(ARGS)
+
+eval-coco:  ## FID, IS, CLIP score on COCO-30k: RUN=..., RELEASE=t2i_XL_stage1_256 or SAMPLES=folder|npz; ARGS="coco=/data/coco"
+	$(LAUNCH) scripts/eval_coco.py $(if $(RUN)$(RELEASE),$(SUBJECT) $(if $(filter-out default,$(SAMPLES)),samples=$(SAMPLES)),$(PICTURES)) $(ARGS)
+
+eval-replacement:  ## the semantic replacement test alone: TOKENIZER=emoji32 K=512,256 ARGS=+tree@trees.ward=ward
+	$(PYTHON) scripts/evaluate_tokenizer.py reconstruction=false tokenizer=$(TOKENIZER) data=$(DATA) $(if $(K),num_clusters=[$(K)]) $(ARGS)
+
 eval-lite:  ## likelihood, FD-lite0, IS-lite0, precision, recall: RUN=... SAMPLES=default
 	$(NEED_RUN)$(PYTHON) scripts/evaluate.py 'run="$(RUN)"' samples=[$(SAMPLES)] $(ARGS)
 
-doctor:  ## what is probably wrong with a number: RUN=runs/llamagen-b/flat/seed0, or RESULTS=.../default-adm.json
+doctor:  ## what is probably wrong with results: RUN=runs/llamagen-b/flat/seed0, or RESULTS=.../default-adm.json
 	$(if $(RESULTS),,$(NEED_RUN))$(PYTHON) scripts/doctor.py $(if $(RESULTS),'results="$(RESULTS)"','run="$(RUN)"') $(ARGS)
 
 report:  ## every run found on one page, published rows beside ours: RUNS=runs ARGS="results=[FILE] metrics=[FID]"

@@ -1,4 +1,4 @@
-"""Download released checkpoints from the Hugging Face hub (`make weights`)."""
+"""Download released checkpoints, and what evaluations read (`make weights`)."""
 
 from dataclasses import dataclass, field
 from pathlib import Path

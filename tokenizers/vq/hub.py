@@ -1,57 +1,62 @@
-"""Released checkpoints from the Hugging Face hub: pinned, resumed, verified (`make weights`).
+"""Released checkpoints and references of evaluations: pinned, resumed, verified (`make weights`).
+
+Most are on the Hugging Face hub, some behind an address of their own.
 
 The requests are huggingface_hub's own (2.4), but not its `hf_hub_download`: since its pull request 4306 that writes to
 a temporary file of a new name each time and deletes it on failure, so an interrupted download starts from nothing.
 Here the partial file stays, and `http_get` asks for the rest of it. Plain HTTP throughout, which every mirror
-answers; no token is sent, for all these repositories are public.
+answers; no token is sent, for all these repositories are public. HF_ENDPOINT names another hub, MASC_MIRROR another
+server for the other addresses, whose scheme and host it replaces.
 
-A commit, size or SHA-256 that the table does not know is taken from what the hub announces at the first download,
-checked against the bytes received and written to lock.json beside them; later downloads must agree with it."""
+A commit, size or SHA-256 that the table does not know is taken from what the server announces at the first download,
+checked against the bytes received and written to lock.json beside them; later downloads must agree with it. A server
+that is no hub announces no hash: there the hash of the first download is kept."""
 
 import contextlib
 import fcntl
 import hashlib
-import json
 import logging
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
+from urllib.parse import urlsplit
 
 import httpx2
 from huggingface_hub import get_hf_file_metadata, hf_hub_url
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from huggingface_hub.file_download import http_get
-from huggingface_hub.utils import build_hf_headers
+from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
 
-from masc.artifacts import InputError, hash_file, write_json
+from masc.artifacts import InputError, hash_file
+from vq.pins import LOCK, Pin, key_of, lock, pin_of
 from vq.releases import RELEASES, Release, RemoteFile
 
 logger = logging.getLogger(__name__)
-LOCK = "lock.json"
-
-
-@dataclass(frozen=True)
-class Pin:
-    """What a file must be: the table's word, else the lock's; None where neither knows."""
-
-    revision: str | None = None
-    size: int | None = None
-    sha256: str | None = None
 
 
 @dataclass(frozen=True)
 class Announced:
-    """What the hub says of a file: where its bytes are, its commit, its size, and its hash as an entity tag.
+    """What a server says of a file: where its bytes are, its commit, its size, and an entity tag.
 
-    The tag is the SHA-256 of a file in large-file storage, else the SHA-1 that git gives it."""
+    A hub's tag is the SHA-256 of a file in large-file storage, else the SHA-1 that git gives it. Other servers have no
+    commits, and their tags say nothing but whether a file changed."""
 
     url: str
-    revision: str
+    revision: str | None
     size: int | None
     etag: str
+    is_hub: bool = True
+
+    @property
+    def sha256(self) -> str | None:
+        return self.etag if self.is_hub and re.fullmatch("[0-9a-f]{64}", self.etag) else None
+
+    @property
+    def git_sha1(self) -> str | None:
+        return self.etag if self.is_hub and self.sha256 is None else None
 
 
 def release(name: str) -> Release:
@@ -68,7 +73,9 @@ def listing() -> str:
     for found in RELEASES.values():
         sizes = [file.size for file in found.files if file.size]
         size = f"{sum(sizes) / 1e9:.2f} GB" if sizes else ""
-        lines.append(f"  {found.name:<22}{size:>9}  {found.repository or 'by hand, from ' + found.source}")
+        lines.append(
+            f"  {found.name:<22}{size:>9}  {found.origin if found.is_remote else 'by hand, from ' + found.source}"
+        )
     return "\n".join(lines)
 
 
@@ -78,7 +85,7 @@ def weights_path(name: str, folder: Path) -> Path:
     Raises InputError where one is absent, or has another size than is known; `fetch` compares the hashes."""
     found = release(name)
     for file in found.files:
-        path, size = _place(found, file, folder), _pin(found, file, folder).size
+        path, size = _place(found, file, folder), pin_of(found, file, folder).size
         if not path.exists():
             raise InputError(f"no {path}; {_how(found, file, folder)}")
         if size and path.stat().st_size != size:
@@ -92,15 +99,15 @@ def weights_path(name: str, folder: Path) -> Path:
 def fetch(name: str, folder: Path) -> Path:
     """Download a release below `folder` unless it is there, and verify it either way.
 
-    HF_ENDPOINT chooses another hub. Raises InputError if there is no network, no such file, or other bytes than
-    the table, the lock file or the hub itself say."""
+    A file that is there is never replaced. Raises InputError if there is no network, no such file, or other bytes than
+    the table, the lock file or the server itself say."""
     found = release(name)
     for file in found.files:
         path = _place(found, file, folder)
         if path.exists():
             _check_present(found, file, path, folder)
-        elif found.repository is None:
-            raise InputError(f"{name} is on no hub; {_how(found, file, folder)}")
+        elif not found.is_remote:
+            raise InputError(f"{name} cannot be downloaded; {_how(found, file, folder)}")
         else:
             _download(found, file, path, folder)
     return found.path(folder)
@@ -112,87 +119,93 @@ def _place(found: Release, file: RemoteFile, folder: Path) -> Path:
 
 def _how(found: Release, file: RemoteFile, folder: Path) -> str:
     """How a missing file may be had."""
-    pin = _pin(found, file, folder)
+    pin = pin_of(found, file, folder)
     said = [f"{pin.size} bytes"] * bool(pin.size) + [f"SHA-256 {pin.sha256}"] * bool(pin.sha256)
     known = f" ({', '.join(said)})" if said else ""
-    if found.repository is None:
+    if not found.is_remote:
         return f"download it from {found.source} and copy it to {_place(found, file, folder)}{known}"
+    mirror = "HF_ENDPOINT" if found.repository else "MASC_MIRROR"
     return (
-        f"type `make weights NAME={found.name}`, with HF_ENDPOINT set to a mirror if the hub cannot be reached, "
-        f"or copy {file.name} of {found.repository} by hand to {_place(found, file, folder)}{known}"
+        f"type `make weights NAME={found.name}`, with {mirror} set to a mirror if the server cannot be reached, "
+        f"or copy {file.name} of {found.origin} by hand to {_place(found, file, folder)}{known}"
     )
-
-
-def _pin(found: Release, file: RemoteFile, folder: Path) -> Pin:
-    locked = Pin(**_read_lock(folder).get(_key(found, file), {}))
-    return Pin(found.revision or locked.revision, file.size or locked.size, file.sha256 or locked.sha256)
-
-
-def _key(found: Release, file: RemoteFile) -> str:
-    return f"{found.repository}/{file.name}"
-
-
-def _read_lock(folder: Path) -> dict[str, dict[str, str | int]]:
-    path = Path(folder) / LOCK
-    try:
-        return json.loads(path.read_text()) if path.exists() else {}
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path} is broken ({error}); delete it to trust the hub's present word again") from error
 
 
 def _check_present(found: Release, file: RemoteFile, path: Path, folder: Path) -> None:
     """Verify a file that is there, downloaded or copied by hand, and pin it if nothing was known of it."""
-    pin = _pin(found, file, folder)
-    if pin.sha256 is None and found.repository is not None:
+    pin = pin_of(found, file, folder)
+    if pin.sha256 is None and found.is_remote:
         try:
             announced = _ask(found, file, pin, folder)
         except InputError as error:
             logger.warning("keeping %s unverified: nothing is known of it here, and %s", path, error)
             return
         sha256 = _verify(found, file, path, pin, announced)
-        _lock(found, file, Pin(announced.revision, path.stat().st_size, sha256), folder)
+        lock(found, file, Pin(announced.revision, path.stat().st_size, sha256), folder)
     elif pin.sha256 is not None:
-        _verify(found, file, path, pin, None)
+        sha256 = _verify(found, file, path, pin, None)
+        if sha256 != pin.sha256:  # only its beginning was known
+            lock(found, file, Pin(pin.revision, path.stat().st_size, sha256), folder)
 
 
 def _ask(found: Release, file: RemoteFile, pin: Pin, folder: Path) -> Announced:
-    """What the hub says of a file, once it agrees with what is pinned."""
-    revision = pin.revision or "main"
-    url = hf_hub_url(found.repository, file.name, revision=revision, endpoint=os.environ.get("HF_ENDPOINT"))
-    with _plainly(found, file, url, folder):
-        answer = get_hf_file_metadata(url, token=False)
-    if answer.commit_hash is None or answer.etag is None:
-        raise InputError(f"{url} does not answer as a Hugging Face hub does (no commit or no ETag); check HF_ENDPOINT")
-    said = Announced(answer.location, answer.commit_hash, answer.size, answer.etag)
+    """What the server says of a file, once it agrees with what is pinned."""
+    if found.repository is None:
+        url = _address(found, file)
+        said = _ask_server(found, file, url, folder)
+    else:
+        revision = pin.revision or "main"
+        url = hf_hub_url(found.repository, file.name, revision=revision, endpoint=os.environ.get("HF_ENDPOINT"))
+        said = _ask_hub(found, file, url, folder)
     differing = [
-        f"{name} {there} there, {here} here"
-        for name, there, here in (
+        f"{what} {there} there, {here} here"
+        for what, there, here in (
             ("commit", said.revision, pin.revision),
             ("size", said.size, pin.size),
-            ("SHA-256", said.etag if _is_sha256(said.etag) else None, pin.sha256),
+            ("SHA-256", said.sha256, pin.sha256),
         )
-        if there and here and there != here
+        if there and here and (there != here if what != "SHA-256" else not there.startswith(here))
     ]
     if differing:
         raise InputError(
             f"{url} is not the file that is pinned here: {', '.join(differing)}. If the new one is wanted, delete "
-            f"{_key(found, file)} from {Path(folder) / LOCK}; the project's own pins are in tokenizers/vq/releases.py"
+            f"{key_of(found, file)} from {Path(folder) / LOCK}; the project's own pins are in tokenizers/vq/releases.py"
         )
     return said
 
 
-def _is_sha256(etag: str) -> bool:
-    return re.fullmatch("[0-9a-f]{64}", etag) is not None
+def _ask_hub(found: Release, file: RemoteFile, url: str, folder: Path) -> Announced:
+    with _plainly(found, file, url, folder):
+        answer = get_hf_file_metadata(url, token=False)
+    if answer.commit_hash is None or answer.etag is None:
+        raise InputError(f"{url} does not answer as a Hugging Face hub does (no commit or no ETag); check HF_ENDPOINT")
+    return Announced(answer.location, answer.commit_hash, answer.size, answer.etag)
+
+
+def _ask_server(found: Release, file: RemoteFile, url: str, folder: Path) -> Announced:
+    with _plainly(found, file, url, folder):
+        answer = httpx2.head(url, follow_redirects=True, timeout=30, headers={"Accept-Encoding": "identity"})
+        hf_raise_for_status(answer)
+    size = answer.headers.get("Content-Length")
+    tag = answer.headers.get("ETag", "")
+    return Announced(str(answer.url), None, int(size) if size else None, tag, is_hub=False)
+
+
+def _address(found: Release, file: RemoteFile) -> str:
+    """Where a file that is on no hub lies, on the mirror if one is named."""
+    address, mirror = f"{found.origin}/{file.name}", os.environ.get("MASC_MIRROR")
+    return address if mirror is None else mirror.rstrip("/") + urlsplit(address).path
 
 
 def _download(found: Release, file: RemoteFile, path: Path, folder: Path) -> None:
     """Fetch the missing part of a file to a name beside it, verify the whole, give it its name and pin it."""
-    pin = _pin(found, file, folder)
+    pin = pin_of(found, file, folder)
     announced = _ask(found, file, pin, folder)
     size = announced.size or pin.size
     path.parent.mkdir(parents=True, exist_ok=True)
     # The tag in the name: never go on with the bytes of another version.
-    partial = path.with_name(f".{path.name}.{announced.etag[:16]}.incomplete")
+    version = hashlib.sha256(f"{announced.etag} {size}".encode()).hexdigest()[:16]
+    partial = path.with_name(f".{path.name}.{version}.incomplete")
     headers = build_hf_headers(token=False) | {"Accept-Encoding": "identity"}
     with partial.open("ab") as stream:
         _claim(stream, path)
@@ -213,7 +226,7 @@ def _download(found: Release, file: RemoteFile, path: Path, folder: Path) -> Non
         partial.unlink()
         raise
     partial.replace(path)
-    _lock(found, file, Pin(announced.revision, path.stat().st_size, sha256), folder)
+    lock(found, file, Pin(announced.revision, path.stat().st_size, sha256), folder)
 
 
 def _claim(stream: BinaryIO, path: Path) -> None:
@@ -236,10 +249,10 @@ def _plainly(found: Release, file: RemoteFile, url: str, folder: Path, partial: 
         status = error.response.status_code
         if status == 404:
             raise InputError(
-                f"the hub has no {file.name} in {found.repository} (404 from {url}); if it moved, correct "
+                f"there is no {file.name} in {found.origin} (404 from {url}); if it moved, correct "
                 "tokenizers/vq/releases.py"
             ) from error
-        raise InputError(f"the hub answered {status} to {url}. {instead}") from error
+        raise InputError(f"the server answered {status} to {url}. {instead}") from error
     except httpx2.TransportError as error:
         raise InputError(f"no network: {url} could not be reached ({error}). {instead}") from error
     except OSError as error:
@@ -255,16 +268,14 @@ def _verify(found: Release, file: RemoteFile, path: Path, pin: Pin, announced: A
         ("size", path.stat().st_size, pin.size or (announced and announced.size)),
         ("SHA-256", sha256, pin.sha256),
     ]
-    if announced:
-        checks.append(
-            ("SHA-256", sha256, announced.etag)
-            if _is_sha256(announced.etag)
-            else ("git SHA-1", _git_hash(path), announced.etag)
-        )
+    if announced and announced.sha256:
+        checks.append(("SHA-256", sha256, announced.sha256))
+    if announced and announced.git_sha1:
+        checks.append(("git SHA-1", _git_hash(path), announced.git_sha1))
     for what, here, expected in checks:
-        if expected and here != expected:
+        if expected and not (here.startswith(expected) if what == "SHA-256" else here == expected):
             raise InputError(
-                f"{file.name} has the {what} {here}, expected {expected} ({found.repository}): damaged, or another "
+                f"{file.name} has the {what} {here}, expected {expected} ({found.origin}): damaged, or another "
                 f"file. Remove {path} if it is still there, and type `make weights NAME={found.name}`"
             )
     return sha256
@@ -273,9 +284,3 @@ def _verify(found: Release, file: RemoteFile, path: Path, pin: Pin, announced: A
 def _git_hash(path: Path) -> str:
     """The SHA-1 by which git, and the hub for files outside large-file storage, names these bytes."""
     return hashlib.sha1(b"blob %d\0" % path.stat().st_size + path.read_bytes()).hexdigest()
-
-
-def _lock(found: Release, file: RemoteFile, pin: Pin, folder: Path) -> None:
-    """Pin what was verified, so that the next download must give the same bytes."""
-    lock = _read_lock(folder) | {_key(found, file): asdict(pin)}
-    write_json(Path(folder) / LOCK, dict(sorted(lock.items())))

@@ -1,10 +1,11 @@
 """The released checkpoints by name: which file of which Hugging Face repository, at which commit.
 
 Names and files: LlamaGen (README.md at ce98ec4), 1d-tokenizer (README_RAR.md), SEED-Voken (docs/IBQ.md and
-docs/Open-MAGVIT2.md), taming-transformers (README.md). Commits, sizes and SHA-256 are what the hub itself shows for
-these files, read from stored copies of its pages (for LlamaGen the commit dc1fec5, which added them); the SHA-256 of
-vq_ds16_c2i.pt is the one that three repositories independent of one another record. What could not be read is None:
-the first download then pins what the hub announces (vq.hub)."""
+docs/Open-MAGVIT2.md), taming-transformers (README.md); for evaluations pytorch-fid 0.3 (inception.py),
+guided-diffusion (evaluations/README.md), open_clip 3.3 (pretrained.py). Commits, sizes and SHA-256 are what the hub
+itself shows for these files, read from stored copies of its pages (for LlamaGen the commit dc1fec5, which added them);
+the SHA-256 of vq_ds16_c2i.pt is the one that three repositories independent of one another record. What could not be
+read is None: the first download then pins what the server announces and sends (vq.hub)."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from masc.artifacts import InputError
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file of a repository; size in bytes."""
+    """A file of a repository; size in bytes; the SHA-256, or the beginning of it that its own name carries."""
 
     name: str
     size: int | None = None
@@ -23,15 +24,32 @@ class RemoteFile:
 
 @dataclass(frozen=True)
 class Release:
-    """One or several files of a Hugging Face repository at one commit.
+    """One or several files of a Hugging Face repository at one commit, or below one address.
 
-    `repository` is None for what is on no hub: `source` says where it is published instead."""
+    `repository` is None for what is on no hub: `url` is the address of its folder, else `source` says where it is
+    published. An address `torchvision:X` is that of the default weights X of torchvision.models."""
 
     name: str
     repository: str | None
     files: tuple[RemoteFile, ...]
     revision: str | None = None  # 40 hexadecimal digits
     source: str = ""
+    url: str = ""
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether it can be downloaded."""
+        return bool(self.repository or self.url)
+
+    @property
+    def origin(self) -> str:
+        """Repository, address of the folder, or words."""
+        if self.url.startswith("torchvision:"):
+            import torchvision.models
+
+            weights = getattr(torchvision.models, self.url.removeprefix("torchvision:"))
+            return weights.DEFAULT.url.rpartition("/")[0]
+        return self.repository or self.url or self.source
 
     def path(self, folder: Path) -> Path:
         """Where it lies below `folder`: a file under its own name, several in a directory of the release's name."""
@@ -79,6 +97,34 @@ FLAN_T5_FILES = (
 )
 TAMING_SOURCE = "the links in the README.md of CompVis/taming-transformers (the file is called last.ckpt there)"
 
+ADM = "https://openaipublic.blob.core.windows.net/diffusion/jul-2021/ref_batches/imagenet"
+INCEPTION = "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights"
+# What evaluations read beside models: networks, ADM's reference batches and its published samples.
+EVALUATION = (
+    Release(
+        "inception-2015-12-05",
+        None,
+        (RemoteFile("pt_inception-2015-12-05-6726825d.pth", sha256="6726825d"),),
+        url=INCEPTION,
+    ),
+    Release("adm-imagenet64", None, (RemoteFile("VIRTUAL_imagenet64_labeled.npz"),), url=f"{ADM}/64"),
+    Release("adm-imagenet256", None, (RemoteFile("VIRTUAL_imagenet256_labeled.npz"),), url=f"{ADM}/256"),
+    Release("adm-imagenet512", None, (RemoteFile("VIRTUAL_imagenet512.npz"),), url=f"{ADM}/512"),
+    Release(
+        "adm-samples-imagenet256", None, (RemoteFile("admnet_guided_upsampled_imagenet256.npz"),), url=f"{ADM}/256"
+    ),
+    Release("clip-vit-b-32", "timm/vit_base_patch32_clip_224.openai", (RemoteFile("open_clip_model.safetensors"),)),
+    Release(
+        "lpips-alexnet",
+        None,
+        (RemoteFile("alexnet-owt-7be5be79.pth", sha256="7be5be79"),),
+        url="torchvision:AlexNet_Weights",
+    ),
+    Release(
+        "lpips-vgg16", None, (RemoteFile("vgg16-397923af.pth", sha256="397923af"),), url="torchvision:VGG16_Weights"
+    ),
+)
+
 RELEASES = {
     release.name: release
     for release in (
@@ -97,6 +143,7 @@ RELEASES = {
         ),
         Release("taming-1024", None, (RemoteFile("vqgan_imagenet_f16_1024.ckpt"),), source=TAMING_SOURCE),
         Release("taming-16384", None, (RemoteFile("vqgan_imagenet_f16_16384.ckpt"),), source=TAMING_SOURCE),
+        *EVALUATION,
     )
 }
 
@@ -115,7 +162,7 @@ def _how_to_get(path: Path) -> str:
     """What to type for a file of weights that is missing: the release it belongs to, by its name."""
     for found in RELEASES.values():
         if found.path(path.parent) == path:
-            if found.repository is None:
+            if not found.is_remote:
                 return f"download it from {found.source} and copy it there"
             return f"download it with `make weights NAME={found.name}`"
     return "copy it there"

@@ -1,0 +1,199 @@
+"""Downloads from servers that are no hub: references and extractor weights, against a small local one."""
+
+import hashlib
+import json
+import os
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import huggingface_hub
+import numpy as np
+import pytest
+
+from masc.artifacts import InputError
+from vq import hub
+from vq.releases import RELEASES
+
+CONTENT = np.random.default_rng(1).bytes(200_000)
+SHA256 = hashlib.sha256(CONTENT).hexdigest()
+NAME, FILE = "adm-imagenet256", "VIRTUAL_imagenet256_labeled.npz"
+PATH = f"/diffusion/jul-2021/ref_batches/imagenet/256/{FILE}"
+
+
+class Server(ThreadingHTTPServer):
+    """Files by path; `cut` bytes sent before the line drops, `failures` 503s after that."""
+
+    daemon_threads = True
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.files, self.requests = {PATH: CONTENT}, []
+        self.moved: dict[str, str] = {}
+        self.cut, self.failures, self.knows_ranges, self.etag = None, 0, True, '"0x8D9"'
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_HEAD(self):
+        self.answer(with_body=False)
+
+    def do_GET(self):
+        self.answer(with_body=True)
+
+    def answer(self, with_body):
+        server, headers = self.server, {}
+        server.requests.append((self.command, self.path, self.headers.get("Range")))
+        if self.path in server.moved:
+            return self.send(302, {"Location": server.url + server.moved[self.path]}, b"", False)
+        body = server.files.get(self.path)
+        if body is None:
+            return self.send(404, headers, b"", False)
+        if with_body and server.cut is None and server.failures:
+            server.failures -= 1
+            return self.send(503, headers, b"", False)
+        start = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").removesuffix("-"))
+        start *= server.knows_ranges
+        if server.etag:
+            headers["ETag"] = server.etag
+        if start:
+            headers["Content-Range"] = f"bytes {start}-{len(body) - 1}/{len(body)}"
+        return self.send(206 if start else 200, headers, body[start:], with_body)
+
+    def send(self, status, headers, body, with_body):
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if with_body:
+            cut, self.server.cut = self.server.cut, None
+            self.wfile.write(body[:cut])
+        self.close_connection = True
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def server(monkeypatch):
+    for name in list(os.environ):
+        if name.lower().endswith("_proxy"):
+            monkeypatch.delenv(name)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.constants, "DOWNLOAD_CHUNK_SIZE", 4096)
+    monkeypatch.setattr("huggingface_hub.file_download.time.sleep", lambda _: None)  # its pause before a retry
+    huggingface_hub.utils.close_session()
+    with Server() as running:
+        threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        monkeypatch.setenv("MASC_MIRROR", running.url)
+        yield running
+        running.shutdown()
+    huggingface_hub.utils.close_session()
+
+
+def test_a_reference_arrives_whole_and_is_pinned_by_its_own_hash(server, tmp_path):
+    path = hub.fetch(NAME, tmp_path)
+    assert path == tmp_path / FILE == hub.weights_path(NAME, tmp_path) and path.read_bytes() == CONTENT
+    ((key, pin),) = json.loads((tmp_path / "lock.json").read_text()).items()
+    assert key == f"{RELEASES[NAME].url}/{FILE}"
+    assert pin == {"revision": None, "size": len(CONTENT), "sha256": SHA256}
+    server.requests.clear()
+    hub.fetch(NAME, tmp_path)
+    assert server.requests == []  # verified, not fetched again
+
+
+@pytest.mark.parametrize("etag", ['"0x8D9"', ""])
+def test_an_interrupted_download_goes_on(server, tmp_path, etag):
+    server.cut, server.failures, server.etag = 90_000, 1, etag
+    with pytest.raises(InputError, match=r"503.*MASC_MIRROR.*goes on from it"):
+        hub.fetch(NAME, tmp_path)
+    (partial,) = tmp_path.glob(".*.incomplete")
+    kept = partial.stat().st_size
+    assert hub.fetch(NAME, tmp_path).read_bytes() == CONTENT
+    assert 80_000 < kept <= 90_000 and server.requests[-1] == ("GET", PATH, f"bytes={kept}-")
+
+
+def test_a_server_without_ranges_does_no_harm(server, tmp_path):
+    server.cut, server.failures, server.knows_ranges = 90_000, 1, False
+    with pytest.raises(InputError, match="503"):
+        hub.fetch(NAME, tmp_path)
+    assert hub.fetch(NAME, tmp_path).read_bytes() == CONTENT
+
+
+def test_another_version_is_not_joined_to_what_was_kept(server, tmp_path):
+    server.cut, server.failures = 90_000, 1
+    with pytest.raises(InputError, match="503"):
+        hub.fetch(NAME, tmp_path)
+    server.files[PATH], server.etag = CONTENT[::-1], '"0x8DA"'
+    assert hub.fetch(NAME, tmp_path).read_bytes() == CONTENT[::-1]
+
+
+def test_a_redirect_to_another_place_is_followed(server, tmp_path):
+    server.moved[PATH], server.files["/elsewhere"] = "/elsewhere", server.files.pop(PATH)
+    assert hub.fetch(NAME, tmp_path).read_bytes() == CONTENT
+
+
+def test_a_file_that_is_there_is_never_replaced(server, tmp_path):
+    path = hub.fetch(NAME, tmp_path)
+    path.write_bytes(CONTENT[::-1])
+    with pytest.raises(InputError, match=rf"SHA-256 .*expected {SHA256}.*Remove"):
+        hub.fetch(NAME, tmp_path)
+    assert path.read_bytes() == CONTENT[::-1]
+    path.write_bytes(CONTENT[:-1])
+    with pytest.raises(InputError, match="199999 bytes, expected 200000"):
+        hub.weights_path(NAME, tmp_path)
+
+
+def test_other_bytes_than_the_first_time_are_refused(server, tmp_path):
+    hub.fetch(NAME, tmp_path).unlink()
+    server.files[PATH] = CONTENT[:-1] + b"?"
+    with pytest.raises(InputError, match=f"expected {SHA256}"):
+        hub.fetch(NAME, tmp_path)
+    assert not (tmp_path / FILE).exists() and not list(tmp_path.glob(".*.incomplete"))
+    server.files[PATH] = CONTENT[:-1]
+    with pytest.raises(InputError, match=r"size 199999 there, 200000 here.*lock.json"):
+        hub.fetch(NAME, tmp_path)
+
+
+def test_the_hash_that_a_name_carries_is_held_against_the_bytes(server, tmp_path):
+    found = RELEASES["inception-2015-12-05"]
+    path = "/mseitzer/pytorch-fid/releases/download/fid_weights/" + found.files[0].name
+    server.files[path] = CONTENT
+    with pytest.raises(InputError, match=f"SHA-256 {SHA256}, expected 6726825d"):
+        hub.fetch(found.name, tmp_path)
+    assert not list(tmp_path.glob("*.pth"))
+    (tmp_path / found.files[0].name).write_bytes(CONTENT)  # by hand
+    with pytest.raises(InputError, match=f"SHA-256 {SHA256}, expected 6726825d"):
+        hub.fetch(found.name, tmp_path)
+
+
+def test_a_known_beginning_is_completed_by_the_first_download(server, tmp_path, monkeypatch):
+    from vq.releases import Release, RemoteFile
+
+    name = f"net-{SHA256[:8]}.pth"
+    made = Release("net", None, (RemoteFile(name, sha256=SHA256[:8]),), url="https://somewhere.test/folder")
+    monkeypatch.setitem(RELEASES, "net", made)
+    server.files[f"/folder/{name}"] = CONTENT
+    hub.fetch("net", tmp_path)
+    ((_, pin),) = json.loads((tmp_path / "lock.json").read_text()).items()
+    assert pin["sha256"] == SHA256
+
+
+def test_torchvisions_files_have_torchvisions_addresses():
+    import torchvision.models
+
+    for name, weights in (("lpips-alexnet", "AlexNet_Weights"), ("lpips-vgg16", "VGG16_Weights")):
+        found = RELEASES[name]
+        assert f"{found.origin}/{found.files[0].name}" == getattr(torchvision.models, weights).DEFAULT.url
+
+
+def test_what_the_server_lacks_or_no_server_is_said(server, tmp_path, monkeypatch):
+    server.files.clear()
+    with pytest.raises(InputError, match=rf"there is no {FILE} in .*\(404"):
+        hub.fetch(NAME, tmp_path)
+    monkeypatch.setenv("MASC_MIRROR", "http://127.0.0.1:9")
+    with pytest.raises(InputError, match=r"no network: http://127\.0\.0\.1:9/.*MASC_MIRROR.*by hand"):
+        hub.fetch(NAME, tmp_path)

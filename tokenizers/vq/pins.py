@@ -1,0 +1,48 @@
+"""What a downloaded file must be: the table's word, else that of the first download, kept in lock.json.
+
+Where the table knows only how a SHA-256 begins, the first download completes it."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from masc.artifacts import InputError, write_json
+from vq.releases import Release, RemoteFile
+
+LOCK = "lock.json"
+
+
+@dataclass(frozen=True)
+class Pin:
+    """Commit, size and SHA-256 of a file; None where neither table nor lock knows. The hash may be its beginning."""
+
+    revision: str | None = None
+    size: int | None = None
+    sha256: str | None = None
+
+
+def pin_of(found: Release, file: RemoteFile, folder: Path) -> Pin:
+    locked = Pin(**_read(folder).get(key_of(found, file), {}))
+    sha256 = file.sha256 or locked.sha256
+    if locked.sha256 and locked.sha256.startswith(file.sha256 or ""):
+        sha256 = locked.sha256
+    return Pin(found.revision or locked.revision, file.size or locked.size, sha256)
+
+
+def key_of(found: Release, file: RemoteFile) -> str:
+    """The file's name in lock.json."""
+    return f"{found.origin}/{file.name}"
+
+
+def lock(found: Release, file: RemoteFile, pin: Pin, folder: Path) -> None:
+    """Pin what was verified, so that the next download must give the same bytes."""
+    pins = _read(folder) | {key_of(found, file): asdict(pin)}
+    write_json(Path(folder) / LOCK, dict(sorted(pins.items())))
+
+
+def _read(folder: Path) -> dict[str, dict[str, str | int]]:
+    path = Path(folder) / LOCK
+    try:
+        return json.loads(path.read_text()) if path.exists() else {}
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path} is broken ({error}); delete it to trust the servers' present word again") from error
