@@ -34,6 +34,7 @@ from metrics.protocol import measure
 from metrics.reference import Reference, load_statistics, make_reference, reference_file
 from metrics.streams import FilePictures, Pictures
 from vq.hub import weights_path
+from vq.pins import pin_of
 from vq.releases import RELEASES
 
 logger = logging.getLogger(__name__)
@@ -290,4 +291,6 @@ def _load_clip(config: EvalCocoConfig, state: PartialState) -> Clip | None:
     except InputError as error:
         logger.warning("no CLIP score: %s", error)
         return None
-    return load_clip(path, given.sha256 or RELEASES[NAME].files[0].sha256, state.device, given.model)
+    release = RELEASES[NAME]
+    pinned = pin_of(release, release.files[0], Path(config.extractor.folder)).sha256
+    return load_clip(path, given.sha256 or pinned, state.device, given.model)

@@ -93,7 +93,7 @@ def test_an_npz_of_something_else_is_refused(tmp_path):
         with pytest.raises(InputError, match=r"\(M, H, W, 3\) uint8"):
             open_samples(tmp_path / "x.npz")
     np.savez(tmp_path / "x.npz", pictures=PIXELS)
-    with pytest.raises(InputError, match="no .npz with an array arr_0"):
+    with pytest.raises(InputError, match="with an array arr_0"):
         open_samples(tmp_path / "x.npz")
 
 
