@@ -114,7 +114,8 @@ def pipeline(num_images: int) -> dict[str, Any]:
         weights = save_seeded(folder)
         for seed, part in enumerate(("samples", "reference")):
             write_pictures(folder / part, num_images, seed)
-        theirs = [sys.executable, "-m", "torch_fidelity.fidelity", "--cpu", "--isc", "--fid", "--prc", "--json"]
+        device = ["--gpu", "0"] if torch.cuda.is_available() else ["--cpu"]
+        theirs = [sys.executable, "-m", "torch_fidelity.fidelity", *device, "--isc", "--fid", "--prc", "--json"]
         theirs += ["--input1", str(folder / "samples"), "--input2", str(folder / "reference"), "--no-cache"]
         theirs += ["--feature-extractor", "inception-v3-compat", "--feature-extractor-weights-path", str(weights)]
         ours = [sys.executable, "scripts/eval_fid.py", f"samples={folder / 'samples'}", "bootstrap=0"]

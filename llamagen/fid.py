@@ -67,7 +67,7 @@ class EvalFidConfig:
     extractor: ExtractorConfig = field(default_factory=ExtractorConfig)
     bootstrap: int = 20  # resamples for the confidence intervals; 0: none
     out: str | None = None  # where results go; None: eval/ of the run, or beside the pictures
-    # For samples that are not there yet, as `make sample` takes them; None: the protocols' own.
+    # For samples that are not there yet, as `make sample` takes them; None: the first protocol's own.
     num_images: int | None = None
     labels: str | None = None
     captions: str | None = None
@@ -89,13 +89,13 @@ class EvalFidConfig:
         if self.run is None and self.release is None:
             return None
         wanted = max(protocol.num_images for protocol in self.protocols.values())
-        plans = {protocol.labels for protocol in self.protocols.values()} - {None}
+        first = next(iter(self.protocols.values()))  # one set of samples for all: labelled as the first wants it
         return SampleConfig(
             run=self.run,
             release=self.release,
             num_images=self.num_images or wanted,
             batch_size=self.sample_batch_size,
-            labels=self.labels or (plans.pop() if len(plans) == 1 else None),
+            labels=self.labels or (first.labels if self.captions is None else None),
             captions=self.captions,
             form="tokens",
             seed=self.seed,
