@@ -9,6 +9,7 @@ import logging
 import struct
 import threading
 import zipfile
+import zlib
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -34,7 +35,6 @@ class Pictures(ABC):
 
     name: str
     file_type: str  # png, jpeg, npz, ...
-    labels: np.ndarray | None = None  # (M,) where the source knows them
     is_sequential = False  # reading out of order costs a new start
 
     @abstractmethod
@@ -59,7 +59,9 @@ class NpzPictures(Pictures):
         self.path, self.name = Path(path), str(path)
         try:
             self._open()
-        except (OSError, zipfile.BadZipFile, KeyError, ValueError, struct.error) as error:
+        except InputError:
+            raise
+        except (OSError, RuntimeError, zipfile.BadZipFile, zlib.error, KeyError, ValueError, struct.error) as error:
             raise InputError(
                 f"{path} is no .npz with an array arr_0 of pictures, or is truncated ({error}); write it anew, or copy "
                 "it again"
@@ -102,15 +104,18 @@ class NpzPictures(Pictures):
 
     def _inflate(self, start: int, size: int) -> bytes:
         with self._lock:
-            if self._inflated is None or self._inflated[0] > start:
-                member = zipfile.ZipFile(self.path).open("arr_0.npy")  # noqa: SIM115 (read on by the next call)
-                member.read(self._header_bytes)
-                self._inflated = (0, member)
-            position, member = self._inflated
-            while position < start:  # those of other processes
-                member.read(self._picture_bytes)
-                position += 1
-            data = member.read(size)
+            try:
+                if self._inflated is None or self._inflated[0] > start:
+                    member = zipfile.ZipFile(self.path).open("arr_0.npy")  # noqa: SIM115 (read on by the next call)
+                    member.read(self._header_bytes)
+                    self._inflated = (0, member)
+                position, member = self._inflated
+                while position < start:  # those of other processes
+                    member.read(self._picture_bytes)
+                    position += 1
+                data = member.read(size)
+            except (OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+                raise InputError(f"{self.path} is damaged ({error}); copy it again") from error
             self._inflated = (start + size // self._picture_bytes, member)
             return data
 
@@ -124,8 +129,9 @@ def _read_header(member: io.IOBase, name: str) -> tuple[tuple[int, int, int, int
     version = np.lib.format.read_magic(member)
     reader = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
     shape, fortran_order, dtype = reader(member)
-    if len(shape) != 4 or shape[3] != 3 or dtype != np.uint8 or fortran_order or not shape[0]:
-        raise InputError(f"expected arr_0 of pictures (M, H, W, 3) uint8 in {name}, found {dtype} {shape}")
+    if len(shape) != 4 or shape[3] != 3 or dtype != np.uint8 or fortran_order or not all(shape):
+        order = " in Fortran's order, which np.ascontiguousarray undoes" if fortran_order else ""
+        raise InputError(f"expected arr_0 of pictures (M, H, W, 3) uint8 in {name}, found {dtype} {shape}{order}")
     return shape, member.tell()
 
 
@@ -136,7 +142,6 @@ class FilePictures(Pictures):
         self.members, self.name = members, name
         suffixes = {Path(member).suffix.lower().removeprefix(".").replace("jpg", "jpeg") for member in members.names}
         self.file_type = ", ".join(sorted(suffixes))
-        self.file_types = sorted(suffixes)
         self._first: tuple[tuple[int, ...], str] | None = None
         self.num_grey = 0
 
@@ -190,7 +195,6 @@ class SourcePictures(Pictures):
         self.source = source
         self.rows = np.arange(len(source)) if rows is None else rows
         self.name, self.file_type = f"{source.name} {source.split}", source.name
-        self.labels = source.labels[self.rows]
 
     def __len__(self) -> int:
         return len(self.rows)

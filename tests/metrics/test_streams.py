@@ -87,11 +87,23 @@ def test_a_truncated_npz_is_refused(places, tmp_path, name):
         open_samples(tmp_path / "cut.npz")
 
 
+def test_a_damaged_npz_is_named_when_its_pictures_are_read(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (40, 32, 32, 3), dtype=np.uint8)
+    np.savez_compressed(tmp_path / "bad.npz", noise)
+    data = bytearray((tmp_path / "bad.npz").read_bytes())
+    data[90_000:90_100] = bytes(100)
+    (tmp_path / "bad.npz").write_bytes(data)
+    pictures = open_samples(tmp_path / "bad.npz")
+    with pytest.raises(InputError, match=r"bad.npz is damaged .*copy it again"):
+        pictures.read(0, 40)
+
+
 def test_an_npz_of_something_else_is_refused(tmp_path):
-    for arrays in ((PIXELS[0],), (PIXELS.astype(np.float32),), (PIXELS[..., :1],), (PIXELS[:0],)):
-        np.savez(tmp_path / "x.npz", *arrays)
-        with pytest.raises(InputError, match=r"\(M, H, W, 3\) uint8"):
+    for array in (PIXELS[0], PIXELS.astype(np.float32), PIXELS[..., :1], PIXELS[:0], np.asfortranarray(PIXELS)):
+        np.savez(tmp_path / "x.npz", array)
+        with pytest.raises(InputError, match=r"^expected arr_0 of pictures \(M, H, W, 3\) uint8") as refused:
             open_samples(tmp_path / "x.npz")
+        assert ("Fortran" in str(refused.value)) == (array.shape == PIXELS.shape and array.dtype == np.uint8)
     np.savez(tmp_path / "x.npz", pictures=PIXELS)
     with pytest.raises(InputError, match="with an array arr_0"):
         open_samples(tmp_path / "x.npz")
