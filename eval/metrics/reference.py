@@ -8,6 +8,7 @@ and ADM's own evaluator reads them too."""
 import json
 import logging
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from accelerate import PartialState
 from masc.artifacts import InputError, hash_arrays, hash_file, replacing, reuse_npz, save_npz
 from metrics.extract import Extraction, extract
 from metrics.frechet import Gaussian
-from metrics.inception import POOLED, SPATIAL, Inception
+from metrics.inception import POOLED, SHA256_PREFIX, SPATIAL, Inception
 from metrics.streams import NpzPictures, Pictures, SourcePictures, open_samples
 from vq.hub import weights_path
 from vq.images import ImageSource
@@ -93,16 +94,16 @@ def load_statistics(
     config = {"reference": sha256, "extractor": model.sha256, "resize": resize}
     cache = Path(artifacts) / "references" / f"features-{hash_of(config)}.npz"
     kept = reuse_npz(cache, "reference-features", FEATURES_VERSION, config, {})
+    state.wait_for_everyone()  # all have looked before any writes: else some would go on alone
     if kept is None:
         arrays = _features(pictures, stored, model, resize, batch_size, state)
         if state.is_main_process:
             save_npz(cache, "reference-features", FEATURES_VERSION, arrays, config, {})
-        state.wait_for_everyone()
     else:
         arrays = kept[0]
     device = model.fc.weight.device
     return Reference(
-        name if name in RELEASES or not path.suffix else header.get("name", path.stem),
+        name if name in RELEASES or path.is_dir() else header.get("name", path.stem),
         sha256,
         header.get("split") or ("train" if name in RELEASES else None),
         header.get("count") or (None if stored else len(pictures)),
@@ -123,7 +124,7 @@ def _read_statistics(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]
         with np.load(path, allow_pickle=False) as archive:
             stored = {key: archive[key] for key in STATISTICS if key in archive.files}
             header = json.loads(str(archive["header"])) if "header" in archive.files else {}
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(
             f"{path} is no .npz of statistics, or is truncated ({error}); copy or make it again"
         ) from error
@@ -141,6 +142,13 @@ def _check_origin(path: Path, stored: dict[str, np.ndarray], header: dict, model
             )
         if not np.isfinite(array).all():
             raise InputError(f"{key} of {path} is not finite; copy or make it again")
+    if "extractor_sha256" not in header and not model.sha256.startswith(SHA256_PREFIX):
+        logger.warning(
+            "%s does not say which network its statistics are of, and ADM's are of the published one; the weights here "
+            "are others (%s), so FID and sFID mean nothing unless the statistics are of them",
+            path,
+            model.sha256[:12],
+        )
     made_with = header.get("extractor_sha256", model.sha256), header.get("resize", PUBLISHED_RESIZE)
     if made_with != (model.sha256, resize):
         raise InputError(

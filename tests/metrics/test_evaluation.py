@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import zipfile
 
 import numpy as np
 import pytest
@@ -124,8 +123,19 @@ def test_a_references_features_are_kept(made, tmp_path):
     np.testing.assert_allclose(again.pooled.covariance, first.pooled.covariance, atol=1e-9)
 
 
+def test_processes_wait_as_often_whether_features_are_there_or_not(tmp_path, monkeypatch):
+    """Statistics without pictures need no exchange, so one process may find what another has just written."""
+    waits = []
+    monkeypatch.setattr(PartialState, "wait_for_everyone", lambda self: waits.append(1))
+    np.savez(tmp_path / "bare.npz", mu=np.zeros(2048), sigma=np.eye(2048))
+    load(tmp_path, str(tmp_path / "bare.npz"))
+    first = len(waits)
+    load(tmp_path, str(tmp_path / "bare.npz"))
+    assert first == len(waits) - first > 0
+
+
 def test_statistics_alone_give_no_precision(made, tmp_path, samples, caplog):
-    with np.load(made) as archive, zipfile.ZipFile(tmp_path / "bare.npz", "w"):
+    with np.load(made) as archive:
         arrays = {key: archive[key] for key in ("mu", "sigma")}
     np.savez(tmp_path / "bare.npz", **arrays)
     reference = load(tmp_path, str(tmp_path / "bare.npz"))
@@ -133,6 +143,7 @@ def test_statistics_alone_give_no_precision(made, tmp_path, samples, caplog):
     rows = measure(protocol(), found, reference, MODEL, {}, 0).rows
     assert [row["metric"] for row in rows] == ["FID", "IS"]
     assert "no precision" in caplog.text and "no sFID" in caplog.text
+    assert "does not say which network its statistics are of" in caplog.text
 
 
 def test_pictures_without_statistics_are_measured_as_a_reference(tmp_path, samples):
