@@ -16,6 +16,7 @@ from llamagen.release import ReleaseConfig
 from llamagen.run import load_config_of
 from llamagen.sample import sample
 from llamagen.sample_sets import (
+    check_tokenizer,
     class_names,
     label_evidence,
     load_labels,
@@ -27,13 +28,14 @@ from llamagen.sample_sets import (
     run_protocol,
     samples_protocol,
 )
-from masc.artifacts import InputError
+from masc.artifacts import InputError, hash_file
 from masc.device import patient_state
+from masc.run import differences, flatten, plain
 from metrics.extract import extract
 from metrics.inception import NAME, Inception, load_inception
 from metrics.protocol import ProtocolConfig, measure
 from metrics.reference import load_statistics
-from metrics.streams import Pictures, open_samples
+from metrics.streams import FirstPictures, Pictures, open_samples
 from vq.hub import weights_path
 from vq.pretrained import load_tokenizer, tokenizer_path
 
@@ -49,6 +51,10 @@ class ExtractorConfig:
     sha256: str | None = None  # of another file than the published one; its numbers compare with nobody's
     batch_size: int = 32
     artifacts: str = "artifacts"  # where references made here lie, and features that are kept
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"extractor.batch_size must be positive, found {self.batch_size}")
 
     def load(self, state: PartialState) -> Inception:
         """The network on this process's device; InputError if its file is missing or another."""
@@ -67,8 +73,8 @@ class EvalFidConfig:
     extractor: ExtractorConfig = field(default_factory=ExtractorConfig)
     bootstrap: int = 20  # resamples for the confidence intervals; 0: none
     out: str | None = None  # where results go; None: eval/ of the run, or beside the pictures
+    num_images: int | None = None  # to be measured; None: all, or as many as the protocols want of a set not yet drawn
     # For samples that are not there yet, as `make sample` takes them; None: the first protocol's own.
-    num_images: int | None = None
     labels: str | None = None
     captions: str | None = None
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
@@ -82,6 +88,9 @@ class EvalFidConfig:
             raise ValueError("name a run, a release, or pictures (SAMPLES=folder or .npz), one of the three")
         if not self.protocols:
             raise ValueError("name a protocol, as in PROTOCOL=adm")
+        if self.num_images is not None and self.num_images < 2:
+            raise ValueError(f"num_images must be at least 2, found {self.num_images}")
+        _ = self.sample_config  # its checks
 
     @property
     def sample_config(self) -> SampleConfig | None:
@@ -133,19 +142,18 @@ def evaluate_fid(config: EvalFidConfig) -> list[Path]:
                 protocol.reference, *folders, model, protocol.resize, config.extractor.batch_size, state
             )
     subject = open_subject(config)
+    pictures = _wanted(config, subject.pictures)
     features, written = {}, []
     for name, protocol in config.protocols.items():
-        if len(subject.pictures) < protocol.num_images:
+        if len(pictures) < protocol.num_images:
             logger.warning(
                 "%s: %s pictures, but the published numbers of this protocol are of %s; fewer give a higher FID",
                 name,
-                f"{len(subject.pictures):,}",
+                f"{len(pictures):,}",
                 f"{protocol.num_images:,}",
             )
         if protocol.resize not in features:
-            features[protocol.resize] = extract(
-                subject.pictures, model, protocol.resize, config.extractor.batch_size, state
-            )
+            features[protocol.resize] = extract(pictures, model, protocol.resize, config.extractor.batch_size, state)
         if not state.is_main_process:
             continue
         reference = references[protocol.reference, protocol.resize]
@@ -158,27 +166,40 @@ def evaluate_fid(config: EvalFidConfig) -> list[Path]:
     return written
 
 
+def _wanted(config: EvalFidConfig, pictures: Pictures) -> Pictures:
+    """As many as are asked for, from the first on."""
+    if config.num_images is None or config.num_images == len(pictures):
+        return pictures
+    if config.num_images > len(pictures):
+        raise InputError(
+            f"{config.num_images:,} pictures were asked for, but {pictures.name} holds {len(pictures):,}; set "
+            "num_images, or draw more under another name (SAMPLES=...)"
+        )
+    logger.warning("%s: the first %s of %s pictures", pictures.name, f"{config.num_images:,}", f"{len(pictures):,}")
+    return FirstPictures(pictures, config.num_images)
+
+
 def open_subject(config: EvalFidConfig) -> Subject:
     """The pictures to be measured, drawn first if they are samples that are not there."""
     drawing = config.sample_config
     if drawing is None:
         pictures = open_samples(Path(config.samples))
-        if config.num_images is not None and config.num_images > len(pictures):
-            raise InputError(
-                f"{config.num_images:,} pictures were asked for, but {config.samples} holds {len(pictures):,}"
-            )
         place = Path(config.samples)
         about = {"images": str(place), "images_sha256": pictures.sha256, "file_type": pictures.file_type}
         out = Path(config.out) if config.out else place.parent / "eval"
-        return Subject(pictures, out / place.stem, about, _picture_evidence(pictures))
+        # A folder's name may have dots in it: v1.0 is not v1.5.
+        name = place.absolute().name if place.is_dir() else place.stem
+        return Subject(pictures, out / name, about, _picture_evidence(pictures))
     directory = drawing.directory
     if manifest_at(directory) is None:
         sample(drawing)
     settings = load_manifest(directory)["config"]
+    _warn_if_otherwise(directory, settings, drawing)
     tokenizer = None
     if config.release is not None:
         place = tokenizer_path(config.release.tokenizer, Path(config.extractor.artifacts))
         if settings["form"] == "tokens":
+            check_tokenizer(directory, hash_file(place))
             tokenizer = load_tokenizer(place, config.release.tokenizer).to(patient_state().device)
     pictures = open_sample_set(directory, tokenizer)
     about = {**samples_protocol(directory), "file_type": pictures.file_type, "images_sha256": pictures.sha256}
@@ -193,9 +214,23 @@ def open_subject(config: EvalFidConfig) -> Subject:
     if labels is not None:
         release = config.release
         classes = release.num_classes if release is not None else len(class_names(load_config_of(Path(config.run))))
-        evidence["labels"] = label_evidence(labels, classes)
+        evidence["labels"] = label_evidence(labels[: config.num_images], classes)
     out = Path(config.out) if config.out else directory.parent.parent / "eval"
     return Subject(pictures, out / directory.name, about, evidence)
+
+
+def _warn_if_otherwise(directory: Path, settings: dict[str, Any], drawing: SampleConfig) -> None:
+    """Say how samples that are there differ from what this command would draw: they are measured as they are."""
+    keys = ["seed", "use_ema", "sampling"] + ["labels"] * (drawing.labels is not None)
+    asked = plain(drawing)
+    lines = differences(flatten({key: settings[key] for key in keys}), flatten({key: asked[key] for key in keys}))
+    if lines:
+        logger.warning(
+            "%s is measured as it was drawn; this command alone would draw:\n%s\nFor that name another set with "
+            "SAMPLES=...",
+            directory,
+            lines,
+        )
 
 
 def _picture_evidence(pictures: Pictures) -> dict[str, Any]:

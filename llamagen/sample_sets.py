@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from vq.interface import Tokenizer, device_of
 from vq.pretrained import load_decoder
 from vq.readers.imagenet import wnids
 
+logger = logging.getLogger(__name__)
 SIXTEEN_PIXELS = ("vq16", "vq16-t2i")  # a token and side: the tokenizers of all released models
 
 
@@ -69,10 +71,22 @@ def open_sample_set(directory: Path, tokenizer: Tokenizer | None = None) -> Pict
         return open_samples(directory / ("images.npz" if settings["form"] == "npz" else "images"))
     if tokenizer is None:
         layout = load_config_of(directory.parent.parent).layout
-        tokenizer = load_decoder(layout.load_codebook(), layout.root)
+        codebook = layout.load_codebook()
+        check_tokenizer(directory, codebook.meta.parents["tokenizer"])
+        tokenizer = load_decoder(codebook, layout.root)
     release = settings["release"] or {}
     tokens = np.load(directory / "tokens.npy", mmap_mode="r", allow_pickle=False)
     return TokenPictures(tokens, tokenizer, settings["resolution"] or release.get("resolution"), str(directory))
+
+
+def check_tokenizer(directory: Path, sha256: str) -> None:
+    """Raise InputError unless a sample set's tokens are of this tokenizer."""
+    drawn = load_manifest(directory)["tokenizer_sha256"]
+    if drawn != sha256:
+        raise InputError(
+            f"{directory} holds tokens of the tokenizer {drawn[:12]}, but the one in use is {sha256[:12]}, which makes "
+            f"other pictures of them; delete the set with `rm -r {directory}` to have it drawn anew"
+        )
 
 
 def load_samples(directory: Path) -> np.ndarray:
@@ -119,7 +133,8 @@ def release_protocol(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def run_protocol(run_dir: Path, weights_sha256: str, use_ema: bool) -> dict[str, Any]:
-    """Which model and how far trained a run's samples are of; the step only if the weights are still the last."""
+    """Which model and how far trained a run's samples are of; the step only if the weights are still the last, with a
+    warning if they are not."""
     config = load_config_of(run_dir)
     found = {
         "model": config.model.name,
@@ -136,6 +151,13 @@ def run_protocol(run_dir: Path, weights_sha256: str, use_ema: bool) -> dict[str,
             "images_seen": progress.step * config.batch_size,
             "seconds": progress.seconds,
         }
+    else:
+        logger.warning(
+            "%s: its samples were drawn from other weights (%s) than it has now; they are measured as they are, "
+            "without a step. Delete the set to have it drawn anew, or name another with SAMPLES=...",
+            run_dir,
+            weights_sha256[:12],
+        )
     return found
 
 

@@ -18,7 +18,7 @@ from PIL import Image
 
 from masc.artifacts import InputError, hash_file, write_json, write_text
 from metrics.protocol import ProtocolConfig
-from metrics.streams import Pictures
+from metrics.streams import FirstPictures, Pictures
 from vq.crops import center_crop
 from vq.readers.coco import find_annotations, load_coco, read_annotations
 from vq.readers.stored import CroppedPixels, StoredImages
@@ -239,26 +239,18 @@ def coco_source(root: Path, split: str, size: int, crop: str, image_ids: list[in
     )
 
 
-class CroppedPictures(Pictures):
+class CroppedPictures(FirstPictures):
     """The first pictures of a set, cropped as the references are; those of the right size stay as they are."""
 
     def __init__(self, pictures: Pictures, count: int, size: int, crop: str):
-        self.pictures, self.count, self.size, self.crop = pictures, count, size, crop
-        self.name, self.file_type = pictures.name, pictures.file_type
-        self.is_sequential = pictures.is_sequential
-
-    def __len__(self) -> int:
-        return self.count
+        super().__init__(pictures, count)
+        self.size, self.crop = size, crop
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        batch = self.pictures.read(start, min(stop, self.count))
+        batch = super().read(start, stop)
         if batch.shape[1:3] == (self.size, self.size):
             return batch
         return np.stack([CROPS[self.crop](Image.fromarray(picture), self.size) for picture in batch])
-
-    @property
-    def sha256(self) -> str:
-        return self.pictures.sha256
 
 
 def describe(protocol: dict[str, Any]) -> str:

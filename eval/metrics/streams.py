@@ -207,6 +207,25 @@ class SourcePictures(Pictures):
         return hashlib.sha256(self.source.sha256.encode() + self.rows.tobytes()).hexdigest()
 
 
+class FirstPictures(Pictures):
+    """The first pictures of a set; identified as the set is."""
+
+    def __init__(self, pictures: Pictures, count: int):
+        self.pictures, self.count = pictures, count
+        self.name, self.file_type = pictures.name, pictures.file_type
+        self.is_sequential = pictures.is_sequential
+
+    def __len__(self) -> int:
+        return self.count
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        return self.pictures.read(start, min(stop, self.count))
+
+    @property
+    def sha256(self) -> str:
+        return self.pictures.sha256
+
+
 def open_samples(path: Path) -> Pictures:
     """An .npz in ADM's layout, or the pictures of a folder, a zip, a tar, or a folder of tars (WebDataset).
 

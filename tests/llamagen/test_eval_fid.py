@@ -4,10 +4,13 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from inception_weights import StandIn
+from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from llamagen import fid
 from llamagen.fid import EvalFidConfig, ExtractorConfig, evaluate_fid
@@ -71,10 +74,43 @@ def test_samples_are_drawn_and_measured_without_a_picture_on_disk(evaluate, plac
         assert values(inside) == pytest.approx(values(other), rel=1e-5)
 
 
-def test_a_sample_set_that_is_there_is_measured_as_it_is(evaluate, tiny_release, place):
+def test_a_sample_set_that_is_there_is_measured_as_it_is(evaluate, tiny_release, place, caplog):
     sample(SampleConfig(release=tiny_release, num_images=23, seed=9, name="mine"))
     found = Results.load(evaluate(samples="mine")[0])["FID"]["protocol"]
     assert found["seed"] == 9 and found["guidance"] == 1.0 and found["num_images"] == 23
+    # What the command says otherwise is not passed over in silence.
+    assert "seed: 9 there, 0 now" in caplog.text and "sampling.guidance: 1.0 there, 2.0 now" in caplog.text
+
+
+def test_the_first_pictures_are_measured_if_fewer_are_asked_for(evaluate, place, caplog):
+    pixels = RNG.integers(0, 256, (45, 12, 12, 3), dtype=np.uint8)
+    np.savez(place / "all.npz", pixels)
+    np.savez(place / "few.npz", pixels[:30])
+    given = {"release": None, "protocols": {"adm": protocol()}}
+    first = evaluate(samples="all.npz", num_images=30, **given)[0]
+    assert values(first) == pytest.approx(values(evaluate(samples="few.npz", **given)[0]), rel=1e-6)
+    assert Results.load(first)["FID"]["protocol"]["num_images"] == 30 and "the first 30 of 45 pictures" in caplog.text
+
+
+def test_tokens_are_not_decoded_by_another_tokenizer(evaluate, tiny_release, tmp_path):
+    release = replace(tiny_release, tokenizer=replace(tiny_release.tokenizer, weights=str(tmp_path / "vq.safetensors")))
+    shutil.copy(tiny_release.tokenizer.weights, tmp_path / "vq.safetensors")
+    evaluate(release=release, bootstrap=0)
+    state = load_file(tmp_path / "vq.safetensors")
+    save_file({key: value + 1 for key, value in state.items()}, tmp_path / "vq.safetensors")
+    with pytest.raises(InputError, match=r"holds tokens of the tokenizer .*`rm -r .*default`"):
+        evaluate(release=release, bootstrap=0)
+
+
+def test_folders_whose_names_have_dots_have_results_of_their_own(evaluate, place):
+    for name in ("run.v1", "run.v2"):
+        (place / name).mkdir()
+        for index in range(4):
+            pixels = RNG.integers(0, 256, (12, 12, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(place / name / f"{index}.png")
+    given = {"release": None, "protocols": {"adm": protocol(metrics=["FID"])}, "bootstrap": 0}
+    files = [evaluate(samples=name, **given)[0].name for name in ("run.v1", "run.v2/")]
+    assert files == ["run.v1-adm.json", "run.v2-adm.json"]
 
 
 def test_what_is_missing_is_said_before_anything_is_drawn(evaluate, place, caplog):
@@ -95,6 +131,15 @@ def test_a_config_that_cannot_be_is_refused(tiny_release):
         EvalFidConfig(run="a", release=tiny_release, protocols={"adm": protocol()})
     with pytest.raises(ValueError, match="name a protocol"):
         EvalFidConfig(run="a")
+    for changes, words in (
+        ({"num_images": 0}, "num_images must be at least 2"),
+        ({"labels": "sorted"}, "labels must be one of"),
+        ({"samples": "a/b"}, "name must be that of a folder"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            EvalFidConfig(release=tiny_release, protocols={"adm": protocol()}, **changes)
+    with pytest.raises(ValueError, match=r"extractor.batch_size"):
+        ExtractorConfig(batch_size=0)
 
 
 def test_two_processes_give_the_numbers_of_one(evaluate, place, root):
