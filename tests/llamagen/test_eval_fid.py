@@ -5,6 +5,8 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from inception_weights import StandIn
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from llamagen import fid
+from llamagen import fid, sample_sets
 from llamagen.fid import EvalFidConfig, ExtractorConfig, evaluate_fid
 from llamagen.filters import SamplingConfig
 from llamagen.plan import SampleConfig
@@ -100,6 +102,14 @@ def test_tokens_are_not_decoded_by_another_tokenizer(evaluate, tiny_release, tmp
     save_file({key: value + 1 for key, value in state.items()}, tmp_path / "vq.safetensors")
     with pytest.raises(InputError, match=r"holds tokens of the tokenizer .*`rm -r .*default`"):
         evaluate(release=release, bootstrap=0)
+
+
+def test_samples_of_a_run_that_was_trained_on_are_named(monkeypatch, caplog):
+    named = SimpleNamespace(name="x", uses_tree=False, resolution=32)
+    monkeypatch.setattr(sample_sets, "load_config_of", lambda run: SimpleNamespace(model=named, head=named, data=named))
+    monkeypatch.setattr(sample_sets, "hash_weights", lambda run, use_ema: "b" * 64)
+    assert "step" not in sample_sets.run_protocol(Path("runs/x"), "a" * 64, False)
+    assert "drawn from other weights (aaaaaaaaaaaa) than it has now" in caplog.text
 
 
 def test_folders_whose_names_have_dots_have_results_of_their_own(evaluate, place):
