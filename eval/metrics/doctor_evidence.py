@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from scipy.stats import binom
 
 from metrics.doctor_rules import Case, Finding
-from metrics.published import label_of
+from metrics.published import EXTRACTOR, RESIZE, label_of
 
 FALSE_ALARM = 1e-3  # chance that uniformly drawn labels are called uneven
 SORTED_GAP = 0.02  # relative: IS in file order below IS in shuffled chunks; two shuffles differ by far less
@@ -14,13 +14,6 @@ SORTED_GAP = 0.02  # relative: IS in file order below IS in shuffled chunks; two
 BLOCKY = 1.1
 # The same, sharpness against their own: 0.40 enlarged from 128 px, 0.61 from 192 px.
 BLURRED, HARSH = 0.62, 1.6
-# By evaluator.
-RESIZE = {
-    "adm": "tf1-bilinear",
-    "torch-fidelity": "tf1-bilinear",
-    "pytorch-fid": "half-pixel-bilinear",
-    "clean-fid": "pil-bicubic",
-}
 COMPARABLE = ("evaluator", "resize", "reference", "reference_sha256", "num_images", "extractor_sha256")
 
 
@@ -192,6 +185,14 @@ def extractor(case: Case) -> Iterator[Finding]:
             "problem",
             f"Features are of {name}, not of the Inception of 2015-12-05 (torchvision's is another): this is not FID.",
             "measure with `make eval-fid`",
+        )
+    elif case.is_fid and not str(case.protocol.get("extractor_sha256", EXTRACTOR)).startswith(EXTRACTOR):
+        yield Finding(
+            "extractor-weights",
+            "problem",
+            f"The Inception weights are of SHA-256 {case.protocol['extractor_sha256'][:12]}, the published ones of "
+            f"{EXTRACTOR}...: these numbers compare with nobody's.",
+            "`make weights NAME=inception-2015-12-05`, and measure again without naming other weights",
         )
     loose = [f"features in {name}" for name in ("bfloat16", "float16") if name == arithmetic.get("dtype")]
     loose += ["TF32 on"] * bool(arithmetic.get("tf32"))

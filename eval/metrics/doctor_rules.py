@@ -94,6 +94,8 @@ def beside(case: Case, row: PublishedRow) -> str:
 def of_same_is(case: Case) -> list[PublishedRow]:
     """Published rows of any model with the IS of the very same pictures, evaluator and number of images."""
     score, wanted = case.values.get("IS", math.nan), [case.protocol.get(key) for key in ("evaluator", "num_images")]
+    if None in wanted:
+        return []
     rows = [row for row in published() if row.kind == "result" and [row.evaluator, row.num_images] == wanted]
     return [row for row in rows if abs(score / row.values.get("IS", math.nan) - 1) <= SAME_IS]
 

@@ -15,6 +15,13 @@ CONFIDENCE = ("code", "paper", "repo", "2nd", "thread", "infer")
 IMAGENET = 1_281_167  # training images: an epoch
 # ADM's file holds the statistics of the whole training set, so a reference made of it is the same one.
 TRAINING_STATISTICS = ("adm-imagenet256", "imagenet256-train")
+EXTRACTOR = "6726825d"  # first digits of the SHA-256 of the Inception weights that every row is measured by
+RESIZE = {  # before that network, by evaluator
+    "adm": "tf1-bilinear",
+    "torch-fidelity": "tf1-bilinear",
+    "pytorch-fid": "half-pixel-bilinear",
+    "clean-fid": "pil-bicubic",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,8 +125,9 @@ def matching(protocol: dict[str, Any], ignoring: tuple[str, ...] = ()) -> list[P
     """Results that a number of this protocol may be laid beside.
 
     Model, label, drawn_at, evaluator and number of images are known on both sides and equal; reference, release, K,
-    guidance, epochs and the other sampling keys are equal where both sides know them. `ignoring` passes keys over.
-    A release is compared with rows of that release only."""
+    guidance, epochs and the other sampling keys are equal where both sides know them. Resize and weights of the
+    extractor, where they are said, are the evaluator's own. `ignoring` passes keys over. A release is compared with
+    rows of that release only."""
     ours = _comparable(protocol)
     return [row for row in published() if row.kind == "result" and not _differing(row, ours) - set(ignoring)]
 
@@ -149,6 +157,10 @@ def _differing(row: PublishedRow, ours: dict[str, Any]) -> set[str]:
         keys.add("reference")
     if ours.get("release") is not None and ours["release"] != row.release:
         keys.add("release")
+    if not str(ours.get("extractor_sha256", EXTRACTOR)).startswith(EXTRACTOR):
+        keys.add("extractor_sha256")
+    if row.evaluator in RESIZE and ours.get("resize", RESIZE[row.evaluator]) != RESIZE[row.evaluator]:
+        keys.add("resize")
     if not str(ours.get("data", "imagenet")).startswith("imagenet"):  # every row is of a model trained on it
         keys.add("data")
     return keys

@@ -20,7 +20,7 @@ PROTOCOL = {
     "protocol": "adm",
     "evaluator": "adm",
     "extractor": "inception-2015-12-05",
-    "extractor_sha256": "e" * 64,
+    "extractor_sha256": "6726825d" + "e" * 56,
     "resize": "tf1-bilinear",
     "arithmetic": {"dtype": "float32", "tf32": False},
     "num_images": 50_000,
@@ -290,6 +290,14 @@ CASES = {
     "bf16 features": ({"arithmetic": {"dtype": "bfloat16"}}, {}, {}, "arithmetic", "problem", ["bfloat16"]),
     "drawn in fp16": ({"sampling_precision": "fp16"}, {}, {}, "sampling-precision", "warning", ["fp16"]),
     "torchvision's Inception": ({"extractor": "inception-v3-tv"}, {}, {}, "extractor", "problem", ["inception-v3-tv"]),
+    "other weights of the Inception": (
+        {"extractor_sha256": "5" * 64},
+        {},
+        {},
+        "extractor-weights",
+        "problem",
+        ["5" * 12, "6726825d"],
+    ),
     "no cause in the file": (
         {},
         {"FID": 9.0, "IS": 150.0},
@@ -363,6 +371,12 @@ def test_a_fresh_draw_of_the_wrong_reference_is_still_recognised_but_not_without
     assert codes(diagnose(make_results({"reference": None}, values))) == ["wrong-reference"]
     unknown = dict.fromkeys(("model", "release", "head", "drawn_at", "guidance", "reference"))
     assert codes(diagnose(make_results(unknown, values))) == ["no-comparison"]
+
+
+def test_numbers_whose_protocol_is_not_said_are_compared_with_nothing():
+    # IAR's rows state neither an evaluator nor how many images they are of.
+    (finding,) = diagnose(Results([row("FID", 2.52, {}), row("IS", 248.1, {})]))
+    assert finding.code == "no-comparison"
 
 
 def test_faults_add_up_and_problems_come_first():
