@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import huggingface_hub
@@ -114,6 +115,26 @@ def test_an_interrupted_download_goes_on(server, tmp_path, etag):
     kept = partial.stat().st_size
     assert hub.fetch(NAME, tmp_path).read_bytes() == CONTENT
     assert 80_000 < kept <= 90_000 and server.requests[-1] == ("GET", PATH, f"bytes={kept}-")
+
+
+def test_what_was_kept_beyond_the_size_is_dropped(server, tmp_path):
+    server.cut, server.failures = 90_000, 1
+    with pytest.raises(InputError, match="503"):
+        hub.fetch(NAME, tmp_path)
+    (partial,) = tmp_path.glob(".*.incomplete")
+    partial.write_bytes(CONTENT + b"more")
+    assert hub.fetch(NAME, tmp_path).read_bytes() == CONTENT
+
+
+def test_pins_that_are_written_side_by_side_are_all_kept(tmp_path):
+    from vq.pins import Pin, lock
+    from vq.releases import RemoteFile
+
+    found = RELEASES[NAME]
+    files = [RemoteFile(f"{index}.npz") for index in range(12)]
+    with ThreadPoolExecutor(12) as pool:
+        list(pool.map(lambda file: lock(found, file, Pin(None, 1, SHA256), tmp_path), files))
+    assert len(json.loads((tmp_path / "lock.json").read_text())) == 12
 
 
 def test_a_server_without_ranges_does_no_harm(server, tmp_path):

@@ -210,7 +210,8 @@ def _download(found: Release, file: RemoteFile, path: Path, folder: Path) -> Non
     with partial.open("ab") as stream:
         _claim(stream, path)
         if size is not None and stream.tell() > size:
-            stream.truncate(0)
+            stream.seek(0)
+            stream.truncate()
         with _plainly(found, file, announced.url, folder, partial):
             http_get(
                 announced.url,

@@ -2,6 +2,7 @@
 
 Where the table knows only how a SHA-256 begins, the first download completes it."""
 
+import fcntl
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -35,9 +36,11 @@ def key_of(found: Release, file: RemoteFile) -> str:
 
 
 def lock(found: Release, file: RemoteFile, pin: Pin, folder: Path) -> None:
-    """Pin what was verified, so that the next download must give the same bytes."""
-    pins = _read(folder) | {key_of(found, file): asdict(pin)}
-    write_json(Path(folder) / LOCK, dict(sorted(pins.items())))
+    """Pin what was verified, so that the next download must give the same bytes. Downloads may end side by side."""
+    with (Path(folder) / f".{LOCK}.held").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        pins = _read(folder) | {key_of(found, file): asdict(pin)}
+        write_json(Path(folder) / LOCK, dict(sorted(pins.items())))
 
 
 def _read(folder: Path) -> dict[str, dict[str, str | int]]:
