@@ -8,6 +8,7 @@ from stage import run_stage
 from llamagen.fid import ExtractorConfig
 from masc.device import patient_state
 from metrics.reference import make_reference, reference_file
+from metrics.resize import RESIZES
 from vq.data import DataConfig
 from vq.images import load_images
 
@@ -21,6 +22,12 @@ class ReferenceStage:
     num_kept: int = 10000  # pictures kept in the file, for precision and recall
     seed: int = 0  # of their choice
     name: str | None = None  # None: <data>-<split>, and the resize where it is not TensorFlow's
+
+    def __post_init__(self) -> None:
+        if self.resize not in RESIZES:
+            raise ValueError(f"resize must be one of {', '.join(RESIZES)}, not {self.resize!r}")
+        if self.num_kept < 2:
+            raise ValueError(f"num_kept must be at least 2, for precision and recall, found {self.num_kept}")
 
     @property
     def reference(self) -> str:

@@ -304,6 +304,16 @@ def test_pixel_sums_tell_jpeg_and_blur():
     assert summary(blurred)["sharpness"] < plain["sharpness"] / 2
 
 
+def test_a_reference_that_cannot_be_is_refused_before_a_picture_is_read():
+    from reference import ReferenceStage
+    from stage import load_config
+
+    for given, words in (("resize=nearest", "resize must be one of tf1-bilinear"), ("num_kept=0", "at least 2")):
+        with pytest.raises(InputError, match=words):
+            load_config("reference", ReferenceStage, ["data=twemoji", given])
+    assert load_config("reference", ReferenceStage, ["resize=pil-bicubic"]).reference == "imagenet256-train-pil-bicubic"
+
+
 def test_a_protocol_that_cannot_be_is_refused():
     for changes, words in (
         ({"metrics": ["KID"]}, "KID"),
