@@ -13,12 +13,13 @@ import pytest
 
 from masc.artifacts import InputError
 from vq import hub
-from vq.releases import RELEASES
+from vq.pins import Pin, lock
+from vq.releases import RELEASES, Release, RemoteFile
 
 CONTENT = np.random.default_rng(1).bytes(200_000)
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
-NAME, FILE = "adm-imagenet256", "VIRTUAL_imagenet256_labeled.npz"
-PATH = f"/diffusion/jul-2021/ref_batches/imagenet/256/{FILE}"
+NAME, FILE = "adm-imagenet512", "VIRTUAL_imagenet512.npz"  # nothing of it is known beforehand
+PATH = f"/diffusion/jul-2021/ref_batches/imagenet/512/{FILE}"
 
 
 class Server(ThreadingHTTPServer):
@@ -30,7 +31,7 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.files, self.requests = {PATH: CONTENT}, []
         self.moved: dict[str, str] = {}
-        self.cut, self.failures, self.knows_ranges, self.etag = None, 0, True, '"0x8D9"'
+        self.cut, self.failures, self.knows_ranges, self.etag, self.modified = None, 0, True, '"0x8D9"', ""
 
     @property
     def url(self) -> str:
@@ -57,8 +58,8 @@ class Handler(BaseHTTPRequestHandler):
             return self.send(503, headers, b"", False)
         start = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").removesuffix("-"))
         start *= server.knows_ranges
-        if server.etag:
-            headers["ETag"] = server.etag
+        headers |= {"ETag": server.etag} if server.etag else {}
+        headers |= {"Last-Modified": server.modified} if server.modified else {}
         if start:
             headers["Content-Range"] = f"bytes {start}-{len(body) - 1}/{len(body)}"
         return self.send(206 if start else 200, headers, body[start:], with_body)
@@ -100,7 +101,7 @@ def test_a_reference_arrives_whole_and_is_pinned_by_its_own_hash(server, tmp_pat
     assert path == tmp_path / FILE == hub.weights_path(NAME, tmp_path) and path.read_bytes() == CONTENT
     ((key, pin),) = json.loads((tmp_path / "lock.json").read_text()).items()
     assert key == f"{RELEASES[NAME].url}/{FILE}"
-    assert pin == {"revision": None, "size": len(CONTENT), "sha256": SHA256}
+    assert pin == {"size": len(CONTENT), "sha256": SHA256}  # not the tag, which is the mirror's
     server.requests.clear()
     hub.fetch(NAME, tmp_path)
     assert server.requests == []  # verified, not fetched again
@@ -127,9 +128,6 @@ def test_what_was_kept_beyond_the_size_is_dropped(server, tmp_path):
 
 
 def test_pins_that_are_written_side_by_side_are_all_kept(tmp_path):
-    from vq.pins import Pin, lock
-    from vq.releases import RemoteFile
-
     found = RELEASES[NAME]
     files = [RemoteFile(f"{index}.npz") for index in range(12)]
     with ThreadPoolExecutor(12) as pool:
@@ -144,11 +142,13 @@ def test_a_server_without_ranges_does_no_harm(server, tmp_path):
     assert hub.fetch(NAME, tmp_path).read_bytes() == CONTENT
 
 
-def test_another_version_is_not_joined_to_what_was_kept(server, tmp_path):
+@pytest.mark.parametrize(("etag", "modified"), [('"0x8DA"', ""), ("", "Fri, 05 Jan 2024 10:00:00 GMT")])
+def test_another_version_is_not_joined_to_what_was_kept(server, tmp_path, etag, modified):
     server.cut, server.failures = 90_000, 1
+    server.etag, server.modified = etag and '"0x8D9"', modified and "Thu, 15 Jul 2021 10:00:00 GMT"
     with pytest.raises(InputError, match="503"):
         hub.fetch(NAME, tmp_path)
-    server.files[PATH], server.etag = CONTENT[::-1], '"0x8DA"'
+    server.files[PATH], server.etag, server.modified = CONTENT[::-1], etag, modified
     assert hub.fetch(NAME, tmp_path).read_bytes() == CONTENT[::-1]
 
 
@@ -179,28 +179,37 @@ def test_other_bytes_than_the_first_time_are_refused(server, tmp_path):
         hub.fetch(NAME, tmp_path)
 
 
-def test_the_hash_that_a_name_carries_is_held_against_the_bytes(server, tmp_path):
-    found = RELEASES["inception-2015-12-05"]
-    path = "/mseitzer/pytorch-fid/releases/download/fid_weights/" + found.files[0].name
-    server.files[path] = CONTENT
-    with pytest.raises(InputError, match=f"SHA-256 {SHA256}, expected 6726825d"):
-        hub.fetch(found.name, tmp_path)
-    assert not list(tmp_path.glob("*.pth"))
-    (tmp_path / found.files[0].name).write_bytes(CONTENT)  # by hand
-    with pytest.raises(InputError, match=f"SHA-256 {SHA256}, expected 6726825d"):
-        hub.fetch(found.name, tmp_path)
-
-
-def test_a_known_beginning_is_completed_by_the_first_download(server, tmp_path, monkeypatch):
-    from vq.releases import Release, RemoteFile
-
-    name = f"net-{SHA256[:8]}.pth"
-    made = Release("net", None, (RemoteFile(name, sha256=SHA256[:8]),), url="https://somewhere.test/folder")
+def test_the_tables_word_is_held_against_server_and_bytes(server, tmp_path, monkeypatch):
+    file = RELEASES["inception-2015-12-05"].files[0]
+    server.files[f"/mseitzer/pytorch-fid/releases/download/fid_weights/{file.name}"] = CONTENT
+    with pytest.raises(InputError, match=f"size 200000 there, {file.size} here"):
+        hub.fetch("inception-2015-12-05", tmp_path)
+    made = Release("net", None, (RemoteFile("net.pth", 200_000, SHA256),), url="https://somewhere.test/folder")
     monkeypatch.setitem(RELEASES, "net", made)
-    server.files[f"/folder/{name}"] = CONTENT
-    hub.fetch("net", tmp_path)
-    ((_, pin),) = json.loads((tmp_path / "lock.json").read_text()).items()
-    assert pin["sha256"] == SHA256
+    server.files["/folder/net.pth"] = CONTENT[::-1]
+    with pytest.raises(InputError, match=f"net.pth has the SHA-256 .*, expected {SHA256}"):
+        hub.fetch("net", tmp_path)
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "net.pth").write_bytes(CONTENT[::-1])  # by hand
+    with pytest.raises(InputError, match=f"net.pth has the SHA-256 .*, expected {SHA256}"):
+        hub.fetch("net", tmp_path)
+    assert (tmp_path / "net.pth").read_bytes() == CONTENT[::-1]
+
+
+def test_a_server_that_gives_another_tag_is_refused_unless_the_table_knows_the_hash(server, tmp_path, monkeypatch):
+    monkeypatch.delenv("MASC_MIRROR")
+    for name, sha256 in (("pinned", None), ("known", SHA256)):
+        made = Release(name, None, (RemoteFile(f"{name}.npz", None, sha256),), url=f"{server.url}/folder")
+        monkeypatch.setitem(RELEASES, name, made)
+        server.files[f"/folder/{name}.npz"] = CONTENT
+        hub.fetch(name, tmp_path).unlink()
+    assert json.loads((tmp_path / "lock.json").read_text())[f"{server.url}/folder/pinned.npz"]["etag"] == '"0x8D9"'
+    server.etag = '"0x8DA"'
+    with pytest.raises(InputError, match=r'entity tag "0x8DA" there, "0x8D9" here.*delete .*pinned.npz from'):
+        hub.fetch("pinned", tmp_path)
+    assert hub.fetch("known", tmp_path).read_bytes() == CONTENT
+    monkeypatch.setenv("MASC_MIRROR", server.url)  # a mirror has tags of its own: the pinned hash decides
+    assert hub.fetch("pinned", tmp_path).read_bytes() == CONTENT
 
 
 def test_torchvisions_files_have_torchvisions_addresses():

@@ -10,7 +10,8 @@ server for the other addresses, whose scheme and host it replaces.
 
 A commit, size or SHA-256 that the table does not know is taken from what the server announces at the first download,
 checked against the bytes received and written to lock.json beside them; later downloads must agree with it. A server
-that is no hub announces no hash: there the hash of the first download is kept."""
+that is no hub announces no hash: there the hash of the first download is kept, and the entity tag, unless a mirror gave
+it."""
 
 import contextlib
 import fcntl
@@ -42,12 +43,13 @@ class Announced:
     """What a server says of a file: where its bytes are, its commit, its size, and an entity tag.
 
     A hub's tag is the SHA-256 of a file in large-file storage, else the SHA-1 that git gives it. Other servers have no
-    commits, and their tags say nothing but whether a file changed."""
+    commits, and their tags say nothing but whether a file changed; those that give none give a date, or nothing."""
 
     url: str
     revision: str | None
     size: int | None
     etag: str
+    pinned_etag: str | None = None  # the tag, if later answers of this server must give it again
     is_hub: bool = True
 
     @property
@@ -74,7 +76,7 @@ def listing() -> str:
         sizes = [file.size for file in found.files if file.size]
         size = f"{sum(sizes) / 1e9:.2f} GB" if sizes else ""
         lines.append(
-            f"  {found.name:<22}{size:>9}  {found.origin if found.is_remote else 'by hand, from ' + found.source}"
+            f"  {found.name:<24}{size:>9}  {found.origin if found.is_remote else 'by hand, from ' + found.source}"
         )
     return "\n".join(lines)
 
@@ -141,11 +143,9 @@ def _check_present(found: Release, file: RemoteFile, path: Path, folder: Path) -
             logger.warning("keeping %s unverified: nothing is known of it here, and %s", path, error)
             return
         sha256 = _verify(found, file, path, pin, announced)
-        lock(found, file, Pin(announced.revision, path.stat().st_size, sha256), folder)
+        lock(found, file, Pin(announced.revision, path.stat().st_size, sha256, announced.pinned_etag), folder)
     elif pin.sha256 is not None:
-        sha256 = _verify(found, file, path, pin, None)
-        if sha256 != pin.sha256:  # only its beginning was known
-            lock(found, file, Pin(pin.revision, path.stat().st_size, sha256), folder)
+        _verify(found, file, path, pin, None)
 
 
 def _ask(found: Release, file: RemoteFile, pin: Pin, folder: Path) -> Announced:
@@ -163,8 +163,9 @@ def _ask(found: Release, file: RemoteFile, pin: Pin, folder: Path) -> Announced:
             ("commit", said.revision, pin.revision),
             ("size", said.size, pin.size),
             ("SHA-256", said.sha256, pin.sha256),
+            ("entity tag", said.pinned_etag, pin.etag),
         )
-        if there and here and (there != here if what != "SHA-256" else not there.startswith(here))
+        if there and here and there != here
     ]
     if differing:
         raise InputError(
@@ -186,9 +187,10 @@ def _ask_server(found: Release, file: RemoteFile, url: str, folder: Path) -> Ann
     with _plainly(found, file, url, folder):
         answer = httpx2.head(url, follow_redirects=True, timeout=30, headers={"Accept-Encoding": "identity"})
         hf_raise_for_status(answer)
-    size = answer.headers.get("Content-Length")
-    tag = answer.headers.get("ETag", "")
-    return Announced(str(answer.url), None, int(size) if size else None, tag, is_hub=False)
+    size, tag = answer.headers.get("Content-Length"), answer.headers.get("ETag")
+    pinned = None if "MASC_MIRROR" in os.environ else tag
+    tag = tag or answer.headers.get("Last-Modified", "")
+    return Announced(str(answer.url), None, int(size) if size else None, tag, pinned, is_hub=False)
 
 
 def _address(found: Release, file: RemoteFile) -> str:
@@ -227,7 +229,7 @@ def _download(found: Release, file: RemoteFile, path: Path, folder: Path) -> Non
         partial.unlink()
         raise
     partial.replace(path)
-    lock(found, file, Pin(announced.revision, path.stat().st_size, sha256), folder)
+    lock(found, file, Pin(announced.revision, path.stat().st_size, sha256, announced.pinned_etag), folder)
 
 
 def _claim(stream: BinaryIO, path: Path) -> None:
@@ -274,7 +276,7 @@ def _verify(found: Release, file: RemoteFile, path: Path, pin: Pin, announced: A
     if announced and announced.git_sha1:
         checks.append(("git SHA-1", _git_hash(path), announced.git_sha1))
     for what, here, expected in checks:
-        if expected and not (here.startswith(expected) if what == "SHA-256" else here == expected):
+        if expected and here != expected:
             raise InputError(
                 f"{file.name} has the {what} {here}, expected {expected} ({found.origin}): damaged, or another "
                 f"file. Remove {path} if it is still there, and type `make weights NAME={found.name}`"

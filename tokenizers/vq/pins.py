@@ -1,6 +1,4 @@
-"""What a downloaded file must be: the table's word, else that of the first download, kept in lock.json.
-
-Where the table knows only how a SHA-256 begins, the first download completes it."""
+"""What a downloaded file must be: the table's word, else that of the first download, kept in lock.json."""
 
 import fcntl
 import json
@@ -15,19 +13,19 @@ LOCK = "lock.json"
 
 @dataclass(frozen=True)
 class Pin:
-    """Commit, size and SHA-256 of a file; None where neither table nor lock knows. The hash may be its beginning."""
+    """Commit, size and SHA-256 of a file, and the entity tag of a server that is no hub; None where it is not known."""
 
     revision: str | None = None
     size: int | None = None
     sha256: str | None = None
+    etag: str | None = None
 
 
 def pin_of(found: Release, file: RemoteFile, folder: Path) -> Pin:
     locked = Pin(**_read(folder).get(key_of(found, file), {}))
-    sha256 = file.sha256 or locked.sha256
-    if locked.sha256 and locked.sha256.startswith(file.sha256 or ""):
-        sha256 = locked.sha256
-    return Pin(found.revision or locked.revision, file.size or locked.size, sha256)
+    # A tag changes with the server too. Where the table knows the hash, that alone decides.
+    etag = None if file.sha256 else locked.etag
+    return Pin(found.revision or locked.revision, file.size or locked.size, file.sha256 or locked.sha256, etag)
 
 
 def key_of(found: Release, file: RemoteFile) -> str:
@@ -39,7 +37,8 @@ def lock(found: Release, file: RemoteFile, pin: Pin, folder: Path) -> None:
     """Pin what was verified, so that the next download must give the same bytes. Downloads may end side by side."""
     with (Path(folder) / f".{LOCK}.held").open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        pins = _read(folder) | {key_of(found, file): asdict(pin)}
+        known = {what: value for what, value in asdict(pin).items() if value is not None}
+        pins = _read(folder) | {key_of(found, file): known}
         write_json(Path(folder) / LOCK, dict(sorted(pins.items())))
 
 

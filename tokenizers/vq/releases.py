@@ -4,8 +4,11 @@ Names and files: LlamaGen (README.md at ce98ec4), 1d-tokenizer (README_RAR.md), 
 docs/Open-MAGVIT2.md), taming-transformers (README.md); for evaluations pytorch-fid 0.3 (inception.py),
 guided-diffusion (evaluations/README.md), open_clip 3.3 (pretrained.py). Commits, sizes and SHA-256 are what the hub
 itself shows for these files, read from stored copies of its pages (for LlamaGen the commit dc1fec5, which added them);
-the SHA-256 of vq_ds16_c2i.pt is the one that three repositories independent of one another record. What could not be
-read is None: the first download then pins what the server announces and sends (vq.hub)."""
+the SHA-256 of vq_ds16_c2i.pt is the one that three repositories independent of one another record. Of files that are on
+no hub it is what copies of them on the hub show (pytorch-fid's, torchvision's vgg16, adm-imagenet256), and what at
+least three repositories independent of one another record after a download; where a network's file name carries eight
+digits, they begin its hash. What could not be read is None: the first download then pins what the server announces and
+sends (vq.hub)."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +18,7 @@ from masc.artifacts import InputError
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file of a repository; size in bytes; the SHA-256, or the beginning of it that its own name carries."""
+    """A file of a repository, or at an address: its name there, its size in bytes, its SHA-256."""
 
     name: str
     size: int | None = None
@@ -99,29 +102,85 @@ TAMING_SOURCE = "the links in the README.md of CompVis/taming-transformers (the 
 
 ADM = "https://openaipublic.blob.core.windows.net/diffusion/jul-2021/ref_batches/imagenet"
 INCEPTION = "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights"
-# What evaluations read beside models: networks, ADM's reference batches and its published samples.
+# What evaluations read beside models: networks, ADM's reference batches and its published samples, COCO's captions.
 EVALUATION = (
     Release(
         "inception-2015-12-05",
         None,
-        (RemoteFile("pt_inception-2015-12-05-6726825d.pth", sha256="6726825d"),),
+        (
+            RemoteFile(  # the same bytes as torch-fidelity's weights-inception-2015-12-05-6726825d.pth
+                "pt_inception-2015-12-05-6726825d.pth",
+                95628359,
+                "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
+            ),
+        ),
         url=INCEPTION,
     ),
     Release("adm-imagenet64", None, (RemoteFile("VIRTUAL_imagenet64_labeled.npz"),), url=f"{ADM}/64"),
-    Release("adm-imagenet256", None, (RemoteFile("VIRTUAL_imagenet256_labeled.npz"),), url=f"{ADM}/256"),
+    Release(
+        "adm-imagenet256",
+        None,
+        (
+            RemoteFile(
+                "VIRTUAL_imagenet256_labeled.npz",
+                2037122530,
+                "b32732719497e42660a9affb4a966068cba0855ac449b82015e34ec376d20758",
+            ),
+        ),
+        url=f"{ADM}/256",
+    ),
     Release("adm-imagenet512", None, (RemoteFile("VIRTUAL_imagenet512.npz"),), url=f"{ADM}/512"),
     Release(
         "adm-samples-imagenet256", None, (RemoteFile("admnet_guided_upsampled_imagenet256.npz"),), url=f"{ADM}/256"
     ),
-    Release("clip-vit-b-32", "timm/vit_base_patch32_clip_224.openai", (RemoteFile("open_clip_model.safetensors"),)),
+    Release(
+        "clip-vit-b-32",
+        "timm/vit_base_patch32_clip_224.openai",
+        (
+            RemoteFile(
+                "open_clip_model.safetensors",
+                605143284,
+                "e6d1bd7789aa45192b3bf90570a789b478bae1b74ebcce7eddd908e83a2b7c31",
+            ),
+        ),
+        "a6f597a30f7b82c51704746581f9a4e41421e878",
+    ),
     Release(
         "lpips-alexnet",
         None,
-        (RemoteFile("alexnet-owt-7be5be79.pth", sha256="7be5be79"),),
+        (
+            RemoteFile(
+                "alexnet-owt-7be5be79.pth",
+                244408911,
+                "7be5be791159472b1fbf3c69796f7cb30dca7ad8466c2df70058c37116cdee02",
+            ),
+        ),
         url="torchvision:AlexNet_Weights",
     ),
     Release(
-        "lpips-vgg16", None, (RemoteFile("vgg16-397923af.pth", sha256="397923af"),), url="torchvision:VGG16_Weights"
+        "lpips-vgg16",
+        None,
+        (
+            RemoteFile(
+                "vgg16-397923af.pth",
+                553433881,
+                "397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0",
+            ),
+        ),
+        url="torchvision:VGG16_Weights",
+    ),
+    # Captions, to be unpacked in COCO's folder. Plain HTTP: the server's certificate is not of its own name.
+    Release(
+        "coco-annotations",
+        None,
+        (
+            RemoteFile(
+                "annotations_trainval2014.zip",
+                252872794,
+                "031296bbc80c45a1d1f76bf9a90ead27e94e99ec629208449507a4917a3bf009",
+            ),
+        ),
+        url="http://images.cocodataset.org/annotations",
     ),
 )
 
