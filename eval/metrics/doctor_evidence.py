@@ -76,14 +76,15 @@ def classes(case: Case) -> Iterator[Finding]:
 
 
 def sorted_samples(case: Case) -> Iterator[Finding]:
-    """ADM's IS is over consecutive chunks of the file: sorted by class, each chunk holds few classes."""
+    """ADM's IS is over consecutive chunks of the file: sorted by class, each chunk holds few classes. Order is nothing
+    to a single chunk."""
     protocol = case.results["IS"]["protocol"] if "IS" in case.values else {}
     if protocol.get("form", protocol.get("evaluator")) != "adm":
         return
     score = case.evidence.get("inception_score", {})
     known = {"file_order", "shuffled"} <= set(score) and score.get("chunks", 2) > 1
     gap = 1 - score["file_order"] / score["shuffled"] if known else 0.0
-    is_sorted = case.evidence.get("labels", {}).get("sorted", False)
+    is_sorted = case.evidence.get("labels", {}).get("sorted", False) and score.get("chunks", 2) > 1
     if gap <= SORTED_GAP and not (is_sorted and not known):
         return
     text = "The pictures lie sorted by class" if is_sorted else "The pictures seem to lie sorted in the file"
@@ -100,7 +101,8 @@ def sorted_samples(case: Case) -> Iterator[Finding]:
 def jpeg(case: Case) -> Iterator[Finding]:
     types = case.evidence.get("file_types") or {str(case.protocol.get("file_type")): case.protocol.get("num_images", 0)}
     files = [f"{number:,} pictures are files of {name}" for name, number in types.items() if "jpeg" in name]
-    blockiness = case.evidence.get("blockiness")
+    # Samples of ours are decoded from their tokens, and steps between 8-pixel blocks are then the decoder's own.
+    blockiness = None if case.protocol.get("images") == "samples" else case.evidence.get("blockiness")
     if not case.is_fid or not (files or (blockiness is not None and blockiness > BLOCKY)):
         return
     seen = files.copy()
@@ -126,7 +128,9 @@ def resize(case: Case) -> Iterator[Finding]:
             "pytorch-fid's half-pixel kernel alone shifts features by 1% and FID with them.",
             "measure with the kernel of the evaluator: `make eval-fid`",
         )
-    if case.is_fid and sizes and set(sizes) != {"256x256"}:
+    side = case.protocol.get("drawn_at", 256)
+    small = side < 256 and set(sizes) == {f"{side}x{side}"}  # a model of small pictures: nothing to be mended
+    if case.is_fid and sizes and set(sizes) != {"256x256"} and not small:
         listed = ", ".join(f"{number:,} of {size}" for size, number in sorted(sizes.items()))
         yield Finding(
             "image-sizes",
@@ -148,6 +152,7 @@ def resize(case: Case) -> Iterator[Finding]:
 
 def weights(case: Case) -> Iterator[Finding]:
     kind, averaged = case.protocol.get("weights"), case.evidence.get("average_kept")
+    owner = "release." if case.protocol.get("release") else ""
     if kind == "raw" and averaged:
         yield Finding(
             "raw-weights",
@@ -160,7 +165,7 @@ def weights(case: Case) -> Iterator[Finding]:
             "averaged-weights",
             "note",
             "The pictures are drawn from averaged weights; LlamaGen's published numbers are of raw ones.",
-            f"{case.draw('use_ema=false')} for a comparison with them",
+            f"{case.draw(f'{owner}use_ema=false')} for a comparison with them",
         )
 
 

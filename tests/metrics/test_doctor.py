@@ -195,7 +195,6 @@ CASES = {
     "top-k": ({"top_k": 100}, {}, {}, "off-preset", "warning", ["top_k 100", "top_k 0"]),
     "a run's temperature": (RUN | {"temperature": 0.9}, {}, {}, "off-preset", "warning", ["temperature 0.9"]),
     "LlamaGen's gallery": ({"guidance": 4.0, "top_k": 2000}, {}, {}, "gallery", "warning", ["looking"]),
-    "MASC's gallery": (RUN | {"guidance": 2.5, "K": 100}, {}, {}, "gallery", "warning", ["gallery-masc"]),
     "a 384 release at 256": (
         {"release": "c2i_B_384", "guidance": 2.25},
         {"FID": 30.0, "IS": 60.0},
@@ -248,7 +247,14 @@ CASES = {
         ["1,000 pictures are files of jpeg"],
     ),
     "JPEG in its protocol only": ({"file_type": "jpeg"}, {}, {}, "jpeg", "problem", ["50,000 pictures"]),
-    "once JPEG": ({"file_type": "png"}, {}, {"blockiness": 1.25}, "jpeg", "warning", ["1.25"]),
+    "once JPEG": (
+        {"file_type": "png", "images": "pictures"},
+        {},
+        {"blockiness": 1.25},
+        "jpeg",
+        "warning",
+        ["1.25"],
+    ),
     "pytorch-fid's kernel": (
         {"resize": "half-pixel-bilinear"},
         {},
@@ -332,6 +338,7 @@ NOTES = {
     ),
     "averaged weights": ({"weights": "average"}, {}, {}, "averaged-weights"),
     "60,000 images": ({"num_images": 60_000}, {}, {"labels": None}, "many-images"),
+    "MASC at its gallery's guidance": (RUN | PAPER | {"guidance": 2.5}, MASC_VALUES, FIFTY_EACH, "gallery"),
     "MASC under ADM's evaluator": (RUN, {}, {}, "across-evaluators"),
     "off MASC's number at an unstated guidance": (RUN | PAPER, {"FID": 7.0}, FIFTY_EACH, "unexplained"),
 }
@@ -384,17 +391,61 @@ def test_faults_add_up_and_problems_come_first():
     assert codes(findings) == ["non-finite", "off-preset", "label-map"]
 
 
-def test_rfid_against_training_statistics():
-    protocol = {"reference": "adm-imagenet256", "reference_split": "train", "num_images": 50_000}
-    assert "reconstruction-reference" in codes(diagnose(Results([row("rFID", 4.28, protocol)])))
-    own = Results([row("rFID", 2.19, protocol | {"reference": "imagenet256-val", "reference_split": "val"})])
-    assert codes(diagnose(own)) == ["no-comparison"]
+NAMELESS = dict.fromkeys(("model", "release", "head", "drawn_at", "guidance", "labels")) | {"images": "pictures.npz"}
+
+
+def test_reconstructions_against_training_statistics():
+    values = {"FID": 4.28, "IS": 160.0, "precision": None, "recall": None, "sFID": None}
+    assert codes(diagnose(make_results(NAMELESS, values))) == ["reconstruction-reference", "no-comparison"]
+    assert codes(diagnose(make_results(NAMELESS | {"reference": "mine"}, values))) == ["no-comparison"]
+    assert codes(diagnose(make_results(NAMELESS, values | {"FID": 2.19}))) == ["no-comparison"]
+
+
+# What rules must not take for a fault: protocol, evidence.
+HEALTHY = {
+    "one chunk in order of class": (
+        {"num_images": 1000, "labels": "balanced"},
+        {
+            "labels": {"classes": 1000, "present": 1000, "fewest": 1, "most": 1, "sorted": True},
+            "inception_score": {"file_order": 50.0, "shuffled": 50.0, "chunks": 1},
+        },
+        {"few-images"},
+    ),
+    "a decoder with a grain of 8 pixels": ({}, {"blockiness": 1.3}, {"agrees"}),
+    "a model of small pictures": (
+        RUN
+        | {"model": "llamagen-tiny", "data": "twemoji", "drawn_at": 32, "image_size": 32}
+        | {"reference": "twemoji-train", "reference_size": 20_292},
+        {"image_sizes": {"32x32": 50_000}},
+        {"no-comparison"},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", HEALTHY)
+def test_what_is_healthy_is_not_called_a_fault(name):
+    protocol, evidence, expected = HEALTHY[name]
+    assert set(codes(diagnose(make_results(protocol, {}, evidence)))) == expected
+
+
+def test_advice_is_a_command_that_can_be_typed():
+    few = {"num_images": 3000}
+    coco = few | {"protocol": "coco", "release": "t2i_XL_stage1_256", "labels": None}
+    advice = {
+        "`make sample RELEASE=c2i_B_256 SAMPLES=NEW_NAME ARGS=num_images=50000`": few,
+        "`make sample RUN=... SAMPLES=NEW_NAME ARGS=num_images=50000`": few | {"release": None},
+        "`make eval-coco RELEASE=t2i_XL_stage1_256 SAMPLES=NEW_NAME ARGS=num_images=30000`": coco,
+        "make the pictures anew (num_images=50000)": few | NAMELESS,
+    }
+    for words, protocol in advice.items():
+        assert diagnose(make_results(protocol, {}, {"labels": None}))[0].advice.startswith(words)
+    averaged = diagnose(make_results({"weights": "average"}))[0].advice
+    assert "ARGS=release.use_ema=false" in averaged
 
 
 def test_adms_published_samples_are_recognised_from_their_numbers():
-    unknown = dict.fromkeys(("model", "release", "head", "drawn_at", "guidance", "labels"))
     values = {"FID": 3.9434, "IS": 215.84, "sFID": 6.141, "precision": 0.826, "recall": 0.53}
-    (finding,) = diagnose(make_results(unknown | {"images": "admnet.npz"}, values, {"inception_score": None}))
+    (finding,) = diagnose(make_results(NAMELESS, values, {"inception_score": None}))
     assert finding.code == "agrees" and "ADM's README" in finding.text
 
 
