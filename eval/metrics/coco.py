@@ -171,7 +171,7 @@ def load_captions(path: Path) -> CaptionList:
         if path.suffix == ".json":
             return _load_choice(path)
         texts = read_table(path) if path.suffix == ".csv" else path.read_text("utf-8").split("\n")
-    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
+    except (UnicodeDecodeError, json.JSONDecodeError, csv.Error, KeyError, TypeError) as error:
         raise InputError(
             f"cannot read the captions of {path} ({type(error).__name__}: {error}); choose them anew with `{MAKE}`"
         ) from error
@@ -193,6 +193,12 @@ def read_table(path: Path) -> list[str]:
         rows = list(csv.reader(file, delimiter="\t"))
     if not rows or rows[0] != ["Prompt"] or any(len(row) != 1 for row in rows):
         raise InputError(f"expected a line `Prompt` and then a caption a line in {path}, found {rows[:1]}")
+    broken = [number for number, (text,) in enumerate(rows[1:], 1) if len(text.splitlines()) > 1]
+    if broken:
+        raise InputError(
+            f"caption {broken[0]} of {path} goes over several lines: a quotation mark opens it and none closes it there. "
+            "Image i shows caption i, so every caption needs one line"
+        )
     return [row[0] for row in rows[1:]]
 
 

@@ -90,6 +90,13 @@ def test_llamagens_table_is_read_as_llamagen_reads_it(tmp_path):
     captions = load_captions(file)
     assert captions.texts == ["A cat, on a mat", "Head shot of a zebra, with grass"]
     assert captions.ids_sha256 is None and "without image ids" in captions.protocol["captions"]
+    for content, words in (
+        ('Prompt\n"a cat\na dog"\n', "caption 1 of .* goes over several lines"),
+        ("x" * 200_000, "field"),
+    ):
+        file.write_text(content)
+        with pytest.raises(InputError, match=words):
+            load_captions(file)
     file.write_text("Caption\nA cat\n")
     with pytest.raises(InputError, match="expected a line `Prompt`"):
         load_captions(file)
