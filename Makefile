@@ -134,7 +134,7 @@ export:  ## a run's weights in LlamaGen's layout: RUN=runs/llamagen-b/flat/seed0
 parameters:  ## exact parameter counts by size and vocabulary
 	$(PYTHON) scripts/parameters.py $(ARGS)
 
-weights:  ## released checkpoints from the hub, verified: NAME=vq_ds16_c2i,c2i_B_256 (without NAME: the list)
+weights:  ## released checkpoints, extractor weights, references, verified: NAME=c2i_B_256,adm-imagenet256 (without NAME: the list)
 	$(PYTHON) scripts/weights.py names=[$(NAME)] $(ARGS)
 
 text-features:  ## FLAN-T5-XL features of captions: CAPTIONS=captions_val2014.json GPUS=1
