@@ -196,7 +196,7 @@ def read_table(path: Path) -> list[str]:
     broken = [number for number, (text,) in enumerate(rows[1:], 1) if len(text.splitlines()) > 1]
     if broken:
         raise InputError(
-            f"caption {broken[0]} of {path} goes over several lines: a quotation mark opens it and none closes it there. "
+            f"caption {broken[0]} of {path} goes over several lines: a quotation mark opens it that none closes. "
             "Image i shows caption i, so every caption needs one line"
         )
     return [row[0] for row in rows[1:]]
