@@ -104,11 +104,12 @@ def sample(config: SampleConfig, preset: SamplingConfig | None = None) -> Path:
 
 
 def _refuse_other_settings(directory: Path, manifest: dict[str, Any]) -> None:
-    """Raise InputError if a directory holds samples of other settings; those of older weights may be replaced."""
+    """Raise InputError if a directory holds samples of other settings or captions; those of older weights may be
+    replaced."""
     there = manifest_at(directory)
     if there is None:
         return
-    lines = differences(flatten(there["config"]), flatten(manifest["config"]))
+    lines = differences(*(flatten(one["config"] | {"captions": one.get("captions")}) for one in (there, manifest)))
     if lines:
         raise InputError(
             f"{directory} holds samples of other settings:\n{lines}\nChoose another name with SAMPLES=..., or delete "

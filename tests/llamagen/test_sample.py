@@ -246,6 +246,10 @@ def test_captions_condition_a_text_model(release, tmp_path, monkeypatch):
     manifest = json.loads((where / "manifest.json").read_text())
     assert manifest["config"]["labels"] is None and manifest["captions"]["encoder"] == "t5"
     assert json.loads((where / "captions.json").read_text()) == lines and not (where / "labels.npy").exists()
+    extract_text_features(Captions(lines[::-1], None), encoder, tmp_path / "other", 2)
+    with pytest.raises(InputError, match=r"holds samples of other settings:\n  captions\.captions_sha256"):
+        sample(SampleConfig(captions="other", **settings))
+    assert np.array_equal(np.load(where / "tokens.npy"), tokens)
     with pytest.raises(InputError, match="golden is text-conditional"):
         sample(SampleConfig(name="none", **settings))
     with pytest.raises(InputError, match="holds 4 captions for 5 images"):
