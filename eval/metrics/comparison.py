@@ -16,7 +16,7 @@ from metrics.subjects import Subject
 REFERENCE_KEYS = ("reference", "reference_sha256", "reference_split", "reference_size", "reference_neighbours")
 KEYS = (
     *("protocol", "evaluator", *REFERENCE_KEYS, "extractor", "extractor_sha256", "resize", "input", "arithmetic"),
-    *("num_images", "image_size", "crop", "codes_sha256", "reference_images"),
+    *("num_images", "image_size", "crop", "codes_sha256", "reference_images", "captions_sha256", "ids_sha256"),
 )
 DETAILS = ("form", "splits", "chunk", "order", "neighbour", "distances", "text", "preprocessing", "open_clip")
 # What differs between seeds of one family without being a choice.
@@ -130,9 +130,16 @@ def _title(members: list[Entry]) -> str:
         f"against {protocol['reference']}" if "reference" in protocol else "",
         f"{num_images:,} images" if isinstance(num_images, int) else "",
         f"resize {protocol['resize']}" if "resize" in protocol else "",
+        f"pictures of {protocol['image_size']} px" if protocol.get("image_size", 256) != 256 else "",
+        captions_text(protocol),
         str(protocol.get("images", "")) if "codes_sha256" in protocol else "",
     ]
     return ", ".join(word for word in words if word) or "no protocol stated"
+
+
+def captions_text(protocol: dict[str, Any]) -> str:
+    """Which captions the pictures show, if they do."""
+    return f"captions {protocol['captions_sha256'][:8]}" if "captions_sha256" in protocol else ""
 
 
 def heading(entry: Entry, is_one_of_several: bool = False) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 
 from masc.artifacts import InputError
 from metrics import figures
-from metrics.comparison import Entry, group_by, heading, settings_text
+from metrics.comparison import Entry, captions_text, group_by, heading, settings_text
 from metrics.runs import AXES, NATS, Curve, is_better_high, time_between
 from metrics.subjects import Subject
 
@@ -85,7 +85,7 @@ def _from_results(found: list[Entry]) -> Iterator[Line]:
         about = first.row["protocol"] | first.key
         words = [about.get("protocol"), f"{about['num_images']:,} images" if "num_images" in about else None]
         words += [f"against {about['reference']}"] if "reference" in about else []
-        title = ", ".join(str(word) for word in words if word)
+        title = ", ".join(str(word) for word in (*words, captions_text(about)) if word)
         alike = first.key, first.column
         yield Line(first.subject, first.metric, alike, title, heading(first), settings(first), curve)
 

@@ -14,7 +14,10 @@ SORTED_GAP = 0.02  # relative: IS in file order below IS in shuffled chunks; two
 BLOCKY = 1.1
 # The same, sharpness against their own: 0.40 enlarged from 128 px, 0.61 from 192 px.
 BLURRED, HARSH = 0.62, 1.6
-COMPARABLE = ("evaluator", "resize", "reference", "reference_sha256", "num_images", "extractor_sha256")
+COMPARABLE = (
+    *("evaluator", "resize", "reference", "reference_sha256", "num_images", "extractor_sha256", "crop"),
+    *("image_size", "captions_sha256"),
+)
 
 
 def nonfinite(case: Case) -> Iterator[Finding]:

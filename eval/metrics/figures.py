@@ -77,7 +77,7 @@ def _lines(
             curve[unit][shown] * scale,
             curve[metric][shown],
             color=palette[label],
-            label=label if is_first else None,
+            label=label.replace("$", r"\$") if is_first else None,  # else it would be mathematics
             linewidth=1.8,
             alpha=1.0 if is_first else 0.45,
             marker="o" if shown.sum() < 12 else None,

@@ -24,7 +24,7 @@ from metrics.subjects import Subject, find_subjects
 logger = logging.getLogger(__name__)
 GRID_PIXELS = 1024  # the longer side of a sample grid on the page; smaller ones stay as they are
 AXIS_WORDS = {"images": "images seen", "step": "steps", "seconds": "hours"}
-CLOSE = 1e6  # images from which a count is written in millions
+MILLION = 1e6  # from which a count is written in millions
 
 
 @dataclass(kw_only=True)
@@ -130,7 +130,7 @@ def amount(value: float | None) -> str:
     """A count in few figures: 960, 384.4M."""
     if value is None:
         return ""
-    return f"{value / 1e6:,.1f}M" if value >= CLOSE else f"{value:,.0f}"
+    return f"{value / 1e6:,.1f}M" if value >= MILLION else f"{value:,.0f}"
 
 
 def cell_text(cell: dict[str, Any] | None) -> dict[str, str]:
@@ -162,7 +162,7 @@ def time_text(time: dict[str, float | None], axis: str) -> dict[str, str]:
     """When a target is reached, and both ways to lay that beside the baseline's time."""
     if time["t"] is None:
         return {"t": "not reached", "speedup": "", "saved": ""}
-    scaled = f"{time['t'] / 3600:,.3g}" if axis == "seconds" else amount(time["t"])
+    scaled = _hours(time["t"]) if axis == "seconds" else amount(time["t"])
     if time["t0"] is None:
         return {"t": scaled, "speedup": "baseline: not reached", "saved": ""}
     return {
@@ -170,6 +170,11 @@ def time_text(time: dict[str, float | None], axis: str) -> dict[str, str]:
         "speedup": "" if time["speedup"] is None else f"{time['speedup']:.2f}",
         "saved": "" if time["saved"] is None else f"{time['saved']:.0%}",
     }
+
+
+def _hours(seconds: float) -> str:
+    hours = seconds / 3600
+    return f"{hours:.3g}" if hours < 1000 else f"{hours:,.0f}"
 
 
 def finite(content: Any) -> Any:

@@ -13,7 +13,7 @@ from stage import load_config
 from masc.artifacts import InputError
 from metrics.comparison import compare, entries
 from metrics.curves import all_lines, draw
-from metrics.overview import OverviewConfig, embed, write_overview
+from metrics.overview import OverviewConfig, embed, time_text, write_overview
 from metrics.results import Results, row
 from metrics.runs import NATS, Run, TimeToTarget, is_better_high, reached_at
 from metrics.subjects import find_subjects
@@ -94,6 +94,7 @@ def curves_of(root, targets=None, metrics=()):
         {"resize": "pil-bicubic"},
         {"num_images": 5000},
         {"image_size": 384},
+        {"captions_sha256": "c" * 64},
     ],
 )
 def test_numbers_of_two_protocols_never_share_a_table(tmp_path, other):
@@ -105,6 +106,14 @@ def test_numbers_of_two_protocols_never_share_a_table(tmp_path, other):
     # IS names no reference, and stands with the FID of its own file.
     assert all(len(table["columns"]) == 2 for table in tables)
     assert tables[0]["protocol"] != tables[1]["protocol"]
+
+
+@pytest.mark.parametrize("other", [{"image_size": 384}, {"captions_sha256": "c" * 64}])
+def test_tables_of_other_pictures_are_told_apart_by_their_titles(tmp_path, other):
+    directory = make_run(tmp_path)
+    measured(directory)
+    measured(directory, "default-other", protocol=other)
+    assert len({table["title"] for table in tables_of(tmp_path)[0]}) == 2
 
 
 def test_the_two_forms_of_is_are_two_columns(tmp_path):
@@ -285,6 +294,20 @@ def test_time_to_target_in_both_forms_and_directions(tmp_path):
     assert masc["axes"]["seconds"] == {"t0": 10800.0, "t": 3600.0, "saved": pytest.approx(2 / 3), "speedup": 3.0}
     page = write_overview(OverviewConfig(runs=str(tmp_path), output=str(tmp_path / "report"))).read_text()
     assert "<td>320</td><td>3.00</td><td>67%</td>" in page and '<td colspan="3">not reached</td>' in page
+
+
+def test_hours_are_written_out_however_many():
+    def hours(value):
+        return time_text({"t": 3600.0 * value, "t0": 1.0, "speedup": 1.0, "saved": 0.0}, "seconds")["t"]
+
+    assert [hours(value) for value in (0.001, 2.5, 520, 8333)] == ["0.001", "2.5", "520", "8,333"]
+
+
+def test_a_name_is_never_read_as_mathematics(tmp_path):
+    make_run(tmp_path / "one$^$")
+    make_run(tmp_path / "two", nats=(7, 6, 4), seed=1, num_clusters=3)
+    page = write_overview(OverviewConfig(runs=str(tmp_path), output=str(tmp_path / "report"))).read_text()
+    assert page.count("one$^$") > 1
 
 
 def test_a_stated_target_replaces_the_baselines_final_value(tmp_path):
