@@ -64,7 +64,7 @@ class Judges:
             return {"by": "scikit-image", **WANG}
         if metric == LPIPS:
             return self.lpips.protocol
-        return next(space.protocol for space in self.spaces if space.frechet == metric.removeprefix("r"))
+        return next(space.protocol for space in self.spaces if space.frechet == metric)
 
 
 class PictureSet:

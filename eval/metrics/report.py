@@ -260,11 +260,14 @@ def _tokenizer_lines(results: dict[str, Any]) -> list[str]:
     """Reconstruction as one table, the replacement test (means over seeds) as another."""
     lines = []
     if "reconstruction" in results:
-        lines += ["", "| reconstruction of held-out pictures | |", "|---|---|"]
+        count = results["reconstruction"][0]["protocol"]["num_images"]
+        lines += ["", f"| reconstruction of {count} held-out pictures | |", "|---|---|"]
         lines += [f"| {row['metric']} | {row['value']:.4g} |" for row in results["reconstruction"]]
     if "replacement" in results:
         metrics = [row["metric"] for row in results["replacement"][0]["metrics"]]
-        lines += ["", f"| replacement within | K | {' | '.join(metrics)} |", "|---" * (2 + len(metrics)) + "|"]
+        count = results["replacement"][0]["metrics"][0]["protocol"]["num_images"]
+        heads = [f"replacement in {count} pictures, within", "K", *metrics]
+        lines += ["", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
         for case in results["replacement"]:
             values = " | ".join(f"{row['value']:.4g}" for row in case["metrics"])
             lines.append(f"| {case['tree']} | {case['K']} | {values} |")
