@@ -114,7 +114,8 @@ def overview(
     with mpl.rc_context(STYLE):
         figure = plt.figure(figsize=(12, 6.3), layout="constrained")
         top, bottom = figure.subfigures(2, 1, height_ratios=(1.15, 1))
-        axis, *pictures = top.subplots(1, 1 + len(sheets), width_ratios=(1.7, *[1] * len(sheets)))
+        widths = (1.7, *[1] * len(sheets))
+        axis, *pictures = top.subplots(1, len(widths), width_ratios=widths, squeeze=False)[0]
         _curves(axis, runs, "images", palette, target)
         axis.set_xlabel("images seen")
         axis.set_ylabel(METRIC_WORDS[NATS])

@@ -128,6 +128,15 @@ def test_a_report_on_runs_alone(tmp_path):
         write_report(ReportInputs(runs=[], sample_sets=[]), tmp_path / "report")
 
 
+def test_samples_are_shown_without_a_tree(tmp_path):
+    run = make_run(tmp_path, "flat", 0, [7, 6, 5])
+    place = run.directory / "samples" / "default"
+    place.mkdir(parents=True)
+    np.savez(place / "images.npz", np.zeros((3, 8, 8, 3), np.uint8))
+    write_report(ReportInputs([run], ["default"]), tmp_path / "report")
+    assert (tmp_path / "report" / "overview.png").stat().st_size > 1000
+
+
 def test_a_run_without_results_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"no config.yaml in .*make train"):
         Run.load(tmp_path)
