@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from metrics.published import TRAINING_STATISTICS, PublishedRow, label_of, matching, published, rows_for
+from metrics.published import TRAINING_STATISTICS, PublishedRow, is_imagenet, label_of, matching, published, rows_for
 from metrics.results import Results
 
 FEATURES = 2048  # of the pooled Inception layer
@@ -195,7 +195,7 @@ def small_reference(case: Case) -> Iterator[Finding]:
     # ADM's file counts the 10,000 pictures that it keeps for precision and recall; its statistics are of all.
     if not case.is_fid or size is None or size >= needed or name == "adm-imagenet256":
         return
-    if size > FEATURES and not str(case.protocol.get("data", "imagenet")).startswith("imagenet"):
+    if size > FEATURES and not is_imagenet(case.protocol):
         return  # there may be no more pictures, and nothing published to compare with
     yield Finding(
         "small-reference",

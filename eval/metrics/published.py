@@ -161,9 +161,14 @@ def _differing(row: PublishedRow, ours: dict[str, Any]) -> set[str]:
         keys.add("extractor_sha256")
     if row.evaluator in RESIZE and ours.get("resize", RESIZE[row.evaluator]) != RESIZE[row.evaluator]:
         keys.add("resize")
-    if not str(ours.get("data", "imagenet")).startswith("imagenet"):  # every row is of a model trained on it
+    if not is_imagenet(ours):  # every row is of a model trained on it
         keys.add("data")
     return keys
+
+
+def is_imagenet(protocol: dict[str, Any]) -> bool:
+    """Whether a model saw ImageNet, as all do that do not say what they saw."""
+    return str(protocol.get("data", "imagenet")).startswith("imagenet")
 
 
 def _same_reference(one: str, other: str) -> bool:

@@ -411,6 +411,11 @@ HEALTHY = {
         },
         {"few-images"},
     ),
+    "a rare class of other data": (
+        RUN | {"data": "birds", "labels": "training"},
+        {"labels": {"classes": 1000, "present": 998, "fewest": 0, "most": 900, "sorted": False}},
+        {"across-evaluators", "no-comparison"},
+    ),
     "a decoder with a grain of 8 pixels": ({}, {"blockiness": 1.3}, {"agrees"}),
     "a model of small pictures": (
         RUN
