@@ -46,7 +46,8 @@ def extract(
     state = state or PartialState(cpu=not torch.cuda.is_available())
     device = model.fc.weight.device
     starts = range(0, len(pictures), batch_size)[state.process_index :: state.num_processes]
-    pooled, spatial, pixels = {}, Moments(SPATIAL, device), PixelSums()
+    pooled = np.empty((len(pictures), POOLED), np.float32)
+    spatial, pixels = Moments(SPATIAL, device), PixelSums()
     mine = sum(min(batch_size, len(pictures) - start) for start in starts)
     with (
         exact_arithmetic(),
@@ -58,21 +59,21 @@ def extract(
             if not found.isfinite().all():
                 bad = start + int((~found.isfinite()).any(1).nonzero()[0])
                 raise InputError(f"the features of picture {bad} of {pictures.name} are not finite")
-            pooled[start] = found.cpu().numpy()
+            pooled[start : start + len(batch)] = found.cpu().numpy()
             spatial.add(rows)
             pixels.add(images)
             bar.update(len(batch))
     if state.num_processes > 1:
-        parts = gather_object([(pooled, spatial.cpu(), pixels)])
-        pooled = {start: rows for part, _, _ in parts for start, rows in part.items()}
+        parts = gather_object(
+            [({start: pooled[start : start + batch_size] for start in starts}, spatial.cpu(), pixels)]
+        )
         spatial, pixels = Moments(SPATIAL, device), PixelSums()
-        spatial.merge(part for _, part, _ in parts)
-        for _, _, part in parts:
-            pixels.merge(part)
-    features = np.empty((len(pictures), POOLED), np.float32)
-    for start, rows in pooled.items():
-        features[start : start + len(rows)] = rows
-    return Extraction(features, spatial.gaussian(), pixels.size, pixels.summary())
+        for batches, moments, sums in parts:
+            for start, batch in batches.items():
+                pooled[start : start + batch_size] = batch
+            spatial.merge([moments])
+            pixels.merge(sums)
+    return Extraction(pooled, spatial.gaussian(), pixels.size, pixels.summary())
 
 
 class PixelSums:
