@@ -72,7 +72,7 @@ class Subject:
 
 
 def find_subjects(root: Path, files: list[Path]) -> tuple[list[Subject], list[dict[str, str]]]:
-    """Everything below `root`, and results at `files`; what cannot be read is listed with the reason.
+    """Everything below `root`, and results at `files` elsewhere; what cannot be read is listed with the reason.
 
     Raises InputError, with those reasons, if nothing is left."""
     found, skipped = [], []
@@ -87,7 +87,9 @@ def find_subjects(root: Path, files: list[Path]) -> tuple[list[Subject], list[di
         grids = {name: path for name, path in grids.items() if _is_picture(path, skipped)}
         if run or results or grids:
             found.append(Subject(directory, run, results, grids))
-    for path, results in ((path, _load_all([path], skipped)) for path in files):
+    read = {(each.place / "eval" / f"{name}.json").resolve() for each in found for name in each.results}
+    elsewhere = [path for path in files if path.resolve() not in read]
+    for path, results in ((path, _load_all([path], skipped)) for path in elsewhere):
         found += [Subject(path, None, results, {})] * bool(results)
     if not found:
         reasons = "".join(f"\n  {each['place']}: {each['reason']}" for each in skipped)

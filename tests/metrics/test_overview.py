@@ -250,6 +250,13 @@ def test_a_release_and_results_from_elsewhere_count_without_curves(tmp_path):
     assert {line["source"] for line in table["published"]} == {"LlamaGen paper, Table 8"}
 
 
+def test_results_that_are_found_are_not_counted_again_when_named(tmp_path):
+    directory = make_run(tmp_path)
+    measured(directory)
+    (table,), _ = tables_of(tmp_path, [directory / "eval" / "default-adm.json"])
+    assert len(table["rows"]) == 1
+
+
 @pytest.mark.parametrize(
     ("better_high", "target", "expected"),
     [(False, 5.5, 15.0), (True, 5.5, 25.0), (True, 9.0, None), (False, 1.0, None)],
