@@ -124,7 +124,8 @@ def pipeline(num_images: int) -> dict[str, Any]:
         ours += [f"extractor.artifacts={folder / 'artifacts'}", f"out={folder / 'eval'}"]
         text, official = timed(theirs)
         _, cold = timed(ours)
-        rows = json.loads((folder / "eval" / "samples-paper.json").read_text())["rows"]
+        (results,) = (folder / "eval").glob("samples-*-paper.json")
+        rows = json.loads(results.read_text())["rows"]
         _, warm = timed(ours)
         (folder / "few").mkdir()
         for picture in sorted((folder / "samples").iterdir())[: num_images // 4]:

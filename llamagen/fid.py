@@ -40,6 +40,7 @@ from vq.hub import weights_path
 from vq.pretrained import load_tokenizer, tokenizer_path
 
 logger = logging.getLogger(__name__)
+PICTURES = "runs/pictures/eval"  # results of pictures that no run or release of ours drew; `make report` finds them
 
 
 @dataclass(kw_only=True)
@@ -72,7 +73,7 @@ class EvalFidConfig:
     protocols: dict[str, ProtocolConfig] = field(default_factory=dict)
     extractor: ExtractorConfig = field(default_factory=ExtractorConfig)
     bootstrap: int = 20  # resamples for the confidence intervals; 0: none
-    out: str | None = None  # where results go; None: eval/ of the run, or beside the pictures
+    out: str | None = None  # where results go; None: eval/ of the run or release; of other pictures, PICTURES
     num_images: int | None = None  # to be measured; None: all, or as many as the protocols want of a set not yet drawn
     # For samples that are not there yet, as `make sample` takes them; None: the first protocol's own.
     labels: str | None = None
@@ -186,10 +187,10 @@ def open_subject(config: EvalFidConfig) -> Subject:
         pictures = open_samples(Path(config.samples))
         place = Path(config.samples)
         about = {"images": str(place), "images_sha256": pictures.sha256, "file_type": pictures.file_type}
-        out = Path(config.out) if config.out else place.parent / "eval"
-        # A folder's name may have dots in it: v1.0 is not v1.5.
+        # A folder's name may have dots in it: v1.0 is not v1.5. Other pictures of that name keep their results.
         name = place.absolute().name if place.is_dir() else place.stem
-        return Subject(pictures, out / name, about, _picture_evidence(pictures))
+        results = Path(config.out or PICTURES) / f"{name}-{pictures.sha256[:8]}"
+        return Subject(pictures, results, about, _picture_evidence(pictures))
     directory = drawing.directory
     if manifest_at(directory) is None:
         sample(drawing)
@@ -211,9 +212,9 @@ def open_subject(config: EvalFidConfig) -> Subject:
         evidence |= run_evidence(run)
     else:
         about |= release_protocol(settings)
-    if labels is not None:
-        release = config.release
-        classes = release.num_classes if release is not None else len(class_names(load_config_of(Path(config.run))))
+    release = config.release
+    classes = release.num_classes if release is not None else len(class_names(load_config_of(Path(config.run))))
+    if labels is not None and classes:
         evidence["labels"] = label_evidence(labels[: config.num_images], classes)
     out = Path(config.out) if config.out else directory.parent.parent / "eval"
     return Subject(pictures, out / directory.name, about, evidence)

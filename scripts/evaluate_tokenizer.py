@@ -8,6 +8,7 @@ from stage import run_stage
 from llamagen.evaluate import reference_path
 from masc.build import TreeConfig
 from masc.layout import Layout
+from metrics.perceptual import BACKBONES
 from metrics.tokenizer import EMBEDDED, TokenizerTest, evaluate_tokenizer
 from vq.data import DataConfig
 from vq.images import load_images
@@ -25,6 +26,7 @@ class EvaluateTokenizerStage:
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])  # of the replacement test
     reconstruction: bool = True  # false: the replacement test alone
     folder: str = "weights"  # of `make weights`: Inception and LPIPS are used if they are there
+    lpips: str = "alex"  # its backbone: alex, which LPIPS is quoted in, or vgg
     artifacts: str = "artifacts"
 
     def __post_init__(self) -> None:
@@ -32,6 +34,8 @@ class EvaluateTokenizerStage:
             raise ValueError(f"num_images must be at least 2, found {self.num_images}")
         if not self.seeds or not self.num_clusters:
             raise ValueError("name at least one seed and one K, as in ARGS=seeds=[0] K=512")
+        if self.lpips not in BACKBONES:
+            raise ValueError(f"lpips must be one of {', '.join(BACKBONES)}, not {self.lpips!r}")
         if not self.reconstruction and not self.trees:
             raise ValueError("the replacement test needs a tree, as in ARGS=+tree@trees.ward=ward")
 
@@ -56,6 +60,7 @@ def main(stage: EvaluateTokenizerStage) -> None:
         seeds=tuple(stage.seeds),
         reconstruction=stage.reconstruction,
         folder=Path(stage.folder),
+        backbone=stage.lpips,
     )
     model = load_decoder(codebook, layout.root)
     print(evaluate_tokenizer(model, test, layout.evaluation, data.name, reference_path(stage.artifacts, data.name)))

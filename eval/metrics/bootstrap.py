@@ -4,6 +4,7 @@ What varies is the draw of the samples; the reference stays. A Frechet distance 
 holds fewer distinct images), so the interval is the estimate -+ 1.96 standard deviations of the resamples, not their
 quantiles."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -11,22 +12,28 @@ import numpy as np
 from scipy import stats
 
 LEVEL = 0.95
+SHARE = (0.0, 1.0)  # bounds of precision and recall
 
 
 def bootstrap_interval(
-    value: float, num_images: int, compute: Callable[[np.ndarray], float], replicates: int, seed: int = 0
+    value: float,
+    num_images: int,
+    compute: Callable[[np.ndarray], float],
+    replicates: int,
+    bounds: tuple[float, float] = (0.0, math.inf),
+    seed: int = 0,
 ) -> dict[str, Any] | None:
     """The 95% interval of `value`, which `compute` gives for resampled indices (M,); None with fewer than 2 replicates.
 
-    Costs `replicates` evaluations of `compute`."""
+    It is cut at `bounds`, beyond which the metric has no values. Costs `replicates` evaluations of `compute`."""
     if replicates < 2:
         return None
     rng = np.random.default_rng([seed, 1004])
     found = [compute(rng.integers(0, num_images, num_images)) for _ in range(replicates)]
     half = float(stats.norm.ppf(0.5 + LEVEL / 2) * np.std(found, ddof=1))
     return {
-        "low": value - half,
-        "high": value + half,
+        "low": max(value - half, bounds[0]),
+        "high": min(value + half, bounds[1]),
         "level": LEVEL,
         "method": "bootstrap",
         "replicates": replicates,

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from metrics.bootstrap import bootstrap_interval
+from metrics.bootstrap import SHARE, bootstrap_interval
 from metrics.extract import Extraction
 from metrics.frechet import Gaussian, frechet_distance
 from metrics.inception import ARITHMETIC, NAME, Inception, exact_arithmetic
@@ -125,7 +125,8 @@ def _inception_score(
     def resampled(drawn: np.ndarray) -> float:
         return inception_score(logits, [drawn[chunk] for chunk in chunks])
 
-    protocol = {**common, "form": config.inception_score, **FORMS[config.inception_score], "splits": len(chunks)}
+    splits = sum(len(chunk) > 0 for chunk in chunks)
+    protocol = {**common, "form": config.inception_score, **FORMS[config.inception_score], "splits": splits}
     interval = bootstrap_interval(value, len(logits), resampled, replicates)
     in_order = form_chunks("adm", len(logits))
     shuffled = np.random.default_rng(0).permutation(len(logits))
@@ -157,5 +158,6 @@ def _precision_recall(
         if metric in config.metrics:
             compute: Callable[[np.ndarray], float] = lambda drawn, inside=inside: float(inside[drawn].mean())  # noqa: E731
             value = float(inside.mean())
-            rows.append(row(metric, value, protocol, bootstrap_interval(value, len(inside), compute, replicates)))
+            interval = bootstrap_interval(value, len(inside), compute, replicates, SHARE)
+            rows.append(row(metric, value, protocol, interval))
     return rows

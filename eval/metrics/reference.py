@@ -24,6 +24,7 @@ from metrics.inception import POOLED, SHA256_PREFIX, SPATIAL, Inception
 from metrics.streams import NpzPictures, Pictures, SourcePictures, open_samples
 from vq.hub import weights_path
 from vq.images import ImageSource
+from vq.pins import pin_of
 from vq.releases import RELEASES
 
 logger = logging.getLogger(__name__)
@@ -91,6 +92,8 @@ def load_statistics(
         _check_origin(path, stored, header, model, resize)
     pictures = _pictures_of(path, bool(stored))
     sha256 = hash_file(path) if path.is_file() else pictures.sha256
+    if name in RELEASES:
+        _check_pinned(name, path, sha256, weights)
     config = {"reference": sha256, "extractor": model.sha256, "resize": resize}
     cache = Path(artifacts) / "references" / f"features-{hash_of(config)}.npz"
     kept = reuse_npz(cache, "reference-features", FEATURES_VERSION, config, {})
@@ -112,6 +115,16 @@ def load_statistics(
         arrays.get("neighbours"),
         float(arrays["sharpness"]) if "sharpness" in arrays else None,
     )
+
+
+def _check_pinned(name: str, path: Path, sha256: str, weights: Path) -> None:
+    """Raise InputError if a reference of the registry has other bytes than are known, or than were first downloaded."""
+    pinned = pin_of(RELEASES[name], RELEASES[name].files[0], weights).sha256
+    if pinned and sha256 != pinned:
+        raise InputError(
+            f"{path} has SHA-256 {sha256}, expected {pinned}: damaged, or another reference. Remove it and type "
+            f"`make weights NAME={name}`"
+        )
 
 
 def hash_of(config: dict[str, Any]) -> str:

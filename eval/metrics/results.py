@@ -50,4 +50,6 @@ class Results:
                 f"expected masc-results of version {VERSION} in {path}, found {found[0]} version {found[1]}; remove "
                 "it and measure again"
             )
+        if not {"rows", "evidence"} <= content.keys():
+            raise InputError(f"{path} lacks its rows or its evidence; remove it and measure again")
         return Results(content["rows"], content["evidence"])

@@ -1,5 +1,6 @@
 """What is said of a set of pictures: FD-lite0, IS-lite0, precision, recall, each with its protocol."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from torch import nn
 
 from masc.artifacts import reuse_npz, save_npz
 from masc.groups import Groups
-from metrics.bootstrap import bootstrap_interval
+from metrics.bootstrap import SHARE, bootstrap_interval
 from metrics.features import PROTOCOL, Features, extract_features
 from metrics.frechet import Gaussian, frechet_distance
 from metrics.inception_score import inception_score
@@ -91,5 +92,6 @@ def measure_features(
     rows = []
     for metric, count, compute, about in measured:
         value = compute(np.arange(count))
-        rows.append(row(metric, value, about, bootstrap_interval(value, count, compute, replicates)))
+        bounds = SHARE if about is neighbours else (0.0, math.inf)
+        rows.append(row(metric, value, about, bootstrap_interval(value, count, compute, replicates, bounds)))
     return rows

@@ -60,6 +60,7 @@ class TokenizerTest:
     seeds: tuple[int, ...] = (0, 1, 2)  # of the replacement test
     reconstruction: bool = True  # measure it, beside the replacement test
     folder: Path = Path("weights")  # where weights of Inception and LPIPS lie, if they do
+    backbone: str = "alex"  # of LPIPS
 
     @property
     def source(self) -> dict[str, str]:
@@ -86,7 +87,7 @@ class TokenizerTest:
     @property
     def inputs(self) -> dict[str, dict[str, Any]]:
         """Everything that decides the results, by part; a part that is not asked for, or has no trees, is left out."""
-        optional = {"inception": inception_path(self.folder), "lpips": lpips_path(self.folder)}
+        optional = {"inception": inception_path(self.folder), "lpips": lpips_path(self.folder, self.backbone)}
         common = {
             "version": VERSION,
             **self.about,
@@ -156,7 +157,7 @@ def load_judges(test: TokenizerTest, extractor: nn.Module, device: torch.device)
         )
     if test.held_out.name == EMBEDDED or not spaces:
         spaces.append(lite0_space(extractor))
-    return Judges(tuple(spaces), load_lpips(test.folder, device))
+    return Judges(tuple(spaces), load_lpips(test.folder, device, test.backbone))
 
 
 def measure_reconstruction(model: Tokenizer, test: TokenizerTest, judges: Judges) -> list[dict[str, Any]]:

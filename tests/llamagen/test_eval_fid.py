@@ -1,6 +1,7 @@
 """`make eval-fid` from end to end, with a stand-in for the network: releases, pictures, on the fly, in parallel."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -71,7 +72,7 @@ def test_samples_are_drawn_and_measured_without_a_picture_on_disk(evaluate, plac
     assert results.evidence["labels"]["classes"] == 10
     stored = sample(SampleConfig(release=tiny_release, num_images=21, sampling=SamplingConfig(guidance=2.0), name="b"))
     outside = evaluate(release=None, samples=str(shutil.copy(stored / "images.npz", place / "pictures.npz")))
-    assert outside[0] == place / "eval" / "pictures-adm.json"
+    assert re.fullmatch(r"runs/pictures/eval/pictures-[0-9a-f]{8}-adm\.json", str(outside[0]))
     for inside, other in zip(files, outside, strict=True):
         assert values(inside) == pytest.approx(values(other), rel=1e-5)
 
@@ -112,15 +113,20 @@ def test_samples_of_a_run_that_was_trained_on_are_named(monkeypatch, caplog):
     assert "drawn from other weights (aaaaaaaaaaaa) than it has now" in caplog.text
 
 
-def test_folders_whose_names_have_dots_have_results_of_their_own(evaluate, place):
-    for name in ("run.v1", "run.v2"):
-        (place / name).mkdir()
+def test_pictures_of_one_name_and_folders_whose_names_have_dots_have_results_of_their_own(evaluate, place):
+    for name in ("run.v1", "run.v2", "other/run.v2"):
+        (place / name).mkdir(parents=True)
         for index in range(4):
             pixels = RNG.integers(0, 256, (12, 12, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(place / name / f"{index}.png")
     given = {"release": None, "protocols": {"adm": protocol(metrics=["FID"])}, "bootstrap": 0}
-    files = [evaluate(samples=name, **given)[0].name for name in ("run.v1", "run.v2/")]
-    assert files == ["run.v1-adm.json", "run.v2-adm.json"]
+    files = [evaluate(samples=name, **given)[0] for name in ("run.v1", "run.v2/", "other/run.v2")]
+    assert [re.sub("-[0-9a-f]{8}-", "-", file.name) for file in files] == [
+        "run.v1-adm.json",
+        "run.v2-adm.json",
+        "run.v2-adm.json",
+    ]
+    assert len(set(files)) == 3
 
 
 def test_what_is_missing_is_said_before_anything_is_drawn(evaluate, place, caplog):
@@ -154,9 +160,10 @@ def test_a_config_that_cannot_be_is_refused(tiny_release):
 
 def test_two_processes_give_the_numbers_of_one(evaluate, place, root):
     np.savez(place / "many.npz", RNG.integers(0, 256, (45, 12, 12, 3), dtype=np.uint8))
-    alone = values(evaluate(release=None, samples="many.npz", extractor=ExtractorConfig(batch_size=4))[0])
+    (file, _) = evaluate(release=None, samples="many.npz", extractor=ExtractorConfig(batch_size=4))
+    alone = values(file)
     shutil.rmtree(place / "artifacts")
-    shutil.rmtree(place / "eval")
+    shutil.rmtree(place / "runs")
     program = place / "shared.py"
     program.write_text(
         "import sys\n"
@@ -175,7 +182,7 @@ def test_two_processes_give_the_numbers_of_one(evaluate, place, root):
         launch, cwd=place, capture_output=True, text=True, env=os.environ | {"ACCELERATE_USE_CPU": "1"}, timeout=300
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert values(place / "eval" / "many-adm.json") == pytest.approx(alone, rel=1e-9)
+    assert values(file) == pytest.approx(alone, rel=1e-9)
 
 
 def test_a_release_in_another_form_is_read_from_its_pictures(evaluate, tiny_release):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from inception_weights import StandIn
 from PIL import Image
 
 from masc.artifacts import InputError
+from metrics.bootstrap import SHARE, bootstrap_interval
 from metrics.extract import PixelSums, extract
 from metrics.frechet import Gaussian, Moments, frechet_distance
 from metrics.inception_score import form_chunks, inception_score
@@ -19,6 +21,8 @@ from metrics.protocol import ProtocolConfig, measure
 from metrics.reference import load_statistics, make_reference
 from metrics.streams import NpzPictures, open_samples
 from vq.images import ImageSource
+from vq.pins import Pin, lock
+from vq.releases import RELEASES
 
 STATE = PartialState(cpu=True)
 RNG = np.random.default_rng(0)
@@ -106,6 +110,16 @@ def test_statistics_that_cannot_be_compared_are_refused(made, tmp_path):
         load(tmp_path, str(tmp_path / "cut.npz"))
     with pytest.raises(InputError, match=r"no reference 'nothing'.*make reference DATA="):
         load(tmp_path, "nothing")
+
+
+def test_a_reference_of_the_registry_must_be_the_published_one(made, tmp_path):
+    place = RELEASES["adm-imagenet64"].path(tmp_path / "weights")
+    place.parent.mkdir()
+    shutil.copy(made, place)
+    assert load(tmp_path, "adm-imagenet64").split == "train"  # nothing is known of this one yet
+    lock(RELEASES["adm-imagenet64"], RELEASES["adm-imagenet64"].files[0], Pin(sha256="0" * 64), tmp_path / "weights")
+    with pytest.raises(InputError, match=r"has SHA-256 .*expected 0000.*make weights NAME=adm-imagenet64"):
+        load(tmp_path, "adm-imagenet64")
 
 
 def test_a_references_features_are_kept(made, tmp_path):
@@ -323,3 +337,17 @@ def test_a_protocol_that_cannot_be_is_refused():
         with pytest.raises(ValueError, match=words):
             protocol(**changes)
     assert dataclasses.asdict(protocol())["half_precision_distances"] is False
+
+
+def test_intervals_stay_where_the_metric_has_values():
+    shares = np.array([1.0] * 9 + [0.0])
+
+    def mean(drawn):
+        return float(shares[drawn].mean())
+
+    found = bootstrap_interval(0.9, 10, mean, 50, SHARE)
+    assert 0 < found["low"] < 0.9 and found["high"] == 1.0
+    # A share of 9 in 10 has the standard error 0.095.
+    free = bootstrap_interval(0.9, 10, mean, 400, (-9.0, 9.0))
+    assert (free["high"] - free["low"]) / 2 == pytest.approx(1.96 * 0.0949, rel=0.15)
+    assert bootstrap_interval(0.9, 10, mean, 1) is None

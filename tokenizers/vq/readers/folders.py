@@ -107,5 +107,5 @@ def open_pictures(place: Path) -> Members:
         members = list_folder(place)
     pictures = members.images()
     if not len(pictures):
-        raise InputError(f'no pictures in {place}; name the folder that holds them with ARGS="data.path=FOLDER"')
+        raise InputError(f"no pictures in {place}; name the folder, zip or tars that hold them")
     return pictures

@@ -56,10 +56,9 @@ class CroppedPixels:
         return len(self.members)
 
     def __getitem__(self, rows: int | slice | np.ndarray) -> np.ndarray:
-        wanted = np.arange(len(self))[rows]
-        if wanted.ndim == 0:
-            return self.crop(open_picture(self.members, int(wanted)), self.resolution)
-        return np.stack([self[int(row)] for row in wanted])
+        if isinstance(rows, int | np.integer):
+            return self.crop(open_picture(self.members, range(len(self))[rows]), self.resolution)
+        return np.stack([self[row] for row in np.arange(len(self))[rows]])
 
     def __iter__(self) -> Iterator[np.ndarray]:
         return (self[row] for row in range(len(self)))
