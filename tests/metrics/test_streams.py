@@ -75,6 +75,9 @@ def test_other_pictures_have_another_identity(places, tmp_path):
     np.savez(tmp_path / "other.npz", PIXELS[::-1])
     assert open_samples(tmp_path / "other.npz").sha256 != open_samples(tmp_path / "stored.npz").sha256
     before = open_samples(places[0]).sha256
+    file = places[0] / "000003.png"
+    file.write_bytes(file.read_bytes()[:-1] + b"?")  # as long as it was
+    assert open_samples(places[0]).sha256 != before
     (places[0] / "000000.png").unlink()
     assert open_samples(places[0]).sha256 != before
 
