@@ -1,4 +1,4 @@
-"""The page over every run found (`make report`): tables by protocol, curves, times to target, samples.
+"""The page over every run found (`make report`): tables by protocol, tokenizers, curves, times to target, samples.
 
 One HTML file that needs no other, and its numbers as Markdown and JSON."""
 
@@ -20,9 +20,11 @@ from metrics.doctor_rules import Finding
 from metrics.page import render_page
 from metrics.runs import AXES
 from metrics.subjects import Subject, find_subjects
+from metrics.tokenizer_tables import find_tokenizers, tokenizer_tables
 
 logger = logging.getLogger(__name__)
 GRID_PIXELS = 1024  # the longer side of a sample grid on the page; smaller ones stay as they are
+SHEET_PIXELS = 2 * GRID_PIXELS  # of a replacement grid, whose labels are to be read
 AXIS_WORDS = {"images": "images seen", "step": "steps", "seconds": "hours"}
 MILLION = 1e6  # from which a count is written in millions
 
@@ -33,6 +35,7 @@ class OverviewConfig:
 
     runs: str = "runs"  # every run and sample set below it
     results: list[str] = field(default_factory=list)  # files of results elsewhere
+    artifacts: str = "artifacts"  # every tokenizer measured below it
     metrics: list[str] = field(default_factory=list)  # whose curves are drawn; none: of all
     targets: dict[str, float] = field(default_factory=dict)  # by metric; otherwise the baseline's final value
     baseline: str = "flat"  # label of the runs that time is measured against
@@ -48,24 +51,34 @@ def write_overview(config: OverviewConfig) -> Path:
     """Write index.html, all.md and all.json to the output folder; return the page's path.
 
     Raises InputError if nothing that can be reported on is found."""
-    subjects, skipped = find_subjects(Path(config.runs), [Path(path) for path in config.results])
-    for each in skipped:
-        logger.warning("skipped %s: %s", each["place"], each["reason"])
+    tokenizers, broken = find_tokenizers(Path(config.artifacts))
+    _warn(broken)
+    files = [Path(path) for path in config.results]
+    subjects, skipped = find_subjects(Path(config.runs), files, is_required=not tokenizers)
+    _warn(skipped)
     found = entries(subjects)
     tables, others = compare(found)
+    of_tokenizers, other_tokenizers = tokenizer_tables(tokenizers)
     drawn = draw(all_lines(subjects, found, config.metrics), config.targets, config.baseline)
     runs = [subject for subject in subjects if subject.run is not None]
     content = {
-        "places": [config.runs, *config.results],
+        "places": [config.runs, *config.results, *[config.artifacts] * bool(tokenizers)],
         "num_runs": len(runs),
         "num_others": len(subjects) - len(runs),
+        "num_tokenizers": len(tokenizers),
         "baseline": config.baseline,
-        "skipped": skipped,
+        "skipped": [*skipped, *broken],
         "findings": find_problems(subjects),
         "tables": tables,
-        "others": others,
+        "tokenizers": of_tokenizers,
+        "others": [*others, *other_tokenizers],
         "protocols": [
             {"place": str(e.subject.place), "file": e.file, "metric": e.metric, **e.row["protocol"]} for e in found
+        ]
+        + [
+            {"place": str(tokenizer.place), "file": file, "metric": row["metric"], **row["protocol"]}
+            for tokenizer in tokenizers
+            for file, row in tokenizer.rows
         ],
         "provenance": {str(subject.place): subject.run.provenance for subject in runs},
     }
@@ -76,8 +89,10 @@ def write_overview(config: OverviewConfig) -> Path:
         **content,
         curves=drawn,
         grids=sample_grids(subjects),
+        sheets={str(each.picture): embed(each.picture, SHEET_PIXELS) for each in tokenizers if each.picture},
         axes=AXIS_WORDS,
         cell_text=cell_text,
+        spread_text=spread_text,
         number=number,
         amount=amount,
         time_text=time_text,
@@ -86,6 +101,11 @@ def write_overview(config: OverviewConfig) -> Path:
     write_text(directory / "all.md", markdown(content, curves))
     write_text(directory / "index.html", page)
     return directory / "index.html"
+
+
+def _warn(skipped: list[dict[str, str]]) -> None:
+    for each in skipped:
+        logger.warning("skipped %s: %s", each["place"], each["reason"])
 
 
 def find_problems(subjects: list[Subject]) -> list[dict[str, Any]]:
@@ -110,13 +130,13 @@ def sample_grids(subjects: list[Subject]) -> list[dict[str, str]]:
     ]
 
 
-def embed(path: Path) -> str:
-    """A picture as a data URI; a large one is scaled down and coded as JPEG, for the page's size."""
+def embed(path: Path, most: int = GRID_PIXELS) -> str:
+    """A picture as a data URI; one longer than `most` pixels is scaled down and coded as JPEG, for the page's size."""
     with Image.open(path) as picture:
-        if max(picture.size) <= GRID_PIXELS:
+        if max(picture.size) <= most:
             return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
         small = picture.convert("RGB")
-        small.thumbnail((GRID_PIXELS, GRID_PIXELS), Image.Resampling.LANCZOS)
+        small.thumbnail((most, most), Image.Resampling.LANCZOS)
         buffer = io.BytesIO()
         small.save(buffer, format="jpeg", quality=90)
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
@@ -150,6 +170,13 @@ def cell_text(cell: dict[str, Any] | None) -> dict[str, str]:
         "spread": f"± {number(cell['sd'])} sd{partial}",
         "by_seed": "; ".join(each),
     }
+
+
+def spread_text(cell: dict[str, Any] | None) -> dict[str, str]:
+    """A tokenizer's number, and its spread over the seeds of the replacement test."""
+    if cell is None:
+        return {"value": "", "spread": ""}
+    return {"value": number(cell["mean"]), "spread": "" if cell["sd"] is None else f"± {number(cell['sd'])} sd"}
 
 
 def _uncertainty(interval: dict[str, Any] | None, error: float | None) -> str:
@@ -188,47 +215,66 @@ def finite(content: Any) -> Any:
 
 def markdown(content: dict[str, Any], curves: list[dict[str, Any]]) -> str:
     """The page's numbers as Markdown."""
-    lines = [f"# {content['num_runs']} runs", ""]
+    num_tokenizers = content["num_tokenizers"]
+    lines = [f"# {content['num_runs']} runs" + f", {num_tokenizers} tokenizers" * bool(num_tokenizers), ""]
     lines += [f"- skipped {each['place']}: {' '.join(each['reason'].split())}" for each in content["skipped"]]
     lines += [
         f"- {each['verdict']} in {'; '.join(each['files'])}: {each['text']} {each['advice']}".rstrip()
         for each in content["findings"]
     ]
     for table in content["tables"]:
-        lines += ["", f"## {table['title']}", ""]
-        heads = ["subject", "results", "seeds", "trained on", "drawn", *table["columns"]]
-        lines += [_line(heads), _line(["---"] * len(heads))]
+        rows = []
         for row in table["rows"]:
-            cells = [f"{text['value']} {text['spread']}".strip() for text in map(cell_text, row["cells"])]
             seeds = ", ".join(map(str, row["seeds"]))
             about = [row["name"], row["file"], seeds, amount(row["images_seen"]), row["settings"]]
-            lines.append(_line([*about, *cells]))
+            rows.append([*about, *[_joined(cell_text(cell)) for cell in row["cells"]]])
         for row in table["published"]:
-            cells = ["" if value is None else f"{value:g}" for value in row["cells"]]
             about = [f"{row['name']} (published)", row["source"], "", epochs_text(row), row["settings"]]
-            lines.append(_line([*about, *cells]))
+            rows.append([*about, *_published(row)])
+        lines += _table(table["title"], ["subject", "results", "seeds", "trained on", "drawn", *table["columns"]], rows)
+    for table in content["tokenizers"]:
+        heads = [*table["rows"][0]["about"], "source"]
+        rows = [
+            [*row["about"].values(), row["place"], *[_joined(spread_text(cell)) for cell in row["cells"]]]
+            for row in table["rows"]
+        ]
+        rows += [[f"{row['name']} (published)", row["source"], *_published(row)] for row in table["published"]]
+        lines += _table(f"{TOKENIZER_TITLES[table['kind']]}: {table['title']}", [*heads, *table["columns"]], rows)
     if content["others"]:
-        lines += ["", "## Published by another protocol, not to be compared", ""]
-        lines += [_line(["row", "protocol", "values"]), _line(["---"] * 3)]
-        for row in content["others"]:
-            values = ", ".join(f"{metric} {value:g}" for metric, value in row["values"].items())
-            lines.append(_line([row["text"], row["protocol"], values]))
+        rows = [
+            [row["text"], row["protocol"], ", ".join(f"{metric} {value:g}" for metric, value in row["values"].items())]
+            for row in content["others"]
+        ]
+        lines += _table("Published by another protocol, not to be compared", ["row", "protocol", "values"], rows)
     for curve in (curve for curve in curves if curve["times"]):
-        lines += ["", f"## Time to target: {curve['words']}, {curve['title']}", ""]
-        heads = ["subject", "seed", "target", *[f"{AXIS_WORDS[axis]}: {w}" for axis in AXES for w in TIME_HEADS]]
-        lines += [_line(heads), _line(["---"] * len(heads))]
+        rows = []
         for row in curve["times"]:
             texts = [time_text(row["axes"][axis], axis) for axis in AXES]
             words = [text[key] for text in texts for key in ("t", "speedup", "saved")]
-            lines.append(_line([row["name"], row["seed"], number(row["target"]), *words]))
+            rows.append([row["name"], row["seed"], number(row["target"]), *words])
+        heads = ["subject", "seed", "target", *[f"{AXIS_WORDS[axis]}: {w}" for axis in AXES for w in TIME_HEADS]]
+        lines += _table(f"Time to target: {curve['words']}, {curve['title']}", heads, rows)
     return "\n".join([*lines, ""])
 
 
 TIME_HEADS = ("t", "t0/t", "1 - t/t0")
+TOKENIZER_TITLES = {"reconstruction": "Reconstruction", "replacement": "Semantic replacement"}
 
 
 def epochs_text(row: dict[str, Any]) -> str:
     return f"{row['epochs']} epochs" if row["epochs"] else ""
+
+
+def _joined(text: dict[str, str]) -> str:
+    return f"{text['value']} {text['spread']}".strip()
+
+
+def _published(row: dict[str, Any]) -> list[str]:
+    return ["" if value is None else f"{value:g}" for value in row["cells"]]
+
+
+def _table(title: str, heads: list[str], rows: list[list[Any]]) -> list[str]:
+    return ["", f"## {title}", "", *map(_line, [heads, ["---"] * len(heads), *rows])]
 
 
 def _line(cells: list[Any]) -> str:

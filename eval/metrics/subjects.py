@@ -71,10 +71,12 @@ class Subject:
         return " ".join(word for word in words if word) + clusters if words[0] else str(self.place)
 
 
-def find_subjects(root: Path, files: list[Path]) -> tuple[list[Subject], list[dict[str, str]]]:
+def find_subjects(
+    root: Path, files: list[Path], is_required: bool = True
+) -> tuple[list[Subject], list[dict[str, str]]]:
     """Everything below `root`, and results at `files` elsewhere; what cannot be read is listed with the reason.
 
-    Raises InputError, with those reasons, if nothing is left."""
+    Raises InputError, with those reasons, if nothing is left and something `is_required`."""
     found, skipped = [], []
     for directory in _candidates(root):
         try:
@@ -84,14 +86,14 @@ def find_subjects(root: Path, files: list[Path]) -> tuple[list[Subject], list[di
             continue
         results = _load_all(sorted((directory / "eval").glob("*.json")), skipped)
         grids = {path.parent.name: path for path in sorted((directory / "samples").glob("[!.]*/grid.png"))}
-        grids = {name: path for name, path in grids.items() if _is_picture(path, skipped)}
+        grids = {name: path for name, path in grids.items() if is_picture(path, skipped)}
         if run or results or grids:
             found.append(Subject(directory, run, results, grids))
     read = {(each.place / "eval" / f"{name}.json").resolve() for each in found for name in each.results}
     elsewhere = [path for path in files if path.resolve() not in read]
     for path, results in ((path, _load_all([path], skipped)) for path in elsewhere):
         found += [Subject(path, None, results, {})] * bool(results)
-    if not found:
+    if not found and is_required:
         reasons = "".join(f"\n  {each['place']}: {each['reason']}" for each in skipped)
         raise InputError(
             f"no run and no results in {', '.join(map(str, [root, *files]))}; train with `make train`, measure with "
@@ -124,12 +126,13 @@ def _load_all(paths: list[Path], skipped: list[dict[str, str]]) -> dict[str, Res
     return loaded
 
 
-def _is_picture(path: Path, skipped: list[dict[str, str]]) -> bool:
+def is_picture(path: Path, skipped: list[dict[str, str]], advice: str = "draw the samples again") -> bool:
+    """Whether a file is a whole picture; one that is not is added to `skipped`."""
     try:
         with Image.open(path) as picture:
             picture.load()
     except (OSError, SyntaxError, ValueError) as error:
-        skipped.append({"place": str(path), "reason": f"no picture, or cut short ({error}); draw the samples again"})
+        skipped.append({"place": str(path), "reason": f"no picture, or cut short ({error}); {advice}"})
         return False
     return True
 

@@ -1,0 +1,206 @@
+"""Tables of tokenizers for the page over all runs: reconstruction, and semantic replacement.
+
+Read from what `make eval-tokenizer` and `make eval-replacement` write below `artifacts`. Tokenizers share a table only
+where they were measured on the same pictures."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from masc.artifacts import InputError
+from metrics.comparison import group_by, identity
+from metrics.published import EXTRACTOR, PublishedRow, published
+from metrics.subjects import is_picture
+
+FILES = {"reconstruction": "tokenizer.json", "replacement": "replacement.json"}
+PICTURES = ("images", "num_images", "images_sha256")  # what a table is of
+# What differs between rows of one column; the rest of a protocol is how the metric was measured.
+PER_ROW = (*PICTURES, "tokenizer", "tokenizer_sha256", "tree", "K", "seeds", "sd_over_seeds", "by_seed")
+# Published metrics by ours: every published SSIM is LlamaGen's own.
+PUBLISHED = {"rFID": "rFID", "PSNR (dB)": "PSNR", "SSIM (LlamaGen's)": "SSIM"}
+
+
+@dataclass(frozen=True)
+class MeasuredTokenizer:
+    """Results of one tokenizer: rows of metrics.results, and for each tree and K its rows."""
+
+    place: Path
+    reconstruction: list[dict[str, Any]]
+    replacement: list[dict[str, Any]]
+    picture: Path | None
+
+    @property
+    def rows(self) -> list[tuple[str, dict[str, Any]]]:
+        """Every number with the name of its file."""
+        replaced = [row for case in self.replacement for row in case["metrics"]]
+        return [(FILES["reconstruction"], row) for row in self.reconstruction] + [
+            (FILES["replacement"], row) for row in replaced
+        ]
+
+
+def find_tokenizers(root: Path) -> tuple[list[MeasuredTokenizer], list[dict[str, str]]]:
+    """The tokenizers measured below `root`; what cannot be read is listed with the reason."""
+    found, skipped = [], []
+    for place in sorted(root.glob("*/eval")):
+        parts: dict[str, list[dict[str, Any]]] = {part: [] for part in FILES}
+        for part in (part for part, name in FILES.items() if (place / name).exists()):
+            try:
+                parts[part] = _read(place / FILES[part], part)
+            except InputError as error:
+                skipped.append({"place": str(place / FILES[part]), "reason": str(error)})
+        picture, make = place / "replacement.png", f"`make eval-replacement TOKENIZER={place.parent.name}`"
+        advice = f"remove {FILES['replacement']} beside it and type {make}"
+        is_shown = parts["replacement"] and picture.exists() and is_picture(picture, skipped, advice)
+        if any(parts.values()):
+            found.append(MeasuredTokenizer(place, **parts, picture=picture if is_shown else None))
+    return found, skipped
+
+
+def _read(file: Path, part: str) -> list[dict[str, Any]]:
+    """The results in a file. Raises InputError if it is cut short or of another form."""
+    make = f"remove it and type `make eval-tokenizer TOKENIZER={file.parent.parent.name}`"
+    try:
+        content = json.loads(file.read_text())
+    except ValueError as error:
+        raise InputError(f"{file} is cut short or no JSON ({error}); {make}") from error
+    results = content.get(part) if isinstance(content, dict) else None
+    is_whole = _is_row if part == "reconstruction" else _is_case
+    if not isinstance(results, list) or not results or not all(map(is_whole, results)):
+        raise InputError(f"expected the results of {part} in {file}, found others or none; {make}")
+    return results
+
+
+def _has(content: Any, kinds: dict[str, Any]) -> bool:
+    return isinstance(content, dict) and all(isinstance(content.get(key), kind) for key, kind in kinds.items())
+
+
+def _is_row(row: Any) -> bool:
+    return (
+        _has(row, {"metric": str, "value": (int, float), "protocol": dict})
+        and _has(row["protocol"], {"tokenizer": str, "images": str, "num_images": int})
+        and isinstance(row["protocol"].get("sd_over_seeds"), int | float | None)
+    )
+
+
+def _is_case(case: Any) -> bool:
+    kinds = {"tree": str, "K": int, "largest_cluster": int, "metrics": list}
+    return _has(case, kinds) and bool(case["metrics"]) and all(map(_is_row, case["metrics"]))
+
+
+def tokenizer_tables(found: list[MeasuredTokenizer]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Tables of reconstruction and then of replacement, and the published rows of the same tokenizers that no table
+    has room for."""
+    everything = [(each.place, row) for each in found for row in each.reconstruction]
+    groups = group_by(everything, lambda item: [item[1]["protocol"].get(key) for key in PICTURES])
+    tables = [_reconstruction(group) for group in groups]
+    titles = [table["title"] for table in tables]
+    for table in tables:
+        if titles.count(table["title"]) > 1:  # other pictures of the same source
+            table["title"] += f", pictures {str(table['pictures']['images_sha256'])[:8]}"
+    names = dict.fromkeys(row["protocol"]["tokenizer"] for _, row in everything)
+    placed = {_key(row) for table in tables for row in table["published"]}
+    described = [_describe(row) for name in names for row in _rows_of(name)]
+    replaced = [_replacement(each) for each in found if each.replacement]
+    return [*tables, *replaced], [row for row in described if _key(row) not in placed]
+
+
+def _reconstruction(group: list[tuple[Path, dict[str, Any]]]) -> dict[str, Any]:
+    rows = [row for _, row in group]
+    pictures = {key: rows[0]["protocol"].get(key) for key in PICTURES}
+    size = next((row["protocol"]["image_size"] for row in rows if "image_size" in row["protocol"]), None)
+    columns = _columns(rows)
+    names = dict.fromkeys(row["protocol"]["tokenizer"] for row in rows)
+    beside = [row for name in names for row in _rows_of(name) if _is_of(row, pictures, size)]
+    return {
+        "kind": "reconstruction",
+        "title": f"{_pictures_text(pictures)}{f' of {size} px' if size else ''}",
+        "pictures": pictures,
+        "columns": list(columns.values()),
+        "rows": [
+            {"about": {"tokenizer": members[0][1]["protocol"]["tokenizer"]}, "place": str(members[0][0])}
+            | {"cells": _cells([row for _, row in members], columns)}
+            for members in group_by(group, lambda item: str(item[0]))
+        ],
+        "published": [_describe(row) | {"cells": [_value(row, key) for key in columns]} for row in beside],
+        "picture": None,
+    }
+
+
+def _replacement(tokenizer: MeasuredTokenizer) -> dict[str, Any]:
+    rows = [row for case in tokenizer.replacement for row in case["metrics"]]
+    protocol, columns = rows[0]["protocol"], _columns(rows)
+    pictures = {key: protocol.get(key) for key in PICTURES}
+    return {
+        "kind": "replacement",
+        "title": f"{protocol['tokenizer']}, {_pictures_text(pictures)}",
+        "pictures": pictures,
+        "columns": list(columns.values()),
+        "rows": [
+            {"about": {"tree": case["tree"], "K": case["K"], "largest cluster": case["largest_cluster"]}}
+            | {"place": str(tokenizer.place), "cells": _cells(case["metrics"], columns)}
+            for case in tokenizer.replacement
+        ],
+        "published": [],
+        "picture": None if tokenizer.picture is None else str(tokenizer.picture),
+    }
+
+
+def _pictures_text(pictures: dict[str, Any]) -> str:
+    return f"{pictures['images']}, {pictures['num_images']:,} images"
+
+
+def _column(row: dict[str, Any]) -> str:
+    """Equal where two numbers are of one metric, measured alike."""
+    return identity([row["metric"], {key: v for key, v in row["protocol"].items() if key not in PER_ROW}])
+
+
+def _columns(rows: list[dict[str, Any]]) -> dict[str, str]:
+    """Headings by column: the metric and, where it was measured in several ways, what differs."""
+    ways = {column: json.loads(column) for column in dict.fromkeys(map(_column, rows))}
+    headings = {}
+    for column, (metric, how) in ways.items():
+        others = [other for name, other in ways.values() if name == metric]
+        differing = [key for key in how if any(other.get(key) != how[key] for other in others)]
+        headings[column] = metric + "".join(f", {key.replace('_', ' ')} {str(how[key])[:12]}" for key in differing)
+    return headings
+
+
+def _cells(rows: list[dict[str, Any]], columns: dict[str, str]) -> list[dict[str, Any] | None]:
+    """A value, and its spread over seeds where there are several, for each column."""
+    cells = {_column(row): {"mean": row["value"], "sd": row["protocol"].get("sd_over_seeds")} for row in rows}
+    return [cells.get(column) for column in columns]
+
+
+def _rows_of(name: str) -> list[PublishedRow]:
+    return [row for row in published() if row.kind == "reconstruction" and row.model == name]
+
+
+def _is_of(row: PublishedRow, pictures: dict[str, Any], size: int | None) -> bool:
+    """Whether a published row is of as many pictures of the same set and size: `imagenet val` at 256 pixels is
+    imagenet256-val. Another set does not say its year, so none but ImageNet's agrees."""
+    source, _, split = pictures["images"].partition(" ")
+    ours = f"{source}{size}-{split}"
+    return (row.num_images, row.reference, row.drawn_at) == (pictures["num_images"], ours, size)
+
+
+def _value(row: PublishedRow, column: str) -> float | None:
+    """What a published row says of a column; its Inception is the published one."""
+    metric, how = json.loads(column)
+    is_published = str(how.get("extractor_sha256", EXTRACTOR)).startswith(EXTRACTOR)
+    return row.values.get(PUBLISHED.get(metric, "")) if is_published else None
+
+
+def _key(described: dict[str, Any]) -> tuple[str, str]:
+    return described["text"], described["protocol"]
+
+
+def _describe(row: PublishedRow) -> dict[str, Any]:
+    return {
+        "text": f"{row.source}: {row.model}, drawn at {row.drawn_at} px {f'({row.note})' if row.note else ''}".strip(),
+        "name": row.model,
+        "source": row.source,
+        "note": row.note,
+        "protocol": f"reference {row.reference}, {row.num_images:,} images",
+        "values": row.values,
+    }
