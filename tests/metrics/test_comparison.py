@@ -9,6 +9,8 @@ from metrics.overview import OverviewConfig, write_overview
 from metrics.results import Results, row
 from metrics.subjects import find_subjects
 
+pytestmark = pytest.mark.usefixtures("elsewhere")
+
 
 @pytest.mark.parametrize(
     "other",

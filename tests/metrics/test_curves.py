@@ -14,6 +14,8 @@ from metrics.overview import OverviewConfig, write_overview
 from metrics.runs import NATS, TimeToTarget, is_better_high, reached_at
 from metrics.subjects import find_subjects
 
+pytestmark = pytest.mark.usefixtures("elsewhere")
+
 
 @pytest.mark.parametrize(
     ("better_high", "target", "expected"),

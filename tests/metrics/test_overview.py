@@ -14,6 +14,8 @@ from metrics.overview import OverviewConfig, embed, time_text, write_overview
 from metrics.runs import NATS, Run
 from metrics.subjects import find_subjects
 
+pytestmark = pytest.mark.usefixtures("elsewhere")
+
 
 def test_hours_are_written_out_however_many():
     def hours(value):
