@@ -10,6 +10,7 @@ import torch
 from accelerate import PartialState
 from inception_weights import StandIn
 from PIL import Image
+from scipy.spatial.distance import cdist
 
 from masc.artifacts import InputError
 from metrics.bootstrap import SHARE, bootstrap_interval
@@ -284,6 +285,16 @@ def test_half_precision_follows_adms_rule():
         inside, covered = inside_balls(a, b, half=True)
         assert np.array_equal(inside, (between <= radii[1]).any(1))
         assert np.array_equal(covered, (between <= radii[0][:, None]).any(0))
+
+
+def test_balls_far_from_the_origin_are_those_of_float64():
+    """Features with a large common mean, as Inception's have: squared norms of millions, distances of thousands."""
+    a, b = ((36 + 1.6 * RNG.standard_normal((n, 256))).astype(np.float32) for n in (400, 300))
+    within, across = [cdist(x.astype(np.float64), x.astype(np.float64)) for x in (a, b)], cdist(a, b)
+    radii = [np.sort(distances, 1)[:, 3] for distances in within]
+    inside, covered = inside_balls(a, b)
+    assert np.array_equal(inside, (across <= radii[1]).any(1))
+    assert np.array_equal(covered, (across <= radii[0][:, None]).any(0))
 
 
 def test_blocks_change_no_ball(monkeypatch):
