@@ -215,8 +215,7 @@ def finite(content: Any) -> Any:
 
 def markdown(content: dict[str, Any], curves: list[dict[str, Any]]) -> str:
     """The page's numbers as Markdown."""
-    num_tokenizers = content["num_tokenizers"]
-    lines = [f"# {content['num_runs']} runs" + f", {num_tokenizers} tokenizers" * bool(num_tokenizers), ""]
+    lines = [f"# Runs: {content['num_runs']}, tokenizers: {content['num_tokenizers']}", ""]
     lines += [f"- skipped {each['place']}: {' '.join(each['reason'].split())}" for each in content["skipped"]]
     lines += [
         f"- {each['verdict']} in {'; '.join(each['files'])}: {each['text']} {each['advice']}".rstrip()
