@@ -164,7 +164,7 @@ def test_tokenizers_stand_beside_runs(tmp_path):
     make_run(tmp_path / "runs")
     reconstructed(tmp_path / "artifacts")
     page, text, content = page_of(tmp_path, "runs")
-    assert "1 run and 1 tokenizer in" in page and text.startswith("# 1 runs, 1 tokenizers")
+    assert "1 run and 1 tokenizer in" in page and text.startswith("# Runs: 1, tokenizers: 1")
     assert (content["num_runs"], content["num_tokenizers"]) == (1, 1)
 
 
