@@ -5,7 +5,7 @@ from stage import run_stage
 
 from llamagen.coco import EvalCocoConfig, evaluate_coco
 from metrics.coco import describe
-from metrics.results import Results
+from metrics.results import Results, row_text
 
 
 def main(config: EvalCocoConfig) -> None:
@@ -14,9 +14,7 @@ def main(config: EvalCocoConfig) -> None:
         if PartialState().is_main_process:
             print(path)
             for row in Results.load(path).rows:
-                spread = row.get("interval")
-                between = f"   95% {spread['low']:.4f} to {spread['high']:.4f}" if spread else ""
-                print(f"  {row['metric']:<10} {row['value']:>10.4f}{between}   {describe(row['protocol'])}")
+                print(f"{row_text(row)}   {describe(row['protocol'])}")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from accelerate import PartialState
 from stage import run_stage
 
 from llamagen.fid import EvalFidConfig, evaluate_fid
-from metrics.results import Results
+from metrics.results import Results, row_text
 
 
 def main(config: EvalFidConfig) -> None:
@@ -13,9 +13,7 @@ def main(config: EvalFidConfig) -> None:
         if PartialState().is_main_process:
             print(path)
             for row in Results.load(path).rows:
-                spread = row.get("interval")
-                between = f"   95% {spread['low']:.4f} to {spread['high']:.4f}" if spread else ""
-                print(f"  {row['metric']:<10} {row['value']:>10.4f}{between}")
+                print(row_text(row))
 
 
 if __name__ == "__main__":

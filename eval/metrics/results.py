@@ -16,6 +16,13 @@ def row(metric: str, value: float, protocol: dict[str, Any], interval: dict[str,
     return {"metric": metric, "value": value, **({"interval": interval} if interval else {}), "protocol": protocol}
 
 
+def row_text(row: dict[str, Any]) -> str:
+    """A row's metric, value and interval, in columns."""
+    interval = row.get("interval")
+    between = f"   95% {interval['low']:.4f} to {interval['high']:.4f}" if interval else ""
+    return f"  {row['metric']:<10} {row['value']:>10.4f}{between}"
+
+
 @dataclass(frozen=True)
 class Results:
     """The rows of one evaluation, and the evidence that `make doctor` judges them by."""
