@@ -152,6 +152,7 @@ eval-fid:  ## FID, sFID, IS, precision, recall: RUN=..., RELEASE=c2i_B_256 or SA
 coco-captions:  ## choose 30,000 captions of val2014, one an image: ARGS="coco=/data/coco caption_seed=0"
 	$(PYTHON) scripts/coco_captions.py $(ARGS)
 
+eval-coco: PICTURES = $(if $(filter default,$(SAMPLES)),$(error say what to measure: RUN=runs/..., RELEASE=t2i_XL_stage1_256, or SAMPLES=folder or .npz),'samples="$(SAMPLES)"')
 eval-coco:  ## FID, IS, CLIP score on COCO-30k: RUN=..., RELEASE=t2i_XL_stage1_256 or SAMPLES=folder|npz; ARGS="coco=/data/coco"
 	$(LAUNCH) scripts/eval_coco.py $(if $(RUN)$(RELEASE),$(SUBJECT) $(if $(filter-out default,$(SAMPLES)),samples=$(SAMPLES)),$(PICTURES)) $(ARGS)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from accelerate import PartialState
 
 from llamagen.conditions import check_text_model
-from llamagen.fid import EvalFidConfig, Subject, open_subject
+from llamagen.fid import EvalFidConfig, Subject, open_subject, save_beside
 from llamagen.run import load_config_of
 from llamagen.sample_sets import load_manifest, manifest_at
 from llamagen.text import TextFeatures
@@ -19,6 +19,7 @@ from masc.artifacts import InputError, write_text
 from masc.device import patient_state
 from metrics.clip_score import MODEL, NAME, Clip, clip_cosines, clip_score, load_clip
 from metrics.coco import (
+    MAKE,
     CaptionList,
     CocoProtocolConfig,
     CroppedPictures,
@@ -88,7 +89,10 @@ def make_captions(config: ChoiceConfig) -> Path:
     path = captions_file(Path(config.artifacts), config.split, config.num_images, config.caption_seed)
     if not path.exists():
         if config.coco is None:
-            raise InputError(f'no captions at {path}; say where COCO lies with ARGS="coco=FOLDER"')
+            raise InputError(
+                f"no captions are chosen yet ({path}); say where COCO lies, as in `{MAKE}`. Its annotations come by "
+                "`make weights NAME=coco-annotations`"
+            )
         save_captions(path, choose_captions(Path(config.coco), config.split, config.num_images, config.caption_seed))
     load_captions(path)
     return path
@@ -161,9 +165,7 @@ def _measure(
             about |= {"protocol": protocol.name, "image_size": protocol.size}
             found.rows.append(clip_score(cosines[way], clip, about, config.bootstrap))
         found.evidence.update(subject.evidence)
-        place = subject.results.with_name(f"{subject.results.name}-{name}.json")
-        found.save(place)
-        written.append(place)
+        written.append(save_beside(found, subject.results.with_name(f"{subject.results.name}-{name}.json")))
     state.wait_for_everyone()
     return written
 

@@ -34,7 +34,8 @@ from masc.run import differences, flatten, plain
 from metrics.extract import extract
 from metrics.inception import NAME, Inception, load_inception
 from metrics.protocol import ProtocolConfig, measure
-from metrics.reference import load_statistics
+from metrics.reference import hash_of, load_statistics
+from metrics.results import Results
 from metrics.streams import FirstPictures, Pictures, open_samples
 from vq.hub import weights_path
 from vq.pretrained import load_tokenizer, tokenizer_path
@@ -133,6 +134,7 @@ def evaluate_fid(config: EvalFidConfig) -> list[Path]:
     References and weights are looked for before anything is drawn or measured. Raises InputError for what is missing
     or broken."""
     state = patient_state()
+    _check_subject(config)
     model = config.extractor.load(state)
     references = {}
     for protocol in config.protocols.values():
@@ -160,11 +162,35 @@ def evaluate_fid(config: EvalFidConfig) -> list[Path]:
         reference = references[protocol.reference, protocol.resize]
         found = measure(protocol, features[protocol.resize], reference, model, subject.about, config.bootstrap)
         found.evidence.update(subject.evidence)
-        path = subject.results.with_name(f"{subject.results.name}-{name}.json")
-        found.save(path)
-        written.append(path)
+        written.append(save_beside(found, subject.results.with_name(f"{subject.results.name}-{name}.json")))
     state.wait_for_everyone()
     return written
+
+
+def _check_subject(config: EvalFidConfig) -> None:
+    """Raise InputError if what is to be measured is not there: before weights are asked for, or a reference read."""
+    if config.run is not None:
+        load_config_of(Path(config.run))
+    elif config.release is None:
+        open_samples(Path(config.samples))
+
+
+def save_beside(found: Results, path: Path) -> Path:
+    """Save results, and return where. Those of another reference, number of images, extractor or resize that are at
+    `path` already stay: then the hash of what differs goes into the name."""
+    keys = ("reference_sha256", "num_images", "extractor_sha256", "resize")
+    ours = {key: found.rows[0]["protocol"].get(key) for key in keys}
+    try:
+        there = Results.load(path).rows[0]["protocol"]
+    except (InputError, IndexError):
+        there = ours
+    differing = [key for key in keys if there.get(key) != ours[key]]
+    if differing:
+        beside = path.with_name(f"{path.stem}-{hash_of(ours)[:8]}.json")
+        logger.warning("%s holds results of another %s and stays; see %s", path, " and ".join(differing), beside.name)
+        path = beside
+    found.save(path)
+    return path
 
 
 def _wanted(config: EvalFidConfig, pictures: Pictures) -> Pictures:

@@ -3,11 +3,16 @@
 from stage import run_stage
 
 from llamagen.evaluate import EvaluateConfig, evaluate_run
+from metrics.results import Results, row_text
 
 
 def main(config: EvaluateConfig) -> None:
-    """Write <run>/eval/*.json, every value with its protocol."""
-    print(evaluate_run(config))
+    """Write <run>/eval/*.json, every value with its protocol, and print the values."""
+    directory = evaluate_run(config)
+    for name in ("likelihood", *config.samples):
+        print(directory / f"{name}.json")
+        for row in Results.load(directory / f"{name}.json").rows:
+            print(row_text(row))
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ class EvaluateTokenizerStage:
     folder: str = "weights"  # of `make weights`: Inception and LPIPS are used if they are there
     lpips: str = "alex"  # its backbone: alex, which LPIPS is quoted in, or vgg
     artifacts: str = "artifacts"
+    out: str | None = None  # where results go; None: artifacts/<tokenizer>/eval, whose other results they replace
 
     def __post_init__(self) -> None:
         if self.num_images < 2:
@@ -63,7 +64,9 @@ def main(stage: EvaluateTokenizerStage) -> None:
         backbone=stage.lpips,
     )
     model = load_decoder(codebook, layout.root)
-    print(evaluate_tokenizer(model, test, layout.evaluation, data.name, reference_path(stage.artifacts, data.name)))
+    directory = Path(stage.out) if stage.out else layout.evaluation
+    evaluate_tokenizer(model, test, directory, data.name, reference_path(stage.artifacts, data.name))
+    print(*sorted(directory.glob("*.json")), *sorted(directory.glob("*.png")), sep="\n")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from metrics.published import EXTRACTOR, RESIZE, is_imagenet, label_of
 FALSE_ALARM = 1e-3  # chance that uniformly drawn labels are called uneven
 SORTED_GAP = 0.02  # relative: IS in file order below IS in shuffled chunks; two shuffles differ by far less
 # Eight photographs at 256 px: 1.01 as they are, 1.10 after JPEG of quality 90, 1.17 of 85, 1.27 of 75.
-BLOCKY = 1.1
+BLOCKY, SMALLEST = 1.1, 128
 # The same, sharpness against their own: 0.40 enlarged from 128 px, 0.61 from 192 px.
 BLURRED, HARSH = 0.62, 1.6
 COMPARABLE = (
@@ -107,8 +107,10 @@ def sorted_samples(case: Case) -> Iterator[Finding]:
 def jpeg(case: Case) -> Iterator[Finding]:
     types = case.evidence.get("file_types") or {str(case.protocol.get("file_type")): case.protocol.get("num_images", 0)}
     files = [f"{number:,} pictures are files of {name}" for name, number in types.items() if "jpeg" in name]
-    # Samples of ours are decoded from their tokens, and steps between 8-pixel blocks are then the decoder's own.
-    blockiness = None if case.protocol.get("images") == "samples" else case.evidence.get("blockiness")
+    # Samples of ours are decoded from their tokens, and steps between 8-pixel blocks are then the decoder's own; small
+    # pictures hold too few blocks.
+    small = case.protocol.get("image_size", 256) < SMALLEST
+    blockiness = None if small or case.protocol.get("images") == "samples" else case.evidence.get("blockiness")
     if not case.is_fid or not (files or (blockiness is not None and blockiness > BLOCKY)):
         return
     seen = files.copy()

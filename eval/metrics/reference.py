@@ -59,7 +59,7 @@ class Reference:
         return {key: value for key, value in known.items() if value is not None}
 
 
-def find_reference(name: str, artifacts: Path, weights: Path) -> Path:
+def find_reference(name: str, artifacts: Path, weights: Path, resize: str) -> Path:
     """The file or folder of a reference: one of the registry, one made here, or a path.
 
     Raises InputError that says how to get it."""
@@ -70,6 +70,12 @@ def find_reference(name: str, artifacts: Path, weights: Path) -> Path:
         return made
     if Path(name).exists():
         return Path(name)
+    if resize != PUBLISHED_RESIZE:
+        raise InputError(
+            f"no reference {name!r}: neither {made} nor a path. This protocol has the resize {resize}: make one "
+            f'with it by `make reference DATA=imagenet256 ARGS="resize={resize} data.path=FOLDER"`, or name a folder '
+            "of PNG files"
+        )
     raise InputError(
         f"no reference {name!r}: neither {made} nor a path. Make it with `make reference DATA=...`, download ADM's "
         "with `make weights NAME=adm-imagenet256`, or name a folder of PNG files or an .npz"
@@ -86,7 +92,7 @@ def load_statistics(
     """The reference called `name`, with its features; those that cost a pass over pictures are kept in artifacts.
 
     Raises InputError if it is missing, broken, or its statistics are of another extractor or resize."""
-    path = find_reference(name, artifacts, weights)
+    path = find_reference(name, artifacts, weights, resize)
     stored, header = _read_statistics(path) if path.suffix == ".npz" else ({}, {})
     if stored:
         _check_origin(path, stored, header, model, resize)

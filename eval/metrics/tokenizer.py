@@ -127,6 +127,9 @@ def evaluate_tokenizer(model: Tokenizer, test: TokenizerTest, directory: Path, d
     missing = test.missing(directory)
     if not missing:
         return directory
+    for part in missing:
+        if _inputs_of(directory / FILES[part]) is not None:
+            logger.warning("replacing %s, which is of other settings; out=FOLDER keeps it", directory / FILES[part])
     device = patient_state().device
     model.to(device)
     extractor = load_extractor().to(device)

@@ -129,6 +129,28 @@ def test_pictures_of_one_name_and_folders_whose_names_have_dots_have_results_of_
     assert len(set(files)) == 3
 
 
+def test_results_of_another_reference_stay(evaluate, place, caplog):
+    np.savez(place / "some.npz", RNG.integers(0, 256, (21, 12, 12, 3), dtype=np.uint8))
+    np.savez(place / "another.npz", RNG.integers(0, 256, (30, 12, 12, 3), dtype=np.uint8))
+    given = {"release": None, "samples": "some.npz", "bootstrap": 0}
+    first, second, third, again = (
+        evaluate(**given, protocols={"adm": protocol(metrics=["FID"], reference=reference)}, num_images=count)[0]
+        for reference, count in (("reference.npz", 21), ("another.npz", 21), ("reference.npz", 11), ("another.npz", 21))
+    )
+    assert len({first, second, third}) == 3 and again == second
+    assert "results of another reference_sha256 and stays" in caplog.text
+    assert Results.load(first)["FID"]["protocol"]["reference"] == "reference"
+    assert Results.load(third)["FID"]["protocol"]["num_images"] == 11
+
+
+def test_what_is_measured_is_looked_for_before_its_weights(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="no samples at nowhere"):
+        evaluate_fid(EvalFidConfig(samples="nowhere", protocols={"adm": protocol()}))
+    with pytest.raises(InputError, match="no run at runs/none"):
+        evaluate_fid(EvalFidConfig(run="runs/none", protocols={"adm": protocol()}))
+
+
 def test_what_is_missing_is_said_before_anything_is_drawn(evaluate, place, caplog):
     with pytest.raises(InputError, match="no reference 'absent'"):
         evaluate(protocols={"adm": protocol(reference="absent")})

@@ -111,6 +111,8 @@ def test_statistics_that_cannot_be_compared_are_refused(made, tmp_path):
         load(tmp_path, str(tmp_path / "cut.npz"))
     with pytest.raises(InputError, match=r"no reference 'nothing'.*make reference DATA="):
         load(tmp_path, "nothing")
+    with pytest.raises(InputError, match=r"make reference DATA=imagenet256 ARGS=.resize=pil-bicubic"):
+        load(tmp_path, "nothing", resize="pil-bicubic")
 
 
 def test_a_reference_of_the_registry_must_be_the_published_one(made, tmp_path):
@@ -289,7 +291,8 @@ def test_half_precision_follows_adms_rule():
 
 def test_balls_far_from_the_origin_are_those_of_float64():
     """Features with a large common mean, as Inception's have: squared norms of millions, distances of thousands."""
-    a, b = ((36 + 1.6 * RNG.standard_normal((n, 256))).astype(np.float32) for n in (400, 300))
+    rng = np.random.default_rng(3)
+    a, b = ((36 + 1.6 * rng.standard_normal((n, 256))).astype(np.float32) for n in (400, 300))
     within, across = [cdist(x.astype(np.float64), x.astype(np.float64)) for x in (a, b)], cdist(a, b)
     radii = [np.sort(distances, 1)[:, 3] for distances in within]
     inside, covered = inside_balls(a, b)
@@ -308,9 +311,10 @@ def test_blocks_change_no_ball(monkeypatch):
 def test_pixel_sums_tell_jpeg_and_blur():
     import io
 
-    coarse = torch.from_numpy(RNG.integers(0, 256, (6, 3, 9, 9)).astype(np.float32))
+    rng = np.random.default_rng(5)
+    coarse = torch.from_numpy(rng.integers(0, 256, (6, 3, 9, 9)).astype(np.float32))
     smooth = torch.nn.functional.interpolate(coarse, size=64, mode="bicubic")
-    images = (smooth + torch.from_numpy(RNG.normal(0, 6, smooth.shape))).clamp(0, 255).byte()
+    images = (smooth + torch.from_numpy(rng.normal(0, 6, smooth.shape))).clamp(0, 255).byte()
 
     def summary(given):
         sums = PixelSums()
@@ -326,7 +330,7 @@ def test_pixel_sums_tell_jpeg_and_blur():
     plain, coded = summary(images), summary(torch.stack([jpeg(picture) for picture in images]))
     assert abs(plain["blockiness"] - 1) < 0.1 < coded["blockiness"] - 1
     blurred = torch.nn.functional.avg_pool2d(images.float(), 3, 1, 1).byte()
-    assert summary(blurred)["sharpness"] < plain["sharpness"] / 2
+    assert summary(blurred)["sharpness"] < 0.7 * plain["sharpness"]
 
 
 def test_a_reference_that_cannot_be_is_refused_before_a_picture_is_read():
