@@ -189,7 +189,7 @@ bench-sample:  ## images per second against the released decoding loop
 bench:  ## speed against LlamaGen's own code: ARGS="--llamagen /path/to/LlamaGen"
 	$(PYTHON) benchmarks/speed.py $(ARGS)
 
-test:  ## the default tests: CPU, no network, about six minutes
+test:  ## the default tests: CPU, no network, about nine minutes
 	$(PYTHON) -m pytest -q $(ARGS)
 
 test-all:  ## the slow tests as well
