@@ -29,7 +29,7 @@ class Gaussian:
         """From a factor that was kept: with as many rows as dimensions, that of a matrix, else samples."""
         if len(factor) < len(mean):
             return cls(mean, rows=factor)
-        kept = cls(mean, factor.T @ factor)
+        kept = cls(mean)
         kept.factor = factor
         return kept
 
@@ -47,7 +47,7 @@ class Gaussian:
 
     @cached_property
     def covariance(self) -> Tensor:
-        return self._covariance if self._covariance is not None else self.rows.T @ self.rows
+        return self._covariance if self._covariance is not None else self.factor.T @ self.factor
 
     @cached_property
     def factor(self) -> Tensor:
@@ -62,7 +62,7 @@ class Gaussian:
 
     @property
     def trace(self) -> Tensor:
-        return self.covariance.diagonal().sum() if self.rows is None else self.rows.square().sum()
+        return self.factor.square().sum() if self._covariance is None else self._covariance.diagonal().sum()
 
 
 def frechet_distance(a: np.ndarray | Gaussian, b: np.ndarray | Gaussian) -> float:
