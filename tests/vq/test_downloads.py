@@ -2,14 +2,11 @@
 
 import hashlib
 import json
-import os
-import threading
 from concurrent.futures import ThreadPoolExecutor
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-import huggingface_hub
 import numpy as np
 import pytest
+from download_server import FaultyHandler, FaultyServer, serving
 
 from masc.artifacts import InputError
 from vq import hub
@@ -22,29 +19,17 @@ NAME, FILE = "adm-imagenet512", "VIRTUAL_imagenet512.npz"  # nothing of it is kn
 PATH = f"/diffusion/jul-2021/ref_batches/imagenet/512/{FILE}"
 
 
-class Server(ThreadingHTTPServer):
-    """Files by path; `cut` bytes sent before the line drops, `failures` 503s after that."""
-
-    daemon_threads = True
+class Server(FaultyServer):
+    """Files by path, with neither commits nor hashes."""
 
     def __init__(self):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.files, self.requests = {PATH: CONTENT}, []
+        super().__init__(Handler)
+        self.files = {PATH: CONTENT}
         self.moved: dict[str, str] = {}
-        self.cut, self.failures, self.knows_ranges, self.etag, self.modified = None, 0, True, '"0x8D9"', ""
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
+        self.etag, self.modified = '"0x8D9"', ""
 
 
-class Handler(BaseHTTPRequestHandler):
-    def do_HEAD(self):
-        self.answer(with_body=False)
-
-    def do_GET(self):
-        self.answer(with_body=True)
-
+class Handler(FaultyHandler):
     def answer(self, with_body):
         server, headers = self.server, {}
         server.requests.append((self.command, self.path, self.headers.get("Range")))
@@ -53,47 +38,17 @@ class Handler(BaseHTTPRequestHandler):
         body = server.files.get(self.path)
         if body is None:
             return self.send(404, headers, b"", False)
-        if with_body and server.cut is None and server.failures:
-            server.failures -= 1
+        if self.fails(with_body):
             return self.send(503, headers, b"", False)
-        start = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").removesuffix("-"))
-        start *= server.knows_ranges
         headers |= {"ETag": server.etag} if server.etag else {}
         headers |= {"Last-Modified": server.modified} if server.modified else {}
-        if start:
-            headers["Content-Range"] = f"bytes {start}-{len(body) - 1}/{len(body)}"
-        return self.send(206 if start else 200, headers, body[start:], with_body)
-
-    def send(self, status, headers, body, with_body):
-        self.send_response(status)
-        for name, value in headers.items():
-            self.send_header(name, value)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        if with_body:
-            cut, self.server.cut = self.server.cut, None
-            self.wfile.write(body[:cut])
-        self.close_connection = True
-
-    def log_message(self, *_):
-        pass
+        return self.send_from_range(headers, body, with_body)
 
 
 @pytest.fixture
 def server(monkeypatch):
-    for name in list(os.environ):
-        if name.lower().endswith("_proxy"):
-            monkeypatch.delenv(name)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(huggingface_hub.constants, "DOWNLOAD_CHUNK_SIZE", 4096)
-    monkeypatch.setattr("huggingface_hub.file_download.time.sleep", lambda _: None)  # its pause before a retry
-    huggingface_hub.utils.close_session()
-    with Server() as running:
-        threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-        monkeypatch.setenv("MASC_MIRROR", running.url)
+    with serving(Server(), "MASC_MIRROR", monkeypatch) as running:
         yield running
-        running.shutdown()
-    huggingface_hub.utils.close_session()
 
 
 def test_a_reference_arrives_whole_and_is_pinned_by_its_own_hash(server, tmp_path):

@@ -6,13 +6,12 @@ import os
 import re
 import subprocess
 import sys
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote
 
 import huggingface_hub
 import numpy as np
 import pytest
+from download_server import CHUNK, FaultyHandler, FaultyServer, serving
 
 from masc.artifacts import InputError
 from vq import hub
@@ -21,38 +20,22 @@ from vq.releases import LLAMAGEN_COMMIT, RELEASES, Release, RemoteFile
 COMMIT = "a" * 40
 CONTENT = np.random.default_rng(0).bytes(300_000)
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
-CHUNK = 4096  # what the client writes at once; 10 MB if left alone
 RELEASE = RELEASES["maskgit-vq"]  # nothing of it is known beforehand
 FILE, URL = RELEASE.files[0].name, f"/{RELEASE.repository}/resolve"
 
 
-class Hub(ThreadingHTTPServer):
-    """Files by path, with what goes wrong: `cut` bytes sent before the line drops, `failures` 503s after that."""
-
-    daemon_threads = True
+class Hub(FaultyServer):
+    """Files by path, answered for as a hub does."""
 
     def __init__(self):
-        super().__init__(("127.0.0.1", 0), Handler)
+        super().__init__(Handler)
         self.files: dict[str, bytes] = {}  # under /repository/resolve/, whatever the revision
         self.sent: dict[str, bytes] = {}  # sent instead of what is announced
         self.etags: dict[str, str] = {}
-        self.commit, self.cut, self.failures = COMMIT, None, 0
-        self.knows_ranges = True
-        self.requests: list[tuple[str, str, str | None]] = []  # method, revision, range
-        self.bytes_sent = 0
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
+        self.commit = COMMIT
 
 
-class Handler(BaseHTTPRequestHandler):
-    def do_HEAD(self):
-        self.answer(with_body=False)
-
-    def do_GET(self):
-        self.answer(with_body=True)
-
+class Handler(FaultyHandler):
     def answer(self, with_body):
         repository, _, rest = unquote(self.path).partition("/resolve/")
         revision, _, name = rest.partition("/")
@@ -61,8 +44,7 @@ class Handler(BaseHTTPRequestHandler):
         if key not in self.server.files:
             self.send(404, {"X-Error-Code": "EntryNotFound"})
             return
-        if with_body and self.server.cut is None and self.server.failures:
-            self.server.failures -= 1
+        if self.fails(with_body):
             self.send(503, {})
             return
         announced = self.server.files[key]
@@ -71,46 +53,15 @@ class Handler(BaseHTTPRequestHandler):
             "X-Repo-Commit": revision if len(revision) == 40 else self.server.commit,
             "X-Linked-Size": str(len(announced)),
         }
-        body = self.server.sent.get(key, announced)
-        start = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").removesuffix("-"))
-        start *= self.server.knows_ranges
-        if start:
-            headers["Content-Range"] = f"bytes {start}-{len(body) - 1}/{len(body)}"
-        self.send(206 if start else 200, headers, body[start:], with_body)
-
-    def send(self, status, headers, body=b"", with_body=True):
-        self.send_response(status)
-        for name, value in headers.items():
-            self.send_header(name, value)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        if with_body:
-            cut, self.server.cut = self.server.cut, None
-            self.wfile.write(body[:cut])
-            self.server.bytes_sent += len(body[:cut])
-        self.close_connection = True
-
-    def log_message(self, *_):
-        pass
+        self.send_from_range(headers, self.server.sent.get(key, announced), with_body)
 
 
 @pytest.fixture
-def server(monkeypatch, tmp_path):
-    """A hub on this machine, and a client that knows no other, no proxy and no home."""
-    for name in list(os.environ):
-        if name.lower().endswith("_proxy"):
-            monkeypatch.delenv(name)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(huggingface_hub.constants, "DOWNLOAD_CHUNK_SIZE", CHUNK)
-    monkeypatch.setattr("huggingface_hub.file_download.time.sleep", lambda _: None)  # its pause before a retry
-    huggingface_hub.utils.close_session()
-    with Hub() as running:
+def server(monkeypatch):
+    """A hub on this machine."""
+    with serving(Hub(), "HF_ENDPOINT", monkeypatch) as running:
         running.files[f"/{RELEASE.repository}/{FILE}"] = CONTENT
-        threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-        monkeypatch.setenv("HF_ENDPOINT", running.url)
         yield running
-        running.shutdown()
-    huggingface_hub.utils.close_session()
 
 
 def partials(folder):
