@@ -34,9 +34,9 @@ from metrics.inception import Inception
 from metrics.protocol import measure
 from metrics.reference import Reference, load_statistics, make_reference, reference_file
 from metrics.streams import FilePictures, Pictures
-from vq.hub import weights_path
-from vq.pins import pin_of
-from vq.releases import RELEASES
+from vq.hub.fetch import weights_path
+from vq.hub.pins import pin_of
+from vq.hub.releases import RELEASES
 
 logger = logging.getLogger(__name__)
 KEPT = 1000  # pictures that a reference keeps, for `make doctor` to look at

@@ -37,7 +37,7 @@ from metrics.protocol import ProtocolConfig, measure
 from metrics.reference import hash_of, load_statistics
 from metrics.results import Results
 from metrics.streams import FirstPictures, Pictures, open_samples
-from vq.hub import weights_path
+from vq.hub.fetch import weights_path
 from vq.pretrained import load_tokenizer, tokenizer_path
 
 logger = logging.getLogger(__name__)

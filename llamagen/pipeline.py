@@ -25,7 +25,7 @@ from metrics.report import ReportInputs, write_report
 from metrics.runs import Run
 from metrics.tokenizer import TokenizerTest
 from vq.codebook import save_codebook
-from vq.extract import extract_codes
+from vq.codes.extract import extract_codes
 from vq.images import load_images
 from vq.interface import TokenizerConfig
 from vq.pretrained import load_tokenizer, tokenizer_path

@@ -9,8 +9,8 @@ from llamagen.build import ARModel, DataShape, build_model
 from llamagen.config import ModelConfig
 from llamagen.official import load_official
 from masc.heads import HeadConfig
+from vq.hub.releases import existing_weights
 from vq.interface import TokenizerConfig
-from vq.releases import existing_weights
 
 
 @dataclass(kw_only=True)

@@ -7,7 +7,7 @@ from accelerate import Accelerator
 from stage import run_stage
 
 from masc.layout import Layout
-from vq.check_codes import check_codes
+from vq.codes.check_codes import check_codes
 from vq.data import DataConfig
 from vq.interface import TokenizerConfig
 from vq.pretrained import load_decoder

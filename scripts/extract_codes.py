@@ -9,12 +9,12 @@ from masc.artifacts import InputError
 from masc.codes import read_meta
 from masc.device import patient_state
 from masc.layout import Layout
+from vq.codes.extract import extract_codes
+from vq.codes.shards import ExtractConfig
 from vq.data import DataConfig
-from vq.extract import extract_codes
 from vq.images import load_images
 from vq.interface import TokenizerConfig
 from vq.pretrained import load_decoder
-from vq.shards import ExtractConfig
 
 
 @dataclass(kw_only=True)

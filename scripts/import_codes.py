@@ -6,8 +6,8 @@ from pathlib import Path
 from stage import run_stage
 
 from masc.layout import Layout
+from vq.codes.import_codes import import_codes
 from vq.data import DataConfig
-from vq.import_codes import import_codes
 from vq.interface import TokenizerConfig
 
 

@@ -8,7 +8,7 @@ from stage import run_stage
 from llamagen.captions import read_captions
 from llamagen.text import TextFeatures, extract_text_features
 from masc.artifacts import InputError
-from vq.hub import weights_path
+from vq.hub.fetch import weights_path
 
 
 @dataclass(kw_only=True)

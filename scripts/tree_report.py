@@ -14,7 +14,7 @@ from metrics.tree_report import TreeReportInputs, load_clusterings, write_tree_r
 from vq.data import DataConfig
 from vq.interface import TokenizerConfig
 from vq.pretrained import load_decoder
-from vq.twemoji import ATTRIBUTION
+from vq.readers.twemoji import ATTRIBUTION
 
 
 @dataclass(kw_only=True)

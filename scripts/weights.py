@@ -5,7 +5,7 @@ from pathlib import Path
 
 from stage import run_stage
 
-from vq.hub import fetch, listing
+from vq.hub.fetch import fetch, listing
 
 
 @dataclass(kw_only=True)

@@ -28,13 +28,13 @@ from masc.linkage import average_linkage
 from masc.tree import Tree
 from vq.checkpoint import load_state
 from vq.codebook import save_codebook
+from vq.codes.extract import extract_codes as our_extract
+from vq.codes.shards import ExtractConfig
 from vq.crops import center_crop, random_crop, ten_crop
 from vq.data import DataConfig
-from vq.extract import extract_codes as our_extract
 from vq.images import load_images
 from vq.interface import TokenizerConfig
 from vq.llamagen import LlamaGenVQ
-from vq.shards import ExtractConfig
 
 __all__ = ["apply_rope", "center_crop", "filter_logits", "random_crop", "ten_crop"]  # ours as they are
 FLAT = HeadConfig(name="flat", kind="flat")

@@ -87,7 +87,7 @@ def test_finished_stages_are_not_repeated(page, config, planned, monkeypatch):
         raise AssertionError(f"launched again: {arguments}")
 
     monkeypatch.setattr(jobs.subprocess, "Popen", refuse)
-    for name in ("masc.build.build_tree", "vq.extract.save_codes", "metrics.tokenizer.load_extractor"):
+    for name in ("masc.build.build_tree", "vq.codes.extract.save_codes", "metrics.tokenizer.load_extractor"):
         monkeypatch.setattr(name, refuse)
     assert reproduce(config, planned).read_bytes() == before
 

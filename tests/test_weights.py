@@ -15,11 +15,11 @@ from llamagen.plan import SampleConfig
 from llamagen.release import load_release
 from metrics.inception import NAME
 from metrics.results import Results
-from vq.hub import weights_path
+from vq.hub.fetch import weights_path
+from vq.hub.releases import RELEASES as KNOWN
 from vq.images import load_images, to_tensor
 from vq.measure import peak_signal_to_noise
 from vq.pretrained import load_tokenizer, tokenizer_path
-from vq.releases import RELEASES as KNOWN
 
 pytestmark = pytest.mark.weights
 RELEASES = sorted(file.stem for file in (CONFIGS / "release").glob("*.yaml"))

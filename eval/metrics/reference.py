@@ -22,10 +22,10 @@ from metrics.extract import Extraction, extract
 from metrics.frechet import Gaussian
 from metrics.inception import POOLED, SHA256_PREFIX, SPATIAL, Inception
 from metrics.streams import NpzPictures, Pictures, SourcePictures, open_samples
-from vq.hub import weights_path
+from vq.hub.fetch import weights_path
+from vq.hub.pins import pin_of
+from vq.hub.releases import RELEASES
 from vq.images import ImageSource
-from vq.pins import pin_of
-from vq.releases import RELEASES
 
 logger = logging.getLogger(__name__)
 STATISTICS = {"mu": (POOLED,), "sigma": (POOLED, POOLED), "mu_s": (SPATIAL,), "sigma_s": (SPATIAL, SPATIAL)}

@@ -15,8 +15,8 @@ from metrics.claims import state_claims
 from metrics.page import render_page
 from metrics.patches import cluster_sheet, token_patches
 from metrics.runs import Run, TimeToTarget, time_to_target
-from vq.decode import decode_pixels
 from vq.interface import Tokenizer
+from vq.pixels import decode_pixels
 
 NUM_SAMPLES_SHOWN = 40
 OVERVIEW_LABELS = ("flat", "masc", "masc-on-random")  # whose samples the overview picture shows

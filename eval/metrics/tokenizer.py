@@ -35,10 +35,10 @@ from metrics.results import row
 from metrics.samples import draw_variants, load_reference, measure_images
 from metrics.spaces import inception_path, inception_space, lite0_space
 from metrics.streams import SourcePictures, read_batches
-from vq.decode import decode_pixels
 from vq.images import ImageSource
 from vq.interface import Tokenizer
 from vq.measure import encode_pixels, usage_and_perplexity
+from vq.pixels import decode_pixels
 
 logger = logging.getLogger(__name__)
 VERSION = 2

@@ -18,8 +18,8 @@ from metrics import figures, tree_figures
 from metrics.page import render_page
 from metrics.patches import cluster_sheet, token_patches
 from metrics.token_map import CLUSTER_COLOURS, MAX_PATCHES, atlas, draw_map, map_tokens
-from vq.decode import decode_pixels
 from vq.interface import Tokenizer
+from vq.pixels import decode_pixels
 
 NUM_HALVINGS = 5  # coherence is shown at K = N / 2, N / 4, ...
 FEW = 32  # and at few enough clusters that most tokens have a colour on the map

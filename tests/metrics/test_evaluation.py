@@ -21,9 +21,9 @@ from metrics.precision_recall import inside_balls, precision_recall
 from metrics.protocol import ProtocolConfig, measure
 from metrics.reference import load_statistics, make_reference
 from metrics.streams import NpzPictures, open_samples
+from vq.hub.pins import Pin, lock
+from vq.hub.releases import RELEASES
 from vq.images import ImageSource
-from vq.pins import Pin, lock
-from vq.releases import RELEASES
 
 STATE = PartialState(cpu=True)
 RNG = np.random.default_rng(0)

@@ -18,9 +18,9 @@ from metrics.replacement import (
 )
 from metrics.spaces import lite0_space
 from metrics.streams import SourcePictures
-from vq.decode import decode_pixels
 from vq.images import load_images
 from vq.measure import encode_pixels
+from vq.pixels import decode_pixels
 
 PARTITION = Partition(np.array([0, 0, 1, 1, 1, 2]))
 

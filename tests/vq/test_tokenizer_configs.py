@@ -8,7 +8,7 @@ from codebook import CodebookStage, main
 from stage import CONFIGS, load_config
 
 from masc.artifacts import Codebook, InputError
-from vq.releases import RELEASES
+from vq.hub.releases import RELEASES
 
 SIZES = {  # tokens, dimensions, pixels a token and side
     "emoji32": (1024, 8, 4),

@@ -54,7 +54,7 @@ def load_images(name: str, split: str, resolution: int, path: str | None = None)
 
     `path` is the folder that holds it; only `twemoji`, which comes with a package, needs none."""
     if name == "twemoji":
-        from vq.twemoji import Twemoji
+        from vq.readers.twemoji import Twemoji
 
         return Twemoji.load(split, resolution)
     if path is None:

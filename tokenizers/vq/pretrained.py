@@ -10,8 +10,8 @@ from safetensors import SafetensorError, safe_open
 
 from masc.artifacts import Codebook, InputError, hash_file, require_parent
 from vq.checkpoint import find_state, load_state, read_checkpoint
+from vq.hub.releases import existing_weights
 from vq.interface import Tokenizer, TokenizerConfig
-from vq.releases import existing_weights
 
 TRAINED_HERE = "vq.autoencoder:ConvVQ"
 SHIPPED = resources.files("vq") / "weights"

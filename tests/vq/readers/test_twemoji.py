@@ -5,7 +5,7 @@ import pytest
 
 from masc.artifacts import InputError
 from vq.images import load_images, to_tensor, to_uint8
-from vq.twemoji import CLASS_NAMES, identify, is_held_out, normalise
+from vq.readers.twemoji import CLASS_NAMES, identify, is_held_out, normalise
 
 
 @pytest.fixture(scope="module")

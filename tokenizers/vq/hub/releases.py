@@ -8,7 +8,7 @@ the SHA-256 of vq_ds16_c2i.pt is the one that three repositories independent of 
 no hub it is what copies of them on the hub show (pytorch-fid's, torchvision's vgg16, adm-imagenet256), and what at
 least three repositories independent of one another record after a download; where a network's file name carries eight
 digits, they begin its hash. What could not be read is None: the first download then pins what the server announces and
-sends (vq.hub)."""
+sends (vq.hub.fetch)."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -7,10 +7,10 @@ from PIL import Image
 
 from masc.artifacts import InputError
 from masc.codes import save_codes
-from vq.check_codes import LINE, check_codes
 from vq.codebook import save_codebook
-from vq.decode import decode_pixels
+from vq.codes.check_codes import LINE, check_codes
 from vq.interface import TokenizerConfig
+from vq.pixels import decode_pixels
 
 SMALL = TokenizerConfig(name="s", target="vq.autoencoder:ConvVQ", options={"num_tokens": 64, "width": 16})
 

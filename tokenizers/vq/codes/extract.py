@@ -27,11 +27,11 @@ from tqdm import tqdm
 from masc.artifacts import Codebook, InputError, recover
 from masc.codes import load_codes, read_meta, save_codes
 from masc.device import patient_state
+from vq.codes.shards import ExtractConfig, Shards
 from vq.crops import Views
 from vq.images import ImageSource, to_tensor
 from vq.interface import Tokenizer, device_of
 from vq.readers.stored import UNREADABLE
-from vq.shards import ExtractConfig, Shards
 
 logger = logging.getLogger(__name__)
 

@@ -18,12 +18,12 @@ from stage import load_config
 from masc.artifacts import InputError
 from masc.codes import load_codes, verify_codes
 from vq.codebook import save_codebook
+from vq.codes.extract import extract_codes
+from vq.codes.shards import ExtractConfig
 from vq.crops import Views
-from vq.extract import extract_codes
 from vq.images import ImageSource, load_images, to_tensor
 from vq.interface import TokenizerConfig
 from vq.pretrained import load_tokenizer, tokenizer_path
-from vq.shards import ExtractConfig
 
 SMALL = TokenizerConfig(
     name="small", target="vq.autoencoder:ConvVQ", options={"resolution": 16, "num_tokens": 32, "width": 16}
@@ -74,7 +74,7 @@ def content(path):
 
 def stop_after(monkeypatch, shards):
     """Let the process die once so many more shards are written."""
-    from vq.shards import Shards
+    from vq.codes.shards import Shards
 
     save, left = Shards.save, [shards]
 
@@ -99,7 +99,7 @@ def test_tokens_are_those_of_each_view_and_are_not_made_twice(squares, small, tm
     assert codes.class_names == ["a", "b"] and codes.config["views"] == ["centre", "centre mirrored"]
     assert json.loads((tmp_path / "codes" / "captions.json").read_text()) == list(squares.captions)
     assert (tmp_path / "codes" / "keys.txt").read_text().split() == list(squares.keys)
-    monkeypatch.setattr("vq.extract.save_codes", None)
+    monkeypatch.setattr("vq.codes.extract.save_codes", None)
     extract_codes(model, squares, Views("center-flip"), codebook, tmp_path / "codes", SETTINGS)
     with pytest.raises(TypeError):
         extract_codes(model, squares, Views("center"), codebook, tmp_path / "codes", SETTINGS)

@@ -8,8 +8,8 @@ from PIL import Image, ImageDraw
 
 from masc.artifacts import Codebook, replacing
 from masc.codes import Codes, load_codes, verify_codes
-from vq.decode import decode_pixels
 from vq.interface import Tokenizer
+from vq.pixels import decode_pixels
 
 LINE = 12  # pixels of a line of text
 

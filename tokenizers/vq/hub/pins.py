@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from masc.artifacts import InputError, write_json
-from vq.releases import Release, RemoteFile
+from vq.hub.releases import Release, RemoteFile
 
 LOCK = "lock.json"
 

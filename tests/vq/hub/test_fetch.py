@@ -14,8 +14,8 @@ import pytest
 from download_server import CHUNK, FaultyHandler, FaultyServer, serving
 
 from masc.artifacts import InputError
-from vq import hub
-from vq.releases import LLAMAGEN_COMMIT, RELEASES, Release, RemoteFile
+from vq.hub import fetch as hub
+from vq.hub.releases import LLAMAGEN_COMMIT, RELEASES, Release, RemoteFile
 
 COMMIT = "a" * 40
 CONTENT = np.random.default_rng(0).bytes(300_000)

@@ -32,8 +32,8 @@ from huggingface_hub.file_download import http_get
 from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
 
 from masc.artifacts import InputError, hash_file
-from vq.pins import LOCK, Pin, key_of, lock, pin_of
-from vq.releases import RELEASES, Release, RemoteFile
+from vq.hub.pins import LOCK, Pin, key_of, lock, pin_of
+from vq.hub.releases import RELEASES, Release, RemoteFile
 
 logger = logging.getLogger(__name__)
 
@@ -170,7 +170,7 @@ def _ask(found: Release, file: RemoteFile, pin: Pin, folder: Path) -> Announced:
     if differing:
         raise InputError(
             f"{url} is not the file that is pinned here: {', '.join(differing)}. If the new one is wanted, delete "
-            f"{key_of(found, file)} from {Path(folder) / LOCK}; the project's own pins are in tokenizers/vq/releases.py"
+            f"{key_of(found, file)} from {Path(folder) / LOCK}; the project's own pins are in tokenizers/vq/hub/releases.py"
         )
     return said
 
@@ -253,7 +253,7 @@ def _plainly(found: Release, file: RemoteFile, url: str, folder: Path, partial: 
         if status == 404:
             raise InputError(
                 f"there is no {file.name} in {found.origin} (404 from {url}); if it moved, correct "
-                "tokenizers/vq/releases.py"
+                "tokenizers/vq/hub/releases.py"
             ) from error
         raise InputError(f"the server answered {status} to {url}. {instead}") from error
     except httpx2.TransportError as error:

@@ -12,13 +12,13 @@ from golden import GOLDEN
 from masc.artifacts import Codebook, InputError
 from masc.codes import load_codes
 from vq.codebook import save_codebook
+from vq.codes.extract import extract_codes
+from vq.codes.import_codes import import_codes
+from vq.codes.shards import ExtractConfig
 from vq.data import DataConfig
-from vq.extract import extract_codes
 from vq.images import load_images
-from vq.import_codes import import_codes
 from vq.interface import TokenizerConfig
 from vq.readers.imagenet import wnids
-from vq.shards import ExtractConfig
 
 
 @pytest.fixture

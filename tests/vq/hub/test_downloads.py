@@ -9,9 +9,9 @@ import pytest
 from download_server import FaultyHandler, FaultyServer, serving
 
 from masc.artifacts import InputError
-from vq import hub
-from vq.pins import Pin, lock
-from vq.releases import RELEASES, Release, RemoteFile
+from vq.hub import fetch as hub
+from vq.hub.pins import Pin, lock
+from vq.hub.releases import RELEASES, Release, RemoteFile
 
 CONTENT = np.random.default_rng(1).bytes(200_000)
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
