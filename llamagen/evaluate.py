@@ -16,7 +16,7 @@ from masc.artifacts import InputError
 from metrics.features import load_extractor
 from metrics.results import Results, row
 from metrics.samples import load_reference, measure_images
-from vq.images import load_images
+from vq.readers import load_images
 
 
 @dataclass(kw_only=True)

@@ -16,8 +16,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from masc.artifacts import replacing
-from vq.images import to_uint8
 from vq.interface import Tokenizer
+from vq.pixels import to_uint8
 
 UNIT = 16  # pictures decoded together
 

@@ -26,9 +26,9 @@ from metrics.runs import Run
 from metrics.tokenizer import TokenizerTest
 from vq.codebook import save_codebook
 from vq.codes.extract import extract_codes
-from vq.images import load_images
 from vq.interface import TokenizerConfig
 from vq.pretrained import load_tokenizer, tokenizer_path
+from vq.readers import load_images
 
 STAGES = ("images", "codebook", "codes", "trees", "train", "sample", "measure", "report")
 

@@ -29,7 +29,7 @@ from masc.artifacts import InputError, hash_file, recover, replacing, write_json
 from masc.codes import code_type
 from masc.device import patient_accelerator
 from masc.run import differences, flatten, locked, plain, provenance
-from metrics.figures import image_grid
+from vq.pixels import image_grid
 from vq.pretrained import tokenizer_path
 
 logger = logging.getLogger(__name__)

@@ -11,9 +11,9 @@ from masc.layout import Layout
 from metrics.perceptual import BACKBONES
 from metrics.tokenizer import EMBEDDED, TokenizerTest, evaluate_tokenizer
 from vq.data import DataConfig
-from vq.images import load_images
 from vq.interface import TokenizerConfig
 from vq.pretrained import load_decoder, tokenizer_path
+from vq.readers import load_images
 
 
 @dataclass(kw_only=True)

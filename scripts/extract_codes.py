@@ -12,9 +12,9 @@ from masc.layout import Layout
 from vq.codes.extract import extract_codes
 from vq.codes.shards import ExtractConfig
 from vq.data import DataConfig
-from vq.images import load_images
 from vq.interface import TokenizerConfig
 from vq.pretrained import load_decoder
+from vq.readers import load_images
 
 
 @dataclass(kw_only=True)

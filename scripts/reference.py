@@ -10,7 +10,7 @@ from masc.device import patient_state
 from metrics.reference import make_reference, reference_file
 from metrics.resize import RESIZES
 from vq.data import DataConfig
-from vq.images import load_images
+from vq.readers import load_images
 
 
 @dataclass(kw_only=True)

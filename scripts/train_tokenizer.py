@@ -6,8 +6,8 @@ from pathlib import Path
 from stage import run_stage
 
 from vq.data import DataConfig
-from vq.images import load_images
 from vq.interface import TokenizerConfig
+from vq.readers import load_images
 from vq.train import TokenizerTraining, train_tokenizer
 
 

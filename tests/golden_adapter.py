@@ -32,9 +32,9 @@ from vq.codes.extract import extract_codes as our_extract
 from vq.codes.shards import ExtractConfig
 from vq.crops import center_crop, random_crop, ten_crop
 from vq.data import DataConfig
-from vq.images import load_images
 from vq.interface import TokenizerConfig
 from vq.llamagen import LlamaGenVQ
+from vq.readers import load_images
 
 __all__ = ["apply_rope", "center_crop", "filter_logits", "random_crop", "ten_crop"]  # ours as they are
 FLAT = HeadConfig(name="flat", kind="flat")

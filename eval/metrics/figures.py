@@ -166,13 +166,3 @@ def picture(pixels: np.ndarray) -> str:
 
 def _data_uri(content: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(content).decode()
-
-
-def image_grid(images: np.ndarray, columns: int, gap: int = 2) -> np.ndarray:
-    """Pictures in rows with white gaps: (M, H, W, 3) uint8 -> (rows (H + gap), columns (W + gap), 3)."""
-    rows = -(-len(images) // columns)
-    height, width = images.shape[1:3]
-    canvas = np.full((rows * columns, height + gap, width + gap, 3), 255, np.uint8)
-    canvas[: len(images), :height, :width] = images
-    tiled = canvas.reshape(rows, columns, height + gap, width + gap, 3).swapaxes(1, 2)
-    return tiled.reshape(rows * (height + gap), columns * (width + gap), 3)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from masc.artifacts import InputError, hash_file
-from vq.images import to_tensor
+from vq.pixels import to_tensor
 
 logger = logging.getLogger(__name__)
 

@@ -11,12 +11,10 @@ from tqdm import tqdm
 
 from masc.tree import Partition
 from metrics.fidelity import Comparison, Judges, PictureSet
-from metrics.figures import image_grid
 from metrics.results import row
 from metrics.streams import Pictures, read_batches
 from vq.interface import Tokenizer
-from vq.measure import encode_pixels
-from vq.pixels import decode_pixels
+from vq.pixels import decode_pixels, encode_pixels, image_grid
 
 BATCH = 64
 GRID_WIDTH, MOST_SHOWN = 2048, 24  # pixels and pictures a row

@@ -8,9 +8,8 @@ from metrics import samples
 from metrics.features import extract_features, load_extractor
 from metrics.samples import draw_variants, load_reference, measure_images
 from metrics.streams import SourcePictures
-from vq.images import load_images
-from vq.measure import encode_pixels
-from vq.pixels import decode_pixels
+from vq.pixels import decode_pixels, encode_pixels
+from vq.readers import load_images
 
 
 @pytest.fixture(scope="module")

@@ -18,9 +18,8 @@ from metrics.replacement import (
 )
 from metrics.spaces import lite0_space
 from metrics.streams import SourcePictures
-from vq.images import load_images
-from vq.measure import encode_pixels
-from vq.pixels import decode_pixels
+from vq.pixels import decode_pixels, encode_pixels
+from vq.readers import load_images
 
 PARTITION = Partition(np.array([0, 0, 1, 1, 1, 2]))
 

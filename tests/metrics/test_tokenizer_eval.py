@@ -19,9 +19,9 @@ from metrics.fidelity import Judges, llamagen_similarity, structural_similarity
 from metrics.frechet import frechet_distance
 from metrics.spaces import inception_space, lite0_space
 from metrics.tokenizer import TokenizerTest, evaluate_tokenizer, measure_reconstruction
-from vq.images import load_images
-from vq.measure import encode_pixels, peak_signal_to_noise
-from vq.pixels import decode_pixels
+from vq.measure import peak_signal_to_noise
+from vq.pixels import decode_pixels, encode_pixels
+from vq.readers import load_images
 
 
 def first(source, count):

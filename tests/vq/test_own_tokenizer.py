@@ -12,9 +12,10 @@ import yaml
 
 from masc.artifacts import Codebook, InputError
 from vq.codebook import save_codebook
-from vq.images import load_images, to_tensor
 from vq.interface import TokenizerConfig
+from vq.pixels import to_tensor
 from vq.pretrained import load_tokenizer, tokenizer_path
+from vq.readers import load_images
 
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 TITLE = re.compile(r"# (\S+)\n")

@@ -6,11 +6,12 @@ import torch
 
 from masc.artifacts import InputError
 from vq.codebook import save_codebook
-from vq.images import ImageSource, load_images
+from vq.images import ImageSource
 from vq.interface import TokenizerConfig
 from vq.measure import measure, peak_signal_to_noise
 from vq.pretrained import load_decoder, load_extra, load_tokenizer, tokenizer_path
 from vq.quantize import VectorQuantizer
+from vq.readers import load_images
 from vq.train import TokenizerTraining, train_tokenizer
 
 

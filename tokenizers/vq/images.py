@@ -2,15 +2,12 @@
 
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor
 
-from masc.artifacts import InputError, hash_arrays
+from masc.artifacts import hash_arrays
 
 
 @dataclass(frozen=True)
@@ -47,38 +44,3 @@ class ImageSource:
     def sha256(self) -> str:
         """Of all the pictures."""
         return self.identity(slice(None))
-
-
-def load_images(name: str, split: str, resolution: int, path: str | None = None) -> ImageSource:
-    """The split (`train` or `val`) of the image source called `name`, at `resolution` pixels a side.
-
-    `path` is the folder that holds it; only `twemoji`, which comes with a package, needs none."""
-    if name == "twemoji":
-        from vq.readers.twemoji import Twemoji
-
-        return Twemoji.load(split, resolution)
-    if path is None:
-        raise InputError(f'the images of {name} have no place; name their folder with ARGS="data.path=FOLDER"')
-    if not Path(path).is_dir():
-        raise InputError(f'no folder {path} with the images of {name}; name it with ARGS="data.path=FOLDER"')
-    if split not in ("train", "val"):
-        raise ValueError(f"{name} has the splits train and val, not {split!r}")
-    from vq.readers import READERS
-
-    if name not in READERS:
-        raise InputError(f"no reader for the image source {name!r}; there are twemoji, {', '.join(READERS)}")
-    return READERS[name](Path(path), split, resolution)
-
-
-def to_tensor(pixels: np.ndarray) -> Tensor:
-    """(B, H, W, 3) uint8 -> (B, 3, H, W) float32 in [-1, 1]."""
-    images = torch.from_numpy(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2).float()
-    return images / 127.5 - 1.0
-
-
-def to_uint8(images: Tensor) -> np.ndarray:
-    """(B, 3, H, W) float in [-1, 1] -> (B, H, W, 3) uint8, truncated as LlamaGen does.
-
-    FoundationVision/LlamaGen, autoregressive/sample/sample_c2i_ddp.py: clamp(127.5 x + 128, 0, 255)."""
-    images = (127.5 * images.float() + 128.0).clamp(0, 255)
-    return images.permute(0, 2, 3, 1).to(torch.uint8).cpu().numpy()

@@ -3,8 +3,9 @@
 import numpy as np
 import torch
 
-from vq.images import ImageSource, to_tensor, to_uint8
+from vq.images import ImageSource
 from vq.interface import Tokenizer, device_of
+from vq.pixels import encode_pixels, to_uint8
 
 MAX_PSNR = 60.0  # dB: what an exact copy counts as in a mean, beyond what uint8 can tell apart
 
@@ -26,12 +27,6 @@ def measure(model: Tokenizer, source: ImageSource, batch_size: int = 64) -> dict
         "usage": usage,
         "perplexity": perplexity,
     }
-
-
-@torch.no_grad()
-def encode_pixels(model: Tokenizer, pixels: np.ndarray) -> np.ndarray:
-    """Code grids of uint8 pictures: (B, H, W, 3) -> (B, T) int64, on the tokenizer's device."""
-    return model.encode(to_tensor(pixels).to(device_of(model))).cpu().numpy()
 
 
 def peak_signal_to_noise(a: np.ndarray, b: np.ndarray) -> np.ndarray:

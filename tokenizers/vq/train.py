@@ -21,9 +21,10 @@ from masc.artifacts import InputError, replacing
 from masc.device import check_precision, resolve_precision
 from masc.run import plain
 from vq.autoencoder import ConvVQ
-from vq.images import ImageSource, to_tensor
+from vq.images import ImageSource
 from vq.interface import TokenizerConfig
 from vq.measure import measure
+from vq.pixels import to_tensor
 
 
 @dataclass(kw_only=True)

@@ -21,9 +21,11 @@ from vq.codebook import save_codebook
 from vq.codes.extract import extract_codes
 from vq.codes.shards import ExtractConfig
 from vq.crops import Views
-from vq.images import ImageSource, load_images, to_tensor
+from vq.images import ImageSource
 from vq.interface import TokenizerConfig
+from vq.pixels import to_tensor
 from vq.pretrained import load_tokenizer, tokenizer_path
+from vq.readers import load_images
 
 SMALL = TokenizerConfig(
     name="small", target="vq.autoencoder:ConvVQ", options={"resolution": 16, "num_tokens": 32, "width": 16}

@@ -16,8 +16,8 @@ from vq.codes.extract import extract_codes
 from vq.codes.import_codes import import_codes
 from vq.codes.shards import ExtractConfig
 from vq.data import DataConfig
-from vq.images import load_images
 from vq.interface import TokenizerConfig
+from vq.readers import load_images
 from vq.readers.imagenet import wnids
 
 

@@ -14,7 +14,7 @@ from torchvision.datasets import ImageFolder
 
 from masc.artifacts import InputError
 from vq.crops import center_crop
-from vq.images import load_images
+from vq.readers import load_images
 from vq.readers.folders import is_held_out
 from vq.readers.imagenet import wnids
 from vq.readers.members import list_zip

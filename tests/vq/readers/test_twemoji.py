@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from masc.artifacts import InputError
-from vq.images import load_images, to_tensor, to_uint8
+from vq.pixels import to_tensor, to_uint8
+from vq.readers import load_images
 from vq.readers.twemoji import CLASS_NAMES, identify, is_held_out, normalise
 
 

@@ -29,8 +29,9 @@ from masc.codes import load_codes, read_meta, save_codes
 from masc.device import patient_state
 from vq.codes.shards import ExtractConfig, Shards
 from vq.crops import Views
-from vq.images import ImageSource, to_tensor
+from vq.images import ImageSource
 from vq.interface import Tokenizer, device_of
+from vq.pixels import to_tensor
 from vq.readers.stored import UNREADABLE
 
 logger = logging.getLogger(__name__)

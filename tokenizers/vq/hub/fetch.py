@@ -170,7 +170,8 @@ def _ask(found: Release, file: RemoteFile, pin: Pin, folder: Path) -> Announced:
     if differing:
         raise InputError(
             f"{url} is not the file that is pinned here: {', '.join(differing)}. If the new one is wanted, delete "
-            f"{key_of(found, file)} from {Path(folder) / LOCK}; the project's own pins are in tokenizers/vq/hub/releases.py"
+            f"{key_of(found, file)} from {Path(folder) / LOCK}; the pins of the project are in "
+            "tokenizers/vq/hub/releases.py"
         )
     return said
 
