@@ -21,9 +21,9 @@ from masc.codes import load_codes
 from masc.layout import Layout
 from masc.run import read_metrics
 from masc.tree import Partition, Tree
-from metrics.report import ReportInputs, write_report
-from metrics.runs import Run
 from metrics.tokenizer import TokenizerTest
+from reports.reproduction import ReportInputs, write_report
+from reports.runs import Run
 from vq.codebook import save_codebook
 from vq.codes.extract import extract_codes
 from vq.interface import TokenizerConfig

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from stage import run_stage
 
-from metrics.doctor import diagnose, read_results, render_findings
+from reports.doctor.doctor import diagnose, read_results, render_findings
 
 
 @dataclass(kw_only=True)

@@ -2,7 +2,7 @@
 
 from stage import run_stage
 
-from metrics.overview import OverviewConfig, write_overview
+from reports.overview import OverviewConfig, write_overview
 
 
 def main(config: OverviewConfig) -> None:

@@ -10,7 +10,7 @@ from masc.artifacts import InputError
 from masc.build import TreeConfig
 from masc.codes import load_codes
 from masc.layout import Layout
-from metrics.tree_report import TreeReportInputs, load_clusterings, write_tree_report
+from reports.tree.report import TreeReportInputs, load_clusterings, write_tree_report
 from vq.data import DataConfig
 from vq.interface import TokenizerConfig
 from vq.pretrained import load_decoder

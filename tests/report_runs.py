@@ -4,11 +4,11 @@ import json
 
 import yaml
 
-from metrics.comparison import compare, entries
-from metrics.curves import all_lines, draw
 from metrics.results import Results, row
-from metrics.runs import NATS
-from metrics.subjects import find_subjects
+from reports.comparison import compare, entries
+from reports.curves import all_lines, draw
+from reports.runs import NATS
+from reports.subjects import find_subjects
 
 PROTOCOL = {
     "protocol": "adm",

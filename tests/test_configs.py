@@ -9,7 +9,7 @@ from llamagen.fid import EvalFidConfig
 from llamagen.pipeline import ReproduceConfig
 from llamagen.run import TrainConfig
 from masc.artifacts import InputError
-from metrics.subjects import FREE
+from reports.subjects import FREE
 
 
 def choices(group):

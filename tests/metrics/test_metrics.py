@@ -11,8 +11,8 @@ from masc.artifacts import InputError
 from masc.tree import Partition
 from metrics.frechet import frechet_distance
 from metrics.inception_score import inception_score
-from metrics.patches import cluster_sheet, token_patches
 from metrics.precision_recall import precision_recall
+from reports.tree.patches import cluster_sheet, token_patches
 
 
 def clouds(n=400, m=300, d=16, shift=0.3, seed=0):

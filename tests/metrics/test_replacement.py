@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from masc.tree import Partition
-from metrics.claims import state_claims
 from metrics.features import load_extractor
 from metrics.fidelity import Judges
 from metrics.replacement import (
@@ -18,6 +17,7 @@ from metrics.replacement import (
 )
 from metrics.spaces import lite0_space
 from metrics.streams import SourcePictures
+from reports.claims import state_claims
 from vq.pixels import decode_pixels, encode_pixels
 from vq.readers import load_images
 

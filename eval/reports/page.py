@@ -8,7 +8,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 def render_page(template: str, **content: Any) -> str:
     """The page of a template beside this file; a value that the template names and `content` lacks is an error."""
     environment = Environment(
-        loader=PackageLoader("metrics", ""),
+        loader=PackageLoader("reports", ""),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

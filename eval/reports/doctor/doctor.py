@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from masc.artifacts import InputError
-from metrics import doctor_evidence as evidence
-from metrics import doctor_rules as rules
-from metrics.doctor_rules import TOLERANCE, Case, Finding, agrees, beside, deviations, of_same_is
-from metrics.published import matching
 from metrics.results import Results
+from reports.doctor import evidence, rules
+from reports.doctor.rules import TOLERANCE, Case, Finding, agrees, beside, deviations, of_same_is
+from reports.published import matching
 
 VERDICTS = ("problem", "warning", "note", "fine")
 RULES = (  # the strongest evidence first

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection, PolyCollection
 
 from masc.tree import Partition, Tree
-from metrics.figures import COLOURS, INK, STYLE, png, svg
+from reports.figures import COLOURS, INK, STYLE, png, svg
 
 CUT, ABOVE, BELOW, WEDGE = "#d1495b", "#4a5568", "#2e7fb8", "#b9d4e8"
 WHOLE_TREE = 1024  # trees of so many tokens are drawn whole,

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 
 from masc.tree import Partition
-from metrics.figures import STYLE, png
+from reports.figures import STYLE, png
 
 MAX_POINTS = 4096  # tokens on the map; of a larger codebook a random sample
 MAX_PATCHES = 1024  # in the atlas

@@ -1,12 +1,12 @@
-"""Rules of `make doctor` that judge what was seen of the pictures and what measured them; see metrics/doctor.py."""
+"""Rules of `make doctor` that judge what was seen of the pictures and what measured them; see reports/doctor/doctor.py."""
 
 import math
 from collections.abc import Iterator
 
 from scipy.stats import binom
 
-from metrics.doctor_rules import Case, Finding
-from metrics.published import EXTRACTOR, RESIZE, is_imagenet, label_of
+from reports.doctor.rules import Case, Finding
+from reports.published import EXTRACTOR, RESIZE, is_imagenet, label_of
 
 FALSE_ALARM = 1e-3  # chance that uniformly drawn labels are called uneven
 SORTED_GAP = 0.02  # relative: IS in file order below IS in shuffled chunks; two shuffles differ by far less

@@ -7,7 +7,7 @@ import yaml
 from stage import CONFIGS
 
 from metrics.inception import SHA256_PREFIX
-from metrics.published import EXTRACTOR, METRICS, RESIZE, PublishedRow, matching, parse_published, published, rows_for
+from reports.published import EXTRACTOR, METRICS, RESIZE, PublishedRow, matching, parse_published, published, rows_for
 
 B_256 = {
     "model": "llamagen-b",

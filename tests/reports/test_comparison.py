@@ -5,9 +5,9 @@ import pytest
 import yaml
 from report_runs import MASC, make_run, measured, tables_of
 
-from metrics.overview import OverviewConfig, write_overview
 from metrics.results import Results, row
-from metrics.subjects import find_subjects
+from reports.overview import OverviewConfig, write_overview
+from reports.subjects import find_subjects
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
 

@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
-from metrics.runs import NATS, Curve, Run
+from reports.runs import NATS, Curve, Run
 
 METRIC_WORDS = {NATS: "held-out nats per token", "train/nats_per_token": "training nats per token"}
 INK, GRID = "#1c2430", "#e3e6ea"

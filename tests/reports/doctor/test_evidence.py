@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from doctor_cases import EVIDENCE, RUN, codes, make_results
 
-from metrics.doctor import diagnose
-from metrics.doctor_evidence import FALSE_ALARM
+from reports.doctor.doctor import diagnose
+from reports.doctor.evidence import FALSE_ALARM
 
 # What rules must not take for a fault: protocol, evidence.
 HEALTHY = {

@@ -11,8 +11,8 @@ import yaml
 
 from masc.artifacts import InputError
 from masc.run import read_metrics
-from metrics.published import label_of
 from metrics.results import Results
+from reports.published import label_of
 
 NATS = "val/nats_per_token"
 AXES = ("images", "step", "seconds")

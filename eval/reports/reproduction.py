@@ -10,11 +10,12 @@ import numpy as np
 from masc.artifacts import InputError, replacing, write_json, write_text
 from masc.codes import Codes
 from masc.tree import Partition, Tree
-from metrics import figures, tree_figures
-from metrics.claims import state_claims
-from metrics.page import render_page
-from metrics.patches import cluster_sheet, token_patches
-from metrics.runs import Run, TimeToTarget, time_to_target
+from reports import figures
+from reports.claims import state_claims
+from reports.page import render_page
+from reports.runs import Run, TimeToTarget, time_to_target
+from reports.tree import figures as tree_figures
+from reports.tree.patches import cluster_sheet, token_patches
 from vq.interface import Tokenizer
 from vq.pixels import decode_pixels
 
@@ -188,7 +189,7 @@ def write_report(inputs: ReportInputs, directory: Path) -> Path:
     grids = sample_grids(inputs.runs, inputs.sample_sets[0]) if inputs.sample_sets else {}
     sheets = cluster_sheets(inputs)
     page = render_page(
-        "report.html.j2",
+        "reproduction.html.j2",
         **content,
         convergence=figures.convergence(inputs.runs, target),
         colours=figures.colours([run.label for run in inputs.runs]),

@@ -13,14 +13,14 @@ from typing import Any
 from PIL import Image
 
 from masc.artifacts import write_json, write_text
-from metrics.comparison import compare, entries
-from metrics.curves import all_lines, draw
-from metrics.doctor import VERDICTS, diagnose
-from metrics.doctor_rules import Finding
-from metrics.page import render_page
-from metrics.runs import AXES
-from metrics.subjects import Subject, find_subjects
-from metrics.tokenizer_tables import find_tokenizers, tokenizer_tables
+from reports.comparison import compare, entries
+from reports.curves import all_lines, draw
+from reports.doctor.doctor import VERDICTS, diagnose
+from reports.doctor.rules import Finding
+from reports.page import render_page
+from reports.runs import AXES
+from reports.subjects import Subject, find_subjects
+from reports.tokenizer_tables import find_tokenizers, tokenizer_tables
 
 logger = logging.getLogger(__name__)
 GRID_PIXELS = 1024  # the longer side of a sample grid on the page; smaller ones stay as they are

@@ -113,7 +113,7 @@ def parse_published(groups: list[dict[str, Any]]) -> tuple[PublishedRow, ...]:
 @cache
 def published() -> tuple[PublishedRow, ...]:
     """Every published row, in the order of the file."""
-    return parse_published(yaml.safe_load((resources.files("metrics") / "published.yaml").read_text()))
+    return parse_published(yaml.safe_load((resources.files("reports") / "published.yaml").read_text()))
 
 
 def rows_for(model: str, head: str) -> list[PublishedRow]:

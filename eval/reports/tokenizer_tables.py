@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from masc.artifacts import InputError
-from metrics.comparison import group_by, identity
-from metrics.published import EXTRACTOR, PublishedRow, published
-from metrics.subjects import is_picture
+from reports.comparison import group_by, identity
+from reports.published import EXTRACTOR, PublishedRow, published
+from reports.subjects import is_picture
 
 FILES = {"reconstruction": "tokenizer.json", "replacement": "replacement.json"}
 PICTURES = ("images", "num_images", "images_sha256")  # what a table is of

@@ -14,10 +14,11 @@ from masc.layout import Layout
 from masc.run import provenance
 from masc.summary import describe
 from masc.tree import Partition, Tree, load_tree
-from metrics import figures, tree_figures
-from metrics.page import render_page
-from metrics.patches import cluster_sheet, token_patches
-from metrics.token_map import CLUSTER_COLOURS, MAX_PATCHES, atlas, draw_map, map_tokens
+from reports import figures
+from reports.page import render_page
+from reports.tree import figures as tree_figures
+from reports.tree.patches import cluster_sheet, token_patches
+from reports.tree.token_map import CLUSTER_COLOURS, MAX_PATCHES, atlas, draw_map, map_tokens
 from vq.interface import Tokenizer
 from vq.pixels import decode_pixels
 
@@ -190,7 +191,7 @@ def write_tree_report(inputs: TreeReportInputs, directory: Path) -> Path:
         "provenance": provenance(),
     }
     page = render_page(
-        "tree_report.html.j2",
+        "tree/report.html.j2",
         **content,
         attribution=inputs.attribution,
         colours=tree_figures.palette(list(cuts)),

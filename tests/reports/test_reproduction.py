@@ -7,9 +7,9 @@ import pytest
 import yaml
 
 from masc.artifacts import InputError
-from metrics.claims import state_claims
-from metrics.report import ReportInputs, summarise, write_report
-from metrics.runs import NATS, Run, TimeToTarget, reached_at, time_to_target
+from reports.claims import state_claims
+from reports.reproduction import ReportInputs, summarise, write_report
+from reports.runs import NATS, Run, TimeToTarget, reached_at, time_to_target
 
 
 def make_run(root, label, seed, nats, seconds_a_step=1.0):

@@ -10,9 +10,9 @@ from report_runs import MASC, make_run, measured
 from stage import load_config
 
 from masc.artifacts import InputError
-from metrics.overview import OverviewConfig, embed, time_text, write_overview
-from metrics.runs import NATS, Run
-from metrics.subjects import find_subjects
+from reports.overview import OverviewConfig, embed, time_text, write_overview
+from reports.runs import NATS, Run
+from reports.subjects import find_subjects
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
 

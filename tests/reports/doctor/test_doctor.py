@@ -21,10 +21,10 @@ from doctor_cases import (
 from stage import CONFIGS
 
 from masc.artifacts import InputError
-from metrics.doctor import diagnose, read_results, render_findings
-from metrics.doctor_rules import GALLERIES
-from metrics.published import published
 from metrics.results import Results, row
+from reports.doctor.doctor import diagnose, read_results, render_findings
+from reports.doctor.rules import GALLERIES
+from reports.published import published
 
 WHOLE = {"format": "masc-results", "version": 1, "rows": [], "evidence": {}}
 

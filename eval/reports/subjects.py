@@ -12,10 +12,10 @@ from PIL import Image
 
 from masc.artifacts import InputError
 from masc.run import flatten
-from metrics.doctor import read_results
-from metrics.published import label_of
 from metrics.results import Results
-from metrics.runs import FILES, Run
+from reports.doctor.doctor import read_results
+from reports.published import label_of
+from reports.runs import FILES, Run
 
 # Keys of a run's config that seeds of one family may differ in: `seed`, and what changes no result
 # (llamagen.run.TrainConfig.volatile).

@@ -8,11 +8,11 @@ import pytest
 from report_runs import curves_of, make_run, measured
 
 from masc.artifacts import InputError
-from metrics.comparison import entries
-from metrics.curves import all_lines, draw
-from metrics.overview import OverviewConfig, write_overview
-from metrics.runs import NATS, TimeToTarget, is_better_high, reached_at
-from metrics.subjects import find_subjects
+from reports.comparison import entries
+from reports.curves import all_lines, draw
+from reports.overview import OverviewConfig, write_overview
+from reports.runs import NATS, TimeToTarget, is_better_high, reached_at
+from reports.subjects import find_subjects
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
 

@@ -1,4 +1,4 @@
-"""Rules of `make doctor` that judge numbers and settings by the published grid; see metrics/doctor.py."""
+"""Rules of `make doctor` that judge numbers and settings by the published grid; see reports/doctor/doctor.py."""
 
 import math
 from collections.abc import Iterator
@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from metrics.published import TRAINING_STATISTICS, PublishedRow, is_imagenet, label_of, matching, published, rows_for
 from metrics.results import Results
+from reports.published import TRAINING_STATISTICS, PublishedRow, is_imagenet, label_of, matching, published, rows_for
 
 FEATURES = 2048  # of the pooled Inception layer
 # How far a fresh draw of 50,000 images may lie from a published number: our allowance, wider than the spread that

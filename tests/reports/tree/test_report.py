@@ -17,10 +17,12 @@ from masc.codes import load_codes
 from masc.coherence import agreement, intra_cluster_distance, intra_cluster_similarity, residual_variance
 from masc.layout import Layout
 from masc.tree import Partition, Tree, save_tree
-from metrics import token_map, tree_figures, tree_report
-from metrics.token_map import TokenMap, atlas, map_tokens, token_colours
-from metrics.tree_figures import by_sizes, cut_height, size_bin, upper_tree
-from metrics.tree_report import TreeReportInputs, load_clusterings, write_tree_report
+from reports.tree import figures as tree_figures
+from reports.tree import report as tree_report
+from reports.tree import token_map
+from reports.tree.figures import by_sizes, cut_height, size_bin, upper_tree
+from reports.tree.report import TreeReportInputs, load_clusterings, write_tree_report
+from reports.tree.token_map import TokenMap, atlas, map_tokens, token_colours
 
 K = NUM_TOKENS // 2
 AVERAGE = TreeConfig(name="masc", method="linkage")

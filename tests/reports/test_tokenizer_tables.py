@@ -7,9 +7,9 @@ from PIL import Image
 from report_runs import make_run
 
 from masc.artifacts import InputError, write_json
-from metrics.overview import OverviewConfig, write_overview
 from metrics.results import row
-from metrics.tokenizer_tables import find_tokenizers, tokenizer_tables
+from reports.overview import OverviewConfig, write_overview
+from reports.tokenizer_tables import find_tokenizers, tokenizer_tables
 
 INCEPTION = {"extractor": "inception-2015-12-05", "extractor_sha256": "6726825d" + "e" * 56, "image_size": 256}
 LITE0 = {"extractor": "efficientnet-lite0", "extractor_sha256": "5" * 64, "image_size": 256}

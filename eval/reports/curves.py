@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from masc.artifacts import InputError
-from metrics import figures
-from metrics.comparison import Entry, captions_text, group_by, heading, settings_text
-from metrics.runs import AXES, NATS, Curve, is_better_high, time_between
-from metrics.subjects import Subject
+from reports import figures
+from reports.comparison import Entry, captions_text, group_by, heading, settings_text
+from reports.runs import AXES, NATS, Curve, is_better_high, time_between
+from reports.subjects import Subject
 
 IN_RESULTS = {"images": "images_seen", "step": "step", "seconds": "seconds"}  # axis: key of a protocol
 OVER_TIME = tuple(IN_RESULTS.values())

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from metrics.doctor_rules import NEUTRAL
-from metrics.published import PublishedRow, label_of, matching, rows_for
-from metrics.subjects import Subject
+from reports.doctor.rules import NEUTRAL
+from reports.published import PublishedRow, label_of, matching, rows_for
+from reports.subjects import Subject
 
 REFERENCE_KEYS = ("reference", "reference_sha256", "reference_split", "reference_size", "reference_neighbours")
 KEYS = (
