@@ -12,9 +12,9 @@ from torch import nn
 from masc.artifacts import reuse_npz, save_npz
 from masc.groups import Groups
 from metrics.bootstrap import SHARE, bootstrap_interval
-from metrics.features import PROTOCOL, Features, extract_features
 from metrics.frechet import Gaussian, frechet_distance
 from metrics.inception_score import inception_score
+from metrics.lite0 import PROTOCOL, Features, extract_features
 from metrics.precision_recall import NEIGHBOUR, inside_balls
 from metrics.results import row
 from metrics.streams import SourcePictures

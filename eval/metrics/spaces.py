@@ -9,8 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from metrics import features as lite0
-from metrics import inception
+from metrics import inception, lite0
 from metrics.inception import Inception
 from metrics.resize import RESIZES
 

@@ -18,10 +18,10 @@ from tqdm import tqdm
 from masc.artifacts import InputError, hash_arrays, hash_file, replacing, write_json
 from masc.device import patient_state
 from masc.tree import Partition
-from metrics import features as lite0
-from metrics.features import load_extractor
+from metrics import lite0
 from metrics.fidelity import Comparison, Judges, PictureSet, llamagen_similarity
 from metrics.inception import NAME, exact_arithmetic, load_inception
+from metrics.lite0 import load_extractor
 from metrics.perceptual import load_lpips, lpips_path
 from metrics.replacement import (
     BATCH,

@@ -5,7 +5,7 @@ import pytest
 
 from masc.artifacts import InputError
 from metrics import samples
-from metrics.features import extract_features, load_extractor
+from metrics.lite0 import extract_features, load_extractor
 from metrics.samples import draw_variants, load_reference, measure_images
 from metrics.streams import SourcePictures
 from vq.pixels import decode_pixels, encode_pixels

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from masc.tree import Partition
-from metrics.features import load_extractor
 from metrics.fidelity import Judges
+from metrics.lite0 import load_extractor
 from metrics.replacement import (
     Case,
     draws,

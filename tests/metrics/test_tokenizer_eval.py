@@ -14,9 +14,9 @@ from skimage.metrics import structural_similarity as ssim
 from masc.artifacts import InputError
 from masc.tree import Partition
 from metrics import tokenizer
-from metrics.features import extract_features, load_extractor
 from metrics.fidelity import Judges, llamagen_similarity, structural_similarity
 from metrics.frechet import frechet_distance
+from metrics.lite0 import extract_features, load_extractor
 from metrics.spaces import inception_space, lite0_space
 from metrics.tokenizer import TokenizerTest, evaluate_tokenizer, measure_reconstruction
 from vq.measure import peak_signal_to_noise
