@@ -13,9 +13,8 @@ from llamagen.run import RunInputs, TrainConfig, load_run
 from llamagen.sample_sets import load_samples, run_protocol, samples_protocol
 from llamagen.train import image_nats
 from masc.artifacts import InputError
-from metrics.lite0 import load_extractor
+from metrics.lite0 import load_extractor, load_reference, measure_images
 from metrics.results import Results, row
-from metrics.samples import load_reference, measure_images
 from vq.readers import load_images
 
 

@@ -21,7 +21,7 @@ from masc.tree import Partition
 from metrics import lite0
 from metrics.fidelity import Comparison, Judges, PictureSet, llamagen_similarity
 from metrics.inception import NAME, exact_arithmetic, load_inception
-from metrics.lite0 import load_extractor
+from metrics.lite0 import draw_variants, load_extractor, load_reference, measure_images
 from metrics.perceptual import load_lpips, lpips_path
 from metrics.replacement import (
     BATCH,
@@ -32,7 +32,6 @@ from metrics.replacement import (
     shown_pictures,
 )
 from metrics.results import row
-from metrics.samples import draw_variants, load_reference, measure_images
 from metrics.spaces import inception_path, inception_space, lite0_space
 from metrics.streams import SourcePictures, read_batches
 from vq.images import ImageSource

@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 
 from masc.artifacts import InputError
-from metrics import samples
-from metrics.lite0 import extract_features, load_extractor
-from metrics.samples import draw_variants, load_reference, measure_images
+from metrics import lite0
+from metrics.lite0 import draw_variants, extract_features, load_extractor, load_reference, measure_images
 from metrics.streams import SourcePictures
 from vq.pixels import decode_pixels, encode_pixels
 from vq.readers import load_images
@@ -73,7 +72,7 @@ def test_one_variant_of_each_group_is_drawn(images):
 
 def test_a_large_reference_is_a_seeded_choice(images, tmp_path, monkeypatch):
     source, extractor = images
-    monkeypatch.setattr(samples, "MAX_REFERENCE", 12)
+    monkeypatch.setattr(lite0, "MAX_REFERENCE", 12)
     small = subset(source, np.arange(40))
     pooled = load_reference(tmp_path / "a.npz", "small", small.sha256, lambda: small, extractor).pooled
     again = load_reference(tmp_path / "b.npz", "small", small.sha256, lambda: small, extractor).pooled

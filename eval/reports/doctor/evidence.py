@@ -1,4 +1,4 @@
-"""Rules of `make doctor` that judge what was seen of the pictures and what measured them; see reports/doctor/doctor.py."""
+"""Rules of `make doctor` that judge what was seen of the pictures and what measured them; see doctor.py."""
 
 import math
 from collections.abc import Iterator

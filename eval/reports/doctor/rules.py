@@ -1,4 +1,4 @@
-"""Rules of `make doctor` that judge numbers and settings by the published grid; see reports/doctor/doctor.py."""
+"""Rules of `make doctor` that judge numbers and settings by the published grid; see doctor.py."""
 
 import math
 from collections.abc import Iterator
