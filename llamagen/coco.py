@@ -29,7 +29,7 @@ from metrics.coco import (
     load_captions,
     save_captions,
 )
-from metrics.extract import extract
+from metrics.features import extract
 from metrics.inception import Inception
 from metrics.protocol import measure
 from metrics.reference import Reference, load_statistics, make_reference, reference_file

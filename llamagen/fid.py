@@ -31,7 +31,7 @@ from llamagen.sample_sets import (
 from masc.artifacts import InputError, hash_file
 from masc.device import patient_state
 from masc.run import differences, flatten, plain
-from metrics.extract import extract
+from metrics.features import extract
 from metrics.inception import NAME, Inception, load_inception
 from metrics.protocol import ProtocolConfig, measure
 from metrics.reference import hash_of, load_statistics

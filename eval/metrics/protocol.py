@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from metrics.bootstrap import SHARE, bootstrap_interval
-from metrics.extract import Extraction
+from metrics.features import Extraction
 from metrics.frechet import Gaussian, frechet_distance
 from metrics.inception import ARITHMETIC, NAME, Inception, exact_arithmetic
 from metrics.inception_score import FORMS, form_chunks, inception_score

@@ -18,7 +18,7 @@ import torch
 from accelerate import PartialState
 
 from masc.artifacts import InputError, hash_arrays, hash_file, replacing, reuse_npz, save_npz
-from metrics.extract import Extraction, extract
+from metrics.features import Extraction, extract
 from metrics.frechet import Gaussian
 from metrics.inception import POOLED, SHA256_PREFIX, SPATIAL, Inception
 from metrics.streams import NpzPictures, Pictures, SourcePictures, open_samples

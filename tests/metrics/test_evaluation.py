@@ -14,7 +14,7 @@ from scipy.spatial.distance import cdist
 
 from masc.artifacts import InputError
 from metrics.bootstrap import SHARE, bootstrap_interval
-from metrics.extract import PixelSums, extract
+from metrics.features import PixelSums, extract
 from metrics.frechet import Gaussian, Moments, frechet_distance
 from metrics.inception_score import form_chunks, inception_score
 from metrics.precision_recall import inside_balls, precision_recall
