@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from llamagen.backbones.layers import Block
 from llamagen.build import ARModel
 from llamagen.filters import filter_logits, guide
-from llamagen.layers import Block
 
 
 def rotate(x: Tensor, table: Tensor) -> Tensor:

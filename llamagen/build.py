@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from llamagen.config import ModelConfig
-from llamagen.model import TokenEmbedding, Transformer
+from llamagen.backbones.config import ModelConfig
+from llamagen.backbones.gpt import TokenEmbedding, Transformer
 from masc.heads import Head, HeadConfig, build_head
 from masc.tree import Partition
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from llamagen.config import ModelConfig
+from llamagen.backbones.config import ModelConfig
 from llamagen.text import MAX_TOKENS, TextFeatures
 from masc.artifacts import InputError
 from masc.codes import Codes, load_captions

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from llamagen.backbones.embeddings import visible_keys
+from llamagen.backbones.gpt import Transformer
 from llamagen.build import ARModel
 from llamagen.codes import SAMPLING
-from llamagen.conditioning import visible_keys
 from llamagen.filters import SamplingConfig, draw, guide, probabilities
-from llamagen.model import Transformer
 
 
 class SamplingPick:

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import torch
 
+from llamagen.backbones.config import ModelConfig
+from llamagen.backbones.official import load_official
 from llamagen.build import ARModel, DataShape, build_model
-from llamagen.config import ModelConfig
-from llamagen.official import load_official
 from masc.heads import HeadConfig
 from vq.hub.releases import existing_weights
 from vq.interface import TokenizerConfig

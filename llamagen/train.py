@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
+from llamagen.backbones.embeddings import drop_condition, visible_keys
 from llamagen.build import build_model, count_parameters
 from llamagen.checkpoint import (
     Progress,
@@ -32,7 +33,6 @@ from llamagen.checkpoint import (
     save_checkpoint,
 )
 from llamagen.codes import DROPOUT, CodeStream, caption_choices, dropped_conditions
-from llamagen.conditioning import drop_condition, visible_keys
 from llamagen.conditions import Conditions
 from llamagen.optim import Average, build_optimizer, learning_rate, set_learning_rate
 from llamagen.run import RunInputs, TrainConfig, load_inputs

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from stage import run_stage
 
+from llamagen.backbones.official import save_official
 from llamagen.checkpoint import last_checkpoint, use_average
-from llamagen.official import save_official
 from llamagen.run import load_run
 
 

@@ -14,7 +14,7 @@ from hydra.errors import ConfigCompositionException, HydraException, MissingConf
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from llamagen.config import ModelConfig
+from llamagen.backbones.config import ModelConfig
 from llamagen.filters import SamplingConfig
 from llamagen.release import ReleaseConfig
 from masc.artifacts import InputError

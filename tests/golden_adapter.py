@@ -13,13 +13,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from llamagen.backbones.config import ModelConfig
+from llamagen.backbones.embeddings import drop_condition, visible_keys
+from llamagen.backbones.layers import apply_rope, rope_table
+from llamagen.backbones.official import official_name, official_state, rename
 from llamagen.build import ARModel, DataShape, build_model
-from llamagen.conditioning import drop_condition, visible_keys
-from llamagen.config import ModelConfig
 from llamagen.filters import SamplingConfig, filter_logits, probabilities
 from llamagen.generate import generate as our_generate
-from llamagen.layers import apply_rope, rope_table
-from llamagen.official import official_name, official_state, rename
 from llamagen.optim import Average, OptimConfig, build_optimizer
 from llamagen.pictures import finish
 from masc.codes import load_codes

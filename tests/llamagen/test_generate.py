@@ -6,8 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llamagen.backbones.config import ModelConfig
 from llamagen.build import DataShape, build_model
-from llamagen.config import ModelConfig
 from llamagen.filters import SamplingConfig, draw, filter_logits
 from llamagen.generate import generate, image_uniforms
 from masc.heads import HeadConfig

@@ -8,10 +8,10 @@ import torch
 from golden import GOLDEN, load_golden, load_state
 from golden_adapter import build_gpt, load_gpt_state
 
+from llamagen.backbones.layers import apply_rope, rope_table
 from llamagen.build import ARModel
 from llamagen.filters import SamplingConfig, filter_logits, probabilities
 from llamagen.generate import SamplingPick, generate
-from llamagen.layers import apply_rope, rope_table
 from llamagen.optim import OptimConfig, build_optimizer
 
 CPU = torch.device("cpu")

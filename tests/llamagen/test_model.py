@@ -8,9 +8,9 @@ from golden import GOLDEN
 from parameters import count
 from stage import CONFIGS
 
+from llamagen.backbones.config import ModelConfig
+from llamagen.backbones.embeddings import CaptionEmbedding, LabelEmbedding, drop_condition
 from llamagen.build import DataShape, build_model
-from llamagen.conditioning import CaptionEmbedding, LabelEmbedding, drop_condition
-from llamagen.config import ModelConfig
 from llamagen.optim import Average
 from masc.heads import HeadConfig
 

@@ -9,8 +9,8 @@ import torch
 from golden import load_golden, load_state
 from golden_adapter import FLAT, build_gpt
 
+from llamagen.backbones.official import load_official, save_official
 from llamagen.build import DataShape, build_model
-from llamagen.official import load_official, save_official
 from masc.artifacts import InputError
 from masc.heads import HeadConfig
 from masc.tree import Partition

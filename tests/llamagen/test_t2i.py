@@ -5,7 +5,7 @@ import torch
 from golden import load_golden, load_state
 from golden_adapter import build_gpt, decode_steps, embed_cond, forward, generate, load_gpt_state
 
-from llamagen.conditioning import visible_keys
+from llamagen.backbones.embeddings import visible_keys
 
 TEXT = ["t2i_a", "t2i_120"]
 

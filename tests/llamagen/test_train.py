@@ -12,10 +12,10 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 from stage import load_config
 
+from llamagen.backbones.layers import rope_table
 from llamagen.checkpoint import use_average
 from llamagen.filters import SamplingConfig
 from llamagen.generate import generate, image_uniforms
-from llamagen.layers import rope_table
 from llamagen.run import TrainConfig, load_inputs, load_run
 from llamagen.train import _Loop, image_nats, train
 from masc.artifacts import InputError

@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llamagen.conditioning import build_condition
-from llamagen.config import ModelConfig
-from llamagen.layers import Block, KVCache, RMSNorm, rope_table
+from llamagen.backbones.config import ModelConfig
+from llamagen.backbones.embeddings import build_condition
+from llamagen.backbones.layers import Block, KVCache, RMSNorm, rope_table
 from masc.tree import Partition
 
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llamagen.config import ModelConfig
+from llamagen.backbones.config import ModelConfig
 
 
 class LabelEmbedding(nn.Module):
