@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from llamagen.backbones.layers import Block
-from llamagen.build import ARModel
+from llamagen.model import ARModel
 from llamagen.filters import filter_logits, guide
 
 

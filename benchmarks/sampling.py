@@ -24,7 +24,7 @@ sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "benchmarks")]
 from released_loop import ReleasedLoop  # noqa: E402
 from stage import load_config  # noqa: E402
 
-from llamagen.build import ARModel, DataShape, build_model  # noqa: E402
+from llamagen.model import ARModel, DataShape, build_model  # noqa: E402
 from llamagen.filters import SamplingConfig  # noqa: E402
 from llamagen.generate import generate, image_uniforms  # noqa: E402
 from llamagen.run import TrainConfig  # noqa: E402

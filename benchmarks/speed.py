@@ -21,7 +21,7 @@ sys.path.insert(0, str(ROOT / "scripts"))
 
 from stage import load_config  # noqa: E402
 
-from llamagen.build import DataShape, build_model  # noqa: E402
+from llamagen.model import DataShape, build_model  # noqa: E402
 from llamagen.filters import SamplingConfig  # noqa: E402
 from llamagen.generate import generate, image_uniforms  # noqa: E402
 from llamagen.optim import build_optimizer  # noqa: E402

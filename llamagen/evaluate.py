@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from accelerate import Accelerator
 
-from llamagen.build import ARModel
+from llamagen.model import ARModel
 from llamagen.checkpoint import hash_weights
 from llamagen.run import RunInputs, TrainConfig, load_run
 from llamagen.sample_sets import load_samples, run_protocol, samples_protocol

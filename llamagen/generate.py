@@ -11,7 +11,7 @@ from torch import Tensor
 
 from llamagen.backbones.embeddings import visible_keys
 from llamagen.backbones.gpt import Transformer
-from llamagen.build import ARModel
+from llamagen.model import ARModel
 from llamagen.codes import SAMPLING
 from llamagen.filters import SamplingConfig, draw, guide, probabilities
 

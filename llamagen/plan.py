@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from llamagen.build import ARModel
+from llamagen.model import ARModel
 from llamagen.checkpoint import last_checkpoint, use_average
 from llamagen.codes import LABELS, group_labels
 from llamagen.conditions import Labels, check_features, check_text_model

@@ -7,7 +7,7 @@ import torch
 
 from llamagen.backbones.config import ModelConfig
 from llamagen.backbones.official import load_official
-from llamagen.build import ARModel, DataShape, build_model
+from llamagen.model import ARModel, DataShape, build_model
 from masc.heads import HeadConfig
 from vq.hub.releases import existing_weights
 from vq.interface import TokenizerConfig

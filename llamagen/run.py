@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from llamagen.backbones.config import ModelConfig
-from llamagen.build import ARModel, DataShape, build_model
+from llamagen.model import ARModel, DataShape, build_model
 from llamagen.checkpoint import last_checkpoint, load_progress, load_weights
 from llamagen.conditions import Conditions, Labels, check_features, check_text_model, open_captions
 from llamagen.optim import OptimConfig

@@ -22,7 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
 from llamagen.backbones.embeddings import drop_condition, visible_keys
-from llamagen.build import build_model, count_parameters
+from llamagen.model import build_model, count_parameters
 from llamagen.checkpoint import (
     Progress,
     last_checkpoint,

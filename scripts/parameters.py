@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import torch
 from stage import CONFIGS, load_config, run_stage
 
-from llamagen.build import DataShape, build_model, count_parameters
+from llamagen.model import DataShape, build_model, count_parameters
 from llamagen.run import TrainConfig
 from masc.heads import HeadConfig
 

@@ -17,7 +17,7 @@ from llamagen.backbones.config import ModelConfig
 from llamagen.backbones.embeddings import drop_condition, visible_keys
 from llamagen.backbones.layers import apply_rope, rope_table
 from llamagen.backbones.official import official_name, official_state, rename
-from llamagen.build import ARModel, DataShape, build_model
+from llamagen.model import ARModel, DataShape, build_model
 from llamagen.filters import SamplingConfig, filter_logits, probabilities
 from llamagen.generate import generate as our_generate
 from llamagen.optim import Average, OptimConfig, build_optimizer

@@ -4,7 +4,7 @@ import pytest
 import yaml
 from stage import CONFIGS, load_config
 
-from llamagen.build import DataShape, build_model, count_parameters
+from llamagen.model import DataShape, build_model, count_parameters
 from llamagen.fid import EvalFidConfig
 from llamagen.pipeline import ReproduceConfig
 from llamagen.run import TrainConfig

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llamagen.build import ARModel
+from llamagen.model import ARModel
 from masc.artifacts import InputError, replacing
 from vq.checkpoint import CONTAINERS, find_state, load_state, read_checkpoint
 

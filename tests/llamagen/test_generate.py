@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llamagen.backbones.config import ModelConfig
-from llamagen.build import DataShape, build_model
+from llamagen.model import DataShape, build_model
 from llamagen.filters import SamplingConfig, draw, filter_logits
 from llamagen.generate import generate, image_uniforms
 from masc.heads import HeadConfig

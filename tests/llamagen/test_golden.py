@@ -9,7 +9,7 @@ from golden import GOLDEN, load_golden, load_state
 from golden_adapter import build_gpt, load_gpt_state
 
 from llamagen.backbones.layers import apply_rope, rope_table
-from llamagen.build import ARModel
+from llamagen.model import ARModel
 from llamagen.filters import SamplingConfig, filter_logits, probabilities
 from llamagen.generate import SamplingPick, generate
 from llamagen.optim import OptimConfig, build_optimizer

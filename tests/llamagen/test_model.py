@@ -10,7 +10,7 @@ from stage import CONFIGS
 
 from llamagen.backbones.config import ModelConfig
 from llamagen.backbones.embeddings import CaptionEmbedding, LabelEmbedding, drop_condition
-from llamagen.build import DataShape, build_model
+from llamagen.model import DataShape, build_model
 from llamagen.optim import Average
 from masc.heads import HeadConfig
 

@@ -10,7 +10,7 @@ from golden import load_golden, load_state
 from golden_adapter import FLAT, build_gpt
 
 from llamagen.backbones.official import load_official, save_official
-from llamagen.build import DataShape, build_model
+from llamagen.model import DataShape, build_model
 from masc.artifacts import InputError
 from masc.heads import HeadConfig
 from masc.tree import Partition
