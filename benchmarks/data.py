@@ -24,7 +24,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 
-from llamagen.codes import CodeStream
+from llamagen.training.stream import CodeStream
 from masc.artifacts import write_json
 from masc.codes import load_codes, save_codes
 

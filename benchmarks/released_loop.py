@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from llamagen.backbones.layers import Block
 from llamagen.model import ARModel
-from llamagen.filters import filter_logits, guide
+from llamagen.sampling.filters import filter_logits, guide
 
 
 def rotate(x: Tensor, table: Tensor) -> Tensor:

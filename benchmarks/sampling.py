@@ -25,9 +25,9 @@ from released_loop import ReleasedLoop  # noqa: E402
 from stage import load_config  # noqa: E402
 
 from llamagen.model import ARModel, DataShape, build_model  # noqa: E402
-from llamagen.filters import SamplingConfig  # noqa: E402
-from llamagen.generate import generate, image_uniforms  # noqa: E402
-from llamagen.run import TrainConfig  # noqa: E402
+from llamagen.sampling.filters import SamplingConfig  # noqa: E402
+from llamagen.sampling.generate import generate, image_uniforms  # noqa: E402
+from llamagen.training.config import TrainConfig  # noqa: E402
 from masc.artifacts import write_json  # noqa: E402
 from masc.heads import HeadConfig  # noqa: E402
 

@@ -22,11 +22,11 @@ sys.path.insert(0, str(ROOT / "scripts"))
 from stage import load_config  # noqa: E402
 
 from llamagen.model import DataShape, build_model  # noqa: E402
-from llamagen.filters import SamplingConfig  # noqa: E402
-from llamagen.generate import generate, image_uniforms  # noqa: E402
-from llamagen.optim import build_optimizer  # noqa: E402
-from llamagen.run import TrainConfig  # noqa: E402
+from llamagen.sampling.filters import SamplingConfig  # noqa: E402
+from llamagen.sampling.generate import generate, image_uniforms  # noqa: E402
 from llamagen.train import attention_kernel  # noqa: E402
+from llamagen.training.config import TrainConfig  # noqa: E402
+from llamagen.training.optim import build_optimizer  # noqa: E402
 from masc.artifacts import write_json  # noqa: E402
 from masc.device import resolve_precision  # noqa: E402
 from masc.linkage import average_linkage  # noqa: E402

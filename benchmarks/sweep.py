@@ -19,7 +19,7 @@ from stage import load_config  # noqa: E402
 
 from llamagen.jobs import available_cores, run_jobs  # noqa: E402
 from llamagen.pipeline import train_job  # noqa: E402
-from llamagen.run import TrainConfig  # noqa: E402
+from llamagen.training.config import TrainConfig  # noqa: E402
 from masc.artifacts import write_text  # noqa: E402
 from reports.runs import Run  # noqa: E402
 

@@ -9,12 +9,12 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from llamagen.evaluate import EvaluateConfig, unmeasured
-from llamagen.filters import SamplingConfig
+from llamagen.evaluation.lite import EvaluateConfig, unmeasured
 from llamagen.jobs import Job, available_cores, run_jobs
-from llamagen.plan import SampleConfig
-from llamagen.run import TrainConfig, is_trained
-from llamagen.sample import is_sampled
+from llamagen.sampling.filters import SamplingConfig
+from llamagen.sampling.plan import SampleConfig
+from llamagen.sampling.sample import is_sampled
+from llamagen.training.config import TrainConfig, is_trained
 from masc.artifacts import Codebook, InputError
 from masc.build import TreeConfig
 from masc.codes import load_codes

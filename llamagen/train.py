@@ -22,8 +22,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
 from llamagen.backbones.embeddings import drop_condition, visible_keys
+from llamagen.conditions.images import Conditions
 from llamagen.model import build_model, count_parameters
-from llamagen.checkpoint import (
+from llamagen.training.checkpoint import (
     Progress,
     last_checkpoint,
     load_average,
@@ -32,11 +33,10 @@ from llamagen.checkpoint import (
     load_weights,
     save_checkpoint,
 )
-from llamagen.codes import DROPOUT, CodeStream, caption_choices, dropped_conditions
-from llamagen.conditions import Conditions
-from llamagen.optim import Average, build_optimizer, learning_rate, set_learning_rate
-from llamagen.run import RunInputs, TrainConfig, load_inputs
-from llamagen.tracking import Tracker
+from llamagen.training.config import RunInputs, TrainConfig, load_inputs
+from llamagen.training.optim import Average, build_optimizer, learning_rate, set_learning_rate
+from llamagen.training.stream import DROPOUT, CodeStream, caption_choices, dropped_conditions
+from llamagen.training.tracking import Tracker
 from masc.artifacts import InputError
 from masc.codes import Codes
 from masc.device import resolve_precision

@@ -2,7 +2,7 @@
 
 from stage import run_stage
 
-from llamagen.coco import ChoiceConfig, make_captions
+from llamagen.evaluation.coco import ChoiceConfig, make_captions
 from metrics.coco import load_captions
 
 

@@ -3,7 +3,7 @@
 from accelerate import PartialState
 from stage import run_stage
 
-from llamagen.coco import EvalCocoConfig, evaluate_coco
+from llamagen.evaluation.coco import EvalCocoConfig, evaluate_coco
 from metrics.coco import describe
 from metrics.results import Results, row_text
 

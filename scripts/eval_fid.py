@@ -3,7 +3,7 @@
 from accelerate import PartialState
 from stage import run_stage
 
-from llamagen.fid import EvalFidConfig, evaluate_fid
+from llamagen.evaluation.fid import EvalFidConfig, evaluate_fid
 from metrics.results import Results, row_text
 
 

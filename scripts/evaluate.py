@@ -2,7 +2,7 @@
 
 from stage import run_stage
 
-from llamagen.evaluate import EvaluateConfig, evaluate_run
+from llamagen.evaluation.lite import EvaluateConfig, evaluate_run
 from metrics.results import Results, row_text
 
 

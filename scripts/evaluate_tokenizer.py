@@ -5,7 +5,7 @@ from pathlib import Path
 
 from stage import run_stage
 
-from llamagen.evaluate import reference_path
+from llamagen.evaluation.lite import reference_path
 from masc.build import TreeConfig
 from masc.layout import Layout
 from metrics.perceptual import BACKBONES

@@ -6,7 +6,7 @@ import torch
 from stage import CONFIGS, load_config, run_stage
 
 from llamagen.model import DataShape, build_model, count_parameters
-from llamagen.run import TrainConfig
+from llamagen.training.config import TrainConfig
 from masc.heads import HeadConfig
 
 

@@ -3,7 +3,7 @@
 from stage import load_config, run_stage
 
 from llamagen.pipeline import PlannedRun, ReproduceConfig, reproduce
-from llamagen.run import TrainConfig
+from llamagen.training.config import TrainConfig
 
 
 def plan(config: ReproduceConfig, head: str, seed: int) -> PlannedRun:

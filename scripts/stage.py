@@ -15,8 +15,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from llamagen.backbones.config import ModelConfig
-from llamagen.filters import SamplingConfig
 from llamagen.release import ReleaseConfig
+from llamagen.sampling.filters import SamplingConfig
 from masc.artifacts import InputError
 from masc.build import TreeConfig
 from masc.heads.config import HeadConfig

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from stage import run_stage
 
-from llamagen.captions import read_captions
-from llamagen.text import TextFeatures, extract_text_features
+from llamagen.conditions.captions import read_captions
+from llamagen.conditions.features import TextFeatures, extract_text_features
 from masc.artifacts import InputError
 from vq.hub.fetch import weights_path
 

@@ -2,8 +2,8 @@
 
 from stage import run_stage
 
-from llamagen.run import TrainConfig
 from llamagen.train import train
+from llamagen.training.config import TrainConfig
 
 
 def main(config: TrainConfig) -> None:

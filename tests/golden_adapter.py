@@ -18,10 +18,10 @@ from llamagen.backbones.embeddings import drop_condition, visible_keys
 from llamagen.backbones.layers import apply_rope, rope_table
 from llamagen.backbones.official import official_name, official_state, rename
 from llamagen.model import ARModel, DataShape, build_model
-from llamagen.filters import SamplingConfig, filter_logits, probabilities
-from llamagen.generate import generate as our_generate
-from llamagen.optim import Average, OptimConfig, build_optimizer
-from llamagen.pictures import finish
+from llamagen.sampling.filters import SamplingConfig, filter_logits, probabilities
+from llamagen.sampling.generate import generate as our_generate
+from llamagen.sampling.pictures import finish
+from llamagen.training.optim import Average, OptimConfig, build_optimizer
 from masc.codes import load_codes
 from masc.heads import HeadConfig
 from masc.linkage import average_linkage

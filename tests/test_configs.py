@@ -4,10 +4,10 @@ import pytest
 import yaml
 from stage import CONFIGS, load_config
 
+from llamagen.evaluation.fid import EvalFidConfig
 from llamagen.model import DataShape, build_model, count_parameters
-from llamagen.fid import EvalFidConfig
 from llamagen.pipeline import ReproduceConfig
-from llamagen.run import TrainConfig
+from llamagen.training.config import TrainConfig
 from masc.artifacts import InputError
 from reports.subjects import FREE
 

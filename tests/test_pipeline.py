@@ -15,12 +15,12 @@ from reproduce import plan
 from stage import load_config
 
 from llamagen import jobs
-from llamagen.evaluate import EvaluateConfig, evaluate_run, unmeasured
-from llamagen.fid import EvalFidConfig, ExtractorConfig, evaluate_fid
+from llamagen.evaluation.fid import EvalFidConfig, ExtractorConfig, evaluate_fid
+from llamagen.evaluation.lite import EvaluateConfig, evaluate_run, unmeasured
 from llamagen.jobs import Job, run_jobs
 from llamagen.pipeline import ReproduceConfig, reproduce
-from llamagen.plan import SampleConfig
-from llamagen.sample import is_sampled, sample
+from llamagen.sampling.plan import SampleConfig
+from llamagen.sampling.sample import is_sampled, sample
 from masc.artifacts import InputError
 from metrics.protocol import ProtocolConfig
 from metrics.results import Results

@@ -8,11 +8,11 @@ import torch
 from codebook import CodebookStage
 from stage import CONFIGS, load_config
 
-from llamagen.fid import EvalFidConfig, evaluate_fid
-from llamagen.filters import SamplingConfig
-from llamagen.generate import generate, image_uniforms
-from llamagen.plan import SampleConfig
+from llamagen.evaluation.fid import EvalFidConfig, evaluate_fid
 from llamagen.release import load_release
+from llamagen.sampling.filters import SamplingConfig
+from llamagen.sampling.generate import generate, image_uniforms
+from llamagen.sampling.plan import SampleConfig
 from metrics.inception import NAME
 from metrics.results import Results
 from vq.hub.fetch import weights_path

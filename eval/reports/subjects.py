@@ -18,7 +18,7 @@ from reports.published import label_of
 from reports.runs import FILES, Run
 
 # Keys of a run's config that seeds of one family may differ in: `seed`, and what changes no result
-# (llamagen.run.TrainConfig.volatile).
+# (llamagen.training.config.TrainConfig.volatile).
 FREE = (
     *("seed", "run_dir", "tracking.", "artifacts", "log_every", "checkpoint_every", "captions", "data.path"),
     *("micro_batches", "tree.engine", "tree.coarsest"),

@@ -9,7 +9,7 @@ from stage import load_config
 from tiny_artifacts import make_artifacts
 
 from llamagen.release import ReleaseConfig
-from llamagen.run import TrainConfig
+from llamagen.training.config import TrainConfig
 from vq.interface import TokenizerConfig
 
 DECODER = {"resolution": 16, "downsample": 4, "num_tokens": 256, "width": 16, "num_blocks": 1}

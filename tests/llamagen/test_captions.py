@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from llamagen.captions import clean_caption, read_captions
+from llamagen.conditions.captions import clean_caption, read_captions
 from masc.artifacts import InputError
 
 # What `T5Embedder.text_preprocessing` of LlamaGen ce98ec4 gives, run on these captions. Twice cleaned, as there:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from llamagen.codes import CodeStream, dropped_conditions, group_labels
+from llamagen.training.stream import CodeStream, dropped_conditions, group_labels
 from masc.codes import Codes
 
 

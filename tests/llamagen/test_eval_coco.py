@@ -19,11 +19,11 @@ from safetensors.torch import save_file
 from stage import load_config
 from text_encoder import make_encoder
 
-from llamagen.captions import read_captions
-from llamagen.coco import ChoiceConfig, ClipConfig, EvalCocoConfig, evaluate_coco, make_captions
-from llamagen.fid import ExtractorConfig
-from llamagen.filters import SamplingConfig
-from llamagen.text import extract_text_features
+from llamagen.conditions.captions import read_captions
+from llamagen.conditions.features import extract_text_features
+from llamagen.evaluation.coco import ChoiceConfig, ClipConfig, EvalCocoConfig, evaluate_coco, make_captions
+from llamagen.evaluation.fid import ExtractorConfig
+from llamagen.sampling.filters import SamplingConfig
 from masc.artifacts import InputError, hash_file
 from metrics.coco import CocoProtocolConfig, load_captions
 from metrics.frechet import frechet_distance

@@ -15,11 +15,12 @@ from inception_weights import StandIn
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from llamagen import fid, sample_sets
-from llamagen.fid import EvalFidConfig, ExtractorConfig, evaluate_fid
-from llamagen.filters import SamplingConfig
-from llamagen.plan import SampleConfig
-from llamagen.sample import sample
+from llamagen.evaluation import fid
+from llamagen.evaluation.fid import EvalFidConfig, ExtractorConfig, evaluate_fid
+from llamagen.sampling import sets as sample_sets
+from llamagen.sampling.filters import SamplingConfig
+from llamagen.sampling.plan import SampleConfig
+from llamagen.sampling.sample import sample
 from masc.artifacts import InputError
 from metrics.protocol import ProtocolConfig
 from metrics.results import Results
@@ -191,7 +192,7 @@ def test_two_processes_give_the_numbers_of_one(evaluate, place, root):
         "import sys\n"
         f"sys.path.insert(0, {str(root / 'tests')!r})\n"
         "from inception_weights import StandIn\n"
-        "from llamagen.fid import EvalFidConfig, ExtractorConfig, evaluate_fid\n"
+        "from llamagen.evaluation.fid import EvalFidConfig, ExtractorConfig, evaluate_fid\n"
         "from metrics.protocol import ProtocolConfig\n"
         "ExtractorConfig.load = lambda self, state: StandIn()\n"
         "metrics = ['FID', 'sFID', 'IS', 'precision', 'recall']\n"

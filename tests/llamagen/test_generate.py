@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from llamagen.backbones.config import ModelConfig
 from llamagen.model import DataShape, build_model
-from llamagen.filters import SamplingConfig, draw, filter_logits
-from llamagen.generate import generate, image_uniforms
+from llamagen.sampling.filters import SamplingConfig, draw, filter_logits
+from llamagen.sampling.generate import generate, image_uniforms
 from masc.heads import HeadConfig
 from masc.tree import Partition
 

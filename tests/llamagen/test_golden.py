@@ -10,9 +10,9 @@ from golden_adapter import build_gpt, load_gpt_state
 
 from llamagen.backbones.layers import apply_rope, rope_table
 from llamagen.model import ARModel
-from llamagen.filters import SamplingConfig, filter_logits, probabilities
-from llamagen.generate import SamplingPick, generate
-from llamagen.optim import OptimConfig, build_optimizer
+from llamagen.sampling.filters import SamplingConfig, filter_logits, probabilities
+from llamagen.sampling.generate import SamplingPick, generate
+from llamagen.training.optim import OptimConfig, build_optimizer
 
 CPU = torch.device("cpu")
 TINY = ["c2i_a", "c2i_gqa"]

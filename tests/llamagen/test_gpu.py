@@ -6,8 +6,8 @@ import torch
 from golden import load_golden, load_state
 from golden_adapter import build_gpt, load_gpt_state
 
-from llamagen.filters import SamplingConfig
-from llamagen.generate import generate, image_uniforms
+from llamagen.sampling.filters import SamplingConfig
+from llamagen.sampling.generate import generate, image_uniforms
 
 pytestmark = [
     pytest.mark.gpu,

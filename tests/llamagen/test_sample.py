@@ -20,16 +20,16 @@ from safetensors.torch import save_file
 from stage import CONFIGS, load_config
 from text_encoder import make_encoder
 
-from llamagen import sample as sampling
-from llamagen.captions import Captions
-from llamagen.conditions import check_features
-from llamagen.filters import SamplingConfig
-from llamagen.generate import generate, image_uniforms
-from llamagen.pictures import decode_unit, finish
-from llamagen.plan import SampleConfig, plan_labels
-from llamagen.sample import is_sampled, sample
-from llamagen.sample_sets import load_samples
-from llamagen.text import TextFeatures, extract_text_features
+from llamagen.conditions.captions import Captions
+from llamagen.conditions.features import TextFeatures, extract_text_features
+from llamagen.conditions.images import check_features
+from llamagen.sampling import sample as sampling
+from llamagen.sampling.filters import SamplingConfig
+from llamagen.sampling.generate import generate, image_uniforms
+from llamagen.sampling.pictures import decode_unit, finish
+from llamagen.sampling.plan import SampleConfig, plan_labels
+from llamagen.sampling.sample import is_sampled, sample
+from llamagen.sampling.sets import load_samples
 from masc.artifacts import InputError
 from masc.run import locked
 
@@ -93,7 +93,7 @@ def test_both_forms_hold_the_same_pictures(draw):
 @pytest.mark.parametrize("breaks_in", ["generate", "decode_unit"])
 def test_an_interrupted_sampling_goes_on_and_gives_the_same(draw, monkeypatch, form, breaks_in):
     whole = contents(draw(name="whole", form=form))
-    module = sampling if breaks_in == "generate" else sys.modules["llamagen.pictures"]
+    module = sampling if breaks_in == "generate" else sys.modules["llamagen.sampling.pictures"]
     original, calls = getattr(module, breaks_in), []
 
     def breaking(*arguments):
@@ -201,10 +201,10 @@ def test_four_processes_draw_the_images_of_one(release, tmp_path):
 import sys
 from accelerate import Accelerator
 from omegaconf import OmegaConf
-from llamagen.filters import SamplingConfig
-from llamagen.plan import SampleConfig
+from llamagen.sampling.filters import SamplingConfig
+from llamagen.sampling.plan import SampleConfig
 from llamagen.release import ReleaseConfig
-from llamagen.sample import sample
+from llamagen.sampling.sample import sample
 
 release = OmegaConf.merge(OmegaConf.structured(ReleaseConfig), OmegaConf.load({str(file)!r}))
 settings = {{"num_images": 21, "batch_size": 3, "sampling": SamplingConfig(guidance=2.0)}}

@@ -15,9 +15,9 @@ from stage import load_config
 from text_encoder import WORDS, make_encoder
 from text_features import TextFeaturesStage, main
 
-from llamagen import text
-from llamagen.captions import Captions, clean_caption
-from llamagen.text import MAX_TOKENS, TextFeatures, extract_text_features
+from llamagen.conditions import features as text
+from llamagen.conditions.captions import Captions, clean_caption
+from llamagen.conditions.features import MAX_TOKENS, TextFeatures, extract_text_features
 from masc.artifacts import InputError
 
 BATCH = 4

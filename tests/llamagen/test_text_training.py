@@ -8,12 +8,12 @@ import torch
 from text_encoder import WORDS, make_encoder
 from tiny_artifacts import make_artifacts
 
-from llamagen.captions import read_captions
-from llamagen.codes import caption_choices
-from llamagen.conditions import open_captions
-from llamagen.run import load_inputs
-from llamagen.text import extract_text_features
+from llamagen.conditions.captions import read_captions
+from llamagen.conditions.features import extract_text_features
+from llamagen.conditions.images import open_captions
 from llamagen.train import train
+from llamagen.training.config import load_inputs
+from llamagen.training.stream import caption_choices
 from masc.artifacts import InputError
 from masc.codes import load_codes
 from masc.run import read_metrics

@@ -13,11 +13,11 @@ from safetensors.torch import load_file
 from stage import load_config
 
 from llamagen.backbones.layers import rope_table
-from llamagen.checkpoint import use_average
-from llamagen.filters import SamplingConfig
-from llamagen.generate import generate, image_uniforms
-from llamagen.run import TrainConfig, load_inputs, load_run
+from llamagen.sampling.filters import SamplingConfig
+from llamagen.sampling.generate import generate, image_uniforms
 from llamagen.train import _Loop, image_nats, train
+from llamagen.training.checkpoint import use_average
+from llamagen.training.config import TrainConfig, load_inputs, load_run
 from masc.artifacts import InputError
 from masc.run import locked, read_metrics
 

@@ -8,7 +8,7 @@ from coco_folder import file_name, make_coco
 from PIL import Image
 from torchvision import transforms
 
-from llamagen.captions import read_captions
+from llamagen.conditions.captions import read_captions
 from masc.artifacts import InputError, hash_file
 from metrics.coco import (
     CaptionList,

@@ -5,8 +5,8 @@ import pytest
 import torch
 from scipy import stats
 
-from llamagen.filters import SamplingConfig
-from llamagen.generate import SamplingPick
+from llamagen.sampling.filters import SamplingConfig
+from llamagen.sampling.generate import SamplingPick
 from masc.heads import FlatHead, HeadConfig, PathHead, build_head
 from masc.linkage import average_linkage
 from masc.tree import Partition, Tree

@@ -12,8 +12,8 @@ from torch import Tensor
 from llamagen.backbones.embeddings import visible_keys
 from llamagen.backbones.gpt import Transformer
 from llamagen.model import ARModel
-from llamagen.codes import SAMPLING
-from llamagen.filters import SamplingConfig, draw, guide, probabilities
+from llamagen.sampling.filters import SamplingConfig, draw, guide, probabilities
+from llamagen.training.stream import SAMPLING
 
 
 class SamplingPick:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from llamagen.backbones.config import ModelConfig
-from llamagen.text import MAX_TOKENS, TextFeatures
+from llamagen.conditions.features import MAX_TOKENS, TextFeatures
 from masc.artifacts import InputError
 from masc.codes import Codes, load_captions
 

@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from llamagen.captions import Captions, clean_caption
+from llamagen.conditions.captions import Captions, clean_caption
 from masc.artifacts import InputError, hash_file, recover, replacing, write_json
 from masc.device import patient_accelerator
 

@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from llamagen.conditions.features import TextFeatures
+from llamagen.conditions.images import Labels, check_features, check_text_model
 from llamagen.model import ARModel
-from llamagen.checkpoint import last_checkpoint, use_average
-from llamagen.codes import LABELS, group_labels
-from llamagen.conditions import Labels, check_features, check_text_model
-from llamagen.filters import SamplingConfig
 from llamagen.release import ReleaseConfig, load_release
-from llamagen.run import load_run
-from llamagen.text import TextFeatures
+from llamagen.sampling.filters import SamplingConfig
+from llamagen.training.checkpoint import last_checkpoint, use_average
+from llamagen.training.config import load_run
+from llamagen.training.stream import LABELS, group_labels
 from masc.artifacts import InputError
 from masc.device import check_precision, resolve_precision
 from vq.interface import Tokenizer

@@ -17,14 +17,14 @@ from accelerate import Accelerator
 from PIL import Image
 from tqdm import tqdm
 
-from llamagen.checkpoint import hash_weights
-from llamagen.filters import SamplingConfig
-from llamagen.generate import forget_compiled, generate, image_uniforms
-from llamagen.pictures import UNIT, decode_units, join_npz, read_units
-from llamagen.plan import SampleConfig, Subject, load_subject, sampling_precision
-from llamagen.run import load_config_of
-from llamagen.sample_sets import TokenPictures, manifest_at
-from llamagen.text import TextFeatures
+from llamagen.conditions.features import TextFeatures
+from llamagen.sampling.filters import SamplingConfig
+from llamagen.sampling.generate import forget_compiled, generate, image_uniforms
+from llamagen.sampling.pictures import UNIT, decode_units, join_npz, read_units
+from llamagen.sampling.plan import SampleConfig, Subject, load_subject, sampling_precision
+from llamagen.sampling.sets import TokenPictures, manifest_at
+from llamagen.training.checkpoint import hash_weights
+from llamagen.training.config import load_config_of
 from masc.artifacts import InputError, hash_file, recover, replacing, write_json
 from masc.codes import code_type
 from masc.device import patient_accelerator

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from llamagen.optim import Average
+from llamagen.training.optim import Average
 from masc.artifacts import InputError, hash_file, recover, replacing, write_json
 
 

@@ -8,10 +8,10 @@ import numpy as np
 from accelerate import Accelerator
 
 from llamagen.model import ARModel
-from llamagen.checkpoint import hash_weights
-from llamagen.run import RunInputs, TrainConfig, load_run
-from llamagen.sample_sets import load_samples, run_protocol, samples_protocol
+from llamagen.sampling.sets import load_samples, run_protocol, samples_protocol
 from llamagen.train import image_nats
+from llamagen.training.checkpoint import hash_weights
+from llamagen.training.config import RunInputs, TrainConfig, load_run
 from masc.artifacts import InputError
 from metrics.lite0 import load_extractor, load_reference, measure_images
 from metrics.results import Results, row

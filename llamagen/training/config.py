@@ -4,11 +4,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from llamagen.backbones.config import ModelConfig
+from llamagen.conditions.images import Conditions, Labels, check_features, check_text_model, open_captions
 from llamagen.model import ARModel, DataShape, build_model
-from llamagen.checkpoint import last_checkpoint, load_progress, load_weights
-from llamagen.conditions import Conditions, Labels, check_features, check_text_model, open_captions
-from llamagen.optim import OptimConfig
-from llamagen.tracking import TrackingConfig
+from llamagen.training.checkpoint import last_checkpoint, load_progress, load_weights
+from llamagen.training.optim import OptimConfig
+from llamagen.training.tracking import TrackingConfig
 from masc.artifacts import InputError
 from masc.build import TreeConfig
 from masc.codes import Codes, load_codes

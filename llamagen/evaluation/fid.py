@@ -10,12 +10,11 @@ from typing import Any
 
 from accelerate import PartialState
 
-from llamagen.filters import SamplingConfig
-from llamagen.plan import SampleConfig
 from llamagen.release import ReleaseConfig
-from llamagen.run import load_config_of
-from llamagen.sample import sample
-from llamagen.sample_sets import (
+from llamagen.sampling.filters import SamplingConfig
+from llamagen.sampling.plan import SampleConfig
+from llamagen.sampling.sample import sample
+from llamagen.sampling.sets import (
     check_tokenizer,
     class_names,
     label_evidence,
@@ -28,6 +27,7 @@ from llamagen.sample_sets import (
     run_protocol,
     samples_protocol,
 )
+from llamagen.training.config import load_config_of
 from masc.artifacts import InputError, hash_file
 from masc.device import patient_state
 from masc.run import differences, flatten, plain

@@ -10,11 +10,11 @@ from pathlib import Path
 
 from accelerate import PartialState
 
-from llamagen.conditions import check_text_model
-from llamagen.fid import EvalFidConfig, Subject, open_subject, save_beside
-from llamagen.run import load_config_of
-from llamagen.sample_sets import load_manifest, manifest_at
-from llamagen.text import TextFeatures
+from llamagen.conditions.features import TextFeatures
+from llamagen.conditions.images import check_text_model
+from llamagen.evaluation.fid import EvalFidConfig, Subject, open_subject, save_beside
+from llamagen.sampling.sets import load_manifest, manifest_at
+from llamagen.training.config import load_config_of
 from masc.artifacts import InputError, write_text
 from masc.device import patient_state
 from metrics.clip_score import MODEL, NAME, Clip, clip_cosines, clip_score, load_clip
