@@ -15,10 +15,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
 
+from jobs import available_cores, run_jobs  # noqa: E402
+from pipeline import train_job  # noqa: E402
 from stage import load_config  # noqa: E402
 
-from llamagen.jobs import available_cores, run_jobs  # noqa: E402
-from llamagen.pipeline import train_job  # noqa: E402
 from llamagen.training.config import TrainConfig  # noqa: E402
 from masc.artifacts import write_text  # noqa: E402
 from reports.runs import Run  # noqa: E402

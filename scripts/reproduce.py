@@ -1,8 +1,8 @@
 """The main job, images to report (`make reproduce`)."""
 
+from pipeline import PlannedRun, ReproduceConfig, reproduce
 from stage import load_config, run_stage
 
-from llamagen.pipeline import PlannedRun, ReproduceConfig, reproduce
 from llamagen.training.config import TrainConfig
 
 

@@ -2,11 +2,11 @@
 
 import pytest
 import yaml
+from pipeline import ReproduceConfig
 from stage import CONFIGS, load_config
 
 from llamagen.evaluation.fid import EvalFidConfig
 from llamagen.model import DataShape, build_model, count_parameters
-from llamagen.pipeline import ReproduceConfig
 from llamagen.training.config import TrainConfig
 from masc.artifacts import InputError
 from reports.subjects import FREE

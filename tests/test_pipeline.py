@@ -8,17 +8,17 @@ import sys
 import time
 from dataclasses import replace
 
+import jobs
 import numpy as np
 import pytest
 from inception_weights import StandIn
+from jobs import Job, run_jobs
+from pipeline import ReproduceConfig, reproduce
 from reproduce import plan
 from stage import load_config
 
-from llamagen import jobs
 from llamagen.evaluation.fid import EvalFidConfig, ExtractorConfig, evaluate_fid
 from llamagen.evaluation.lite import EvaluateConfig, evaluate_run, unmeasured
-from llamagen.jobs import Job, run_jobs
-from llamagen.pipeline import ReproduceConfig, reproduce
 from llamagen.sampling.plan import SampleConfig
 from llamagen.sampling.sample import is_sampled, sample
 from masc.artifacts import InputError

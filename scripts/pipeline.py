@@ -7,10 +7,10 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from jobs import Job, available_cores, run_jobs
 from tqdm import tqdm
 
 from llamagen.evaluation.lite import EvaluateConfig, unmeasured
-from llamagen.jobs import Job, available_cores, run_jobs
 from llamagen.sampling.filters import SamplingConfig
 from llamagen.sampling.plan import SampleConfig
 from llamagen.sampling.sample import is_sampled
@@ -135,8 +135,7 @@ def _make_trees(
 
 
 def _script(name: str, *overrides: str) -> list[str]:
-    scripts = Path(__file__).resolve().parents[1] / "scripts"
-    return [sys.executable, str(scripts / f"{name}.py"), *overrides]
+    return [sys.executable, str(Path(__file__).with_name(f"{name}.py")), *overrides]
 
 
 def _tokenizer_job(config: ReproduceConfig, layout: Layout, ks: list[int], test: TokenizerTest) -> Job:
