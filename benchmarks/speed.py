@@ -27,9 +27,9 @@ from llamagen.sampling.generate import generate, image_uniforms  # noqa: E402
 from llamagen.train import attention_kernel  # noqa: E402
 from llamagen.training.config import TrainConfig  # noqa: E402
 from llamagen.training.optim import build_optimizer  # noqa: E402
-from masc.artifacts import write_json  # noqa: E402
-from masc.device import resolve_precision  # noqa: E402
 from masc.linkage import average_linkage  # noqa: E402
+from masc.runtime.artifacts import write_json  # noqa: E402
+from masc.runtime.device import resolve_precision  # noqa: E402
 from masc.tree import Tree  # noqa: E402
 
 BATCH, SHAPE = 32, DataShape(num_tokens=1024, num_classes=9, grid=8)

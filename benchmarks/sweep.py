@@ -20,7 +20,7 @@ from pipeline import train_job  # noqa: E402
 from stage import load_config  # noqa: E402
 
 from llamagen.training.config import TrainConfig  # noqa: E402
-from masc.artifacts import write_text  # noqa: E402
+from masc.runtime.artifacts import write_text  # noqa: E402
 from reports.runs import Run  # noqa: E402
 
 MODEL = "llamagen-tiny"

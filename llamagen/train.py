@@ -37,10 +37,10 @@ from llamagen.training.config import RunInputs, TrainConfig, load_inputs
 from llamagen.training.optim import Average, build_optimizer, learning_rate, set_learning_rate
 from llamagen.training.stream import DROPOUT, CodeStream, caption_choices, dropped_conditions
 from llamagen.training.tracking import Tracker
-from masc.artifacts import InputError
-from masc.codes import Codes
-from masc.device import resolve_precision
-from masc.run import MetricsLog, locked, open_run, plain
+from masc.runtime.artifacts import InputError
+from masc.runtime.codes import Codes
+from masc.runtime.device import resolve_precision
+from masc.runtime.run import MetricsLog, locked, open_run, plain
 
 logger = logging.getLogger(__name__)
 

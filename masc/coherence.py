@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from masc.artifacts import InputError
+from masc.runtime.artifacts import InputError
 from masc.tree import Partition
 
 BLOCK = 1024  # members that are compared with as many others at once: 8 MiB of distances

@@ -6,7 +6,7 @@ import warnings
 
 import numpy as np
 
-from masc.artifacts import InputError
+from masc.runtime.artifacts import InputError
 from masc.tree import Partition
 
 MAX_BALANCED_ROUNDS = 100  # IAR's limit

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-from masc.artifacts import Codebook, InputError, Meta, hash_file, require_parent
 from masc.build import TreeConfig, Usage, make_tree
-from masc.codes import load_codes, used_tokens
+from masc.runtime.artifacts import Codebook, InputError, Meta, hash_file, require_parent
+from masc.runtime.codes import load_codes, used_tokens
 from masc.tree import Partition, Tree, load_partition
 
 

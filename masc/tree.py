@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from masc.artifacts import Codebook, InputError, Meta, load_npz, require_parent, save_npz
+from masc.runtime.artifacts import Codebook, InputError, Meta, load_npz, require_parent, save_npz
 
 
 @dataclass(frozen=True, eq=False)

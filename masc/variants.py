@@ -4,8 +4,8 @@ All by fastcluster (Mullner 2013) in O(N^2) to O(N^2 log N) time, on the distanc
 
 import numpy as np
 
-from masc.artifacts import InputError
 from masc.distances import condensed_distances
+from masc.runtime.artifacts import InputError
 
 LINKAGES = ("average", "single", "complete", "centroid", "ward")
 EUCLIDEAN_ONLY = ("centroid", "ward")  # they compare means of vectors, which other metrics do not have

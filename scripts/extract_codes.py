@@ -5,10 +5,10 @@ from pathlib import Path
 
 from stage import run_stage
 
-from masc.artifacts import InputError
-from masc.codes import read_meta
-from masc.device import patient_state
 from masc.layout import Layout
+from masc.runtime.artifacts import InputError
+from masc.runtime.codes import read_meta
+from masc.runtime.device import patient_state
 from vq.codes.extract import extract_codes
 from vq.codes.shards import ExtractConfig
 from vq.data import DataConfig

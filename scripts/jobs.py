@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from masc.artifacts import InputError
+from masc.runtime.artifacts import InputError
 
 
 @dataclass(frozen=True)

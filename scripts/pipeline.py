@@ -15,11 +15,11 @@ from llamagen.sampling.filters import SamplingConfig
 from llamagen.sampling.plan import SampleConfig
 from llamagen.sampling.sample import is_sampled
 from llamagen.training.config import TrainConfig, is_trained
-from masc.artifacts import Codebook, InputError
 from masc.build import TreeConfig
-from masc.codes import load_codes
 from masc.layout import Layout
-from masc.run import read_metrics
+from masc.runtime.artifacts import Codebook, InputError
+from masc.runtime.codes import load_codes
+from masc.runtime.run import read_metrics
 from masc.tree import Partition, Tree
 from metrics.tokenizer import TokenizerTest
 from reports.reproduction import ReportInputs, write_report

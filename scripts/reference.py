@@ -6,7 +6,7 @@ from pathlib import Path
 from stage import run_stage
 
 from llamagen.evaluation.fid import ExtractorConfig
-from masc.device import patient_state
+from masc.runtime.device import patient_state
 from metrics.reference import make_reference, reference_file
 from metrics.resize import RESIZES
 from vq.data import DataConfig

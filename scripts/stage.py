@@ -17,9 +17,9 @@ from omegaconf.errors import OmegaConfBaseException
 from llamagen.backbones.config import ModelConfig
 from llamagen.release import ReleaseConfig
 from llamagen.sampling.filters import SamplingConfig
-from masc.artifacts import InputError
 from masc.build import TreeConfig
 from masc.heads.config import HeadConfig
+from masc.runtime.artifacts import InputError
 from metrics.coco import CocoProtocolConfig
 from metrics.protocol import ProtocolConfig
 from vq.data import DataConfig

@@ -7,7 +7,7 @@ from stage import run_stage
 
 from llamagen.conditions.captions import read_captions
 from llamagen.conditions.features import TextFeatures, extract_text_features
-from masc.artifacts import InputError
+from masc.runtime.artifacts import InputError
 from vq.hub.fetch import weights_path
 
 

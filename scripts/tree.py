@@ -5,10 +5,10 @@ from pathlib import Path
 
 from stage import run_stage
 
-from masc.artifacts import InputError
 from masc.build import TreeConfig
 from masc.heads import HeadConfig
 from masc.layout import Layout
+from masc.runtime.artifacts import InputError
 from masc.summary import summarise_tree, usual_ks
 
 

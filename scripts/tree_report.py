@@ -6,10 +6,10 @@ from pathlib import Path
 from accelerate import Accelerator
 from stage import run_stage
 
-from masc.artifacts import InputError
 from masc.build import TreeConfig
-from masc.codes import load_codes
 from masc.layout import Layout
+from masc.runtime.artifacts import InputError
+from masc.runtime.codes import load_codes
 from reports.tree.report import TreeReportInputs, load_clusterings, write_tree_report
 from vq.data import DataConfig
 from vq.interface import TokenizerConfig

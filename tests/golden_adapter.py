@@ -22,9 +22,9 @@ from llamagen.sampling.filters import SamplingConfig, filter_logits, probabiliti
 from llamagen.sampling.generate import generate as our_generate
 from llamagen.sampling.pictures import finish
 from llamagen.training.optim import Average, OptimConfig, build_optimizer
-from masc.codes import load_codes
 from masc.heads import HeadConfig
 from masc.linkage import average_linkage
+from masc.runtime.codes import load_codes
 from masc.tree import Tree
 from vq.checkpoint import load_state
 from vq.codebook import save_codebook

@@ -8,7 +8,7 @@ from stage import CONFIGS, load_config
 from llamagen.evaluation.fid import EvalFidConfig
 from llamagen.model import DataShape, build_model, count_parameters
 from llamagen.training.config import TrainConfig
-from masc.artifacts import InputError
+from masc.runtime.artifacts import InputError
 from reports.subjects import FREE
 
 

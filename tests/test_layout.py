@@ -45,7 +45,7 @@ def test_only_scripts_import_hydra(root):
 
 
 def test_import_masc_loads_no_torch(root):
-    code = "import sys, masc, masc.codes, masc.layout; sys.exit('torch' in sys.modules)"
+    code = "import sys, masc, masc.runtime.codes, masc.layout; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=root).returncode == 0
 
 

@@ -21,7 +21,7 @@ from llamagen.evaluation.fid import EvalFidConfig, ExtractorConfig, evaluate_fid
 from llamagen.evaluation.lite import EvaluateConfig, evaluate_run, unmeasured
 from llamagen.sampling.plan import SampleConfig
 from llamagen.sampling.sample import is_sampled, sample
-from masc.artifacts import InputError
+from masc.runtime.artifacts import InputError
 from metrics.protocol import ProtocolConfig
 from metrics.results import Results
 

@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from masc.artifacts import Codebook
 from masc.build import TreeConfig, make_tree
-from masc.codes import save_codes
 from masc.layout import Layout
+from masc.runtime.artifacts import Codebook
+from masc.runtime.codes import save_codes
 
 NUM_TOKENS, GRID, NUM_IMAGES = 24, 3, 40
 

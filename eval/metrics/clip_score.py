@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from masc.artifacts import InputError, hash_file
+from masc.runtime.artifacts import InputError, hash_file
 from metrics.bootstrap import bootstrap_interval
 from metrics.inception import ARITHMETIC, exact_arithmetic
 from metrics.results import row

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from masc.artifacts import InputError, hash_file, write_json, write_text
+from masc.runtime.artifacts import InputError, hash_file, write_json, write_text
 from metrics.protocol import ProtocolConfig
 from metrics.streams import FirstPictures, Pictures
 from vq.crops import center_crop

@@ -15,7 +15,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 from tqdm import tqdm
 
-from masc.artifacts import InputError
+from masc.runtime.artifacts import InputError
 from metrics.frechet import Gaussian, Moments
 from metrics.inception import POOLED, SIDE, SPATIAL, Inception, exact_arithmetic
 from metrics.resize import RESIZES

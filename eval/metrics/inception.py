@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from masc.artifacts import InputError, hash_file
+from masc.runtime.artifacts import InputError, hash_file
 
 NAME = "inception-2015-12-05"
 SHA256_PREFIX = "6726825d"  # of the published file: both of its sources carry it in the name

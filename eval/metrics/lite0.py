@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from masc.artifacts import InputError, hash_file, reuse_npz, save_npz
-from masc.groups import Groups
+from masc.runtime.artifacts import InputError, hash_file, reuse_npz, save_npz
+from masc.runtime.groups import Groups
 from metrics.bootstrap import SHARE, bootstrap_interval
 from metrics.frechet import Gaussian, frechet_distance
 from metrics.inception_score import inception_score

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from masc.artifacts import InputError, hash_file
+from masc.runtime.artifacts import InputError, hash_file
 from vq.pixels import to_tensor
 
 logger = logging.getLogger(__name__)

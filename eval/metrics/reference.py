@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from accelerate import PartialState
 
-from masc.artifacts import InputError, hash_arrays, hash_file, replacing, reuse_npz, save_npz
+from masc.runtime.artifacts import InputError, hash_arrays, hash_file, replacing, reuse_npz, save_npz
 from metrics.features import Extraction, extract
 from metrics.frechet import Gaussian
 from metrics.inception import POOLED, SHA256_PREFIX, SPATIAL, Inception

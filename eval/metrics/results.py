@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from masc.artifacts import InputError, write_json
+from masc.runtime.artifacts import InputError, write_json
 
 VERSION = 1
 

@@ -15,8 +15,8 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from masc.artifacts import InputError, hash_arrays, hash_file, replacing, write_json
-from masc.device import patient_state
+from masc.runtime.artifacts import InputError, hash_arrays, hash_file, replacing, write_json
+from masc.runtime.device import patient_state
 from masc.tree import Partition
 from metrics import lite0
 from metrics.fidelity import Comparison, Judges, PictureSet, llamagen_similarity

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from masc.artifacts import InputError
+from masc.runtime.artifacts import InputError
 from reports import figures
 from reports.comparison import Entry, captions_text, group_by, heading, settings_text
 from reports.runs import AXES, NATS, Curve, is_better_high, time_between

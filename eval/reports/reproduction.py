@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from masc.artifacts import InputError, replacing, write_json, write_text
-from masc.codes import Codes
+from masc.runtime.artifacts import InputError, replacing, write_json, write_text
+from masc.runtime.codes import Codes
 from masc.tree import Partition, Tree
 from reports import figures
 from reports.claims import state_claims

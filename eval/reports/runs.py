@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import yaml
 
-from masc.artifacts import InputError
-from masc.run import read_metrics
+from masc.runtime.artifacts import InputError
+from masc.runtime.run import read_metrics
 from metrics.results import Results
 from reports.published import label_of
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from PIL import Image
 
-from masc.artifacts import InputError
-from masc.run import flatten
+from masc.runtime.artifacts import InputError
+from masc.runtime.run import flatten
 from metrics.results import Results
 from reports.doctor.doctor import read_results
 from reports.published import label_of

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from masc.artifacts import InputError
+from masc.runtime.artifacts import InputError
 from reports.comparison import group_by, identity
 from reports.published import EXTRACTOR, PublishedRow, published
 from reports.subjects import is_picture

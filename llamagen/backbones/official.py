@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from llamagen.model import ARModel
-from masc.artifacts import InputError, replacing
+from masc.runtime.artifacts import InputError, replacing
 from vq.checkpoint import CONTAINERS, find_state, load_state, read_checkpoint
 
 RELEASED = re.compile(r"(?:c2i|t2i)_\w+_(\d+)\.pt")  # the resolution in a released file's name

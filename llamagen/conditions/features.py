@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from llamagen.conditions.captions import Captions, clean_caption
-from masc.artifacts import InputError, hash_file, recover, replacing, write_json
-from masc.device import patient_accelerator
+from masc.runtime.artifacts import InputError, hash_file, recover, replacing, write_json
+from masc.runtime.device import patient_accelerator
 
 FORMAT, VERSION = "masc-text-features", 1
 FILES = ("features.npy", "offsets.npy", "captions.json")

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from llamagen.backbones.config import ModelConfig
 from llamagen.conditions.features import MAX_TOKENS, TextFeatures
-from masc.artifacts import InputError
-from masc.codes import Codes, load_captions
+from masc.runtime.artifacts import InputError
+from masc.runtime.codes import Codes, load_captions
 
 
 class Labels:

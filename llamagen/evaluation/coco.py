@@ -15,8 +15,8 @@ from llamagen.conditions.images import check_text_model
 from llamagen.evaluation.fid import EvalFidConfig, Subject, open_subject, save_beside
 from llamagen.sampling.sets import load_manifest, manifest_at
 from llamagen.training.config import load_config_of
-from masc.artifacts import InputError, write_text
-from masc.device import patient_state
+from masc.runtime.artifacts import InputError, write_text
+from masc.runtime.device import patient_state
 from metrics.clip_score import MODEL, NAME, Clip, clip_cosines, clip_score, load_clip
 from metrics.coco import (
     MAKE,

@@ -28,9 +28,9 @@ from llamagen.sampling.sets import (
     samples_protocol,
 )
 from llamagen.training.config import load_config_of
-from masc.artifacts import InputError, hash_file
-from masc.device import patient_state
-from masc.run import differences, flatten, plain
+from masc.runtime.artifacts import InputError, hash_file
+from masc.runtime.device import patient_state
+from masc.runtime.run import differences, flatten, plain
 from metrics.features import extract
 from metrics.inception import NAME, Inception, load_inception
 from metrics.protocol import ProtocolConfig, measure

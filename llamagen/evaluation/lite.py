@@ -12,7 +12,7 @@ from llamagen.sampling.sets import load_samples, run_protocol, samples_protocol
 from llamagen.train import image_nats
 from llamagen.training.checkpoint import hash_weights
 from llamagen.training.config import RunInputs, TrainConfig, load_run
-from masc.artifacts import InputError
+from masc.runtime.artifacts import InputError
 from metrics.lite0 import load_extractor, load_reference, measure_images
 from metrics.results import Results, row
 from vq.readers import load_images

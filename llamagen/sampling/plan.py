@@ -15,8 +15,8 @@ from llamagen.sampling.filters import SamplingConfig
 from llamagen.training.checkpoint import last_checkpoint, use_average
 from llamagen.training.config import load_run
 from llamagen.training.stream import LABELS, group_labels
-from masc.artifacts import InputError
-from masc.device import check_precision, resolve_precision
+from masc.runtime.artifacts import InputError
+from masc.runtime.device import check_precision, resolve_precision
 from vq.interface import Tokenizer
 from vq.pretrained import load_decoder, load_tokenizer, tokenizer_path
 

@@ -25,10 +25,10 @@ from llamagen.sampling.plan import SampleConfig, Subject, load_subject, sampling
 from llamagen.sampling.sets import TokenPictures, manifest_at
 from llamagen.training.checkpoint import hash_weights
 from llamagen.training.config import load_config_of
-from masc.artifacts import InputError, hash_file, recover, replacing, write_json
-from masc.codes import code_type
-from masc.device import patient_accelerator
-from masc.run import differences, flatten, locked, plain, provenance
+from masc.runtime.artifacts import InputError, hash_file, recover, replacing, write_json
+from masc.runtime.codes import code_type
+from masc.runtime.device import patient_accelerator
+from masc.runtime.run import differences, flatten, locked, plain, provenance
 from vq.pixels import image_grid
 from vq.pretrained import tokenizer_path
 

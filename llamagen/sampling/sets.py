@@ -11,7 +11,7 @@ import numpy as np
 from llamagen.sampling.pictures import UNIT, decode_unit
 from llamagen.training.checkpoint import hash_weights, last_checkpoint, load_progress
 from llamagen.training.config import TrainConfig, load_config_of
-from masc.artifacts import Codebook, InputError, hash_arrays, hash_file
+from masc.runtime.artifacts import Codebook, InputError, hash_arrays, hash_file
 from metrics.streams import Pictures, open_samples
 from vq.interface import Tokenizer, device_of
 from vq.pretrained import load_decoder

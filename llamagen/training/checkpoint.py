@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from llamagen.training.optim import Average
-from masc.artifacts import InputError, hash_file, recover, replacing, write_json
+from masc.runtime.artifacts import InputError, hash_file, recover, replacing, write_json
 
 
 @dataclass

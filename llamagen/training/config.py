@@ -9,13 +9,13 @@ from llamagen.model import ARModel, DataShape, build_model
 from llamagen.training.checkpoint import last_checkpoint, load_progress, load_weights
 from llamagen.training.optim import OptimConfig
 from llamagen.training.tracking import TrackingConfig
-from masc.artifacts import InputError
 from masc.build import TreeConfig
-from masc.codes import Codes, load_codes
-from masc.device import check_precision
 from masc.heads import HeadConfig
 from masc.layout import Layout
-from masc.run import open_run, plain
+from masc.runtime.artifacts import InputError
+from masc.runtime.codes import Codes, load_codes
+from masc.runtime.device import check_precision
+from masc.runtime.run import open_run, plain
 from masc.tree import Partition
 from vq.data import DataConfig
 

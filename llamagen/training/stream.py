@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from masc.codes import Codes
-from masc.groups import Groups
+from masc.runtime.codes import Codes
+from masc.runtime.groups import Groups
 
 # Purposes of random numbers: a key is [seed, purpose, index], so that no two streams of one seed are the same.
 ORDER, VARIANT, CONDITION, DROPOUT, LABELS, SAMPLING, CAPTION = range(7)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from masc.run import MetricsLog, plain
+from masc.runtime.run import MetricsLog, plain
 
 
 @dataclass(kw_only=True)

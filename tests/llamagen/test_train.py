@@ -18,8 +18,8 @@ from llamagen.sampling.generate import generate, image_uniforms
 from llamagen.train import _Loop, image_nats, train
 from llamagen.training.checkpoint import use_average
 from llamagen.training.config import TrainConfig, load_inputs, load_run
-from masc.artifacts import InputError
-from masc.run import locked, read_metrics
+from masc.runtime.artifacts import InputError
+from masc.runtime.run import locked, read_metrics
 
 CLOCK = ("seconds", "speed/images_per_second")
 

@@ -6,10 +6,10 @@ from linkage_oracle import blobs, same_partition
 from stage import load_config
 from tree import TreeStage, main
 
-from masc.artifacts import Codebook, InputError, load_npz
 from masc.build import PARTITIONS, TreeConfig, build_tree
-from masc.codes import save_codes
 from masc.layout import Layout
+from masc.runtime.artifacts import Codebook, InputError, load_npz
+from masc.runtime.codes import save_codes
 from masc.tree import VERSION, Partition, Tree
 
 N = 48

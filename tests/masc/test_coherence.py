@@ -7,7 +7,6 @@ import pytest
 from sklearn.metrics import adjusted_mutual_info_score
 
 from masc import coherence
-from masc.artifacts import InputError
 from masc.coherence import (
     agreement,
     intra_cluster_distance,
@@ -15,6 +14,7 @@ from masc.coherence import (
     num_pairs,
     residual_variance,
 )
+from masc.runtime.artifacts import InputError
 from masc.tree import Partition
 
 NUM_TOKENS = 60

@@ -8,8 +8,8 @@ from scipy.spatial.distance import squareform
 from sklearn.manifold import Isomap
 from sklearn.metrics.pairwise import cosine_distances
 
-from masc.artifacts import InputError
 from masc.distances import MAX_DENSE, METRICS, condensed_distances
+from masc.runtime.artifacts import InputError
 
 
 def points(n, d=4, seed=0):

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from masc.artifacts import InputError
 from masc.importers import import_partition
+from masc.runtime.artifacts import InputError
 
 N = 1024
 SIZE = 128

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from sklearn.cluster import KMeans
 
-from masc.artifacts import InputError
 from masc.kmeans import _assign_balanced, kmeans, kmeans_balanced, kmeans_sklearn, random_balanced
+from masc.runtime.artifacts import InputError
 from masc.tree import Partition
 
 KINDS = [kmeans, kmeans_sklearn, kmeans_balanced]

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from linkage_oracle import naive_average_linkage, same_partition
 from scipy.cluster.hierarchy import fcluster, linkage
 
-from masc.artifacts import Codebook, InputError
 from masc.build import TreeConfig, build_tree, make_tree
 from masc.kmeans import kmeans
 from masc.linkage import average_linkage
+from masc.runtime.artifacts import Codebook, InputError
 from masc.tree import Partition, Tree, load_partition, save_tree
 
 

@@ -11,7 +11,7 @@ from accelerate import PartialState
 from PIL import Image
 from safetensors.torch import save_file
 
-from masc.artifacts import InputError, hash_file
+from masc.runtime.artifacts import InputError, hash_file
 from metrics.clip_score import MODEL, clip_cosines, clip_score, load_clip
 from metrics.streams import NpzPictures
 

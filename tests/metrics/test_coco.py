@@ -9,7 +9,7 @@ from PIL import Image
 from torchvision import transforms
 
 from llamagen.conditions.captions import read_captions
-from masc.artifacts import InputError, hash_file
+from masc.runtime.artifacts import InputError, hash_file
 from metrics.coco import (
     CaptionList,
     CocoProtocolConfig,

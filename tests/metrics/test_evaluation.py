@@ -12,7 +12,7 @@ from inception_weights import StandIn
 from PIL import Image
 from scipy.spatial.distance import cdist
 
-from masc.artifacts import InputError
+from masc.runtime.artifacts import InputError
 from metrics.bootstrap import SHARE, bootstrap_interval
 from metrics.features import PixelSums, extract
 from metrics.frechet import Gaussian, Moments, frechet_distance

@@ -7,7 +7,7 @@ import pytest
 import torch
 from inception_weights import seeded_state
 
-from masc.artifacts import InputError, hash_file
+from masc.runtime.artifacts import InputError, hash_file
 from metrics.frechet import frechet_distance
 from metrics.inception import exact_arithmetic, load_inception
 from metrics.inception_score import form_chunks, inception_score

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from masc.artifacts import InputError
+from masc.runtime.artifacts import InputError
 from metrics import lite0
 from metrics.lite0 import draw_variants, extract_features, load_extractor, load_reference, measure_images
 from metrics.streams import SourcePictures

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torchvision
 
-from masc.artifacts import InputError, hash_file
+from masc.runtime.artifacts import InputError, hash_file
 from metrics.perceptual import BACKBONES, load_lpips, lpips_path
 
 

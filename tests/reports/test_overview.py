@@ -9,7 +9,7 @@ from PIL import Image
 from report_runs import MASC, make_run, measured
 from stage import load_config
 
-from masc.artifacts import InputError
+from masc.runtime.artifacts import InputError
 from reports.overview import OverviewConfig, embed, time_text, write_overview
 from reports.runs import NATS, Run
 from reports.subjects import find_subjects

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import yaml
 
-from masc.artifacts import InputError
+from masc.runtime.artifacts import InputError
 from reports.claims import state_claims
 from reports.reproduction import ReportInputs, summarise, write_report
 from reports.runs import NATS, Run, TimeToTarget, reached_at, time_to_target

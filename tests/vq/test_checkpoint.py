@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from masc.artifacts import InputError
+from masc.runtime.artifacts import InputError
 from vq.checkpoint import find_state, load_state, read_checkpoint
 
 STATE = {"weight": torch.arange(6.0).view(2, 3), "bias": torch.tensor([1.0, 2.0])}

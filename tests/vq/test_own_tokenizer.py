@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 
-from masc.artifacts import Codebook, InputError
+from masc.runtime.artifacts import Codebook, InputError
 from vq.codebook import save_codebook
 from vq.interface import TokenizerConfig
 from vq.pixels import to_tensor

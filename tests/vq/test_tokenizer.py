@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from masc.artifacts import InputError
+from masc.runtime.artifacts import InputError
 from vq.codebook import save_codebook
 from vq.images import ImageSource
 from vq.interface import TokenizerConfig

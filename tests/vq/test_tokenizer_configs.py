@@ -7,7 +7,7 @@ import torch
 from codebook import CodebookStage, main
 from stage import CONFIGS, load_config
 
-from masc.artifacts import Codebook, InputError
+from masc.runtime.artifacts import Codebook, InputError
 from vq.hub.releases import RELEASES
 
 SIZES = {  # tokens, dimensions, pixels a token and side

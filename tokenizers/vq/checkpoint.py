@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from masc.artifacts import InputError
+from masc.runtime.artifacts import InputError
 
 # Classes of training frameworks that published checkpoints mention beside the weights: read as empty objects.
 FRAMEWORKS = ("pytorch_lightning.", "lightning.", "lightning_fabric.")

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from masc.artifacts import Codebook, hash_file, reuse_npz
-from masc.run import plain
+from masc.runtime.artifacts import Codebook, hash_file, reuse_npz
+from masc.runtime.run import plain
 from vq.interface import Tokenizer, TokenizerConfig
 
 

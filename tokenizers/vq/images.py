@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from masc.artifacts import hash_arrays
+from masc.runtime.artifacts import hash_arrays
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from masc.artifacts import InputError
+from masc.runtime.artifacts import InputError
 
 
 class Tokenizer(Protocol):

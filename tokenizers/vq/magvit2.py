@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from masc.artifacts import InputError
+from masc.runtime.artifacts import InputError
 from vq.blocks import ConvTokenizer, ResBlock, activate, group_norm
 from vq.taming import lightning_state
 

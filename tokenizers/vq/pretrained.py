@@ -8,7 +8,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from masc.artifacts import Codebook, InputError, hash_file, require_parent
+from masc.runtime.artifacts import Codebook, InputError, hash_file, require_parent
 from vq.checkpoint import find_state, load_state, read_checkpoint
 from vq.hub.releases import existing_weights
 from vq.interface import Tokenizer, TokenizerConfig

@@ -17,9 +17,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from masc.artifacts import InputError, replacing
-from masc.device import check_precision, resolve_precision
-from masc.run import plain
+from masc.runtime.artifacts import InputError, replacing
+from masc.runtime.device import check_precision, resolve_precision
+from masc.runtime.run import plain
 from vq.autoencoder import ConvVQ
 from vq.images import ImageSource
 from vq.interface import TokenizerConfig

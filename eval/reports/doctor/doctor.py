@@ -6,7 +6,7 @@ or the pictures. Each rule looks for one; a rule is a function from a case to fi
 from collections.abc import Sequence
 from pathlib import Path
 
-from masc.artifacts import InputError
+from masc.runtime.artifacts import InputError
 from metrics.results import Results
 from reports.doctor import evidence, rules
 from reports.doctor.rules import TOLERANCE, Case, Finding, agrees, beside, deviations, of_same_is

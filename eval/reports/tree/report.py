@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from masc.artifacts import Codebook, InputError, write_json, write_text
 from masc.build import TreeConfig
-from masc.codes import Codes
 from masc.coherence import agreement, intra_cluster_distance, intra_cluster_similarity, num_pairs
 from masc.layout import Layout
-from masc.run import provenance
+from masc.runtime.artifacts import Codebook, InputError, write_json, write_text
+from masc.runtime.codes import Codes
+from masc.runtime.run import provenance
 from masc.summary import describe
 from masc.tree import Partition, Tree, load_tree
 from reports import figures

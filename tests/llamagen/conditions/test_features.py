@@ -18,7 +18,7 @@ from text_features import TextFeaturesStage, main
 from llamagen.conditions import features as text
 from llamagen.conditions.captions import Captions, clean_caption
 from llamagen.conditions.features import MAX_TOKENS, TextFeatures, extract_text_features
-from masc.artifacts import InputError
+from masc.runtime.artifacts import InputError
 
 BATCH = 4
 

@@ -21,7 +21,7 @@ from llamagen.sampling import sets as sample_sets
 from llamagen.sampling.filters import SamplingConfig
 from llamagen.sampling.plan import SampleConfig
 from llamagen.sampling.sample import sample
-from masc.artifacts import InputError
+from masc.runtime.artifacts import InputError
 from metrics.protocol import ProtocolConfig
 from metrics.results import Results
 

@@ -30,8 +30,8 @@ from llamagen.sampling.pictures import decode_unit, finish
 from llamagen.sampling.plan import SampleConfig, plan_labels
 from llamagen.sampling.sample import is_sampled, sample
 from llamagen.sampling.sets import load_samples
-from masc.artifacts import InputError
-from masc.run import locked
+from masc.runtime.artifacts import InputError
+from masc.runtime.run import locked
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from llamagen.training.stream import CodeStream, dropped_conditions, group_labels
-from masc.codes import Codes
+from masc.runtime.codes import Codes
 
 
 @pytest.fixture

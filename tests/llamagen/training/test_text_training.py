@@ -14,9 +14,9 @@ from llamagen.conditions.images import open_captions
 from llamagen.train import train
 from llamagen.training.config import load_inputs
 from llamagen.training.stream import caption_choices
-from masc.artifacts import InputError
-from masc.codes import load_codes
-from masc.run import read_metrics
+from masc.runtime.artifacts import InputError
+from masc.runtime.codes import load_codes
+from masc.runtime.run import read_metrics
 
 TEXT = ["model.condition=text", "model.caption_dim=16", "head=flat"]
 

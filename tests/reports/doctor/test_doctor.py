@@ -20,7 +20,7 @@ from doctor_cases import (
 )
 from stage import CONFIGS
 
-from masc.artifacts import InputError
+from masc.runtime.artifacts import InputError
 from metrics.results import Results, row
 from reports.doctor.doctor import diagnose, read_results, render_findings
 from reports.doctor.rules import GALLERIES

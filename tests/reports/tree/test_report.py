@@ -11,11 +11,11 @@ from stage import load_config
 from tiny_artifacts import NUM_TOKENS, make_artifacts
 from tree_report import TreeReportStage, main
 
-from masc.artifacts import InputError
 from masc.build import TreeConfig, make_tree
-from masc.codes import load_codes
 from masc.coherence import agreement, intra_cluster_distance, intra_cluster_similarity, residual_variance
 from masc.layout import Layout
+from masc.runtime.artifacts import InputError
+from masc.runtime.codes import load_codes
 from masc.tree import Partition, Tree, save_tree
 from reports.tree import figures as tree_figures
 from reports.tree import report as tree_report

@@ -5,8 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from masc.artifacts import InputError
-from masc.codes import save_codes
+from masc.runtime.artifacts import InputError
+from masc.runtime.codes import save_codes
 from vq.codebook import save_codebook
 from vq.codes.check_codes import LINE, check_codes
 from vq.interface import TokenizerConfig

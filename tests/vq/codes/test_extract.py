@@ -15,8 +15,8 @@ import torch
 from extract_codes import CodesStage, main
 from stage import load_config
 
-from masc.artifacts import InputError
-from masc.codes import load_codes, verify_codes
+from masc.runtime.artifacts import InputError
+from masc.runtime.codes import load_codes, verify_codes
 from vq.codebook import save_codebook
 from vq.codes.extract import extract_codes
 from vq.codes.shards import ExtractConfig

@@ -9,8 +9,8 @@ import pytest
 import torch
 from golden import GOLDEN
 
-from masc.artifacts import Codebook, InputError
-from masc.codes import load_codes
+from masc.runtime.artifacts import Codebook, InputError
+from masc.runtime.codes import load_codes
 from vq.codebook import save_codebook
 from vq.codes.extract import extract_codes
 from vq.codes.import_codes import import_codes

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from download_server import FaultyHandler, FaultyServer, serving
 
-from masc.artifacts import InputError
+from masc.runtime.artifacts import InputError
 from vq.hub import fetch as hub
 from vq.hub.pins import Pin, lock
 from vq.hub.releases import RELEASES, Release, RemoteFile

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from download_server import CHUNK, FaultyHandler, FaultyServer, serving
 
-from masc.artifacts import InputError
+from masc.runtime.artifacts import InputError
 from vq.hub import fetch as hub
 from vq.hub.releases import LLAMAGEN_COMMIT, RELEASES, Release, RemoteFile
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from masc.artifacts import Codebook, replacing
-from masc.codes import Codes, load_codes, verify_codes
+from masc.runtime.artifacts import Codebook, replacing
+from masc.runtime.codes import Codes, load_codes, verify_codes
 from vq.interface import Tokenizer
 from vq.pixels import decode_pixels
 

@@ -24,9 +24,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from masc.artifacts import Codebook, InputError, recover
-from masc.codes import load_codes, read_meta, save_codes
-from masc.device import patient_state
+from masc.runtime.artifacts import Codebook, InputError, recover
+from masc.runtime.codes import load_codes, read_meta, save_codes
+from masc.runtime.device import patient_state
 from vq.codes.shards import ExtractConfig, Shards
 from vq.crops import Views
 from vq.images import ImageSource

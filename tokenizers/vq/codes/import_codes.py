@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from masc.artifacts import Codebook, InputError, write_text
-from masc.codes import SHARD_SIZE, check_tokens, save_codes
+from masc.runtime.artifacts import Codebook, InputError, write_text
+from masc.runtime.codes import SHARD_SIZE, check_tokens, save_codes
 from vq.crops import FIVE, Views
 from vq.data import DataConfig
 from vq.interface import TokenizerConfig

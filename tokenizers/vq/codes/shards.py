@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from masc.artifacts import Codebook, InputError, load_npz, save_npz, write_text
-from masc.codes import SHARD_SIZE, code_type
+from masc.runtime.artifacts import Codebook, InputError, load_npz, save_npz, write_text
+from masc.runtime.codes import SHARD_SIZE, code_type
 from vq.images import ImageSource
 from vq.readers.stored import StoredImages
 

@@ -31,7 +31,7 @@ from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from huggingface_hub.file_download import http_get
 from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
 
-from masc.artifacts import InputError, hash_file
+from masc.runtime.artifacts import InputError, hash_file
 from vq.hub.pins import LOCK, Pin, key_of, lock, pin_of
 from vq.hub.releases import RELEASES, Release, RemoteFile
 

@@ -5,7 +5,7 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from masc.artifacts import InputError, write_json
+from masc.runtime.artifacts import InputError, write_json
 from vq.hub.releases import Release, RemoteFile
 
 LOCK = "lock.json"

@@ -13,7 +13,7 @@ sends (vq.hub.fetch)."""
 from dataclasses import dataclass
 from pathlib import Path
 
-from masc.artifacts import InputError
+from masc.runtime.artifacts import InputError
 
 
 @dataclass(frozen=True)

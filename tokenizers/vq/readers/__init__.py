@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from masc.artifacts import InputError
+from masc.runtime.artifacts import InputError
 from vq.images import ImageSource
 from vq.readers.coco import load_coco
 from vq.readers.folders import load_class_folders, load_ffhq, load_lsun

@@ -13,7 +13,7 @@ from typing import Self
 
 import numpy as np
 
-from masc.artifacts import InputError
+from masc.runtime.artifacts import InputError
 
 # Those of torchvision's ImageFolder, which LlamaGen reads ImageNet with.
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from masc.artifacts import InputError, replacing
+from masc.runtime.artifacts import InputError, replacing
 from vq.readers.members import TarMembers, safe_name
 
 logger = logging.getLogger(__name__)

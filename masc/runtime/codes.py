@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from masc.artifacts import InputError, hash_arrays, replacing, write_json, write_text
+from masc.runtime.artifacts import InputError, hash_arrays, replacing, write_json, write_text
 
 FORMAT, VERSION = "masc-codes", 2
 SHARD_SIZE = 1024  # images that share a checksum

@@ -16,7 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from masc.artifacts import InputError, write_json, write_text
+from masc.runtime.artifacts import InputError, write_json, write_text
 
 logger = logging.getLogger(__name__)
 PACKAGES = (

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from masc.artifacts import InputError
-from masc.codes import load_codes, save_codes, verify_codes
+from masc.runtime.artifacts import InputError
+from masc.runtime.codes import load_codes, save_codes, verify_codes
 
 
 def save(path, tokens, count, labels=None, names=("a", "b", "c"), **more):

@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 
-from masc.artifacts import (
+from masc.runtime.artifacts import (
     Codebook,
     InputError,
     hash_arrays,
@@ -20,8 +20,8 @@ from masc.artifacts import (
     save_npz,
     write_text,
 )
-from masc.codes import load_codes, save_codes
-from masc.run import MetricsLog, open_run, read_metrics
+from masc.runtime.codes import load_codes, save_codes
+from masc.runtime.run import MetricsLog, open_run, read_metrics
 
 VECTORS = np.eye(4, dtype=np.float32)
 
@@ -140,7 +140,7 @@ import resource, signal, sys
 import numpy as np, torch
 from pathlib import Path
 from safetensors.torch import save_file
-from masc.artifacts import InputError, replacing
+from masc.runtime.artifacts import InputError, replacing
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (10000, 10000))
 big = torch.zeros(100000)

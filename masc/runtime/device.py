@@ -5,7 +5,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from masc.artifacts import InputError
+from masc.runtime.artifacts import InputError
 
 if TYPE_CHECKING:
     from accelerate import Accelerator, PartialState
