@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from llamagen.backbones.config import ModelConfig
-from llamagen.backbones.gpt import TokenEmbedding, Transformer
+from llamagen.backbones.embeddings import TokenEmbedding
+from llamagen.backbones.gpt import Transformer
 from masc.heads import Head, HeadConfig, build_head
 from masc.tree import Partition
 

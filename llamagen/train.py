@@ -22,8 +22,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
 from llamagen.backbones.embeddings import drop_condition, visible_keys
-from llamagen.conditions.images import Conditions
 from llamagen.model import build_model, count_parameters
+from llamagen.training.average import Average
 from llamagen.training.checkpoint import (
     Progress,
     last_checkpoint,
@@ -33,12 +33,13 @@ from llamagen.training.checkpoint import (
     load_weights,
     save_checkpoint,
 )
-from llamagen.training.config import RunInputs, TrainConfig, load_inputs
-from llamagen.training.optim import Average, build_optimizer, learning_rate, set_learning_rate
+from llamagen.training.config import TrainConfig
+from llamagen.training.inputs import RunInputs, load_inputs
+from llamagen.training.likelihood import evaluate, on_device
+from llamagen.training.optim import build_optimizer, learning_rate, set_learning_rate
 from llamagen.training.stream import DROPOUT, CodeStream, caption_choices, dropped_conditions
 from llamagen.training.tracking import Tracker
 from masc.runtime.artifacts import InputError
-from masc.runtime.codes import Codes
 from masc.runtime.device import resolve_precision
 from masc.runtime.run import MetricsLog, locked, open_run, plain
 
@@ -206,47 +207,7 @@ class _Loop:
         which = config.seed, step, part, config.batch_size
         images, choices = self.stream.images(step, part), caption_choices(*which)
         embedding = self.accelerator.unwrap_model(self.model).backbone.cls_embedding
-        condition, mask = _on_device(self.accelerator, *self.inputs.conditions["train"].batch(images, choices))
+        condition, mask = on_device(self.accelerator, *self.inputs.conditions["train"].batch(images, choices))
         dropped = dropped_conditions(config.model.class_dropout, *which).to(condition.device)
         condition = drop_condition(embedding, condition, dropped)
         return condition, None if mask is None else visible_keys(mask, self.inputs.train.num_positions - 1)
-
-
-def _on_device(accelerator: Accelerator, *tensors: Tensor | None) -> list[Tensor | None]:
-    return [None if tensor is None else tensor.to(accelerator.device) for tensor in tensors]
-
-
-@torch.no_grad()
-def image_nats(
-    accelerator: Accelerator, model: torch.nn.Module, codes: Codes, conditions: Conditions, batch_size: int = 64
-) -> Tensor:
-    """Negative log-likelihood of each image in nats, by decision: (M, L), first view, first caption, dropout off.
-
-    The sum over L divided by T is nats per token over the fine tokens, comparable between heads."""
-    was_training = model.training
-    model.eval()
-    mine = range(accelerator.process_index * batch_size, codes.num_images, accelerator.num_processes * batch_size)
-    total = None
-    for start in mine:
-        rows = np.arange(start, min(start + batch_size, codes.num_images))
-        tokens = torch.from_numpy(codes.tokens[rows, 0].astype(np.int64)).to(accelerator.device)
-        condition, mask = _on_device(accelerator, *conditions.batch(rows))
-        mask = None if mask is None else visible_keys(mask, codes.num_positions - 1)
-        with accelerator.autocast():
-            nats = -accelerator.unwrap_model(model)(tokens, condition, mask).sum(1)
-        if total is None:
-            total = nats.new_zeros(codes.num_images, nats.shape[1])
-        total[rows] = nats
-    if total is None:
-        decisions = accelerator.unwrap_model(model).head.num_decisions
-        total = torch.zeros(codes.num_images, decisions, device=accelerator.device)
-    model.train(was_training)
-    return accelerator.reduce(total, "sum")
-
-
-def evaluate(accelerator: Accelerator, model: torch.nn.Module, inputs: RunInputs) -> dict[str, float]:
-    """Held-out nats per fine token, and the share of each level."""
-    nats = image_nats(accelerator, model, inputs.held_out, inputs.conditions["val"])
-    levels = (nats / inputs.held_out.num_positions).double().mean(0).tolist()
-    by_level = {f"val/level_{index}_nats": value for index, value in enumerate(levels)} if len(levels) > 1 else {}
-    return {"val/nats_per_token": sum(levels), **by_level}

@@ -3,7 +3,8 @@
 from accelerate import PartialState
 from stage import run_stage
 
-from llamagen.evaluation.fid import EvalFidConfig, evaluate_fid
+from llamagen.evaluation.fid import evaluate_fid
+from llamagen.evaluation.subjects import EvalFidConfig
 from metrics.results import Results, row_text
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 from stage import run_stage
 
 from llamagen.backbones.official import save_official
+from llamagen.runs import load_run
 from llamagen.training.checkpoint import last_checkpoint, use_average
-from llamagen.training.config import load_run
 
 
 @dataclass(kw_only=True)

@@ -11,10 +11,11 @@ from jobs import Job, available_cores, run_jobs
 from tqdm import tqdm
 
 from llamagen.evaluation.lite import EvaluateConfig, unmeasured
+from llamagen.runs import is_trained
 from llamagen.sampling.filters import SamplingConfig
 from llamagen.sampling.plan import SampleConfig
 from llamagen.sampling.sample import is_sampled
-from llamagen.training.config import TrainConfig, is_trained
+from llamagen.training.config import TrainConfig
 from masc.build import TreeConfig
 from masc.layout import Layout
 from masc.runtime.artifacts import Codebook, InputError

@@ -21,7 +21,8 @@ from llamagen.model import ARModel, DataShape, build_model
 from llamagen.sampling.filters import SamplingConfig, filter_logits, probabilities
 from llamagen.sampling.generate import generate as our_generate
 from llamagen.sampling.pictures import finish
-from llamagen.training.optim import Average, OptimConfig, build_optimizer
+from llamagen.training.average import Average
+from llamagen.training.optim import OptimConfig, build_optimizer
 from masc.heads import HeadConfig
 from masc.linkage import average_linkage
 from masc.runtime.codes import load_codes

@@ -17,8 +17,9 @@ from pipeline import ReproduceConfig, reproduce
 from reproduce import plan
 from stage import load_config
 
-from llamagen.evaluation.fid import EvalFidConfig, ExtractorConfig, evaluate_fid
+from llamagen.evaluation.fid import evaluate_fid
 from llamagen.evaluation.lite import EvaluateConfig, evaluate_run, unmeasured
+from llamagen.evaluation.subjects import EvalFidConfig, ExtractorConfig
 from llamagen.sampling.plan import SampleConfig
 from llamagen.sampling.sample import is_sampled, sample
 from masc.runtime.artifacts import InputError

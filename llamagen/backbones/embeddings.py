@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llamagen.backbones.config import ModelConfig
+from masc.tree import Partition
 
 
 class LabelEmbedding(nn.Module):
@@ -85,3 +86,18 @@ def visible_keys(caption_mask: Tensor, num_tokens: int) -> Tensor:
     size = keys.shape[1]
     seen = torch.ones(size, size, dtype=torch.bool, device=keys.device).tril()[None] & keys[:, None]
     return (seen | torch.eye(size, dtype=torch.bool, device=keys.device))[:, None]
+
+
+class TokenEmbedding(nn.Embedding):
+    """Embeds context tokens, as themselves or as the clusters they belong to.
+
+    With a partition the table has K rows and the context holds cluster ids, as in MASC; it is a switch of
+    its own, apart from what the head predicts."""
+
+    def __init__(self, num_tokens: int, dim: int, partition: Partition | None):
+        super().__init__(num_tokens if partition is None else partition.num_clusters, dim)
+        cluster_of = None if partition is None else torch.from_numpy(partition.cluster_of)
+        self.register_buffer("cluster_of", cluster_of, persistent=False)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return super().forward(tokens if self.cluster_of is None else self.cluster_of[tokens])

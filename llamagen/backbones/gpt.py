@@ -13,24 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llamagen.backbones.config import ModelConfig
-from llamagen.backbones.embeddings import build_condition
+from llamagen.backbones.embeddings import TokenEmbedding, build_condition
 from llamagen.backbones.layers import Block, KVCache, RMSNorm, rope_table
-from masc.tree import Partition
-
-
-class TokenEmbedding(nn.Embedding):
-    """Embeds context tokens, as themselves or as the clusters they belong to.
-
-    With a partition the table has K rows and the context holds cluster ids, as in MASC; it is a switch of
-    its own, apart from what the head predicts."""
-
-    def __init__(self, num_tokens: int, dim: int, partition: Partition | None):
-        super().__init__(num_tokens if partition is None else partition.num_clusters, dim)
-        cluster_of = None if partition is None else torch.from_numpy(partition.cluster_of)
-        self.register_buffer("cluster_of", cluster_of, persistent=False)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        return super().forward(tokens if self.cluster_of is None else self.cluster_of[tokens])
 
 
 class Transformer(nn.Module):

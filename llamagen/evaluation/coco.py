@@ -12,9 +12,9 @@ from accelerate import PartialState
 
 from llamagen.conditions.features import TextFeatures
 from llamagen.conditions.images import check_text_model
-from llamagen.evaluation.fid import EvalFidConfig, Subject, open_subject, save_beside
+from llamagen.evaluation.subjects import EvalFidConfig, Subject, open_subject, save_beside
+from llamagen.runs import load_config_of
 from llamagen.sampling.sets import load_manifest, manifest_at
-from llamagen.training.config import load_config_of
 from masc.runtime.artifacts import InputError, write_text
 from masc.runtime.device import patient_state
 from metrics.clip_score import MODEL, NAME, Clip, clip_cosines, clip_score, load_clip

@@ -8,10 +8,12 @@ import numpy as np
 from accelerate import Accelerator
 
 from llamagen.model import ARModel
-from llamagen.sampling.sets import load_samples, run_protocol, samples_protocol
-from llamagen.train import image_nats
+from llamagen.runs import load_run, run_protocol
+from llamagen.sampling.sets import load_samples, samples_protocol
 from llamagen.training.checkpoint import hash_weights
-from llamagen.training.config import RunInputs, TrainConfig, load_run
+from llamagen.training.config import TrainConfig
+from llamagen.training.inputs import RunInputs
+from llamagen.training.likelihood import image_nats
 from masc.runtime.artifacts import InputError
 from metrics.lite0 import load_extractor, load_reference, measure_images
 from metrics.results import Results, row

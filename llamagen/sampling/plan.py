@@ -11,9 +11,9 @@ from llamagen.conditions.features import TextFeatures
 from llamagen.conditions.images import Labels, check_features, check_text_model
 from llamagen.model import ARModel
 from llamagen.release import ReleaseConfig, load_release
+from llamagen.runs import load_run
 from llamagen.sampling.filters import SamplingConfig
 from llamagen.training.checkpoint import last_checkpoint, use_average
-from llamagen.training.config import load_run
 from llamagen.training.stream import LABELS, group_labels
 from masc.runtime.artifacts import InputError
 from masc.runtime.device import check_precision, resolve_precision

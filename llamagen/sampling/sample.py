@@ -18,13 +18,13 @@ from PIL import Image
 from tqdm import tqdm
 
 from llamagen.conditions.features import TextFeatures
+from llamagen.runs import load_config_of
 from llamagen.sampling.filters import SamplingConfig
 from llamagen.sampling.generate import forget_compiled, generate, image_uniforms
 from llamagen.sampling.pictures import UNIT, decode_units, join_npz, read_units
 from llamagen.sampling.plan import SampleConfig, Subject, load_subject, sampling_precision
 from llamagen.sampling.sets import TokenPictures, manifest_at
 from llamagen.training.checkpoint import hash_weights
-from llamagen.training.config import load_config_of
 from masc.runtime.artifacts import InputError, hash_file, recover, replacing, write_json
 from masc.runtime.codes import code_type
 from masc.runtime.device import patient_accelerator

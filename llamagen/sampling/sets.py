@@ -8,14 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from llamagen.runs import load_config_of
 from llamagen.sampling.pictures import UNIT, decode_unit
-from llamagen.training.checkpoint import hash_weights, last_checkpoint, load_progress
-from llamagen.training.config import TrainConfig, load_config_of
-from masc.runtime.artifacts import Codebook, InputError, hash_arrays, hash_file
+from masc.runtime.artifacts import InputError, hash_arrays, hash_file
 from metrics.streams import Pictures, open_samples
 from vq.interface import Tokenizer, device_of
 from vq.pretrained import load_decoder
-from vq.readers.imagenet import wnids
 
 logger = logging.getLogger(__name__)
 SIXTEEN_PIXELS = ("vq16", "vq16-t2i")  # a token and side: the tokenizers of all released models
@@ -130,59 +128,6 @@ def release_protocol(settings: dict[str, Any]) -> dict[str, Any]:
         "weights": "average" if release["use_ema"] else "raw",
         "resolution": settings["resolution"] or release["resolution"],
     }
-
-
-def run_protocol(run_dir: Path, weights_sha256: str, use_ema: bool) -> dict[str, Any]:
-    """Which model and how far trained a run's samples are of; the step only if the weights are still the last, with a
-    warning if they are not."""
-    config = load_config_of(run_dir)
-    found = {
-        "model": config.model.name,
-        "head": config.head.name,
-        "data": config.data.name,
-        "drawn_at": config.data.resolution,
-    }
-    if config.head.uses_tree:
-        found |= {"tree": config.tree.name, "K": config.head.clusters(_codebook(config).num_tokens)}
-    if hash_weights(run_dir, use_ema) == weights_sha256:
-        progress = load_progress(last_checkpoint(run_dir))
-        found |= {
-            "step": progress.step,
-            "images_seen": progress.step * config.batch_size,
-            "seconds": progress.seconds,
-        }
-    else:
-        logger.warning(
-            "%s: its samples were drawn from other weights (%s) than it has now; they are measured as they are, "
-            "without a step. Delete the set to have it drawn anew, or name another with SAMPLES=...",
-            run_dir,
-            weights_sha256[:12],
-        )
-    return found
-
-
-def run_evidence(run_dir: Path) -> dict[str, Any]:
-    """What `make doctor` wants to know of the run behind a sample set."""
-    config = load_config_of(run_dir)
-    found: dict[str, Any] = {"average_kept": (last_checkpoint(run_dir) / "average.safetensors").exists()}
-    provenance = json.loads((run_dir / "provenance.json").read_text())
-    codebook = _codebook(config)
-    if config.head.uses_tree and provenance.get("parents", {}).get("codebook") == codebook.meta.sha256:
-        found["tree_tokenizer_sha256"] = codebook.meta.parents["tokenizer"]
-    names = class_names(config)
-    if len(names) == 1000:
-        found["label_map"] = "sorted-wnids" if names == list(wnids()) else "other"
-    return found
-
-
-def class_names(config: TrainConfig) -> list[str]:
-    """The classes that a run was trained on; none if its codes are no longer there."""
-    meta = config.layout.codes(config.data.name, "train") / "meta.json"
-    return json.loads(meta.read_text())["class_names"] if meta.exists() else []
-
-
-def _codebook(config: TrainConfig) -> Codebook:
-    return config.layout.load_codebook()
 
 
 def label_evidence(labels: np.ndarray, num_classes: int) -> dict[str, Any]:

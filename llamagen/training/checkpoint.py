@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from llamagen.training.optim import Average
+from llamagen.training.average import Average
 from masc.runtime.artifacts import InputError, hash_file, recover, replacing, write_json
 
 

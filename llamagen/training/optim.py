@@ -1,10 +1,10 @@
-"""AdamW in LlamaGen's grouping, the learning-rate schedule of MASC's recipe, and averaged weights."""
+"""AdamW in LlamaGen's grouping, and the learning-rate schedule of MASC's recipe."""
 
 import math
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 
 @dataclass(kw_only=True)
@@ -59,18 +59,3 @@ def learning_rate(config: OptimConfig, step: int, num_steps: int) -> float:
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = rate * group["scale"]
-
-
-class Average:
-    """Exponential moving average of a model's parameters (FoundationVision/LlamaGen ce98ec4, utils/ema.py)."""
-
-    def __init__(self, model: nn.Module, decay: float):
-        """Starts as a copy of the parameters. `decay` in (0, 1); LlamaGen's is 0.9999."""
-        self.decay = decay
-        self.state: dict[str, Tensor] = {name: value.detach().clone() for name, value in model.named_parameters()}
-
-    @torch.no_grad()
-    def update(self, model: nn.Module) -> None:
-        """Move towards the present parameters: average <- decay * average + (1 - decay) * parameter."""
-        present = [value.detach() for _, value in model.named_parameters()]
-        torch._foreach_lerp_(list(self.state.values()), present, 1 - self.decay)

@@ -13,11 +13,14 @@ from safetensors.torch import load_file
 from stage import load_config
 
 from llamagen.backbones.layers import rope_table
+from llamagen.runs import load_run
 from llamagen.sampling.filters import SamplingConfig
 from llamagen.sampling.generate import generate, image_uniforms
-from llamagen.train import _Loop, image_nats, train
+from llamagen.train import _Loop, train
 from llamagen.training.checkpoint import use_average
-from llamagen.training.config import TrainConfig, load_inputs, load_run
+from llamagen.training.config import TrainConfig
+from llamagen.training.inputs import load_inputs
+from llamagen.training.likelihood import image_nats
 from masc.runtime.artifacts import InputError
 from masc.runtime.run import locked, read_metrics
 

@@ -11,7 +11,7 @@ from stage import CONFIGS
 from llamagen.backbones.config import ModelConfig
 from llamagen.backbones.embeddings import CaptionEmbedding, LabelEmbedding, drop_condition
 from llamagen.model import DataShape, build_model
-from llamagen.training.optim import Average
+from llamagen.training.average import Average
 from masc.heads import HeadConfig
 
 FLAT = HeadConfig(name="flat", kind="flat")

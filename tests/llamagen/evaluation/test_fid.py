@@ -16,7 +16,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from llamagen.evaluation import fid
-from llamagen.evaluation.fid import EvalFidConfig, ExtractorConfig, evaluate_fid
+from llamagen.evaluation.fid import evaluate_fid
+from llamagen.evaluation.subjects import EvalFidConfig, ExtractorConfig
 from llamagen.sampling import sets as sample_sets
 from llamagen.sampling.filters import SamplingConfig
 from llamagen.sampling.plan import SampleConfig

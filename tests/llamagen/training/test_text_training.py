@@ -12,7 +12,7 @@ from llamagen.conditions.captions import read_captions
 from llamagen.conditions.features import extract_text_features
 from llamagen.conditions.images import open_captions
 from llamagen.train import train
-from llamagen.training.config import load_inputs
+from llamagen.training.inputs import load_inputs
 from llamagen.training.stream import caption_choices
 from masc.runtime.artifacts import InputError
 from masc.runtime.codes import load_codes
