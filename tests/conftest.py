@@ -17,3 +17,9 @@ sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "tests")]
 def root() -> Path:
     """The repository."""
     return ROOT
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    """A working directory of the test's own: what lies in the repository's artifacts/ and runs/ is not found."""
+    monkeypatch.chdir(tmp_path)

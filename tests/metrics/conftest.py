@@ -23,9 +23,3 @@ def inception(seeded_weights):
 def emoji32(tmp_path_factory):
     config = TokenizerConfig(name="emoji32", target="vq.autoencoder:ConvVQ")
     return load_tokenizer(tokenizer_path(config, tmp_path_factory.mktemp("artifacts")), config)
-
-
-@pytest.fixture
-def elsewhere(tmp_path, monkeypatch):
-    """A working directory of the test's own: what lies in the repository's artifacts/ and runs/ is not found."""
-    monkeypatch.chdir(tmp_path)
