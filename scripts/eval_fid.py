@@ -4,7 +4,7 @@ from accelerate import PartialState
 from stage import run_stage
 
 from llamagen.evaluation.fid import evaluate_fid
-from llamagen.evaluation.subjects import EvalFidConfig
+from llamagen.evaluation.images import EvalFidConfig
 from metrics.results import Results, row_text
 
 

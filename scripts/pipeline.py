@@ -12,9 +12,9 @@ from tqdm import tqdm
 
 from llamagen.evaluation.lite import EvaluateConfig, unmeasured
 from llamagen.runs import is_trained
+from llamagen.sampling.draw import is_sampled
 from llamagen.sampling.filters import SamplingConfig
 from llamagen.sampling.plan import SampleConfig
-from llamagen.sampling.sample import is_sampled
 from llamagen.training.config import TrainConfig
 from masc.build import TreeConfig
 from masc.layout import Layout

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from stage import run_stage
 
-from llamagen.evaluation.subjects import ExtractorConfig
+from llamagen.evaluation.images import ExtractorConfig
 from masc.runtime.device import patient_state
 from metrics.reference import make_reference, reference_file
 from metrics.resize import RESIZES

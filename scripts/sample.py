@@ -3,9 +3,9 @@
 from accelerate import PartialState
 from stage import CONFIGS, load_config, run_stage
 
+from llamagen.sampling.draw import sample
 from llamagen.sampling.filters import SamplingConfig
 from llamagen.sampling.plan import SampleConfig
-from llamagen.sampling.sample import sample
 
 
 def preset_of(config: SampleConfig) -> SamplingConfig | None:

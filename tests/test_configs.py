@@ -5,7 +5,7 @@ import yaml
 from pipeline import ReproduceConfig
 from stage import CONFIGS, load_config
 
-from llamagen.evaluation.subjects import EvalFidConfig
+from llamagen.evaluation.images import EvalFidConfig
 from llamagen.model import DataShape, build_model, count_parameters
 from llamagen.training.config import TrainConfig
 from masc.runtime.artifacts import InputError

@@ -18,10 +18,10 @@ from reproduce import plan
 from stage import load_config
 
 from llamagen.evaluation.fid import evaluate_fid
+from llamagen.evaluation.images import EvalFidConfig, ExtractorConfig
 from llamagen.evaluation.lite import EvaluateConfig, evaluate_run, unmeasured
-from llamagen.evaluation.subjects import EvalFidConfig, ExtractorConfig
+from llamagen.sampling.draw import is_sampled, sample
 from llamagen.sampling.plan import SampleConfig
-from llamagen.sampling.sample import is_sampled, sample
 from masc.runtime.artifacts import InputError
 from metrics.protocol import ProtocolConfig
 from metrics.results import Results

@@ -9,7 +9,7 @@ from codebook import CodebookStage
 from stage import CONFIGS, load_config
 
 from llamagen.evaluation.fid import evaluate_fid
-from llamagen.evaluation.subjects import EvalFidConfig
+from llamagen.evaluation.images import EvalFidConfig
 from llamagen.release import load_release
 from llamagen.sampling.filters import SamplingConfig
 from llamagen.sampling.generate import generate, image_uniforms

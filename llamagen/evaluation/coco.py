@@ -12,7 +12,7 @@ from accelerate import PartialState
 
 from llamagen.conditions.features import TextFeatures
 from llamagen.conditions.images import check_text_model
-from llamagen.evaluation.subjects import EvalFidConfig, Subject, open_subject, save_beside
+from llamagen.evaluation.images import EvalFidConfig, Subject, open_subject, save_beside
 from llamagen.runs import load_config_of
 from llamagen.sampling.sets import load_manifest, manifest_at
 from masc.runtime.artifacts import InputError, write_text

@@ -6,7 +6,7 @@ as tokens, and decoded straight into the network: no picture is ever written."""
 import logging
 from pathlib import Path
 
-from llamagen.evaluation.subjects import EvalFidConfig, check_subject, open_subject, save_beside, wanted_pictures
+from llamagen.evaluation.images import EvalFidConfig, check_subject, open_subject, save_beside, wanted_pictures
 from masc.runtime.device import patient_state
 from metrics.features import extract
 from metrics.protocol import measure

@@ -22,7 +22,7 @@ from text_encoder import make_encoder
 from llamagen.conditions.captions import read_captions
 from llamagen.conditions.features import extract_text_features
 from llamagen.evaluation.coco import ChoiceConfig, ClipConfig, EvalCocoConfig, evaluate_coco, make_captions
-from llamagen.evaluation.subjects import ExtractorConfig
+from llamagen.evaluation.images import ExtractorConfig
 from llamagen.sampling.filters import SamplingConfig
 from masc.runtime.artifacts import InputError, hash_file
 from metrics.coco import CocoProtocolConfig, load_captions

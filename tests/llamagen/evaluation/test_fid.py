@@ -15,13 +15,13 @@ from inception_weights import StandIn
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from llamagen import runs
 from llamagen.evaluation import fid
 from llamagen.evaluation.fid import evaluate_fid
-from llamagen.evaluation.subjects import EvalFidConfig, ExtractorConfig
-from llamagen.sampling import sets as sample_sets
+from llamagen.evaluation.images import EvalFidConfig, ExtractorConfig
+from llamagen.sampling.draw import sample
 from llamagen.sampling.filters import SamplingConfig
 from llamagen.sampling.plan import SampleConfig
-from llamagen.sampling.sample import sample
 from masc.runtime.artifacts import InputError
 from metrics.protocol import ProtocolConfig
 from metrics.results import Results
@@ -109,9 +109,9 @@ def test_tokens_are_not_decoded_by_another_tokenizer(evaluate, tiny_release, tmp
 
 def test_samples_of_a_run_that_was_trained_on_are_named(monkeypatch, caplog):
     named = SimpleNamespace(name="x", uses_tree=False, resolution=32)
-    monkeypatch.setattr(sample_sets, "load_config_of", lambda run: SimpleNamespace(model=named, head=named, data=named))
-    monkeypatch.setattr(sample_sets, "hash_weights", lambda run, use_ema: "b" * 64)
-    assert "step" not in sample_sets.run_protocol(Path("runs/x"), "a" * 64, False)
+    monkeypatch.setattr(runs, "load_config_of", lambda run: SimpleNamespace(model=named, head=named, data=named))
+    monkeypatch.setattr(runs, "hash_weights", lambda run, use_ema: "b" * 64)
+    assert "step" not in runs.run_protocol(Path("runs/x"), "a" * 64, False)
     assert "drawn from other weights (aaaaaaaaaaaa) than it has now" in caplog.text
 
 

@@ -23,12 +23,12 @@ from text_encoder import make_encoder
 from llamagen.conditions.captions import Captions
 from llamagen.conditions.features import TextFeatures, extract_text_features
 from llamagen.conditions.images import check_features
-from llamagen.sampling import sample as sampling
+from llamagen.sampling import draw as sampling
+from llamagen.sampling.draw import is_sampled, sample
 from llamagen.sampling.filters import SamplingConfig
 from llamagen.sampling.generate import generate, image_uniforms
 from llamagen.sampling.pictures import decode_unit, finish
 from llamagen.sampling.plan import SampleConfig, plan_labels
-from llamagen.sampling.sample import is_sampled, sample
 from llamagen.sampling.sets import load_samples
 from masc.runtime.artifacts import InputError
 from masc.runtime.run import locked
@@ -204,7 +204,7 @@ from omegaconf import OmegaConf
 from llamagen.sampling.filters import SamplingConfig
 from llamagen.sampling.plan import SampleConfig
 from llamagen.release import ReleaseConfig
-from llamagen.sampling.sample import sample
+from llamagen.sampling.draw import sample
 
 release = OmegaConf.merge(OmegaConf.structured(ReleaseConfig), OmegaConf.load({str(file)!r}))
 settings = {{"num_images": 21, "batch_size": 3, "sampling": SamplingConfig(guidance=2.0)}}

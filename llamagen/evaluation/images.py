@@ -9,9 +9,9 @@ from accelerate import PartialState
 
 from llamagen.release import ReleaseConfig
 from llamagen.runs import class_names, load_config_of, run_evidence, run_protocol
+from llamagen.sampling.draw import sample
 from llamagen.sampling.filters import SamplingConfig
 from llamagen.sampling.plan import SampleConfig
-from llamagen.sampling.sample import sample
 from llamagen.sampling.sets import (
     check_tokenizer,
     label_evidence,
