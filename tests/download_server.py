@@ -57,8 +57,8 @@ class FaultyHandler(BaseHTTPRequestHandler):
         self.end_headers()
         if with_body:
             cut, self.server.cut = self.server.cut, None
+            self.server.bytes_sent += len(body[:cut])  # before the client can have them and look
             self.wfile.write(body[:cut])
-            self.server.bytes_sent += len(body[:cut])
         self.close_connection = True
 
     def log_message(self, *_):

@@ -3,7 +3,6 @@
 The directory's name is deterministic, so that the same command finds its own earlier work and goes on."""
 
 import contextlib
-import fcntl
 import json
 import logging
 import os
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from masc.runtime.artifacts import InputError, write_json, write_text
+from masc.runtime.locks import lock_file
 
 logger = logging.getLogger(__name__)
 PACKAGES = (
@@ -57,13 +57,9 @@ def differences(there: dict[str, Any], now: dict[str, Any], volatile: tuple[str,
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold a run's directory against a second process; InputError if another one has it."""
+    """Hold the directory `path`, created if it is missing; InputError if another process holds it."""
     path.mkdir(parents=True, exist_ok=True)
-    with (path / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InputError(f"another process is training {path}; wait for it, or stop it first") from error
+    with lock_file(path / ".lock", busy=f"another process is using {path}; wait for it, or stop it first"):
         yield
 
 

@@ -93,7 +93,7 @@ def test_a_run_is_not_gone_on_with_in_other_shares_or_precision(small_run, monke
 
 def test_two_processes_cannot_train_one_directory(small_run):
     config = small_run("head=flat")
-    with locked(config.directory), pytest.raises(InputError, match="another process is training"):
+    with locked(config.directory), pytest.raises(InputError, match="another process is using"):
         train(config)
     train(config)
 

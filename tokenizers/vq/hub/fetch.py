@@ -14,7 +14,6 @@ that is no hub announces no hash: there the hash of the first download is kept, 
 it."""
 
 import contextlib
-import fcntl
 import hashlib
 import logging
 import os
@@ -22,7 +21,6 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 from urllib.parse import urlsplit
 
 import httpx2
@@ -32,6 +30,7 @@ from huggingface_hub.file_download import http_get
 from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
 
 from masc.runtime.artifacts import InputError, hash_file
+from masc.runtime.locks import lock_file
 from vq.hub.pins import LOCK, Pin, key_of, lock, pin_of
 from vq.hub.releases import RELEASES, Release, RemoteFile
 
@@ -210,8 +209,8 @@ def _download(found: Release, file: RemoteFile, path: Path, folder: Path) -> Non
     version = hashlib.sha256(f"{announced.etag} {size}".encode()).hexdigest()[:16]
     partial = path.with_name(f".{path.name}.{version}.incomplete")
     headers = build_hf_headers(token=False) | {"Accept-Encoding": "identity"}
-    with partial.open("ab") as stream:
-        _claim(stream, path)
+    busy = f"another process is downloading {path}; wait for it"
+    with lock_file(partial, busy), partial.open("ab") as stream:
         if size is not None and stream.tell() > size:
             stream.seek(0)
             stream.truncate()
@@ -231,13 +230,6 @@ def _download(found: Release, file: RemoteFile, path: Path, folder: Path) -> Non
         raise
     partial.replace(path)
     lock(found, file, Pin(announced.revision, path.stat().st_size, sha256, announced.pinned_etag), folder)
-
-
-def _claim(stream: BinaryIO, path: Path) -> None:
-    try:
-        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise InputError(f"another process is downloading {path}; wait for it") from error
 
 
 @contextlib.contextmanager

@@ -1,11 +1,11 @@
 """What a downloaded file must be: the table's word, else that of the first download, kept in lock.json."""
 
-import fcntl
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from masc.runtime.artifacts import InputError, write_json
+from masc.runtime.locks import lock_file
 from vq.hub.releases import Release, RemoteFile
 
 LOCK = "lock.json"
@@ -35,8 +35,7 @@ def key_of(found: Release, file: RemoteFile) -> str:
 
 def lock(found: Release, file: RemoteFile, pin: Pin, folder: Path) -> None:
     """Pin what was verified, so that the next download must give the same bytes. Downloads may end side by side."""
-    with (Path(folder) / f".{LOCK}.held").open("w") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
+    with lock_file(Path(folder) / f".{LOCK}.held"):
         known = {what: value for what, value in asdict(pin).items() if value is not None}
         pins = _read(folder) | {key_of(found, file): known}
         write_json(Path(folder) / LOCK, dict(sorted(pins.items())))
