@@ -37,11 +37,12 @@ from llamagen.training.config import TrainConfig
 from llamagen.training.inputs import RunInputs, load_inputs
 from llamagen.training.likelihood import evaluate, on_device
 from llamagen.training.optim import build_optimizer, learning_rate, set_learning_rate
-from llamagen.training.stream import DROPOUT, CodeStream, caption_choices, dropped_conditions
+from llamagen.training.stream import CodeStream, caption_choices, dropped_conditions
 from llamagen.training.tracking import Tracker
 from masc.runtime.artifacts import InputError
 from masc.runtime.device import resolve_precision
 from masc.runtime.run import MetricsLog, locked, open_run, plain
+from masc.runtime.streams import Purpose, torch_seed
 
 logger = logging.getLogger(__name__)
 
@@ -185,8 +186,7 @@ class _Loop:
             tokens, _ = self.stream.batch(step, part)
             condition, mask = self.condition(step, part)
             # Dropout can only draw from torch's global generator: tie it to what is being computed.
-            mixed = np.random.SeedSequence([config.seed, DROPOUT, step, index]).generate_state(1, np.uint64)
-            torch.manual_seed(int(mixed[0]))
+            torch.manual_seed(torch_seed(config.seed, Purpose.DROPOUT, step, index))
             is_last = micro == config.micro_batches - 1
             with torch.enable_grad() if is_last else accelerator.no_sync(model):
                 with accelerator.autocast(), attention_kernel(accelerator.device)():

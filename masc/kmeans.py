@@ -7,6 +7,7 @@ import warnings
 import numpy as np
 
 from masc.runtime.artifacts import InputError
+from masc.runtime.streams import Purpose, random_stream
 from masc.tree import Partition
 
 MAX_BALANCED_ROUNDS = 100  # IAR's limit
@@ -91,7 +92,7 @@ def kmeans_balanced(vectors: np.ndarray, num_clusters: int, seed: int) -> Partit
     Raises InputError if K is not in 1..N."""
     _require_clusters(num_clusters, len(vectors))
     vectors = np.ascontiguousarray(vectors, np.float32)
-    centres = vectors[np.random.default_rng(seed).choice(len(vectors), num_clusters, replace=False)]
+    centres = vectors[random_stream(seed, Purpose.FIRST_CENTRES).choice(len(vectors), num_clusters, replace=False)]
     best, least, previous = None, np.inf, None
     for _ in range(MAX_BALANCED_ROUNDS):
         labels = _assign_balanced(vectors, centres)
@@ -141,4 +142,4 @@ def random_balanced(num_tokens: int, num_clusters: int, seed: int) -> Partition:
     The paper's random baseline leaves its sizes unsaid; `masc.tree.Tree.shuffled` has those of MASC instead.
     Raises InputError if K is not in 1..N."""
     _require_clusters(num_clusters, num_tokens)
-    return Partition(np.random.default_rng(seed).permutation(num_tokens) % num_clusters)
+    return Partition(random_stream(seed, Purpose.RANDOM_CLUSTERS).permutation(num_tokens) % num_clusters)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from masc.runtime.artifacts import Codebook, InputError, Meta, load_npz, require_parent, save_npz
+from masc.runtime.streams import Purpose, random_stream
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,7 +127,7 @@ class Tree:
     def shuffled(self, seed: int) -> "Tree":
         """The same shape and heights over randomly permuted tokens: at every k a random partition with
         exactly this tree's cluster sizes."""
-        permutation = np.random.default_rng(seed).permutation(self.num_tokens)
+        permutation = random_stream(seed, Purpose.SHUFFLED_TREE).permutation(self.num_tokens)
         return Tree(_relabelled(self.merges, permutation, self.num_tokens), self.num_tokens)
 
     def with_dead(self, is_used: np.ndarray) -> "Tree":

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from masc.runtime.streams import Purpose, random_stream
+
 LEVEL = 0.95
 SHARE = (0.0, 1.0)  # bounds of precision and recall
 
@@ -28,7 +30,7 @@ def bootstrap_interval(
     It is cut at `bounds`, beyond which the metric has no values. Costs `replicates` evaluations of `compute`."""
     if replicates < 2:
         return None
-    rng = np.random.default_rng([seed, 1004])
+    rng = random_stream(seed, Purpose.BOOTSTRAP)
     found = [compute(rng.integers(0, num_images, num_images)) for _ in range(replicates)]
     half = float(stats.norm.ppf(0.5 + LEVEL / 2) * np.std(found, ddof=1))
     return {

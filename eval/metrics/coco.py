@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image
 
 from masc.runtime.artifacts import InputError, hash_file, write_json, write_text
+from masc.runtime.streams import Purpose, random_stream
 from metrics.protocol import ProtocolConfig
 from metrics.streams import FirstPictures, Pictures
 from vq.crops import center_crop
@@ -123,7 +124,7 @@ def choose_captions(root: Path, split: str, num_images: int, seed: int) -> Capti
         raise InputError(
             f"{num_images:,} images were asked for, but {file} has captions of {len(captions):,}; set num_images"
         )
-    rng = np.random.default_rng([seed, 1006])
+    rng = random_stream(seed, Purpose.COCO_CAPTIONS)
     ids = sorted(captions)
     order, draws = rng.permutation(len(ids)), rng.random(len(ids))
     rows = np.sort(order[:num_images])  # fewer images are a part of more, with the same captions

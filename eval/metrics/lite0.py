@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from masc.runtime.artifacts import InputError, hash_file, reuse_npz, save_npz
 from masc.runtime.groups import Groups
+from masc.runtime.streams import Purpose, random_stream
 from metrics.bootstrap import SHARE, bootstrap_interval
 from metrics.frechet import Gaussian, frechet_distance
 from metrics.inception_score import inception_score
@@ -132,10 +133,10 @@ class Reference:
     description: str
 
 
-def draw_variants(source: ImageSource, seed: int | list[int]) -> np.ndarray:
+def draw_variants(source: ImageSource, rng: np.random.Generator) -> np.ndarray:
     """One picture of every group, as training draws them: indices (G,) into the source."""
     groups = Groups(source.groups)
-    return groups.pick(np.arange(len(groups)), np.random.default_rng(seed).random(len(groups)))
+    return groups.pick(np.arange(len(groups)), rng.random(len(groups)))
 
 
 def load_reference(
@@ -151,9 +152,9 @@ def load_reference(
     if found is not None:
         return Reference(found[0]["pooled"], found[1].sha256, description)
     images = source()
-    chosen = draw_variants(images, [seed, 1000])
+    chosen = draw_variants(images, random_stream(seed, Purpose.REFERENCE_VARIANTS))
     if len(chosen) > MAX_REFERENCE:
-        chosen = np.sort(np.random.default_rng([seed, 1005]).permutation(chosen)[:MAX_REFERENCE])
+        chosen = np.sort(random_stream(seed, Purpose.REFERENCE_IMAGES).permutation(chosen)[:MAX_REFERENCE])
     pooled = extract_features(extractor, SourcePictures(images, chosen)).pooled
     meta = save_npz(path, "reference", VERSION, {"pooled": pooled}, config, parents)
     return Reference(pooled, meta.sha256, description)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from masc.runtime.streams import Purpose, random_stream
 from metrics.bootstrap import SHARE, bootstrap_interval
 from metrics.features import Extraction
 from metrics.frechet import Gaussian, frechet_distance
@@ -129,7 +130,7 @@ def _inception_score(
     protocol = {**common, "form": config.inception_score, **FORMS[config.inception_score], "splits": splits}
     interval = bootstrap_interval(value, len(logits), resampled, replicates)
     in_order = form_chunks("adm", len(logits))
-    shuffled = np.random.default_rng(0).permutation(len(logits))
+    shuffled = random_stream(0, Purpose.SCORE_ORDER).permutation(len(logits))
     order = {
         "file_order": inception_score(logits, in_order),
         "shuffled": inception_score(logits, [shuffled[chunk] for chunk in in_order]),

@@ -18,6 +18,7 @@ import torch
 from accelerate import PartialState
 
 from masc.runtime.artifacts import InputError, hash_arrays, hash_file, replacing, reuse_npz, save_npz
+from masc.runtime.streams import Purpose, random_stream
 from metrics.features import Extraction, extract
 from metrics.frechet import Gaussian
 from metrics.inception import POOLED, SHA256_PREFIX, SPATIAL, Inception
@@ -228,7 +229,7 @@ def make_reference(
     what the source does not.
 
     Raises InputError if `path` holds a reference of other pictures, of another extractor or resize."""
-    rows = np.sort(np.random.default_rng([seed, 1005]).permutation(len(source))[:num_kept])
+    rows = np.sort(random_stream(seed, Purpose.REFERENCE_IMAGES).permutation(len(source))[:num_kept])
     about = {
         "name": path.stem,
         "split": source.split,

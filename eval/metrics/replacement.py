@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
+from masc.runtime.streams import Purpose, random_stream
 from masc.tree import Partition
 from metrics.fidelity import Comparison, Judges, PictureSet
 from metrics.results import row
@@ -31,7 +32,7 @@ class Case:
 
 def draws(seed: int) -> np.random.Generator:
     """The random numbers of a test: the same for every partition."""
-    return np.random.default_rng([seed, 1003])
+    return random_stream(seed, Purpose.REPLACEMENT)
 
 
 def replace_tokens(tokens: np.ndarray, partition: Partition, rng: np.random.Generator) -> np.ndarray:

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from masc.runtime.artifacts import InputError, hash_arrays, hash_file, replacing, write_json
 from masc.runtime.device import patient_state
+from masc.runtime.streams import Purpose, random_stream
 from masc.tree import Partition
 from metrics import lite0
 from metrics.fidelity import Comparison, Judges, PictureSet, llamagen_similarity
@@ -74,7 +75,7 @@ class TokenizerTest:
     @cached_property
     def pictures(self) -> SourcePictures:
         """The held-out pictures that are measured."""
-        rows = np.random.default_rng([self.seed, 1002]).permutation(len(self.held_out))[: self.num_images]
+        rows = random_stream(self.seed, Purpose.TOKENIZER_TEST).permutation(len(self.held_out))[: self.num_images]
         return SourcePictures(self.held_out, np.sort(rows))
 
     @property
@@ -206,7 +207,8 @@ def measure_floors(
     """What sample metrics would be of training images and of their reconstructions: the floor for any sampler."""
     train, seed = test.train, test.seed
     reference = load_reference(reference_path, data, train.sha256, lambda: train, extractor)
-    chosen = np.random.default_rng([seed, 1002]).permutation(draw_variants(train, [seed, 1001]))[: test.num_images]
+    variants = draw_variants(train, random_stream(seed, Purpose.FLOOR_VARIANTS))
+    chosen = random_stream(seed, Purpose.TOKENIZER_TEST).permutation(variants)[: test.num_images]
     parts = read_batches(SourcePictures(train, chosen), range(0, len(chosen), BATCH), BATCH)
     pixels = np.concatenate([part for _, part in parts])
     tokens = np.concatenate([encode_pixels(model, part) for part in np.array_split(pixels, -(-len(pixels) // BATCH))])

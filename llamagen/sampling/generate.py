@@ -13,7 +13,7 @@ from llamagen.backbones.embeddings import visible_keys
 from llamagen.backbones.gpt import Transformer
 from llamagen.model import ARModel
 from llamagen.sampling.filters import SamplingConfig, draw, guide, probabilities
-from llamagen.training.stream import SAMPLING
+from masc.runtime.streams import Purpose, random_stream
 
 
 class SamplingPick:
@@ -49,7 +49,7 @@ class SamplingPick:
 def image_uniforms(seed: int, indices: np.ndarray, num_positions: int, num_decisions: int) -> Tensor:
     """The random numbers of images by index: (B, T, L) float64 in [0, 1)."""
     shape = (num_positions, num_decisions)
-    drawn = [np.random.default_rng([seed, SAMPLING, int(index)]).random(shape) for index in indices]
+    drawn = [random_stream(seed, Purpose.SAMPLING, index).random(shape) for index in indices]
     return torch.from_numpy(np.stack(drawn))
 
 

@@ -14,9 +14,10 @@ from llamagen.release import ReleaseConfig, load_release
 from llamagen.runs import load_run
 from llamagen.sampling.filters import SamplingConfig
 from llamagen.training.checkpoint import last_checkpoint, use_average
-from llamagen.training.stream import LABELS, group_labels
+from llamagen.training.stream import group_labels
 from masc.runtime.artifacts import InputError
 from masc.runtime.device import check_precision, resolve_precision
+from masc.runtime.streams import Purpose, random_stream
 from vq.interface import Tokenizer
 from vq.pretrained import load_decoder, load_tokenizer, tokenizer_path
 
@@ -155,7 +156,7 @@ def plan_labels(kind: str, num_classes: int, population: np.ndarray | None, num_
         population = np.arange(num_classes)
     if population is None:
         raise InputError("how often a released model saw each class is not known; choose labels=uniform or balanced")
-    draws = [np.random.default_rng([seed, LABELS, index]).random() for index in range(num_images)]
+    draws = [random_stream(seed, Purpose.LABELS, index).random() for index in range(num_images)]
     return population[(np.array(draws) * len(population)).astype(np.int64)]
 
 

@@ -11,9 +11,7 @@ from torch import Tensor
 
 from masc.runtime.codes import Codes
 from masc.runtime.groups import Groups
-
-# Purposes of random numbers: a key is [seed, purpose, index], so that no two streams of one seed are the same.
-ORDER, VARIANT, CONDITION, DROPOUT, LABELS, SAMPLING, CAPTION = range(7)
+from masc.runtime.streams import Purpose, random_stream
 
 
 class CodeStream:
@@ -26,7 +24,7 @@ class CodeStream:
         self._draw = lru_cache(maxsize=1)(self._draw_step)
 
     def _draw_order(self, epoch: int) -> np.ndarray:
-        return np.random.default_rng([self.seed, ORDER, epoch]).permutation(len(self.groups))
+        return random_stream(self.seed, Purpose.ORDER, epoch).permutation(len(self.groups))
 
     def images(self, step: int, part: slice = slice(None)) -> np.ndarray:
         """The rows of a step's images in the codes: (B,) int64."""
@@ -43,18 +41,18 @@ class CodeStream:
         place = step * self.batch_size + np.arange(self.batch_size)
         epoch, offset = place // len(self.groups), place % len(self.groups)
         group = np.array([self._order(int(e))[o] for e, o in zip(epoch, offset, strict=True)])
-        draws = np.random.default_rng([self.seed, VARIANT, step]).random((2, self.batch_size))
+        draws = random_stream(self.seed, Purpose.VARIANT, step).random((2, self.batch_size))
         return self.groups.pick(group, draws[0]), (draws[1] * self.codes.tokens.shape[1]).astype(np.int64)
 
 
 def dropped_conditions(rate: float, seed: int, step: int, part: slice, batch_size: int) -> Tensor:
     """Which of a step's images are trained without their condition, for guidance: (B,) bool, rows `part` of it."""
-    return torch.from_numpy(np.random.default_rng([seed, CONDITION, step]).random(batch_size)[part] < rate)
+    return torch.from_numpy(random_stream(seed, Purpose.CONDITION, step).random(batch_size)[part] < rate)
 
 
 def caption_choices(seed: int, step: int, part: slice, batch_size: int) -> np.ndarray:
     """Numbers in [0, 1) that choose among the captions of a step's images: (B,), rows `part` of it."""
-    return np.random.default_rng([seed, CAPTION, step]).random(batch_size)[part]
+    return random_stream(seed, Purpose.CAPTION, step).random(batch_size)[part]
 
 
 def group_labels(codes: Codes) -> np.ndarray:

@@ -12,11 +12,8 @@ from filelock import FileLock, Timeout
 from masc.runtime.artifacts import InputError
 
 logger = logging.getLogger(__name__)
-UNSUPPORTED = (
-    errno.ENOSYS,
-    errno.EOPNOTSUPP,
-    errno.ENOLCK,
-)  # file systems without flock, such as some of Lustre and NFS
+# What file systems without flock answer: some of Lustre, some of NFS.
+UNSUPPORTED = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
 
 
 @contextlib.contextmanager

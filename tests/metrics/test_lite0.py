@@ -29,7 +29,7 @@ def subset(source, rows):
 @pytest.fixture(scope="module")
 def reference(images, tmp_path_factory):
     source, extractor = images
-    small = subset(source, np.random.default_rng(0).permutation(draw_variants(source, 0))[:400])
+    small = subset(source, np.random.default_rng(0).permutation(draw_variants(source, np.random.default_rng(0)))[:400])
     path = tmp_path_factory.mktemp("reference") / "reference.npz"
     made = load_reference(path, "small", small.sha256, lambda: small, extractor)
     stored = load_reference(path, "small", small.sha256, None, None)  # nothing is needed
@@ -54,7 +54,8 @@ def test_the_extractor_knows_its_classes_and_the_batch_changes_nothing(images):
 def test_training_images_rank_before_reconstructions_before_shuffled_codes(images, reference, emoji32):
     # None of the pictures measured is in the reference: else training images would only be found again.
     source, extractor = images
-    pictures = source.pixels[np.random.default_rng(0).permutation(draw_variants(source, 0))[400:700]]
+    variants = draw_variants(source, np.random.default_rng(0))
+    pictures = source.pixels[np.random.default_rng(0).permutation(variants)[400:700]]
     tokens = encode_pixels(emoji32, pictures)
     shuffled = np.random.default_rng(0).permutation(tokens.ravel()).reshape(tokens.shape)
     sets = (pictures, decode_pixels(emoji32, tokens), decode_pixels(emoji32, shuffled))
@@ -80,9 +81,9 @@ def test_features_and_logits_equal_those_of_the_package_that_published_the_weigh
 
 def test_one_variant_of_each_group_is_drawn(images):
     source, _ = images
-    chosen = draw_variants(source, 3)
+    chosen = draw_variants(source, np.random.default_rng(3))
     assert np.array_equal(source.groups[chosen], np.arange(1691))
-    assert not np.array_equal(chosen, draw_variants(source, 4))
+    assert not np.array_equal(chosen, draw_variants(source, np.random.default_rng(4)))
 
 
 def test_a_large_reference_is_a_seeded_choice(images, tmp_path, monkeypatch):

@@ -1,10 +1,14 @@
 """The small tokenizer: its quantizer's laws, the shipped weights, and training."""
 
+import hashlib
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from masc.runtime.artifacts import InputError
+from masc.runtime.streams import Purpose, random_stream
 from vq.codebook import save_codebook
 from vq.images import ImageSource
 from vq.interface import TokenizerConfig
@@ -12,7 +16,7 @@ from vq.measure import measure, peak_signal_to_noise
 from vq.pretrained import load_decoder, load_extra, load_tokenizer, tokenizer_path
 from vq.quantize import VectorQuantizer
 from vq.readers import load_images
-from vq.train import TokenizerTraining, train_tokenizer
+from vq.train import TokenizerTraining, _Batches, train_tokenizer
 
 
 def config_of(name, **options):
@@ -105,6 +109,20 @@ def test_the_shipped_tokenizer_reaches_what_it_claims(tmp_path):
     assert found["usage"] >= 0.95
     claimed = load_extra(tokenizer_path(EMOJI32, tmp_path))["held_out"]
     assert abs(found["psnr_db"] - claimed["psnr_db"]) < 0.01  # stored as float16
+
+
+@pytest.mark.parametrize(
+    ("step", "digest"), [(0, "6f9343e0ad13ac43"), (3, "5f005e63b4968a39"), (1003, "40ecc6d8ff56455c")]
+)
+def test_batches_from_given_numbers_are_those_that_were_recorded(step, digest):
+    """Recorded when the batches had their own grouping of variants."""
+    pixels = np.random.default_rng(0).integers(0, 256, (12, 8, 8, 3), np.uint8)
+    source = replace(source_of(pixels), groups=np.array([2, 0, 1, 1, 3, 2, 2, 0, 4, 4, 4, 4]))
+    batches = _Batches(source, TokenizerTraining(batch_size=6, max_shift=2))
+    found = batches.draw(np.random.default_rng([0, step]))
+    values = ((found + 1) * 127.5).round().byte().numpy()
+    assert hashlib.sha256(values.tobytes()).hexdigest()[:16] == digest
+    assert torch.equal(batches(step), batches.draw(random_stream(0, Purpose.TOKENIZER, step)))
 
 
 def test_training_learns_and_gives_the_same_weights_twice(squares, tmp_path):

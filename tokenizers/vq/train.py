@@ -19,7 +19,9 @@ from tqdm import tqdm
 
 from masc.runtime.artifacts import InputError, replacing
 from masc.runtime.device import check_precision, resolve_precision
+from masc.runtime.groups import Groups
 from masc.runtime.run import plain
+from masc.runtime.streams import Purpose, random_stream
 from vq.autoencoder import ConvVQ
 from vq.images import ImageSource
 from vq.interface import TokenizerConfig
@@ -50,17 +52,20 @@ class TokenizerTraining:
 
 
 class _Batches:
-    """Augmented batches as a function of (seed, step): a group, then one of its images, flip and shift."""
+    """Augmented batches as a function of (seed, step): groups, one image of each, flips and a shift."""
 
     def __init__(self, source: ImageSource, config: TokenizerTraining):
-        self.images, self.config = to_tensor(source.pixels), config
-        order = np.argsort(source.groups, kind="stable")
-        self.members = np.split(order, np.cumsum(np.bincount(source.groups))[:-1])
+        self.images, self.groups, self.config = to_tensor(source.pixels), Groups(source.groups), config
 
     def __call__(self, step: int) -> Tensor:
-        rng = np.random.default_rng([self.config.seed, step])
-        groups = rng.integers(len(self.members), size=self.config.batch_size)
-        images = self.images[[rng.choice(self.members[group]) for group in groups]]
+        """The batch of a step: (B, 3, S, S) in [-1, 1]."""
+        return self.draw(random_stream(self.config.seed, Purpose.TOKENIZER, step))
+
+    def draw(self, rng: np.random.Generator) -> Tensor:
+        """A batch from the next numbers of `rng`: (B, 3, S, S) in [-1, 1]."""
+        drawn = rng.integers(len(self.groups), size=self.config.batch_size)
+        variants = rng.integers(self.groups.sizes[drawn])
+        images = self.images[self.groups.members[self.groups.starts[drawn] + variants]]
         flip = torch.from_numpy(rng.random(len(images)) < 0.5)
         images = torch.where(flip[:, None, None, None], images.flip(-1), images)
         shift = self.config.max_shift

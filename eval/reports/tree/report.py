@@ -12,6 +12,7 @@ from masc.layout import Layout
 from masc.runtime.artifacts import Codebook, InputError, write_json, write_text
 from masc.runtime.codes import Codes
 from masc.runtime.run import provenance
+from masc.runtime.streams import Purpose, random_stream
 from masc.summary import describe
 from masc.tree import Partition, Tree, load_tree
 from reports import figures
@@ -146,7 +147,8 @@ def decoded_patches(inputs: TreeReportInputs) -> tuple[np.ndarray, np.ndarray] |
     if inputs.tokenizer is None or inputs.codes is None:
         return None
     count = min(inputs.num_images, inputs.codes.num_images)
-    images = np.sort(np.random.default_rng(inputs.seed).choice(inputs.codes.num_images, count, replace=False))
+    rng = random_stream(inputs.seed, Purpose.REPORTED_IMAGES)
+    images = np.sort(rng.choice(inputs.codes.num_images, count, replace=False))
     tokens = np.asarray(inputs.codes.tokens[images, 0]).astype(np.int64)
     pictures = decode_pixels(inputs.tokenizer, tokens)
     used = np.bincount(tokens.ravel(), minlength=inputs.codes.num_tokens) > 0

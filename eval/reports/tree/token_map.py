@@ -11,6 +11,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 
+from masc.runtime.streams import Purpose, random_stream
 from masc.tree import Partition
 from reports.figures import STYLE, png
 
@@ -41,7 +42,7 @@ def map_tokens(vectors: np.ndarray, seed: int = 0) -> TokenMap:
 
     tokens = np.arange(len(vectors))
     if len(tokens) > MAX_POINTS:
-        tokens = np.sort(np.random.default_rng(seed).choice(len(vectors), MAX_POINTS, replace=False))
+        tokens = np.sort(random_stream(seed, Purpose.MAP_POINTS).choice(len(vectors), MAX_POINTS, replace=False))
     shown = vectors[tokens]
     perplexity = min(PERPLEXITY, (len(tokens) - 1) / 3)
     if len(tokens) < 3 or shown.shape[1] < 2:  # nothing to reduce
@@ -104,7 +105,7 @@ def atlas(found: TokenMap, patches: np.ndarray, has_patch: np.ndarray, partition
 
     shown = np.flatnonzero(has_patch[found.tokens])
     if len(shown) > MAX_PATCHES:
-        shown = np.sort(np.random.default_rng(found.seed).choice(shown, MAX_PATCHES, replace=False))
+        shown = np.sort(random_stream(found.seed, Purpose.MAP_PATCHES).choice(shown, MAX_PATCHES, replace=False))
     columns = int(np.ceil(len(shown) ** 0.5))
     cells = np.stack(np.divmod(np.arange(-(-len(shown) // columns) * columns), columns), axis=1)
     points = found.points[shown][:, ::-1] * [-1, 1]  # rows run down, the map's second axis up

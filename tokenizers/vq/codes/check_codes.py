@@ -8,6 +8,7 @@ from PIL import Image, ImageDraw
 
 from masc.runtime.artifacts import Codebook, replacing
 from masc.runtime.codes import Codes, load_codes, verify_codes
+from masc.runtime.streams import Purpose, random_stream
 from vq.interface import Tokenizer
 from vq.pixels import decode_pixels
 
@@ -44,7 +45,7 @@ def check_codes(
     codes = load_codes(path, codebook.meta.sha256, make)
     num_shards = verify_codes(path, make)
     keys = (path / "keys.txt").read_text().splitlines()
-    rng = np.random.default_rng(seed)
+    rng = random_stream(seed, Purpose.CHECKED_CODES)
     rows = np.sort(rng.choice(codes.num_images, min(num_shown, codes.num_images), replace=False))
     views = rng.integers(codes.tokens.shape[1], size=len(rows))
     tokens = codes.tokens[rows, views].astype(np.int64)
