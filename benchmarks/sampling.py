@@ -28,7 +28,7 @@ from llamagen.model import ARModel, DataShape, build_model  # noqa: E402
 from llamagen.sampling.filters import SamplingConfig  # noqa: E402
 from llamagen.sampling.generate import generate, image_uniforms  # noqa: E402
 from llamagen.training.config import TrainConfig  # noqa: E402
-from masc.heads import HeadConfig  # noqa: E402
+from masc.heads.config import HeadConfig  # noqa: E402
 from masc.runtime.artifacts import write_json  # noqa: E402
 
 

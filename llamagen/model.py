@@ -8,7 +8,9 @@ from torch import Tensor, nn
 from llamagen.backbones.config import ModelConfig
 from llamagen.backbones.embeddings import TokenEmbedding
 from llamagen.backbones.gpt import Transformer
-from masc.heads import Head, HeadConfig, build_head
+from masc.heads.base import Head
+from masc.heads.build import build_head
+from masc.heads.config import HeadConfig
 from masc.tree import Partition
 
 

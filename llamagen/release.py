@@ -8,7 +8,7 @@ import torch
 from llamagen.backbones.config import ModelConfig
 from llamagen.backbones.official import load_official
 from llamagen.model import ARModel, DataShape, build_model
-from masc.heads import HeadConfig
+from masc.heads.config import HeadConfig
 from vq.hub.releases import existing_weights
 from vq.interface import TokenizerConfig
 

@@ -7,7 +7,7 @@ from stage import CONFIGS, load_config, run_stage
 
 from llamagen.model import DataShape, build_model, count_parameters
 from llamagen.training.config import TrainConfig
-from masc.heads import HeadConfig
+from masc.heads.config import HeadConfig
 
 
 @dataclass(kw_only=True)

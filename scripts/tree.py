@@ -6,7 +6,7 @@ from pathlib import Path
 from stage import run_stage
 
 from masc.build import TreeConfig
-from masc.heads import HeadConfig
+from masc.heads.config import HeadConfig
 from masc.layout import Layout
 from masc.runtime.artifacts import InputError
 from masc.summary import summarise_tree, usual_ks

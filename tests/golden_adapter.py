@@ -23,7 +23,7 @@ from llamagen.sampling.generate import generate as our_generate
 from llamagen.sampling.pictures import finish
 from llamagen.training.average import Average
 from llamagen.training.optim import OptimConfig, build_optimizer
-from masc.heads import HeadConfig
+from masc.heads.config import HeadConfig
 from masc.linkage import average_linkage
 from masc.runtime.codes import load_codes
 from masc.tree import Tree

@@ -7,7 +7,7 @@ from llamagen.backbones.config import ModelConfig
 from llamagen.training.optim import OptimConfig
 from llamagen.training.tracking import TrackingConfig
 from masc.build import TreeConfig
-from masc.heads import HeadConfig
+from masc.heads.config import HeadConfig
 from masc.layout import Layout
 from masc.runtime.device import check_precision
 from vq.data import DataConfig

@@ -1,23 +1,3 @@
-"""Output heads: normalised distributions over the N tokens of a codebook. Imports torch."""
+"""Output heads: normalised distributions over the N tokens of a codebook.
 
-import numpy as np
-
-from masc.heads.base import Head, Pick
-from masc.heads.config import HeadConfig
-from masc.heads.flat import FlatHead
-from masc.heads.paths import PathHead
-from masc.tree import Partition
-
-__all__ = ["FlatHead", "Head", "HeadConfig", "PathHead", "Pick", "build_head"]
-
-
-def build_head(config: HeadConfig, dim: int, num_tokens: int, partition: Partition | None) -> Head:
-    """The head of a config over N tokens; all but `flat` need a partition of them."""
-    if config.kind == "flat":
-        return FlatHead(dim, num_tokens)
-    if partition is None or partition.num_tokens != num_tokens:
-        found = "none" if partition is None else f"one of {partition.num_tokens}"
-        raise ValueError(f"the head {config.name} needs a partition of {num_tokens} tokens, found {found}")
-    if config.kind == "masc":
-        return PathHead(dim, [partition], uniform_member=True)
-    return PathHead(dim, [partition, Partition(np.arange(num_tokens))], uniform_member=False)
+`masc.heads.build` makes them and imports torch; `masc.heads.config`, their configs, does not."""

@@ -12,7 +12,7 @@ from llamagen.backbones.config import ModelConfig
 from llamagen.backbones.embeddings import CaptionEmbedding, LabelEmbedding, drop_condition
 from llamagen.model import DataShape, build_model
 from llamagen.training.average import Average
-from masc.heads import HeadConfig
+from masc.heads.config import HeadConfig
 
 FLAT = HeadConfig(name="flat", kind="flat")
 SMALL = {"name": "small", "dim": 16, "num_layers": 5, "num_heads": 2, "multiple_of": 8}

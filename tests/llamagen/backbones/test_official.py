@@ -11,7 +11,7 @@ from golden_adapter import FLAT, build_gpt
 
 from llamagen.backbones.official import load_official, save_official
 from llamagen.model import DataShape, build_model
-from masc.heads import HeadConfig
+from masc.heads.config import HeadConfig
 from masc.runtime.artifacts import InputError
 from masc.tree import Partition
 

@@ -10,7 +10,7 @@ from llamagen.backbones.config import ModelConfig
 from llamagen.model import DataShape, build_model
 from llamagen.sampling.filters import SamplingConfig, draw, filter_logits
 from llamagen.sampling.generate import generate, image_uniforms
-from masc.heads import HeadConfig
+from masc.heads.config import HeadConfig
 from masc.tree import Partition
 
 SHAPE = DataShape(num_tokens=12, num_classes=3, grid=2)

@@ -7,7 +7,10 @@ from scipy import stats
 
 from llamagen.sampling.filters import SamplingConfig
 from llamagen.sampling.generate import SamplingPick
-from masc.heads import FlatHead, HeadConfig, PathHead, build_head
+from masc.heads.build import build_head
+from masc.heads.config import HeadConfig
+from masc.heads.flat import FlatHead
+from masc.heads.paths import PathHead
 from masc.linkage import average_linkage
 from masc.tree import Partition, Tree
 
