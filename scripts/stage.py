@@ -1,10 +1,13 @@
 """How every script starts: compose its config with Hydra, turn it into dataclasses, call one function."""
 
+import dataclasses
 import errno
 import logging
 import signal
 import sys
-from collections.abc import Callable
+import typing
+from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -14,37 +17,29 @@ from hydra.errors import ConfigCompositionException, HydraException, MissingConf
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from llamagen.backbones.config import ModelConfig
-from llamagen.release import ReleaseConfig
-from llamagen.sampling.filters import SamplingConfig
-from masc.build import TreeConfig
-from masc.heads.config import HeadConfig
 from masc.runtime.artifacts import InputError
-from metrics.coco import CocoProtocolConfig
-from metrics.protocol import ProtocolConfig
-from vq.data import DataConfig
-from vq.interface import TokenizerConfig
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+# Group of configs/ -> the schemas that its files name in `defaults`, as module:Class. A group is registered, and its
+# modules are imported, only by a stage whose own schema has a field of one of these classes.
 SCHEMAS = {
-    "model": ModelConfig,
-    "head": HeadConfig,
-    "tree": TreeConfig,
-    "data": DataConfig,
-    "tokenizer": TokenizerConfig,
-    "release": ReleaseConfig,
-    "sampling": SamplingConfig,
-    "protocol": ProtocolConfig,
+    "model": {"model_schema": "llamagen.backbones.config:ModelConfig"},
+    "head": {"head_schema": "masc.heads.config:HeadConfig"},
+    "tree": {"tree_schema": "masc.build:TreeConfig"},
+    "data": {"data_schema": "vq.data:DataConfig"},
+    "tokenizer": {"tokenizer_schema": "vq.interface:TokenizerConfig"},
+    "release": {"release_schema": "llamagen.release:ReleaseConfig"},
+    "sampling": {"sampling_schema": "llamagen.sampling.filters:SamplingConfig"},
+    "protocol": {
+        "protocol_schema": "metrics.protocol:ProtocolConfig",
+        "coco_protocol_schema": "metrics.coco:CocoProtocolConfig",
+    },
 }
 
 
 def load_config(stage: str, schema: type, overrides: list[str]) -> Any:
     """The config of a stage as its dataclass; InputError for an unknown choice or key, or a bad value."""
-    store = ConfigStore.instance()
-    store.store(name=f"{stage}_stage_schema", node=schema)
-    for group, node in SCHEMAS.items():
-        store.store(group=group, name=f"{group}_schema", node=node)
-    store.store(group="protocol", name="coco_protocol_schema", node=CocoProtocolConfig)
+    _register(stage, schema)
     try:
         with initialize_config_dir(str(CONFIGS), version_base="1.3"):
             config = compose(stage, overrides)
@@ -59,6 +54,28 @@ def load_config(stage: str, schema: type, overrides: list[str]) -> Any:
         raise InputError(f"bad config for {stage}: {' '.join(str(cause).split())}") from error
     except ValueError as error:  # from a dataclass's __post_init__
         raise InputError(f"bad config for {stage}: {error}") from error
+
+
+def _register(stage: str, schema: type) -> None:
+    """Give Hydra the schema of a stage and the schemas of the groups that the stage uses."""
+    store = ConfigStore.instance()
+    store.store(name=f"{stage}_stage_schema", node=schema)
+    used = {f"{found.__module__}:{found.__qualname__}" for found in _dataclasses_in(schema)}
+    for group, schemas in SCHEMAS.items():
+        if used & set(schemas.values()):
+            for name, place in schemas.items():
+                module, _, attribute = place.partition(":")
+                store.store(group=group, name=name, node=getattr(import_module(module), attribute))
+
+
+def _dataclasses_in(annotation: Any) -> Iterator[type]:
+    """All dataclasses in a type: itself, the types in its brackets, and those of its fields."""
+    for part in typing.get_args(annotation):
+        yield from _dataclasses_in(part)
+    if dataclasses.is_dataclass(annotation):
+        yield annotation
+        for hint in typing.get_type_hints(annotation).values():
+            yield from _dataclasses_in(hint)
 
 
 def _unknown_choice(message: str) -> str:

@@ -9,12 +9,13 @@ import inspect
 import itertools
 from dataclasses import dataclass, field
 from importlib import import_module
-from typing import Any, Protocol
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any, Protocol
 
 from masc.runtime.artifacts import InputError
+
+if TYPE_CHECKING:  # configs are read by stages that need no torch
+    import torch
+    from torch import Tensor, nn
 
 
 class Tokenizer(Protocol):
@@ -24,13 +25,13 @@ class Tokenizer(Protocol):
     downsample: int  # pixels a token and side
 
     @property
-    def codebook(self) -> Tensor:
+    def codebook(self) -> "Tensor":
         """The effective vectors, as they are compared and decoded: (N, d)."""
 
-    def encode(self, images: Tensor) -> Tensor:
+    def encode(self, images: "Tensor") -> "Tensor":
         """(B, 3, S, S) float32 in [-1, 1] -> (B, T) int64, T = (S / downsample)^2."""
 
-    def decode(self, tokens: Tensor) -> Tensor:
+    def decode(self, tokens: "Tensor") -> "Tensor":
         """(B, T) of a square grid -> (B, 3, S, S), near [-1, 1] but not clamped."""
 
 
@@ -66,6 +67,6 @@ class TokenizerConfig:
         return target(**self.options)
 
 
-def device_of(model: nn.Module) -> torch.device:
+def device_of(model: "nn.Module") -> "torch.device":
     """Where a tokenizer's tensors are; a tokenizer may have buffers only."""
     return next(itertools.chain(model.parameters(), model.buffers())).device
