@@ -6,9 +6,8 @@ from pathlib import Path
 from stage import run_stage
 
 from masc.layout import Layout
-from vq.codebook import save_codebook
-from vq.interface import TokenizerConfig
-from vq.pretrained import load_tokenizer, tokenizer_path
+from vq.codebook import make_codebook
+from vq.interface import TokenizerConfig, tokenizer_path
 
 
 @dataclass(kw_only=True)
@@ -21,7 +20,7 @@ def main(stage: CodebookStage) -> None:
     """Write artifacts/<tokenizer>/codebook.npz: the vectors as the quantizer compares them."""
     path = Layout(Path(stage.artifacts), stage.tokenizer.name).codebook
     weights = tokenizer_path(stage.tokenizer, Path(stage.artifacts))
-    codebook = save_codebook(load_tokenizer(weights, stage.tokenizer), stage.tokenizer, weights, path)
+    codebook = make_codebook(stage.tokenizer, weights, path)
     print(f"{path}: {codebook.num_tokens} vectors of {codebook.vectors.shape[1]} dimensions")
 
 

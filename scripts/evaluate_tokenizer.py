@@ -11,8 +11,8 @@ from masc.layout import Layout
 from metrics.perceptual import BACKBONES
 from metrics.tokenizer import EMBEDDED, TokenizerTest, evaluate_tokenizer
 from vq.data import DataConfig
-from vq.interface import TokenizerConfig
-from vq.pretrained import load_decoder, tokenizer_path
+from vq.interface import TokenizerConfig, tokenizer_path
+from vq.pretrained import load_decoder
 from vq.readers import load_images
 
 

@@ -25,10 +25,10 @@ from masc.tree import Partition, Tree
 from metrics.tokenizer import TokenizerTest
 from reports.reproduction import ReportInputs, write_report
 from reports.runs import Run
-from vq.codebook import save_codebook
+from vq.codebook import make_codebook
 from vq.codes.extract import extract_codes
-from vq.interface import TokenizerConfig
-from vq.pretrained import load_tokenizer, tokenizer_path
+from vq.interface import TokenizerConfig, tokenizer_path
+from vq.pretrained import load_tokenizer
 from vq.readers import load_images
 
 STAGES = ("images", "codebook", "codes", "trees", "train", "sample", "measure", "report")
@@ -76,7 +76,7 @@ def reproduce(config: ReproduceConfig, planned: list[PlannedRun]) -> Path:
     weights = tokenizer_path(config.tokenizer, layout.root)
     for _ in _stage(2, [config.tokenizer.name], "tokenizer"):
         model = load_tokenizer(weights, config.tokenizer)
-        codebook = save_codebook(model, config.tokenizer, weights, layout.codebook)
+        codebook = make_codebook(config.tokenizer, weights, layout.codebook, model)
     for split in _stage(3, list(sources), "split"):
         extract_codes(model, sources[split], data.views(split), codebook, layout.codes(data.name, split))
 

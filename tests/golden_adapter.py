@@ -28,7 +28,7 @@ from masc.linkage import average_linkage
 from masc.runtime.codes import load_codes
 from masc.tree import Tree
 from vq.checkpoint import load_state
-from vq.codebook import save_codebook
+from vq.codebook import make_codebook
 from vq.codes.extract import extract_codes as our_extract
 from vq.codes.shards import ExtractConfig
 from vq.crops import center_crop, random_crop, ten_crop
@@ -216,7 +216,7 @@ def extract_codes(image_dir, out_dir, vq, image_size, ten_crop, crop_range):
     (work / "images").mkdir(parents=True)
     (work / "images" / "train").symlink_to(image_dir)
     save_file(vq.state_dict(), work / "vq.safetensors")
-    codebook = save_codebook(vq, VQ, work / "vq.safetensors", work / "codebook.npz")
+    codebook = make_codebook(VQ, work / "vq.safetensors", work / "codebook.npz", vq)
     data = DataConfig(
         name="golden",
         source="folder",

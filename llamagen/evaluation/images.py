@@ -31,7 +31,8 @@ from metrics.reference import hash_of
 from metrics.results import Results
 from metrics.streams import FirstPictures, Pictures, open_samples
 from vq.hub.fetch import weights_path
-from vq.pretrained import load_tokenizer, tokenizer_path
+from vq.interface import tokenizer_path
+from vq.pretrained import load_tokenizer
 
 logger = logging.getLogger(__name__)
 PICTURES = "runs/pictures/eval"  # results of pictures that no run or release of ours drew; `make report` finds them

@@ -29,8 +29,8 @@ from masc.runtime.artifacts import InputError, hash_file, recover, replacing, wr
 from masc.runtime.codes import code_type
 from masc.runtime.device import patient_accelerator
 from masc.runtime.run import differences, flatten, locked, plain, provenance
+from vq.interface import tokenizer_path
 from vq.pixels import image_grid
-from vq.pretrained import tokenizer_path
 
 logger = logging.getLogger(__name__)
 SHOWN = 64  # pictures of the grid

@@ -18,8 +18,8 @@ from llamagen.training.stream import group_labels
 from masc.runtime.artifacts import InputError
 from masc.runtime.device import check_precision, resolve_precision
 from masc.runtime.streams import Purpose, random_stream
-from vq.interface import Tokenizer
-from vq.pretrained import load_decoder, load_tokenizer, tokenizer_path
+from vq.interface import Tokenizer, tokenizer_path
+from vq.pretrained import load_decoder, load_tokenizer
 
 logger = logging.getLogger(__name__)
 LABEL_PLANS = ("training", "balanced", "uniform")

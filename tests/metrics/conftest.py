@@ -5,8 +5,8 @@ from inception_weights import save_seeded
 
 from masc.runtime.artifacts import hash_file
 from metrics.inception import load_inception
-from vq.interface import TokenizerConfig
-from vq.pretrained import load_tokenizer, tokenizer_path
+from vq.interface import TokenizerConfig, tokenizer_path
+from vq.pretrained import load_tokenizer
 
 
 @pytest.fixture(scope="session")

@@ -11,10 +11,10 @@ import torch
 import yaml
 
 from masc.runtime.artifacts import Codebook, InputError
-from vq.codebook import save_codebook
-from vq.interface import TokenizerConfig
+from vq.codebook import make_codebook
+from vq.interface import TokenizerConfig, tokenizer_path
 from vq.pixels import to_tensor
-from vq.pretrained import load_tokenizer, tokenizer_path
+from vq.pretrained import load_tokenizer
 from vq.readers import load_images
 
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -70,7 +70,7 @@ def test_images_to_tokens_to_images(config, tmp_path):
 def test_the_codebook_is_that_of_the_class(config, tmp_path):
     weights = tokenizer_path(config, tmp_path)
     model = load_tokenizer(weights, config)
-    saved = save_codebook(model, config, weights, tmp_path / "codebook.npz")
+    saved = make_codebook(config, weights, tmp_path / "codebook.npz", model)
     stored = Codebook.load(tmp_path / "codebook.npz")
     assert saved.num_tokens == model.num_tokens == 256
     np.testing.assert_array_equal(stored.vectors, model.patches.numpy())

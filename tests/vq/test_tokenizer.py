@@ -9,11 +9,11 @@ import torch
 
 from masc.runtime.artifacts import InputError
 from masc.runtime.streams import Purpose, random_stream
-from vq.codebook import save_codebook
+from vq.codebook import make_codebook
 from vq.images import ImageSource
-from vq.interface import TokenizerConfig
+from vq.interface import TokenizerConfig, tokenizer_path
 from vq.measure import measure, peak_signal_to_noise
-from vq.pretrained import load_decoder, load_extra, load_tokenizer, tokenizer_path
+from vq.pretrained import load_decoder, load_extra, load_tokenizer
 from vq.quantize import VectorQuantizer
 from vq.readers import load_images
 from vq.train import TokenizerTraining, _Batches, train_tokenizer
@@ -152,7 +152,7 @@ def test_weights_that_do_not_fit_are_refused(tmp_path, squares):
 def test_a_codebook_of_other_weights_is_refused(tmp_path):
     path = tokenizer_path(EMOJI32, tmp_path)
     model = load_tokenizer(path, EMOJI32)
-    codebook = save_codebook(model, EMOJI32, path, tmp_path / "codebook.npz")
+    codebook = make_codebook(EMOJI32, path, tmp_path / "codebook.npz", model)
     assert torch.equal(load_decoder(codebook, tmp_path).codebook, model.codebook)
     mine = tmp_path / "emoji32" / "tokenizer.safetensors"
     mine.parent.mkdir()

@@ -7,12 +7,17 @@ from masc.runtime.run import plain
 from vq.interface import Tokenizer, TokenizerConfig
 
 
-def save_codebook(model: Tokenizer, config: TokenizerConfig, weights: Path, path: Path) -> Codebook:
+def make_codebook(config: TokenizerConfig, weights: Path, path: Path, model: Tokenizer | None = None) -> Codebook:
     """The effective codebook of the tokenizer stored at `weights`, written to `path` unless it is there.
 
-    The config travels with it: whoever holds a codebook can load the tokenizer it belongs to."""
+    Its header holds the config, so that the codebook alone says which tokenizer it belongs to. `model` is the loaded
+    tokenizer; without it the weights are read when the codebook must be written, and only then."""
     described, parents = plain(config), {"tokenizer": hash_file(weights)}
     found = reuse_npz(path, "codebook", Codebook.VERSION, described, parents)
     if found is not None:
         return Codebook(found[0]["vectors"], found[1])
+    if model is None:
+        from vq.pretrained import load_tokenizer  # loads torch, which a codebook that is there does not need
+
+        model = load_tokenizer(weights, config)
     return Codebook.save(path, model.codebook.detach().float().cpu().numpy(), described, parents)

@@ -8,14 +8,19 @@ Shapes: B images, S x S pixels, T positions in raster order, N tokens, d code di
 import inspect
 import itertools
 from dataclasses import dataclass, field
-from importlib import import_module
+from importlib import import_module, resources
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from masc.runtime.artifacts import InputError
+from vq.hub.releases import existing_weights
 
 if TYPE_CHECKING:  # configs are read by stages that need no torch
     import torch
     from torch import Tensor, nn
+
+TRAINED_HERE = "vq.autoencoder:ConvVQ"
+SHIPPED = resources.files("vq") / "weights"
 
 
 class Tokenizer(Protocol):
@@ -65,6 +70,22 @@ class TokenizerConfig:
         if unknown and not takes_any:
             raise InputError(f"{self.target} has no option {', '.join(unknown)}; it takes {', '.join(known)}")
         return target(**self.options)
+
+
+def tokenizer_path(config: TokenizerConfig, artifacts: Path) -> Path:
+    """The weights of a tokenizer: the file its config names, else the user's own if trained, else those shipped."""
+    if config.weights is not None:
+        return existing_weights(Path(config.weights), f"the tokenizer {config.name}", "tokenizer.weights")
+    trained = Path(artifacts) / config.name / "tokenizer.safetensors"
+    shipped = Path(str(SHIPPED)) / f"{config.name}.safetensors"
+    if trained.exists():
+        return trained
+    if shipped.exists():
+        return shipped
+    how = f"make them with `make tokenizer TOKENIZER={config.name}`"
+    if config.target != TRAINED_HERE:
+        how = "name their file with tokenizer.weights in its config"
+    raise InputError(f"no weights of the tokenizer {config.name} at {trained}; {how}")
 
 
 def device_of(model: "nn.Module") -> "torch.device":

@@ -1,8 +1,7 @@
-"""Tokenizers by name: where their weights are and how they load."""
+"""Tokenizers with their stored weights, read by torch."""
 
 import json
 from dataclasses import replace
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -10,27 +9,7 @@ from safetensors import SafetensorError, safe_open
 
 from masc.runtime.artifacts import Codebook, InputError, hash_file, require_parent
 from vq.checkpoint import find_state, load_state, read_checkpoint
-from vq.hub.releases import existing_weights
-from vq.interface import Tokenizer, TokenizerConfig
-
-TRAINED_HERE = "vq.autoencoder:ConvVQ"
-SHIPPED = resources.files("vq") / "weights"
-
-
-def tokenizer_path(config: TokenizerConfig, artifacts: Path) -> Path:
-    """The weights of a tokenizer: the file its config names, else the user's own if trained, else those shipped."""
-    if config.weights is not None:
-        return existing_weights(Path(config.weights), f"the tokenizer {config.name}", "tokenizer.weights")
-    trained = Path(artifacts) / config.name / "tokenizer.safetensors"
-    shipped = Path(str(SHIPPED)) / f"{config.name}.safetensors"
-    if trained.exists():
-        return trained
-    if shipped.exists():
-        return shipped
-    how = f"make them with `make tokenizer TOKENIZER={config.name}`"
-    if config.target != TRAINED_HERE:
-        how = "name their file with tokenizer.weights in its config"
-    raise InputError(f"no weights of the tokenizer {config.name} at {trained}; {how}")
+from vq.interface import Tokenizer, TokenizerConfig, tokenizer_path
 
 
 def load_tokenizer(path: Path, config: TokenizerConfig) -> Tokenizer:

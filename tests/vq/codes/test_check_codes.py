@@ -7,7 +7,7 @@ from PIL import Image
 
 from masc.runtime.artifacts import InputError
 from masc.runtime.codes import save_codes
-from vq.codebook import save_codebook
+from vq.codebook import make_codebook
 from vq.codes.check_codes import LINE, check_codes
 from vq.interface import TokenizerConfig
 from vq.pixels import decode_pixels
@@ -21,7 +21,7 @@ def made(tmp_path):
     torch.manual_seed(0)
     model = SMALL.build().eval()
     (tmp_path / "weights").write_bytes(b"x")
-    codebook = save_codebook(model, SMALL, tmp_path / "weights", tmp_path / "codebook.npz")
+    codebook = make_codebook(SMALL, tmp_path / "weights", tmp_path / "codebook.npz", model)
     tokens = np.random.default_rng(0).integers(0, 64, (10, 2, 64))
     labels = np.repeat([0, 1, 3], [5, 3, 2])
     names = ["a", "b", "nothing", "d"]

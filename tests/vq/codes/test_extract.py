@@ -17,14 +17,14 @@ from stage import load_config
 
 from masc.runtime.artifacts import InputError
 from masc.runtime.codes import load_codes, verify_codes
-from vq.codebook import save_codebook
+from vq.codebook import make_codebook
 from vq.codes.extract import extract_codes
 from vq.codes.shards import ExtractConfig
 from vq.crops import Views
 from vq.images import ImageSource
-from vq.interface import TokenizerConfig
+from vq.interface import TokenizerConfig, tokenizer_path
 from vq.pixels import to_tensor
-from vq.pretrained import load_tokenizer, tokenizer_path
+from vq.pretrained import load_tokenizer
 from vq.readers import load_images
 
 SMALL = TokenizerConfig(
@@ -56,7 +56,7 @@ def small(tmp_path_factory):
     folder = tmp_path_factory.mktemp("small")
     (folder / "weights").write_bytes(b"x")
     model = SMALL.build().eval()
-    return model, save_codebook(model, SMALL, folder / "weights", folder / "codebook.npz")
+    return model, make_codebook(SMALL, folder / "weights", folder / "codebook.npz", model)
 
 
 @pytest.fixture
@@ -238,7 +238,7 @@ def test_two_processes_give_the_bytes_of_one(tmp_path, root):
             file.write_bytes(b"" if n == 13 else ilsvrc.jpeg(10 * n, size=(40, 50)))
     path = tokenizer_path(TokenizerConfig(name="emoji32", target="vq.autoencoder:ConvVQ"), tmp_path)
     config = TokenizerConfig(name="emoji32", target="vq.autoencoder:ConvVQ")
-    save_codebook(load_tokenizer(path, config), config, path, tmp_path / "one" / "emoji32" / "codebook.npz")
+    make_codebook(config, path, tmp_path / "one" / "emoji32" / "codebook.npz", load_tokenizer(path, config))
     shutil.copytree(tmp_path / "one", tmp_path / "two")
     options = ["tokenizer=emoji32", "data=folder256", "data.resolution=32", f"data.path={data}"]
     options += ["extraction.shard_size=5", "extraction.batch_size=4", "extraction.num_workers=1"]
@@ -258,7 +258,7 @@ def test_images_that_do_not_fit_the_tokenizer_are_refused(squares, small, tmp_pa
     config = TokenizerConfig(name="emoji32", target="vq.autoencoder:ConvVQ")
     path = tokenizer_path(config, tmp_path)
     model = load_tokenizer(path, config)
-    codebook = save_codebook(model, config, path, tmp_path / "codebook.npz")
+    codebook = make_codebook(config, path, tmp_path / "codebook.npz", model)
     with pytest.raises(InputError, match="16 pixels a side, the tokenizer takes 32"):
         extract_codes(model, squares, Views("center"), codebook, tmp_path / "codes", SETTINGS)
     odd = replace(squares, pixels=np.zeros((50, 18, 18, 3), np.uint8))

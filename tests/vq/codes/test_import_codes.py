@@ -11,7 +11,7 @@ from golden import GOLDEN
 
 from masc.runtime.artifacts import Codebook, InputError
 from masc.runtime.codes import load_codes
-from vq.codebook import save_codebook
+from vq.codebook import make_codebook
 from vq.codes.extract import extract_codes
 from vq.codes.import_codes import import_codes
 from vq.codes.shards import ExtractConfig
@@ -67,7 +67,7 @@ def test_they_equal_our_extraction_of_the_same_pictures(tmp_path, monkeypatch):
     tokenizer = TokenizerConfig(name="s", target="vq.autoencoder:ConvVQ", options={"num_tokens": 64, "width": 16})
     model = tokenizer.build().eval()
     (tmp_path / "weights").write_bytes(b"x")
-    codebook = save_codebook(model, tokenizer, tmp_path / "weights", tmp_path / "codebook.npz")
+    codebook = make_codebook(tokenizer, tmp_path / "weights", tmp_path / "codebook.npz", model)
     ilsvrc.class_folders(tmp_path / "imagenet")
     images = load_images("imagenet", "train", 32, tmp_path / "imagenet")
     settings = ExtractConfig(num_workers=0, max_failed_share=1.0)
