@@ -48,7 +48,7 @@ def load_config(stage: str, schema: type, overrides: list[str]) -> Any:
             raise InputError(f"no value for {', '.join(missing)}; add KEY=VALUE to ARGS")
         return OmegaConf.to_object(config)
     except MissingConfigException as error:
-        raise InputError(_unknown_choice(str(error))) from error
+        raise InputError(_unknown_choice(stage, str(error))) from error
     except (HydraException, ConfigCompositionException, OmegaConfBaseException) as error:
         cause = error.__cause__ or error
         raise InputError(f"bad config for {stage}: {' '.join(str(cause).split())}") from error
@@ -78,11 +78,13 @@ def _dataclasses_in(annotation: Any) -> Iterator[type]:
             yield from _dataclasses_in(hint)
 
 
-def _unknown_choice(message: str) -> str:
+def _unknown_choice(stage: str, message: str) -> str:
     # Hydra: "In 'train': Could not find 'head/x'\n\nAvailable options in 'head':\n\tflat\n\tmasc\n..."
     lines = [line.strip() for line in message.splitlines() if line.strip()]
     wanted = lines[0].split("'")[-2]
     group, _, choice = wanted.partition("/")
+    if choice.endswith("_schema"):
+        return f"the stage {stage} reads no group {group}"
     options = []
     for line in lines[1:]:
         if line.startswith("Config search path"):

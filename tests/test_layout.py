@@ -2,11 +2,21 @@
 
 import ast
 import graphlib
+import json
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from codebook import CodebookStage
+from stage import load_config
+from tree import TreeStage
+
+from masc.layout import Layout
+from masc.runtime.artifacts import Codebook, hash_file
+from masc.runtime.run import plain
+from vq.interface import tokenizer_path
 
 # Each package may import these and itself. `llamagen` and `reports` are siblings: what a report must know of a run
 # stands in the run's files.
@@ -88,6 +98,51 @@ def test_only_scripts_import_hydra(root):
 def test_import_masc_loads_no_torch(root):
     code = "import sys, masc, masc.runtime.codes, masc.layout; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=root).returncode == 0
+
+
+# Packages that take a second or more of CPU to load.
+HEAVY = ("torch", "accelerate", "transformers", "matplotlib", "scipy.stats", "sklearn", "faiss", "numba")
+
+
+def loaded_by(root: Path, script: str, *overrides: str) -> set[str]:
+    """The heavy packages that a script has loaded when it ends without an error."""
+    code = (
+        "import json, runpy, sys\n"
+        "sys.argv = sys.argv[1:]\n"
+        "sys.path.insert(0, 'scripts')\n"
+        "runpy.run_path(f'scripts/{sys.argv[0]}.py', run_name='__main__')\n"
+        f"print(json.dumps([name for name in {HEAVY} if name in sys.modules]))\n"
+    )
+    command = [sys.executable, "-c", code, script, *overrides]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
+    return set(json.loads(done.stdout.splitlines()[-1]))
+
+
+@pytest.mark.parametrize(
+    ("script", "may_load"),
+    [
+        ("weights", set()),
+        ("coco_captions", {"torch", "accelerate", "scipy.stats"}),
+        ("train", {"torch", "accelerate"}),
+        ("doctor", {"scipy.stats"}),
+    ],
+)
+def test_a_stage_loads_no_package_for_the_schemas_of_others(root, script, may_load):
+    assert loaded_by(root, script, "--help") <= may_load
+
+
+def test_a_tree_and_a_codebook_that_are_there_are_found_without_torch(root, tmp_path):
+    tokenizer = load_config("codebook", CodebookStage, [f"artifacts={tmp_path}"]).tokenizer
+    layout = Layout(tmp_path, tokenizer.name)
+    parents = {"tokenizer": hash_file(tokenizer_path(tokenizer, tmp_path))}
+    vectors = np.random.default_rng(0).normal(size=(32, 2)).astype(np.float32)
+    codebook = Codebook.save(layout.codebook, vectors, plain(tokenizer), parents)
+    tree = load_config("tree", TreeStage, []).tree
+    layout.make_tree(tree, 16, codebook)
+    before = [file.read_bytes() for file in (layout.codebook, layout.tree(tree, 16))]
+    assert loaded_by(root, "codebook", f"artifacts={tmp_path}") == set()
+    assert loaded_by(root, "tree", f"artifacts={tmp_path}") == set()
+    assert [file.read_bytes() for file in (layout.codebook, layout.tree(tree, 16))] == before
 
 
 def test_the_source_roots_are_no_packages(root):
