@@ -1,103 +1,166 @@
-"""Runs on disk, opened again: the config, the inputs, the model, and what results say about them."""
+"""Runs on disk, opened again: config, inputs, weights, and what results say about them."""
 
 import json
 import logging
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from llamagen.model import ARModel, build_model
-from llamagen.training.checkpoint import hash_weights, last_checkpoint, load_progress, load_weights
+from llamagen.training.checkpoint import (
+    Progress,
+    hash_weights,
+    last_checkpoint,
+    load_progress,
+    load_weights,
+    use_average,
+)
 from llamagen.training.config import TrainConfig
 from llamagen.training.inputs import RunInputs, load_inputs
+from llamagen.training.stream import group_labels
 from masc.runtime.artifacts import Codebook, InputError
-from masc.runtime.run import open_run, plain
+from masc.runtime.run import differences, open_run, plain
+from vq.interface import Tokenizer
+from vq.pretrained import load_decoder
 from vq.readers.imagenet import wnids
 
 logger = logging.getLogger(__name__)
 
 
-def is_trained(config: TrainConfig) -> bool:
-    """Whether the run is at its last step. Raises InputError if another config trained in its directory."""
-    directory = config.directory
-    if load_progress(last_checkpoint(directory)).step < config.steps:
-        return False
-    open_run(directory, plain(config), load_inputs(config).parents, config.volatile)
-    return True
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A run on disk. Each file is read once, when it is first needed; open a new Run to see later changes."""
 
+    directory: Path
+    averaged: bool = False  # its weights are the average over training, not those of the last step
 
-def load_config_of(run_dir: Path) -> TrainConfig:
-    """The config that a run was trained with; InputError if there is none."""
-    from omegaconf import OmegaConf
+    @cached_property
+    def config(self) -> TrainConfig:
+        """The config that the run was trained with; InputError if there is no run."""
+        from omegaconf import OmegaConf
 
-    file = Path(run_dir) / "config.yaml"
-    if not file.exists():
-        raise InputError(f"no run at {run_dir} (no config.yaml); train it with `make train`")
-    schema = OmegaConf.structured(TrainConfig)
-    config = OmegaConf.to_object(OmegaConf.merge(schema, OmegaConf.load(file)))
-    config.run_dir = str(run_dir)
-    return config
+        file = self.directory / "config.yaml"
+        if not file.exists():
+            raise InputError(f"no run at {self.directory} (no config.yaml); train it with `make train`")
+        schema = OmegaConf.structured(TrainConfig)
+        config = OmegaConf.to_object(OmegaConf.merge(schema, OmegaConf.load(file)))
+        config.run_dir = str(self.directory)
+        return config
 
+    @cached_property
+    def provenance(self) -> dict[str, Any]:
+        """Hashes of the run's inputs, commit, versions and machine."""
+        return json.loads((self.directory / "provenance.json").read_text())
 
-def load_run(run_dir: Path) -> tuple[TrainConfig, RunInputs, ARModel]:
-    """A trained run: its config, inputs and model with the last checkpoint's weights, on the CPU.
+    @property
+    def checkpoint(self) -> Path:
+        """The directory of the last checkpoint."""
+        return last_checkpoint(self.directory)
 
-    Raises InputError if there is no run, it has no checkpoint, or an artefact it was made from changed."""
-    config = load_config_of(run_dir)
-    inputs = load_inputs(config)
-    open_run(config.directory, plain(config), inputs.parents, config.volatile)
-    model = build_model(config.model, config.head, inputs.shape, inputs.partition, config.seed)
-    load_weights(last_checkpoint(config.directory), model)
-    return config, inputs, model.eval()
+    @cached_property
+    def progress(self) -> Progress:
+        """Step and training time of the last checkpoint; step 0 if there is none."""
+        return load_progress(self.checkpoint)
 
+    @cached_property
+    def codebook(self) -> Codebook:
+        """The codebook of the run's tokenizer, as it is now."""
+        return self.config.layout.load_codebook()
 
-def run_protocol(run_dir: Path, weights_sha256: str, use_ema: bool) -> dict[str, Any]:
-    """Which model and how far trained a run's samples are of; the step only if the weights are still the last, with a
-    warning if they are not."""
-    config = load_config_of(run_dir)
-    found = {
-        "model": config.model.name,
-        "head": config.head.name,
-        "data": config.data.name,
-        "drawn_at": config.data.resolution,
-    }
-    if config.head.uses_tree:
-        found |= {"tree": config.tree.name, "K": config.head.clusters(_codebook(config).num_tokens)}
-    if hash_weights(run_dir, use_ema) == weights_sha256:
-        progress = load_progress(last_checkpoint(run_dir))
-        found |= {
-            "step": progress.step,
-            "images_seen": progress.step * config.batch_size,
-            "seconds": progress.seconds,
+    @cached_property
+    def inputs(self) -> RunInputs:
+        """Codes, conditions and tree. Raises InputError if one is missing or was remade after training."""
+        inputs = load_inputs(self.config)
+        both = self.provenance["parents"], inputs.parents
+        lines = differences(*({kind: sha256[:12] for kind, sha256 in parents.items()} for parents in both))
+        if lines:
+            raise InputError(
+                f"{self.directory} was trained on other inputs (SHA-256):\n{lines}\nBring those back, or train on the "
+                "present ones with RUN_DIR=..."
+            )
+        return inputs
+
+    @cached_property
+    def class_names(self) -> list[str]:
+        """The classes that the run was trained on; empty if its codes are no longer there."""
+        meta = self.config.layout.codes(self.config.data.name, "train") / "meta.json"
+        return json.loads(meta.read_text())["class_names"] if meta.exists() else []
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    def label_population(self) -> np.ndarray:
+        """The label of each training group (G,): labels drawn from it are as frequent as in training."""
+        return group_labels(self.inputs.train)
+
+    def is_trained(self, config: TrainConfig) -> bool:
+        """Whether the run is at the last step of `config`. Raises InputError if another config trained here."""
+        if self.progress.step < config.steps:
+            return False
+        open_run(self.directory, plain(config), load_inputs(config).parents, config.volatile)
+        return True
+
+    @cached_property
+    def weights_sha256(self) -> str:
+        """SHA-256 of the weights; InputError if the run has none."""
+        return hash_weights(self.directory, self.averaged)
+
+    def load_model(self) -> ARModel:
+        """A new model with these weights, in evaluation mode on the CPU.
+
+        Raises InputError if there is no run, no checkpoint, or an input was remade after training."""
+        config, inputs = self.config, self.inputs
+        model = build_model(config.model, config.head, inputs.shape, inputs.partition, config.seed)
+        load_weights(self.checkpoint, model)
+        if self.averaged:
+            use_average(self.checkpoint, model)
+        return model.eval()
+
+    @property
+    def tokenizer_sha256(self) -> str:
+        return self.codebook.meta.parents["tokenizer"]
+
+    def load_tokenizer(self) -> Tokenizer:
+        """The tokenizer that decodes the run's tokens, on the CPU."""
+        return load_decoder(self.codebook, self.config.layout.root)
+
+    def protocol(self, manifest: dict[str, Any]) -> dict[str, Any]:
+        """Model, data and training step of a sample set with this manifest.
+
+        If the run has other weights by now, the step is left out with a warning."""
+        config, drawn_with = self.config, manifest["weights_sha256"]
+        found = {
+            "model": config.model.name,
+            "head": config.head.name,
+            "data": config.data.name,
+            "drawn_at": config.data.resolution,
         }
-    else:
-        logger.warning(
-            "%s: its samples were drawn from other weights (%s) than it has now; they are measured as they are, "
-            "without a step. Delete the set to have it drawn anew, or name another with SAMPLES=...",
-            run_dir,
-            weights_sha256[:12],
-        )
-    return found
+        if config.head.uses_tree:
+            found |= {"tree": config.tree.name, "K": config.head.clusters(self.codebook.num_tokens)}
+        use_ema = manifest["config"]["use_ema"]
+        now = self if use_ema == self.averaged else replace(self, averaged=use_ema)
+        if now.weights_sha256 == drawn_with:
+            step = self.progress.step
+            found |= {"step": step, "images_seen": step * config.batch_size, "seconds": self.progress.seconds}
+        else:
+            logger.warning(
+                "%s: its samples were drawn from other weights (%s) than it has now. They are measured as they are, "
+                "without a step. Delete the set to draw it anew, or name another with SAMPLES=...",
+                self.directory,
+                drawn_with[:12],
+            )
+        return found
 
-
-def run_evidence(run_dir: Path) -> dict[str, Any]:
-    """What `make doctor` wants to know of the run behind a sample set."""
-    config = load_config_of(run_dir)
-    found: dict[str, Any] = {"average_kept": (last_checkpoint(run_dir) / "average.safetensors").exists()}
-    provenance = json.loads((run_dir / "provenance.json").read_text())
-    codebook = _codebook(config)
-    if config.head.uses_tree and provenance.get("parents", {}).get("codebook") == codebook.meta.sha256:
-        found["tree_tokenizer_sha256"] = codebook.meta.parents["tokenizer"]
-    names = class_names(config)
-    if len(names) == 1000:
-        found["label_map"] = "sorted-wnids" if names == list(wnids()) else "other"
-    return found
-
-
-def class_names(config: TrainConfig) -> list[str]:
-    """The classes that a run was trained on; none if its codes are no longer there."""
-    meta = config.layout.codes(config.data.name, "train") / "meta.json"
-    return json.loads(meta.read_text())["class_names"] if meta.exists() else []
-
-
-def _codebook(config: TrainConfig) -> Codebook:
-    return config.layout.load_codebook()
+    def evidence(self) -> dict[str, Any]:
+        """Facts about the run that `make doctor` judges: averaged weights, tokenizer of its tree, order of labels."""
+        found: dict[str, Any] = {"average_kept": (self.checkpoint / "average.safetensors").exists()}
+        trained_on = self.provenance.get("parents", {}).get("codebook")
+        if self.config.head.uses_tree and trained_on == self.codebook.meta.sha256:
+            found["tree_tokenizer_sha256"] = self.tokenizer_sha256
+        if self.num_classes == 1000:
+            found["label_map"] = "sorted-wnids" if self.class_names == list(wnids()) else "other"
+        return found

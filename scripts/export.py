@@ -6,8 +6,7 @@ from pathlib import Path
 from stage import run_stage
 
 from llamagen.backbones.official import save_official
-from llamagen.runs import load_run
-from llamagen.training.checkpoint import last_checkpoint, use_average
+from llamagen.runs import Run
 
 
 @dataclass(kw_only=True)
@@ -20,12 +19,11 @@ class ExportStage:
 def main(stage: ExportStage) -> None:
     """Write {"model": state dict} under the released names: what LlamaGen's own samplers load."""
     path = Path(stage.path or f"{stage.run}/llamagen.pt")
-    config, inputs, model = load_run(Path(stage.run))
-    if stage.use_ema:
-        use_average(last_checkpoint(config.directory), model)
+    run = Run(Path(stage.run), stage.use_ema)
+    model, grid = run.load_model(), run.inputs.shape.grid
     save_official(model, path)
     vocabulary = len(model.head.output.weight)
-    print(f"{path}: vocabulary {vocabulary}, {inputs.shape.grid} x {inputs.shape.grid} tokens")
+    print(f"{path}: vocabulary {vocabulary}, {grid} x {grid} tokens")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from jobs import Job, available_cores, run_jobs
 from tqdm import tqdm
 
 from llamagen.evaluation.lite import EvaluateConfig, unmeasured
-from llamagen.runs import is_trained
+from llamagen.runs import Run
 from llamagen.sampling.draw import is_sampled
 from llamagen.sampling.filters import SamplingConfig
 from llamagen.sampling.plan import SampleConfig
@@ -24,7 +24,7 @@ from masc.runtime.run import read_metrics
 from masc.tree import Partition, Tree
 from metrics.tokenizer import TokenizerTest
 from reports.reproduction import ReportInputs, write_report
-from reports.runs import Run
+from reports.runs import Run as ReportedRun
 from vq.codebook import make_codebook
 from vq.codes.extract import extract_codes
 from vq.interface import TokenizerConfig, tokenizer_path
@@ -98,7 +98,7 @@ def reproduce(config: ReproduceConfig, planned: list[PlannedRun]) -> Path:
 
     for _ in _stage(8, ["page"], "page"):
         inputs = ReportInputs(
-            runs=[Run.load(run.config.directory) for run in planned],
+            runs=[ReportedRun.load(run.config.directory) for run in planned],
             sample_sets=list(sets),
             attribution=sources["train"].attribution,
             tokenizer=model,
@@ -164,7 +164,7 @@ def train_job(config: TrainConfig, overrides: list[str]) -> Job:
         name=f"training {directory}",
         command=_script("train", *overrides),
         log=directory / "train.log",
-        is_done=lambda: is_trained(config),
+        is_done=lambda: Run(directory).is_trained(config),
         total=config.steps,
         progress=progress,
     )

@@ -17,10 +17,10 @@ def preset_of(config: SampleConfig) -> SamplingConfig | None:
 
 
 def main(config: SampleConfig) -> None:
-    """Write <run>/samples/<name>: tokens, pictures, a grid to look at and a manifest."""
-    directory = sample(config, preset_of(config))
+    """Write <run>/samples/<name>: tokens, images, a grid to look at and a manifest."""
+    samples = sample(config, preset_of(config))
     if PartialState().is_main_process:
-        print(directory)
+        print(samples.directory)
 
 
 if __name__ == "__main__":

@@ -129,8 +129,9 @@ def test_samples_do_not_depend_on_batch_or_on_how_many_are_drawn(page, planned):
     directory = planned[1].config.directory
     tokens = []
     for name, count, batch in (("a", 20, 7), ("b", 12, 12)):
-        where = sample(SampleConfig(run=str(directory), num_images=count, batch_size=batch, name=name, seed=1))
-        tokens.append(np.load(where / "tokens.npy"))
+        samples = sample(SampleConfig(run=str(directory), num_images=count, batch_size=batch, name=name, seed=1))
+        where = samples.directory
+        tokens.append(samples.tokens)
         assert (where / "grid.png").stat().st_size > 100
         with np.load(where / "images.npz") as archive:
             assert archive["arr_0"].shape == (count, 32, 32, 3) and archive["arr_0"].dtype == np.uint8

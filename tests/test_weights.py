@@ -10,7 +10,7 @@ from stage import CONFIGS, load_config
 
 from llamagen.evaluation.fid import evaluate_fid
 from llamagen.evaluation.images import EvalFidConfig
-from llamagen.release import load_release
+from llamagen.release import Release
 from llamagen.sampling.filters import SamplingConfig
 from llamagen.sampling.generate import generate, image_uniforms
 from llamagen.sampling.plan import SampleConfig
@@ -43,7 +43,7 @@ def skip_without(path):
 def test_a_released_model_loads_and_draws_what_it_holds_likely(name, root):
     config = load_config("sample", SampleConfig, [f"release={name}", f"sampling={name}"])
     skip_without(root / config.release.weights)
-    model = load_release(config.release)
+    model = Release(config.release, root / "artifacts").load_model()
     if config.release.model.condition == "text":
         condition = model.backbone.cls_embedding.null(torch.zeros(2, 120, 2048))
     else:

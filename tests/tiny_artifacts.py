@@ -14,7 +14,8 @@ def make_artifacts(root):
     """codebook.npz, codes and trees below `root`, as the stages write them; tokens that follow the label."""
     rng = np.random.default_rng(0)
     layout = Layout(root, "emoji32")
-    codebook = Codebook.save(layout.codebook, rng.standard_normal((NUM_TOKENS, 4)).astype(np.float32), {}, {})
+    vectors = rng.standard_normal((NUM_TOKENS, 4)).astype(np.float32)
+    codebook = Codebook.save(layout.codebook, vectors, {}, {"tokenizer": "0" * 64})
     for split, count in (("train", NUM_IMAGES), ("val", 10)):
         labels = np.arange(count) % 9
         tokens = (labels[:, None, None] * 2 + rng.integers(0, 6, (count, 2, GRID * GRID))) % NUM_TOKENS

@@ -12,9 +12,8 @@ from accelerate import PartialState
 
 from llamagen.conditions.features import TextFeatures
 from llamagen.conditions.images import check_text_model
-from llamagen.evaluation.images import EvalFidConfig, Subject, open_subject, save_beside
-from llamagen.runs import load_config_of
-from llamagen.sampling.sets import load_manifest, manifest_at
+from llamagen.evaluation.images import EvalFidConfig, MeasuredImages, find_samples, open_images, save_beside
+from llamagen.sampling.sets import SampleSet
 from masc.runtime.artifacts import InputError, write_text
 from masc.runtime.device import patient_state
 from metrics.clip_score import MODEL, NAME, Clip, clip_cosines, clip_score, load_clip
@@ -113,7 +112,8 @@ def evaluate_coco(config: EvalCocoConfig) -> list[Path]:
     Captions, weights and references are looked for before anything is drawn. Raises InputError for what is missing,
     broken, or does not belong together."""
     state = patient_state()
-    _check_model(config)
+    samples = find_samples(config)
+    _check_model(samples)
     path = _captions_file(config, state)
     captions = load_captions(path)
     if len(captions) < config.wanted:
@@ -121,20 +121,20 @@ def evaluate_coco(config: EvalCocoConfig) -> list[Path]:
             f"image i shows caption i, and {path} holds {len(captions):,} captions for {config.wanted:,} images; set "
             f"num_images={len(captions)}, or choose more with `make coco-captions`"
         )
-    config = _with_features(config, path, captions)
+    config = _with_features(config, samples, path, captions)
     shown = captions.first(config.wanted)
     model, clip = config.extractor.load(state), _load_clip(config, state)
     references = {
         name: _reference(config, protocol, shown, model, state) for name, protocol in config.protocols.items()
     }
-    subject = open_subject(config)
-    pictures = _pictures(config, subject, path, captions)
-    return _measure(config, subject, pictures, shown, model, clip, references, state)
+    images = open_images(config, samples, state.device)
+    pictures = _pictures(config, samples, images.pictures, path, captions)
+    return _measure(config, images, pictures, shown, model, clip, references, state)
 
 
 def _measure(
     config: EvalCocoConfig,
-    subject: Subject,
+    images: MeasuredImages,
     pictures: Pictures,
     shown: CaptionList,
     model: Inception,
@@ -156,7 +156,7 @@ def _measure(
             cosines[way] = clip_cosines(cropped, shown.texts, clip, config.clip.batch_size, state)
         if not state.is_main_process:
             continue
-        about = {**subject.about, **shown.protocol, "crop": protocol.crop}
+        about = {**images.about, **shown.protocol, "crop": protocol.crop}
         found = measure(protocol, features[*way, protocol.resize], references[name], model, about, config.bootstrap)
         for row in found.rows:
             if "reference" in row["protocol"]:
@@ -164,18 +164,16 @@ def _measure(
         if clip is not None and protocol.clip_score:
             about |= {"protocol": protocol.name, "image_size": protocol.size}
             found.rows.append(clip_score(cosines[way], clip, about, config.bootstrap))
-        found.evidence.update(subject.evidence)
-        written.append(save_beside(found, subject.results.with_name(f"{subject.results.name}-{name}.json")))
+        found.evidence.update(images.evidence)
+        written.append(save_beside(found, images.results.with_name(f"{images.results.name}-{name}.json")))
     state.wait_for_everyone()
     return written
 
 
-def _check_model(config: EvalCocoConfig) -> None:
+def _check_model(samples: SampleSet | None) -> None:
     """Raise InputError if samples of a class model are asked for."""
-    if config.run is not None:
-        check_text_model(load_config_of(Path(config.run)).model, "captions")
-    elif config.release is not None:
-        check_text_model(config.release.model, "captions")
+    if samples is not None:
+        check_text_model(samples.source.config.model, "captions")
 
 
 def _captions_file(config: EvalCocoConfig, state: PartialState) -> Path:
@@ -200,11 +198,12 @@ def _captions_file(config: EvalCocoConfig, state: PartialState) -> Path:
     return make_captions(choice)
 
 
-def _with_features(config: EvalCocoConfig, path: Path, captions: CaptionList) -> EvalCocoConfig:
+def _with_features(
+    config: EvalCocoConfig, samples: SampleSet | None, path: Path, captions: CaptionList
+) -> EvalCocoConfig:
     """The config with its text features named, if samples must be drawn; InputError if they are not there, or of
     other captions."""
-    drawing = config.sample_config
-    if drawing is None or manifest_at(drawing.directory) is not None:
+    if samples is None or samples.is_drawn:
         return config
     folder = Path(config.captions or Path(config.extractor.artifacts) / "text" / path.stem)
     make = f"make text-features CAPTIONS={path} ARGS=out={folder}"
@@ -221,12 +220,13 @@ def _check_same(what: str, about: dict[str, str], path: Path, captions: CaptionL
         )
 
 
-def _pictures(config: EvalCocoConfig, subject: Subject, path: Path, captions: CaptionList) -> Pictures:
+def _pictures(
+    config: EvalCocoConfig, samples: SampleSet | None, pictures: Pictures, path: Path, captions: CaptionList
+) -> Pictures:
     """The samples in the order of their captions; InputError if there are too few, or they show other captions."""
-    pictures, drawing = subject.pictures, config.sample_config
-    if drawing is not None:
-        shown = load_manifest(drawing.directory).get("captions", {})
-        _check_same(f"the samples in {drawing.directory}", shown, path, captions, "make eval-coco SAMPLES=ANOTHER_NAME")
+    if samples is not None:
+        shown = samples.manifest.get("captions", {})
+        _check_same(f"the samples in {samples.directory}", shown, path, captions, "make eval-coco SAMPLES=ANOTHER_NAME")
     elif isinstance(pictures, FilePictures):
         # By number, as LlamaGen sorts: 10.png comes after 9.png.
         names = pictures.members.names

@@ -6,7 +6,7 @@ as tokens, and decoded straight into the network: no picture is ever written."""
 import logging
 from pathlib import Path
 
-from llamagen.evaluation.images import EvalFidConfig, check_subject, open_subject, save_beside, wanted_pictures
+from llamagen.evaluation.images import EvalFidConfig, find_samples, open_images, save_beside, wanted_pictures
 from masc.runtime.device import patient_state
 from metrics.features import extract
 from metrics.protocol import measure
@@ -21,7 +21,7 @@ def evaluate_fid(config: EvalFidConfig) -> list[Path]:
     References and weights are looked for before anything is drawn or measured. Raises InputError for what is missing
     or broken."""
     state = patient_state()
-    check_subject(config)
+    samples = find_samples(config)
     model = config.extractor.load(state)
     references = {}
     for protocol in config.protocols.values():
@@ -31,8 +31,8 @@ def evaluate_fid(config: EvalFidConfig) -> list[Path]:
             references[key] = load_statistics(
                 protocol.reference, *folders, model, protocol.resize, config.extractor.batch_size, state
             )
-    subject = open_subject(config)
-    pictures = wanted_pictures(config, subject.pictures)
+    images = open_images(config, samples, state.device)
+    pictures = wanted_pictures(config, images.pictures)
     features, written = {}, []
     for name, protocol in config.protocols.items():
         if len(pictures) < protocol.num_images:
@@ -47,8 +47,8 @@ def evaluate_fid(config: EvalFidConfig) -> list[Path]:
         if not state.is_main_process:
             continue
         reference = references[protocol.reference, protocol.resize]
-        found = measure(protocol, features[protocol.resize], reference, model, subject.about, config.bootstrap)
-        found.evidence.update(subject.evidence)
-        written.append(save_beside(found, subject.results.with_name(f"{subject.results.name}-{name}.json")))
+        found = measure(protocol, features[protocol.resize], reference, model, images.about, config.bootstrap)
+        found.evidence.update(images.evidence)
+        written.append(save_beside(found, images.results.with_name(f"{images.results.name}-{name}.json")))
     state.wait_for_everyone()
     return written

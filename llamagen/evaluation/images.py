@@ -1,29 +1,19 @@
-"""What `make eval-fid` and `make eval-coco` measure: samples of a run or a release, or any images."""
+"""Images to be measured: samples of a run or a release, or any images, and the config that names them."""
 
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import PartialState
 
 from llamagen.release import ReleaseConfig
-from llamagen.runs import class_names, load_config_of, run_evidence, run_protocol
 from llamagen.sampling.draw import sample
 from llamagen.sampling.filters import SamplingConfig
 from llamagen.sampling.plan import SampleConfig
-from llamagen.sampling.sets import (
-    check_tokenizer,
-    label_evidence,
-    load_labels,
-    load_manifest,
-    manifest_at,
-    open_sample_set,
-    release_protocol,
-    samples_protocol,
-)
-from masc.runtime.artifacts import InputError, hash_file
-from masc.runtime.device import patient_state
+from llamagen.sampling.sets import SampleSet
+from masc.runtime.artifacts import InputError
 from masc.runtime.run import differences, flatten, plain
 from metrics.inception import NAME, Inception, load_inception
 from metrics.protocol import ProtocolConfig
@@ -31,20 +21,18 @@ from metrics.reference import hash_of
 from metrics.results import Results
 from metrics.streams import FirstPictures, Pictures, open_samples
 from vq.hub.fetch import weights_path
-from vq.interface import tokenizer_path
-from vq.pretrained import load_tokenizer
 
 logger = logging.getLogger(__name__)
-PICTURES = "runs/pictures/eval"  # results of pictures that no run or release of ours drew; `make report` finds them
+PICTURES = "runs/pictures/eval"  # results of images that no run or release of ours drew; `make report` finds them
 
 
 @dataclass(kw_only=True)
 class ExtractorConfig:
-    """The Inception network, and where its weights and those of references lie."""
+    """The Inception network, and the folders of its weights and of references."""
 
     folder: str = "weights"  # of `make weights`
     weights: str | None = None  # its file; None: the one in `folder`
-    sha256: str | None = None  # of another file than the published one; its numbers compare with nobody's
+    sha256: str | None = None  # of another file than the published one; its numbers compare with no published ones
     batch_size: int = 32
     artifacts: str = "artifacts"  # where references made here lie, and features that are kept
 
@@ -60,7 +48,7 @@ class ExtractorConfig:
 
 @dataclass(kw_only=True)
 class EvalFidConfig:
-    """What is measured, and how."""
+    """Images to be measured, and the protocols that they are measured under."""
 
     run: str | None = None  # a run's directory
     release: ReleaseConfig | None = None
@@ -68,8 +56,8 @@ class EvalFidConfig:
     protocols: dict[str, ProtocolConfig] = field(default_factory=dict)
     extractor: ExtractorConfig = field(default_factory=ExtractorConfig)
     bootstrap: int = 20  # resamples for the confidence intervals; 0: none
-    out: str | None = None  # where results go; None: eval/ of the run or release; of other pictures, PICTURES
-    num_images: int | None = None  # to be measured; None: all, or as many as the protocols want of a set not yet drawn
+    out: str | None = None  # folder of results; None: eval/ of the run or release, PICTURES of other images
+    num_images: int | None = None  # to be measured; None: all, or as many as the protocols want if they must be drawn
     # For samples that are not there yet, as `make sample` takes them; None: the first protocol's own.
     labels: str | None = None
     captions: str | None = None
@@ -81,7 +69,7 @@ class EvalFidConfig:
 
     def __post_init__(self) -> None:
         if self.run is not None and self.release is not None:
-            raise ValueError("name a run, a release, or pictures (SAMPLES=folder or .npz), one of the three")
+            raise ValueError("name a run, a release, or images (SAMPLES=folder or .npz), one of the three")
         if not self.protocols:
             raise ValueError("name a protocol, as in PROTOCOL=adm")
         if self.num_images is not None and self.num_images < 2:
@@ -90,11 +78,11 @@ class EvalFidConfig:
 
     @property
     def sample_config(self) -> SampleConfig | None:
-        """How samples of the run or release are drawn; None for pictures."""
+        """The config that draws samples of the run or release; None for other images."""
         if self.run is None and self.release is None:
             return None
         wanted = max(protocol.num_images for protocol in self.protocols.values())
-        first = next(iter(self.protocols.values()))  # one set of samples for all: labelled as the first wants it
+        first = next(iter(self.protocols.values()))  # one set serves all, with the labels of the first
         return SampleConfig(
             run=self.run,
             release=self.release,
@@ -113,21 +101,13 @@ class EvalFidConfig:
 
 
 @dataclass(frozen=True)
-class Subject:
-    """Pictures, where results about them go, and what is known of them."""
+class MeasuredImages:
+    """Images, the path of their results, and what results say about them."""
 
     pictures: Pictures
     results: Path  # without the protocol and .json
     about: dict[str, Any]
     evidence: dict[str, Any]
-
-
-def check_subject(config: EvalFidConfig) -> None:
-    """Raise InputError if what is to be measured is not there: before weights are asked for, or a reference read."""
-    if config.run is not None:
-        load_config_of(Path(config.run))
-    elif config.release is None:
-        open_samples(Path(config.samples))
 
 
 def save_beside(found: Results, path: Path) -> Path:
@@ -161,59 +141,58 @@ def wanted_pictures(config: EvalFidConfig, pictures: Pictures) -> Pictures:
     return FirstPictures(pictures, config.num_images)
 
 
-def open_subject(config: EvalFidConfig) -> Subject:
-    """The pictures to be measured, drawn first if they are samples that are not there."""
+def find_samples(config: EvalFidConfig) -> SampleSet | None:
+    """The sample set to be measured, drawn already or not; None for other images.
+
+    Raises InputError if there is no such run, or there are no such images."""
     drawing = config.sample_config
-    if drawing is None:
-        pictures = open_samples(Path(config.samples))
-        place = Path(config.samples)
-        about = {"images": str(place), "images_sha256": pictures.sha256, "file_type": pictures.file_type}
-        # A folder's name may have dots in it: v1.0 is not v1.5. Other pictures of that name keep their results.
-        name = place.absolute().name if place.is_dir() else place.stem
-        results = Path(config.out or PICTURES) / f"{name}-{pictures.sha256[:8]}"
-        return Subject(pictures, results, about, _picture_evidence(pictures))
-    directory = drawing.directory
-    if manifest_at(directory) is None:
-        sample(drawing)
-    settings = load_manifest(directory)["config"]
-    _warn_if_otherwise(directory, settings, drawing)
-    tokenizer = None
-    if config.release is not None:
-        place = tokenizer_path(config.release.tokenizer, Path(config.extractor.artifacts))
-        if settings["form"] == "tokens":
-            check_tokenizer(directory, hash_file(place))
-            tokenizer = load_tokenizer(place, config.release.tokenizer).to(patient_state().device)
-    pictures = open_sample_set(directory, tokenizer)
-    about = {**samples_protocol(directory), "file_type": pictures.file_type, "images_sha256": pictures.sha256}
-    evidence = _picture_evidence(pictures)
-    labels = load_labels(directory)
-    if config.run is not None:
-        run = Path(config.run)
-        about |= run_protocol(run, about["weights_sha256"], settings["use_ema"])
-        evidence |= run_evidence(run)
-    else:
-        about |= release_protocol(settings)
-    release = config.release
-    classes = release.num_classes if release is not None else len(class_names(load_config_of(Path(config.run))))
-    if labels is not None and classes:
-        evidence["labels"] = label_evidence(labels[: config.num_images], classes)
-    out = Path(config.out) if config.out else directory.parent.parent / "eval"
-    return Subject(pictures, out / directory.name, about, evidence)
+    if drawing is not None:
+        return SampleSet(drawing.open_source(), drawing.name)
+    open_samples(Path(config.samples))  # its InputError
+    return None
 
 
-def _warn_if_otherwise(directory: Path, settings: dict[str, Any], drawing: SampleConfig) -> None:
-    """Say how samples that are there differ from what this command would draw: they are measured as they are."""
+def open_images(config: EvalFidConfig, samples: SampleSet | None, device: torch.device) -> MeasuredImages:
+    """The images to be measured; `samples` are those that `find_samples` gave, and are drawn first if need be."""
+    drawing = config.sample_config
+    if samples is None or drawing is None:
+        return _open_other_images(config)
+    if not samples.is_drawn:
+        sample(drawing, source=samples.source)
+    _warn_if_otherwise(samples, drawing)
+    pictures = samples.open_images(device)
+    about = {**samples.protocol(), "file_type": pictures.file_type, "images_sha256": pictures.sha256}
+    about |= samples.source.protocol(samples.manifest)
+    evidence = {**_file_evidence(pictures), **samples.source.evidence()}
+    labels = samples.label_evidence(config.num_images)
+    if labels is not None:
+        evidence["labels"] = labels
+    out = Path(config.out) if config.out else samples.source.directory / "eval"
+    return MeasuredImages(pictures, out / samples.name, about, evidence)
+
+
+def _open_other_images(config: EvalFidConfig) -> MeasuredImages:
+    place = Path(config.samples)
+    pictures = open_samples(place)
+    about = {"images": str(place), "images_sha256": pictures.sha256, "file_type": pictures.file_type}
+    # A folder's name may have dots in it: v1.0 is not v1.5. Other images of that name keep their results.
+    name = place.absolute().name if place.is_dir() else place.stem
+    results = Path(config.out or PICTURES) / f"{name}-{pictures.sha256[:8]}"
+    return MeasuredImages(pictures, results, about, _file_evidence(pictures))
+
+
+def _warn_if_otherwise(samples: SampleSet, drawing: SampleConfig) -> None:
+    """Warn if samples that are there differ from those that this command would draw: they are measured as they are."""
     keys = ["seed", "use_ema", "sampling"] + ["labels"] * (drawing.labels is not None)
-    asked = plain(drawing)
-    lines = differences(flatten({key: settings[key] for key in keys}), flatten({key: asked[key] for key in keys}))
+    there, asked = ({key: settings[key] for key in keys} for settings in (samples.settings, plain(drawing)))
+    lines = differences(flatten(there), flatten(asked))
     if lines:
         logger.warning(
-            "%s is measured as it was drawn; this command alone would draw:\n%s\nFor that name another set with "
-            "SAMPLES=...",
-            directory,
+            "%s is measured as it was drawn. This command would draw:\n%s\nFor that, name another set with SAMPLES=...",
+            samples.directory,
             lines,
         )
 
 
-def _picture_evidence(pictures: Pictures) -> dict[str, Any]:
+def _file_evidence(pictures: Pictures) -> dict[str, Any]:
     return {"file_types": {pictures.file_type: len(pictures)}}

@@ -1,4 +1,4 @@
-"""What is sampled: from which model, with which labels, how."""
+"""Plan of a sample set: which model draws it, which labels or captions it shows, which tokenizer decodes it."""
 
 import logging
 from dataclasses import dataclass, field
@@ -10,16 +10,14 @@ import torch
 from llamagen.conditions.features import TextFeatures
 from llamagen.conditions.images import Labels, check_features, check_text_model
 from llamagen.model import ARModel
-from llamagen.release import ReleaseConfig, load_release
-from llamagen.runs import load_run
+from llamagen.release import Release, ReleaseConfig
+from llamagen.runs import Run
 from llamagen.sampling.filters import SamplingConfig
-from llamagen.training.checkpoint import last_checkpoint, use_average
-from llamagen.training.stream import group_labels
+from llamagen.sampling.sets import Source
 from masc.runtime.artifacts import InputError
 from masc.runtime.device import check_precision, resolve_precision
 from masc.runtime.streams import Purpose, random_stream
-from vq.interface import Tokenizer, tokenizer_path
-from vq.pretrained import load_decoder, load_tokenizer
+from vq.interface import Tokenizer
 
 logger = logging.getLogger(__name__)
 LABEL_PLANS = ("training", "balanced", "uniform")
@@ -28,18 +26,18 @@ FORMS = ("npz", "png", "tokens")
 
 @dataclass(kw_only=True)
 class SampleConfig:
-    """Which samples to draw, from a run or from a released model."""
+    """A sample set to be drawn from a run or a released model."""
 
     run: str | None = None  # its directory
     release: ReleaseConfig | None = None
     num_images: int = 1000
     batch_size: int = 100
-    # `training`: drawn as often as in training; `balanced`: each class in turn, 50 a class of 50,000; `uniform`:
-    # drawn with equal chances, LlamaGen's protocol. None: `training` for a run, `uniform` for a release.
+    # `training`: as often as in training; `balanced`: each class in turn, 50 a class of 50,000; `uniform`: with equal
+    # chances, LlamaGen's protocol. None: `training` for a run, `uniform` for a release.
     labels: str | None = None
     captions: str | None = None  # text features (`make text-features`): image i shows caption i
     resolution: int | None = None  # pixels a side; None: the release's, or what the tokenizer gives
-    # `npz`: one file in ADM's layout; `png`: a folder of pictures; `tokens`: no pictures, decoded when measured
+    # `npz`: one file in ADM's layout; `png`: a folder of images; `tokens`: no images, they are decoded when measured
     form: str = "npz"
     seed: int = 0
     precision: str = "auto"  # of the transformer; auto: bf16 on a GPU, as released, fp32 on a CPU
@@ -67,67 +65,65 @@ class SampleConfig:
 
     @property
     def label_plan(self) -> str | None:
-        """How labels are chosen; None where captions are shown."""
+        """One of LABEL_PLANS; None where captions are shown."""
         if self.captions is not None:
             return None
         return self.labels or ("training" if self.run is not None else "uniform")
 
-    @property
-    def directory(self) -> Path:
-        return Path(self.run or f"runs/{self.release.name}") / "samples" / self.name
+    def open_source(self) -> Source:
+        """The run or release that samples are drawn from. Raises InputError if there is no run."""
+        if self.release is not None:
+            return Release(self.release, Path(self.artifacts))
+        run = Run(Path(self.run), self.use_ema)
+        _ = run.config  # its InputError
+        return run
+
+    def open_captions(self) -> TextFeatures | None:
+        """The captions to be shown, encoded; None for a class model."""
+        return None if self.captions is None else TextFeatures.load(Path(self.captions))
 
 
 @dataclass(frozen=True)
-class Subject:
-    """What samples are drawn from, and what they show."""
+class SamplePlan:
+    """A model in evaluation mode on the CPU, the condition of each image, and the tokenizer that decodes its tokens."""
 
     model: ARModel
     conditions: Labels | TextFeatures  # by image index
     tokenizer: Tokenizer
 
 
-def load_subject(config: SampleConfig) -> Subject:
-    """The run or release of a config, on the CPU. Raises InputError for what is missing or does not fit together,
-    before anything is drawn."""
-    if config.release is not None:
-        release, population = config.release, None
-        path = tokenizer_path(release.tokenizer, Path(config.artifacts))
-        model, tokenizer = load_release(release), load_tokenizer(path, release.tokenizer)
-        num_classes = release.num_classes
-    else:
-        train_config, inputs, model = load_run(Path(config.run))
-        if config.use_ema:
-            use_average(last_checkpoint(Path(config.run)), model)
-        layout = train_config.layout
-        tokenizer = load_decoder(layout.load_codebook(), layout.root)
-        num_classes, population = len(inputs.train.class_names), group_labels(inputs.train)
+def make_plan(config: SampleConfig, source: Source, captions: TextFeatures | None) -> SamplePlan:
+    """The plan of a sample set; `source` and `captions` are those that `config` opens.
+
+    Raises InputError for what is missing or does not fit together, before anything is drawn."""
+    model, tokenizer = source.load_model(), source.load_tokenizer()
     check_text_model(model.backbone.config, config.captions)
-    if config.captions is None:
-        plan = plan_labels(config.label_plan, num_classes, population, config.num_images, config.seed)
-        conditions: Labels | TextFeatures = Labels(plan)
+    conditions: Labels | TextFeatures
+    if captions is None:
+        conditions = Labels(plan_labels(config.label_plan, source, config.num_images, config.seed))
     else:
-        conditions = _captions(model, config)
+        _check_captions(model, captions, config)
+        conditions = captions
     if config.sampling.is_guided and not model.backbone.cls_embedding.has_null:
         raise InputError(
             f"{model.backbone.config.name} was trained without a null condition (model.class_dropout=0), so guidance "
             f"{config.sampling.guidance} has nothing to subtract; draw with ARGS=sampling.guidance=1"
         )
     _check_decoder(model, tokenizer)
-    return Subject(model, conditions, tokenizer)
+    return SamplePlan(model, conditions, tokenizer)
 
 
-def _captions(model: ARModel, config: SampleConfig) -> TextFeatures:
-    features = TextFeatures.load(Path(config.captions))
-    check_features(model.backbone.config, features, Path(config.captions))
-    if config.num_images > len(features):
+def _check_captions(model: ARModel, captions: TextFeatures, config: SampleConfig) -> None:
+    """Raise InputError unless the captions have the model's shape and there is one for each image."""
+    check_features(model.backbone.config, captions, Path(config.captions))
+    if config.num_images > len(captions):
         raise InputError(
-            f"image i shows caption i, and {config.captions} holds {len(features)} captions for {config.num_images} "
-            f"images; set num_images={len(features)}, or repeat captions in their file"
+            f"image i shows caption i, and {config.captions} holds {len(captions)} captions for {config.num_images} "
+            f"images; set num_images={len(captions)}, or repeat captions in their file"
         )
-    encoder = features.config["encoder"]
+    encoder = captions.config["encoder"]
     if config.release is not None and "flan-t5-xl" not in encoder:
         logger.warning("%s was encoded by %s; LlamaGen's text models know flan-t5-xl", config.captions, encoder)
-    return features
 
 
 def _check_decoder(model: ARModel, tokenizer: Tokenizer) -> None:
@@ -148,14 +144,14 @@ def _check_decoder(model: ARModel, tokenizer: Tokenizer) -> None:
         ) from error
 
 
-def plan_labels(kind: str, num_classes: int, population: np.ndarray | None, num_images: int, seed: int) -> np.ndarray:
-    """The label of each image by index: (M,) int64. Image i has the same label whatever M is."""
+def plan_labels(kind: str, source: Source, num_images: int, seed: int) -> np.ndarray:
+    """The label of each image by index: (M,) int64. Image i has the same label whatever M is.
+
+    Raises InputError for the kind `training` of a release."""
+    num_classes = source.num_classes
     if kind == "balanced":
         return np.arange(num_images) % num_classes
-    if kind == "uniform":
-        population = np.arange(num_classes)
-    if population is None:
-        raise InputError("how often a released model saw each class is not known; choose labels=uniform or balanced")
+    population = np.arange(num_classes) if kind == "uniform" else source.label_population()
     draws = [random_stream(seed, Purpose.LABELS, index).random() for index in range(num_images)]
     return population[(np.array(draws) * len(population)).astype(np.int64)]
 

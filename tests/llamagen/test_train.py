@@ -13,11 +13,10 @@ from safetensors.torch import load_file
 from stage import load_config
 
 from llamagen.backbones.layers import rope_table
-from llamagen.runs import load_run
+from llamagen.runs import Run
 from llamagen.sampling.filters import SamplingConfig
 from llamagen.sampling.generate import generate, image_uniforms
 from llamagen.train import _Loop, train
-from llamagen.training.checkpoint import use_average
 from llamagen.training.config import TrainConfig
 from llamagen.training.inputs import load_inputs
 from llamagen.training.likelihood import image_nats
@@ -106,7 +105,7 @@ def test_a_tree_of_another_config_and_codes_of_other_views_are_refused(small_run
 
 
 def test_a_run_can_be_trained_in_a_process_that_has_sampled(small_run, tmp_path):
-    _, _, model = load_run(train(small_run("head=flat", f"run_dir={tmp_path / 'a'}")))
+    model = Run(train(small_run("head=flat", f"run_dir={tmp_path / 'a'}"))).load_model()
     rope_table.cache_clear()
     generate(model, torch.zeros(2, dtype=torch.long), image_uniforms(0, np.arange(2), 9, 1), SamplingConfig())
     train(small_run("head=flat", f"run_dir={tmp_path / 'b'}"))
@@ -156,7 +155,8 @@ def test_two_processes_give_the_run_of_one(small_run, overrides, tmp_path, root)
 def test_validation_is_the_mean_over_images_whatever_the_batch(small_run):
     config = small_run("head=masc-two-level")
     directory = train(config)
-    _, inputs, model = load_run(directory)
+    run = Run(directory)
+    model, inputs = run.load_model(), run.inputs
     accelerator = Accelerator(cpu=True)
     whole, parts = (image_nats(accelerator, model, inputs.held_out, inputs.conditions["val"], size) for size in (64, 3))
     torch.testing.assert_close(whole, parts)
@@ -200,7 +200,7 @@ def test_a_missing_tree_or_a_k_too_large_is_one_error(small_run, artifacts):
 
 def test_a_run_that_is_not_there_is_refused(tmp_path, small_run):
     with pytest.raises(InputError, match=r"no run at .*make train"):
-        load_run(tmp_path / "nothing")
+        Run(tmp_path / "nothing").load_model()
     with pytest.raises(InputError, match="checkpoint_every 5 must be a multiple of log_every 2"):
         small_run("checkpoint_every=5")
 
@@ -234,11 +234,9 @@ def test_averaged_weights_are_kept_and_gone_on_with(small_run, tmp_path, monkeyp
     train(config)
     averages = [load_file(path / "checkpoints" / "last" / "average.safetensors") for path in (unbroken, tmp_path / "b")]
     assert all(torch.equal(averages[0][name], averages[1][name]) for name in averages[0])
-    model = load_run(unbroken)[2]
-    before = model.head.output.weight.clone()
-    use_average(unbroken / "checkpoints" / "last", model)
-    assert torch.equal(model.head.output.weight, averages[0]["head.output.weight"])
-    assert not torch.equal(model.head.output.weight, before)
+    raw, averaged = (Run(unbroken, averaged).load_model() for averaged in (False, True))
+    assert torch.equal(averaged.head.output.weight, averages[0]["head.output.weight"])
+    assert not torch.equal(averaged.head.output.weight, raw.head.output.weight)
     plain = train(small_run("head=flat", f"run_dir={tmp_path / 'plain'}"))
     with pytest.raises(InputError, match="no averaged weights"):
-        use_average(plain / "checkpoints" / "last", model)
+        Run(plain, averaged=True).load_model()

@@ -23,13 +23,14 @@ from text_encoder import make_encoder
 from llamagen.conditions.captions import Captions
 from llamagen.conditions.features import TextFeatures, extract_text_features
 from llamagen.conditions.images import check_features
+from llamagen.release import Release
 from llamagen.sampling import draw as sampling
 from llamagen.sampling.draw import is_sampled, sample
 from llamagen.sampling.filters import SamplingConfig
 from llamagen.sampling.generate import generate, image_uniforms
 from llamagen.sampling.pictures import decode_unit, finish
 from llamagen.sampling.plan import SampleConfig, plan_labels
-from llamagen.sampling.sets import load_samples
+from llamagen.sampling.sets import SampleSet
 from masc.runtime.artifacts import InputError
 from masc.runtime.run import locked
 
@@ -47,20 +48,26 @@ def draw(release, tmp_path, monkeypatch):
     return lambda **changes: sample(SampleConfig(release=release, **(guided | changes)))
 
 
-def contents(directory):
-    return {file.name: file.read_bytes() for file in sorted(directory.rglob("*")) if file.suffix in (".npy", ".png")}
+def contents(samples):
+    files = sorted(samples.directory.rglob("*"))
+    return {file.name: file.read_bytes() for file in files if file.suffix in (".npy", ".png")}
+
+
+def images_of(samples):
+    images = samples.open_images(torch.device("cpu"))
+    return images.read(0, len(images))
 
 
 def test_what_is_written_is_what_the_model_and_the_decoder_give(draw, release):
-    where = draw(name="a", seed=3)
-    tokens, labels = np.load(where / "tokens.npy"), np.load(where / "labels.npy")
+    samples = draw(name="a", seed=3)
+    where, tokens, labels = samples.directory, samples.tokens, samples.labels
     assert tokens.shape == (21, 16) and tokens.dtype == np.uint16
-    assert np.array_equal(labels, plan_labels("uniform", 10, None, 21, 3))
+    assert np.array_equal(labels, plan_labels("uniform", samples.source, 21, 3))
     model = build_gpt(load_golden("c2i_a")[0]["config"]).eval()
     load_gpt_state(model, load_state("c2i_a"))
     uniforms = image_uniforms(3, range(21), 16, 1)
     assert np.array_equal(generate(model, torch.from_numpy(labels), uniforms, SamplingConfig(guidance=2.0)), tokens)
-    pictures = load_samples(where)
+    pictures = images_of(samples)
     assert pictures.shape == (21, 12, 12, 3) and pictures.dtype == np.uint8
     from vq.pretrained import load_tokenizer
 
@@ -77,15 +84,15 @@ def test_the_images_do_not_depend_on_the_batch_or_how_many_are_drawn(draw):
     whole = contents(draw(name="a", batch_size=64))
     single = contents(draw(name="b", batch_size=1))
     assert whole == single
-    fewer = load_samples(draw(name="c", num_images=5, batch_size=2))
-    assert np.array_equal(fewer, load_samples(draw(name="a", batch_size=64))[:5])
+    fewer = images_of(draw(name="c", num_images=5, batch_size=2))
+    assert np.array_equal(fewer, images_of(draw(name="a", batch_size=64))[:5])
 
 
 def test_both_forms_hold_the_same_pictures(draw):
     archive, folder = draw(name="a"), draw(name="b", form="png")
-    assert sorted(file.name for file in (folder / "images").iterdir())[::20] == ["000000.png", "000020.png"]
-    assert np.array_equal(load_samples(archive), load_samples(folder))
-    with np.load(archive / "images.npz", allow_pickle=False) as stored:
+    assert sorted(file.name for file in (folder.directory / "images").iterdir())[::20] == ["000000.png", "000020.png"]
+    assert np.array_equal(images_of(archive), images_of(folder))
+    with np.load(archive.directory / "images.npz", allow_pickle=False) as stored:
         assert stored.files == ["arr_0"]
 
 
@@ -121,8 +128,7 @@ def test_samples_of_other_settings_are_not_replaced(draw, monkeypatch, finished)
             draw(name="a", seed=1)
     with pytest.raises(InputError, match=r"other settings:\n  seed: 1 there, 2 now\n.*SAMPLES="):
         draw(name="a", seed=2)
-    where = draw(name="a", seed=1, batch_size=3)
-    assert json.loads((where / "manifest.json").read_text())["config"]["seed"] == 1
+    assert draw(name="a", seed=1, batch_size=3).settings["seed"] == 1
 
 
 def test_samples_of_other_weights_are_drawn_anew(draw, release, tmp_path):
@@ -190,7 +196,8 @@ def test_bad_settings_are_refused_by_name(release, bad):
 
 
 @pytest.mark.slow
-def test_four_processes_draw_the_images_of_one(release, tmp_path):
+def test_four_processes_draw_the_images_of_one(release, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     from omegaconf import OmegaConf
 
     file = tmp_path / "config.yaml"
@@ -219,8 +226,8 @@ assert Accelerator().num_processes == int(sys.argv[3])
             command = [*launch, processes, str(script), f"{form}{processes}", form, processes]
             done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
             assert done.returncode == 0, done.stderr
-        sets = tmp_path / "runs" / "c2i_tiny" / "samples"
-        assert contents(sets / f"{form}1") == contents(sets / f"{form}4")
+        one, four = (SampleSet(Release(release, Path("artifacts")), f"{form}{processes}") for processes in (1, 4))
+        assert contents(one) == contents(four)
 
 
 def test_captions_condition_a_text_model(release, tmp_path, monkeypatch):
@@ -238,9 +245,9 @@ def test_captions_condition_a_text_model(release, tmp_path, monkeypatch):
     sizes = {"model": model.backbone.config, "num_tokens": 64, "tokenizer": decoder}
     text = replace(release, name="t2i", weights="t2i.pt", **sizes)
     settings = {"release": text, "num_images": 4, "sampling": SamplingConfig(guidance=7.5, top_k=10)}
-    where = sample(SampleConfig(captions="text", **settings))
-    tokens = np.load(where / "tokens.npy")
-    single = np.load(sample(SampleConfig(captions="text", batch_size=1, name="single", **settings)) / "tokens.npy")
+    samples = sample(SampleConfig(captions="text", **settings))
+    where, tokens = samples.directory, samples.tokens
+    single = sample(SampleConfig(captions="text", batch_size=1, name="single", **settings)).tokens
     assert np.array_equal(tokens, single) and tokens.max() < 64
     assert not np.array_equal(tokens[0], tokens[1])
     manifest = json.loads((where / "manifest.json").read_text())
@@ -259,14 +266,15 @@ def test_captions_condition_a_text_model(release, tmp_path, monkeypatch):
         check_features(wide.model, TextFeatures.load(tmp_path / "text"), Path("text"))
 
 
-def test_labels_are_balanced_or_uniform_by_index():
-    assert np.array_equal(np.bincount(plan_labels("balanced", 10, None, 500, 0)), np.full(10, 50))
-    drawn = plan_labels("uniform", 10, None, 5000, 0)
-    assert np.array_equal(drawn[:7], plan_labels("uniform", 10, None, 7, 0))
+def test_labels_are_balanced_or_uniform_by_index(release):
+    source = Release(release, Path("artifacts"))
+    assert np.array_equal(np.bincount(plan_labels("balanced", source, 500, 0)), np.full(10, 50))
+    drawn = plan_labels("uniform", source, 5000, 0)
+    assert np.array_equal(drawn[:7], plan_labels("uniform", source, 7, 0))
     # Chi-square with 9 degrees of freedom; 33.7 is exceeded by chance once in 10,000.
     assert (np.square(np.bincount(drawn) - 500) / 500).sum() < 33.7
     with pytest.raises(InputError, match="labels=uniform or balanced"):
-        plan_labels("training", 10, None, 5, 0)
+        plan_labels("training", source, 5, 0)
 
 
 def test_off_the_preset_is_warned_of_and_on_it_is_not(release, tmp_path, monkeypatch, caplog):

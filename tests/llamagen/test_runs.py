@@ -1,0 +1,82 @@
+"""Runs opened again from their directories."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from llamagen.runs import Run
+from llamagen.train import train
+from masc.runtime.artifacts import InputError
+
+
+@pytest.fixture
+def trained(small_run):
+    """The config of a run of two steps with averaged weights."""
+    config = small_run("head=masc", "steps=2", "evaluate_every=2", "ema_decay=0.5")
+    train(config)
+    return config
+
+
+def manifest_of(run: Run, **changes):
+    return {"weights_sha256": run.weights_sha256, "config": {"use_ema": run.averaged}, **changes}
+
+
+def test_what_a_run_has_read_is_kept(trained, tmp_path):
+    directory = Path(shutil.copytree(trained.directory, tmp_path / "copy"))
+    run = Run(directory)
+    found = run.protocol(manifest_of(run))
+    weights = run.load_model().state_dict()
+    assert run.config.label == "masc" and run.provenance["parents"]["codebook"] == run.codebook.meta.sha256
+    shutil.rmtree(directory / "checkpoints")
+    for name in ("config.yaml", "provenance.json"):
+        (directory / name).unlink()
+    assert run.protocol(manifest_of(run)) == found and found["step"] == 2 and found["images_seen"] == 16
+    assert found["K"] == 12 and found["seconds"] > 0
+    again = Run(trained.directory).load_model().state_dict()
+    assert all(torch.equal(again[name], weights[name]) for name in weights)
+    with pytest.raises(InputError, match=r"no run at .*make train"):
+        _ = Run(directory).config
+
+
+def test_averaged_weights_are_another_run_object(trained):
+    last, average = Run(trained.directory), Run(trained.directory, averaged=True)
+    assert last.weights_sha256 != average.weights_sha256
+    # A set says itself which of the two it was drawn with.
+    assert last.protocol(manifest_of(average)) == average.protocol(manifest_of(average))
+    assert last.evidence() == {"average_kept": True, "tree_tokenizer_sha256": "0" * 64}
+
+
+def test_samples_of_a_run_that_was_trained_on_have_no_step(trained, caplog):
+    run = Run(trained.directory)
+    found = run.protocol(manifest_of(run, weights_sha256="a" * 64))
+    assert "step" not in found and found["model"] == "llamagen-tiny"
+    assert "drawn from other weights (aaaaaaaaaaaa) than it has now" in caplog.text
+
+
+def test_a_run_is_trained_at_the_last_step_of_the_same_config(trained, small_run):
+    same = ("head=masc", "evaluate_every=2", "ema_decay=0.5")
+    assert Run(trained.directory).is_trained(trained)
+    assert not Run(trained.directory).is_trained(small_run(*same, "steps=4"))
+    with pytest.raises(InputError, match="seed: 0 there, 1 now"):
+        Run(trained.directory).is_trained(small_run(*same, "steps=2", "seed=1"))
+    assert not Run(trained.directory / "elsewhere").is_trained(trained)
+
+
+def test_inputs_remade_after_training_are_refused(trained, artifacts, tmp_path):
+    moved = Path(shutil.copytree(artifacts, tmp_path / "artifacts"))
+    directory = Path(shutil.copytree(trained.directory, tmp_path / "copy"))
+    config = (directory / "config.yaml").read_text()
+    (directory / "config.yaml").write_text(config.replace(f"artifacts: {artifacts}", f"artifacts: {moved}"))
+    run = Run(directory)
+    assert len(run.label_population()) and run.num_classes == len(run.class_names) > 0
+    provenance = (directory / "provenance.json").read_text()
+    (directory / "provenance.json").write_text(provenance.replace(run.inputs.train.sha256, "f" * 64))
+    with pytest.raises(InputError, match=r"trained on other inputs .*\n  train codes: 'f{12}' there, "):
+        Run(directory).load_model()
+    shutil.rmtree(moved / trained.tokenizer_name / "codes")
+    gone = Run(directory)
+    assert gone.class_names == [] and "label_map" not in gone.evidence()
+    assert np.array_equal(gone.codebook.vectors, run.codebook.vectors)
