@@ -1,7 +1,13 @@
-"""Results: numbers, each with its protocol, and what was seen of the pictures on the way, in one file."""
+"""Results: numbers, each with its protocol, and observations about the images, in one file.
+
+A protocol is a dict of keys and values, so that files keep their layout. `Protocol` lists every key with its role;
+tables and comparisons ask it for the keys of a role."""
 
 import json
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from enum import StrEnum
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +16,179 @@ from masc.runtime.artifacts import InputError, write_json
 VERSION = 1
 
 
+class Role(StrEnum):
+    """What a key of a protocol says about its number."""
+
+    IDENTITY = "identity"  # what the number describes: model, samples, tokenizer. Decides the row of a table.
+    SETTING = "setting"  # how it was measured: numbers that differ here do not compare. Decides the table.
+    DETAIL = "detail"  # how this metric is defined. Decides the column.
+    PER_RUN = "per run"  # differs between seeds of one family and is no choice
+
+
+def key(role: Role, neutral: Any = None, compared: bool = False, apart: bool = False, method: bool = False) -> Any:
+    """A field of `Protocol`.
+
+    `neutral`: the value that changes nothing. `compared`: the doctor names the key if two FIDs of a model differ in it.
+    `apart`: results that differ in the key get files of their own. `method`: the key describes the head or its tree."""
+    flags = {"compared": compared, "apart": apart, "method": method}
+    return field(default=None, metadata={"role": Role(role), "neutral": neutral, **flags})
+
+
+def with_roles(schema: type) -> type:
+    """The dataclass unchanged. Raises TypeError if one of its fields has no role."""
+    bare = [each.name for each in fields(schema) if "role" not in each.metadata]
+    if bare:
+        raise TypeError(f"{schema.__name__}: {', '.join(bare)} needs a role, as in `= key(Role.SETTING)`")
+    return schema
+
+
+@with_roles
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """Every key that a row's protocol may have, in the order of tables; all are optional.
+
+    A trailing underscore is no part of the key: `as_` is `as`, which Python reserves."""
+
+    # How it was measured.
+    protocol: str = key(Role.SETTING)  # name of its config
+    evaluator: str = key(Role.SETTING, compared=True)  # whose definitions
+    reference: str = key(Role.SETTING, compared=True)
+    reference_sha256: str = key(Role.SETTING, compared=True, apart=True)
+    reference_split: str = key(Role.SETTING)
+    reference_size: int = key(Role.SETTING)  # images
+    reference_neighbours: int = key(Role.SETTING)  # images that precision and recall use
+    extractor: str = key(Role.SETTING)
+    extractor_sha256: str = key(Role.SETTING, compared=True, apart=True)
+    resize: str = key(Role.SETTING, compared=True, apart=True)
+    input: str = key(Role.SETTING)  # of the embedded extractor
+    arithmetic: Mapping[str, Any] = key(Role.SETTING)
+    num_images: int = key(Role.SETTING, compared=True, apart=True)
+    image_size: int = key(Role.SETTING, compared=True)  # pixels a side
+    crop: str = key(Role.SETTING, compared=True)
+    codes_sha256: str = key(Role.SETTING)  # held-out codes of a likelihood
+    reference_images: str = key(Role.SETTING)  # of COCO: all, or those paired with the captions
+    captions_sha256: str = key(Role.SETTING, compared=True)
+    ids_sha256: str = key(Role.SETTING)  # image and caption ids of COCO
+    # How one metric is defined.
+    form: str = key(Role.DETAIL)
+    splits: int = key(Role.DETAIL)
+    chunk: int = key(Role.DETAIL)  # images of an inception score's chunk
+    order: str = key(Role.DETAIL)
+    neighbour: int = key(Role.DETAIL)  # k of precision and recall
+    distances: str = key(Role.DETAIL)
+    text: str = key(Role.DETAIL)  # what the CLIP score's caption is put into
+    preprocessing: str = key(Role.DETAIL)
+    open_clip: str = key(Role.DETAIL)  # version
+    pixels: str = key(Role.DETAIL)  # type of the values that PSNR compares
+    at_most: float = key(Role.DETAIL)  # PSNR of equal images
+    by: str = key(Role.DETAIL)  # package
+    as_: str = key(Role.DETAIL)  # whose form
+    data_range: float = key(Role.DETAIL)
+    gaussian_weights: bool = key(Role.DETAIL)
+    sigma: float = key(Role.DETAIL)
+    use_sample_covariance: bool = key(Role.DETAIL)
+    version: str = key(Role.DETAIL)  # of LPIPS
+    backbone: str = key(Role.DETAIL)
+    backbone_sha256: str = key(Role.DETAIL)
+    against: str = key(Role.DETAIL)  # what replaced images are compared with
+    # What it describes.
+    images: str = key(Role.IDENTITY)
+    file_type: str = key(Role.IDENTITY)
+    captions: str = key(Role.IDENTITY)
+    release: str = key(Role.IDENTITY)
+    model: str = key(Role.IDENTITY)
+    head: str = key(Role.IDENTITY, method=True)
+    tree: str = key(Role.IDENTITY, method=True)
+    K: int = key(Role.IDENTITY, method=True)
+    data: str = key(Role.IDENTITY)
+    step: int = key(Role.IDENTITY)
+    images_seen: int = key(Role.IDENTITY)
+    weights: str = key(Role.IDENTITY)  # raw or average
+    tokenizer: str = key(Role.IDENTITY)
+    tokenizer_sha256: str = key(Role.IDENTITY)
+    labels: str = key(Role.IDENTITY)
+    drawn_at: int = key(Role.IDENTITY)  # pixels a side as decoded
+    resolution: int = key(Role.IDENTITY)  # pixels a side as stored
+    sampling_precision: str = key(Role.IDENTITY)
+    guidance: float = key(Role.IDENTITY)
+    guidance_power: float = key(Role.IDENTITY)
+    guidance_start: float = key(Role.IDENTITY)
+    temperature: float = key(Role.IDENTITY, neutral=1.0)
+    top_k: int = key(Role.IDENTITY, neutral=0)
+    top_p: float = key(Role.IDENTITY, neutral=1.0)
+    guidance_schedule: str = key(Role.IDENTITY, neutral="constant")
+    guidance_interval: int = key(Role.IDENTITY, neutral=-1)
+    # What differs from run to run.
+    seed: int = key(Role.PER_RUN)
+    seconds: float = key(Role.PER_RUN)  # of training
+    standard_error_over_images: float = key(Role.PER_RUN)
+    weights_sha256: str = key(Role.PER_RUN)
+    tree_sha256: str = key(Role.PER_RUN)
+    images_sha256: str = key(Role.PER_RUN)
+    manifest_sha256: str = key(Role.PER_RUN)
+    seeds: Sequence[int] = key(Role.PER_RUN)  # of the replacement test, whose value is a mean over them
+    sd_over_seeds: float = key(Role.PER_RUN)
+    by_seed: Sequence[float] = key(Role.PER_RUN)
+
+    @classmethod
+    @cache
+    def roles(cls) -> dict[str, Role]:
+        """The role of each key."""
+        return {_name(each): each.metadata["role"] for each in fields(cls)}
+
+    @classmethod
+    def keys(cls, *roles: Role) -> tuple[str, ...]:
+        """Keys of these roles, in order."""
+        return tuple(name for name, role in cls.roles().items() if role in roles)
+
+    @classmethod
+    def flagged(cls, flag: str) -> tuple[str, ...]:
+        """Keys with a flag (`compared`, `apart` or `method`), in order."""
+        return tuple(_name(each) for each in fields(cls) if each.metadata[flag])
+
+    @classmethod
+    @cache
+    def neutral(cls) -> dict[str, Any]:
+        """The neutral value of each key that has one."""
+        return {_name(each): each.metadata["neutral"] for each in fields(cls) if each.metadata["neutral"] is not None}
+
+    @classmethod
+    def check(cls, protocol: dict[str, Any], where: str) -> None:
+        """Raise ValueError if the protocol of a row has a key that is no field of this class."""
+        unknown = sorted(protocol.keys() - cls.roles().keys())
+        if unknown:
+            raise ValueError(
+                f"{where} has the unknown key {', '.join(map(repr, unknown))} in a protocol; known keys: "
+                f"{', '.join(sorted(cls.roles()))}"
+            )
+
+
+def _name(each: Any) -> str:
+    return each.name.rstrip("_")
+
+
 def row(metric: str, value: float, protocol: dict[str, Any], interval: dict[str, Any] | None = None) -> dict[str, Any]:
-    """A number with its protocol, and with its confidence interval where there is one: the only form in which
-    results are stored."""
+    """A number with its protocol, and with its confidence interval if there is one: the only form in which results are
+    stored. Raises ValueError for a key that `Protocol` does not have."""
+    Protocol.check(protocol, f"the row of {metric}")
     return {"metric": metric, "value": value, **({"interval": interval} if interval else {}), "protocol": protocol}
+
+
+def is_row(content: Any) -> bool:
+    """Whether a value read from a file has the form of a row."""
+    kinds = {"metric": str, "value": (int, float), "protocol": dict}
+    return isinstance(content, dict) and all(isinstance(content.get(name), kind) for name, kind in kinds.items())
+
+
+def check_keys(rows: list[dict[str, Any]], path: Path) -> None:
+    """Raise InputError if a row read from a file has a key that `Protocol` does not have."""
+    for each in rows:
+        try:
+            Protocol.check(each["protocol"], str(path))
+        except ValueError as error:
+            raise InputError(
+                f"{error}. Remove the file and measure again, or read it with the code that wrote it"
+            ) from error
 
 
 def row_text(row: dict[str, Any]) -> str:
@@ -25,7 +200,7 @@ def row_text(row: dict[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class Results:
-    """The rows of one evaluation, and the evidence that `make doctor` judges them by."""
+    """The rows of one evaluation, and the evidence that `make doctor` reads."""
 
     rows: list[dict[str, Any]]
     evidence: dict[str, Any] = field(default_factory=dict)
@@ -38,12 +213,12 @@ class Results:
         return {row["metric"]: row for row in self.rows}
 
     def save(self, path: Path) -> None:
-        """Write the file whole or not at all."""
+        """Write the file completely or not at all."""
         write_json(path, {"format": "masc-results", "version": VERSION, "rows": self.rows, "evidence": self.evidence})
 
     @staticmethod
     def load(path: Path) -> "Results":
-        """Raises InputError if there is no such file, or it is not one of results."""
+        """The results in a file. Raises InputError if it is missing, is no file of results, or has an unknown key."""
         path = Path(path)
         if not path.exists():
             raise InputError(f"no results at {path}; measure with `make eval-fid` or `make eval-lite`")
@@ -59,4 +234,11 @@ class Results:
             )
         if not {"rows", "evidence"} <= content.keys():
             raise InputError(f"{path} lacks its rows or its evidence; remove it and measure again")
-        return Results(content["rows"], content["evidence"])
+        rows, evidence = content["rows"], content["evidence"]
+        is_whole = isinstance(rows, list) and rows and all(map(is_row, rows)) and isinstance(evidence, dict)
+        if not is_whole:
+            raise InputError(
+                f"expected rows of metric, value and protocol, and evidence, in {path}; remove it and measure again"
+            )
+        check_keys(rows, path)
+        return Results(rows, evidence)

@@ -1,6 +1,7 @@
 """Results of many subjects in tables, one a protocol, with seeds averaged and the published rows beside ours.
 
-A number is laid beside another only where both were measured alike: KEYS decide the table and DETAILS the column."""
+Two numbers share a table only if their settings are equal, and a column only if their details are equal
+(`metrics.results.Role`)."""
 
 import json
 from collections.abc import Iterable
@@ -9,24 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from reports.doctor.rules import NEUTRAL
+from metrics.results import Protocol, Role
 from reports.published import PublishedRow, label_of, matching, rows_for
 from reports.subjects import Subject
 
-REFERENCE_KEYS = ("reference", "reference_sha256", "reference_split", "reference_size", "reference_neighbours")
-KEYS = (
-    *("protocol", "evaluator", *REFERENCE_KEYS, "extractor", "extractor_sha256", "resize", "input", "arithmetic"),
-    *("num_images", "image_size", "crop", "codes_sha256", "reference_images", "captions_sha256", "ids_sha256"),
-)
-DETAILS = ("form", "splits", "chunk", "order", "neighbour", "distances", "text", "preprocessing", "open_clip")
-# What differs between seeds of one family without being a choice.
-PER_RUN = (
-    *("seed", "seconds", "standard_error_over_images", "weights_sha256", "tree_sha256", "images_sha256"),
-    *("manifest_sha256",),
-)
-FULL_SIZE = {"coco": 30_000}  # of the published numbers, by how a protocol's name begins; otherwise 50,000
-# What decides which published rows a table shows; how samples are drawn is said in their columns.
-SETTINGS = ("guidance", "K", "epochs", "release", *NEUTRAL)
+FULL_SIZE = {"coco": 30_000}  # images of the published numbers, by prefix of the protocol's name; otherwise 50,000
+# A published row is shown even if it differs from ours in these: each row of a table states its own.
+STATED_BY_ROW = ("guidance", "K", "epochs", "release", *Protocol.neutral())
 
 
 @dataclass(frozen=True)
@@ -48,14 +38,20 @@ class Entry:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What the numbers are of, without how they were measured and without the seed."""
-        return {key: value for key, value in self.protocol.items() if key not in (*KEYS, *DETAILS, *PER_RUN)}
+        """What the number describes, without how it was measured and without the seed."""
+        return _part(self.protocol, Role.IDENTITY)
 
     @property
     def column(self) -> dict[str, Any]:
         """How this metric was measured, beyond the table's protocol."""
-        own = {key: value for key, value in self.row["protocol"].items() if key in DETAILS}
-        return own | {k: v for k, v in self.row["protocol"].items() if k in KEYS and v != self.key.get(k)}
+        protocol = self.row["protocol"]
+        differing = {k: v for k, v in _part(protocol, Role.SETTING).items() if v != self.key.get(k)}
+        return _part(protocol, Role.DETAIL) | differing
+
+
+def _part(protocol: dict[str, Any], role: Role) -> dict[str, Any]:
+    """The keys of one role."""
+    return {key: value for key, value in protocol.items() if Protocol.roles()[key] == role}
 
 
 def entries(subjects: list[Subject]) -> list[Entry]:
@@ -65,7 +61,8 @@ def entries(subjects: list[Subject]) -> list[Entry]:
     found = []
     for subject in subjects:
         for file, results in subject.results.items():
-            keys = [{k: row["protocol"][k] for k in KEYS if k in row["protocol"]} for row in results.rows]
+            settings = Protocol.keys(Role.SETTING)
+            keys = [{k: row["protocol"][k] for k in settings if k in row["protocol"]} for row in results.rows]
             for row, key in zip(results.rows, keys, strict=True):
                 hosts = {identity(each): each for each in keys if _may_host(each, key)}
                 joined = hosts.popitem()[1] if "reference" not in key and len(hosts) == 1 else key
@@ -200,7 +197,7 @@ def settings_text(protocol: dict[str, Any]) -> str:
     words = [f"guidance {protocol['guidance']:g}"] if isinstance(protocol.get("guidance"), int | float) else []
     words += [
         f"{key.replace('_', ' ')} {protocol[key]}"
-        for key, plain in NEUTRAL.items()
+        for key, plain in Protocol.neutral().items()
         if protocol.get(key, plain) != plain
     ]
     words += ["averaged weights"] * (protocol.get("weights") == "average")
@@ -217,7 +214,7 @@ def _published(members: list[Entry], metrics: list[str]) -> list[dict[str, Any]]
         if protocol.get("image_size", 256) != 256:  # all are measured at 256 pixels
             continue
         exact = {id(row) for row in matching(protocol)}
-        for row in matching(protocol, ignoring=SETTINGS):
+        for row in matching(protocol, ignoring=STATED_BY_ROW):
             found[id(row)] = (row, id(row) in exact or found.get(id(row), (row, False))[1])
     usable = {metric for metric in metrics if metrics.count(metric) == 1}
     return [

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from masc.runtime.artifacts import InputError
+from metrics.results import Protocol
 from reports import figures
 from reports.comparison import Entry, captions_text, group_by, heading, settings_text
 from reports.runs import AXES, NATS, Curve, is_better_high, time_between
@@ -161,7 +162,7 @@ def times_to_target(group: list[Line], labels: list[str], stated: float | None, 
 
 def _baseline_of(line: Line, group: list[Line], label: str) -> Line | None:
     def model_and_seed(other: Line) -> tuple[Any, Any, dict[str, Any]]:
-        own = {key: value for key, value in other.settings.items() if key not in ("head", "tree", "K")}
+        own = {key: value for key, value in other.settings.items() if key not in Protocol.flagged("method")}
         return other.subject.run.config["model"]["name"], other.subject.seed, own
 
     found = [other for other in group if other.subject.run.label == label]

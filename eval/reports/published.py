@@ -9,6 +9,8 @@ from typing import Any
 
 import yaml
 
+from metrics.results import Protocol
+
 METRICS = ("FID", "IS", "sFID", "precision", "recall", "rFID", "PSNR", "SSIM")
 KINDS = ("result", "real", "reconstruction", "report")
 CONFIDENCE = ("code", "paper", "repo", "2nd", "thread", "infer")
@@ -59,6 +61,7 @@ class PublishedRow:
             )
         if (self.kind == "report") != (self.cause is not None):
             raise ValueError(f"a report, and nothing else, states its cause ({self.source})")
+        Protocol.check(self.sampling, f"published.yaml, {self.source},")
 
     @property
     def label(self) -> str | None:

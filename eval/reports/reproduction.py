@@ -10,14 +10,16 @@ import numpy as np
 from masc.runtime.artifacts import InputError, replacing, write_json, write_text
 from masc.runtime.codes import Codes
 from masc.tree import Partition, Tree
+from metrics.results import Protocol, Role, check_keys
 from reports import figures
 from reports.claims import state_claims
 from reports.page import render_page
 from reports.runs import Run, TimeToTarget, time_to_target
+from reports.tokenizer_tables import FILES
 from reports.tree import figures as tree_figures
 from reports.tree.patches import cluster_sheet, token_patches
 from vq.interface import Tokenizer
-from vq.pixels import decode_pixels
+from vq.pixels import decode_pixels, image_grid
 
 NUM_SAMPLES_SHOWN = 40
 OVERVIEW_LABELS = ("flat", "masc", "masc-on-random")  # whose samples the overview picture shows
@@ -112,7 +114,7 @@ def sample_grids(runs: list[Run], name: str) -> dict[str, np.ndarray]:
         file = members[0].directory / "samples" / name / "images.npz"
         if file.exists():
             with np.load(file, allow_pickle=False) as archive:
-                grids[label] = figures.image_grid(archive["arr_0"][:NUM_SAMPLES_SHOWN], 8)
+                grids[label] = image_grid(archive["arr_0"][:NUM_SAMPLES_SHOWN], 8)
     return grids
 
 
@@ -141,8 +143,14 @@ def tree_section(inputs: ReportInputs, sheets: dict[str, np.ndarray]) -> dict[st
 
 def tokenizer_figures(directory: Path | None) -> dict[str, Any]:
     """Results of the tokenizer and of the replacement test, whichever are there, with rows of pictures."""
-    files = [directory / name for name in ("tokenizer.json", "replacement.json")] if directory else []
-    results = {key: value for file in files if file.exists() for key, value in json.loads(file.read_text()).items()}
+    results: dict[str, Any] = {}
+    files = [directory / name for name in FILES.values()] if directory else []
+    for file in files:
+        if file.exists():
+            content = json.loads(file.read_text())
+            parts = [part for part in content.values() if isinstance(part, list)]
+            check_keys([row for part in parts for each in part for row in each.get("metrics", [each])], file)
+            results |= content
     if not results:
         return {}
     if "replacement" not in results:
@@ -150,8 +158,7 @@ def tokenizer_figures(directory: Path | None) -> dict[str, Any]:
     with np.load(directory / "pictures.npz", allow_pickle=False) as archive:
         strips = {name: archive[name] for name in archive.files}
     pictures = [
-        {"name": name, "image": figures.picture(figures.image_grid(images, len(images)))}
-        for name, images in strips.items()
+        {"name": name, "image": figures.picture(image_grid(images, len(images)))} for name, images in strips.items()
     ]
     return {"results": results, "pictures": pictures}
 
@@ -214,7 +221,7 @@ def protocols(inputs: ReportInputs, tokenizer: dict[str, Any] | None) -> dict[st
     run, found = inputs.runs[0], {}
     for name in ["likelihood", *inputs.sample_sets]:
         for metric, row in run.results(name).items():
-            own = ("weights_sha256", "standard_error_over_images", "manifest_sha256", "head", "tree", "K", "seconds")
+            own = {*Protocol.keys(Role.PER_RUN), *Protocol.flagged("method")} - {"seed"}
             found[f"{name}: {metric}"] = {key: value for key, value in row["protocol"].items() if key not in own}
     for name in ("reconstruction", "training images", "reconstructions"):
         for row in (tokenizer or {}).get(name, []):

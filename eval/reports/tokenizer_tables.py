@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from masc.runtime.artifacts import InputError
+from metrics.results import Protocol, Role, check_keys, is_row
 from reports.comparison import group_by, identity
 from reports.published import EXTRACTOR, PublishedRow, published
 from reports.subjects import is_picture
 
 FILES = {"reconstruction": "tokenizer.json", "replacement": "replacement.json"}
-PICTURES = ("images", "num_images", "images_sha256")  # what a table is of
-# What differs between rows of one column; the rest of a protocol is how the metric was measured.
-PER_ROW = (*PICTURES, "tokenizer", "tokenizer_sha256", "tree", "K", "seeds", "sd_over_seeds", "by_seed")
+IMAGES = ("images", "num_images", "images_sha256")  # decide the table
+COLUMN = tuple(key for key in Protocol.keys(Role.SETTING, Role.DETAIL) if key not in IMAGES)  # decide the column
 # Published metrics by ours: every published SSIM is LlamaGen's own.
 PUBLISHED = {"rFID": "rFID", "PSNR (dB)": "PSNR", "SSIM (LlamaGen's)": "SSIM"}
 
@@ -68,6 +68,7 @@ def _read(file: Path, part: str) -> list[dict[str, Any]]:
     is_whole = _is_row if part == "reconstruction" else _is_case
     if not isinstance(results, list) or not results or not all(map(is_whole, results)):
         raise InputError(f"expected the results of {part} in {file}, found others or none; {make}")
+    check_keys([row for each in results for row in each.get("metrics", [each])], file)
     return results
 
 
@@ -77,7 +78,7 @@ def _has(content: Any, kinds: dict[str, Any]) -> bool:
 
 def _is_row(row: Any) -> bool:
     return (
-        _has(row, {"metric": str, "value": (int, float), "protocol": dict})
+        is_row(row)
         and _has(row["protocol"], {"tokenizer": str, "images": str, "num_images": int})
         and isinstance(row["protocol"].get("sd_over_seeds"), int | float | None)
     )
@@ -92,7 +93,7 @@ def tokenizer_tables(found: list[MeasuredTokenizer]) -> tuple[list[dict[str, Any
     """Tables of reconstruction and then of replacement, and the published rows of the same tokenizers that no table
     has room for."""
     everything = [(each.place, row) for each in found for row in each.reconstruction]
-    groups = group_by(everything, lambda item: [item[1]["protocol"].get(key) for key in PICTURES])
+    groups = group_by(everything, lambda item: [item[1]["protocol"].get(key) for key in IMAGES])
     tables = [_reconstruction(group) for group in groups]
     titles = [table["title"] for table in tables]
     for table in tables:
@@ -107,7 +108,7 @@ def tokenizer_tables(found: list[MeasuredTokenizer]) -> tuple[list[dict[str, Any
 
 def _reconstruction(group: list[tuple[Path, dict[str, Any]]]) -> dict[str, Any]:
     rows = [row for _, row in group]
-    pictures = {key: rows[0]["protocol"].get(key) for key in PICTURES}
+    pictures = {key: rows[0]["protocol"].get(key) for key in IMAGES}
     size = next((row["protocol"]["image_size"] for row in rows if "image_size" in row["protocol"]), None)
     columns = _columns(rows)
     names = dict.fromkeys(row["protocol"]["tokenizer"] for row in rows)
@@ -130,7 +131,7 @@ def _reconstruction(group: list[tuple[Path, dict[str, Any]]]) -> dict[str, Any]:
 def _replacement(tokenizer: MeasuredTokenizer) -> dict[str, Any]:
     rows = [row for case in tokenizer.replacement for row in case["metrics"]]
     protocol, columns = rows[0]["protocol"], _columns(rows)
-    pictures = {key: protocol.get(key) for key in PICTURES}
+    pictures = {key: protocol.get(key) for key in IMAGES}
     return {
         "kind": "replacement",
         "title": f"{protocol['tokenizer']}, {_pictures_text(pictures)}",
@@ -152,7 +153,7 @@ def _pictures_text(pictures: dict[str, Any]) -> str:
 
 def _column(row: dict[str, Any]) -> str:
     """Equal where two numbers are of one metric, measured alike."""
-    return identity([row["metric"], {key: v for key, v in row["protocol"].items() if key not in PER_ROW}])
+    return identity([row["metric"], {key: v for key, v in row["protocol"].items() if key in COLUMN}])
 
 
 def _columns(rows: list[dict[str, Any]]) -> dict[str, str]:

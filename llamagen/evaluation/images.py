@@ -18,7 +18,7 @@ from masc.runtime.run import differences, flatten, plain
 from metrics.inception import NAME, Inception, load_inception
 from metrics.protocol import ProtocolConfig
 from metrics.reference import hash_of
-from metrics.results import Results
+from metrics.results import Protocol, Results
 from metrics.streams import FirstPictures, Pictures, open_samples
 from vq.hub.fetch import weights_path
 
@@ -113,7 +113,7 @@ class MeasuredImages:
 def save_beside(found: Results, path: Path) -> Path:
     """Save results, and return where. Those of another reference, number of images, extractor or resize that are at
     `path` already stay: then the hash of what differs goes into the name."""
-    keys = ("reference_sha256", "num_images", "extractor_sha256", "resize")
+    keys = Protocol.flagged("apart")
     ours = {key: found.rows[0]["protocol"].get(key) for key in keys}
     try:
         there = Results.load(path).rows[0]["protocol"]

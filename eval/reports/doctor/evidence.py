@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 from scipy.stats import binom
 
+from metrics.results import Protocol
 from reports.doctor.rules import Case, Finding
 from reports.published import EXTRACTOR, RESIZE, is_imagenet, label_of
 
@@ -14,10 +15,6 @@ SORTED_GAP = 0.02  # relative: IS in file order below IS in shuffled chunks; two
 BLOCKY, SMALLEST = 1.1, 128
 # The same, sharpness against their own: 0.40 enlarged from 128 px, 0.61 from 192 px.
 BLURRED, HARSH = 0.62, 1.6
-COMPARABLE = (
-    *("evaluator", "resize", "reference", "reference_sha256", "num_images", "extractor_sha256", "crop"),
-    *("image_size", "captions_sha256"),
-)
 
 
 def nonfinite(case: Case) -> Iterator[Finding]:
@@ -233,7 +230,7 @@ def mixed_protocols(case: Case) -> Iterator[Finding]:
     for results in case.others:
         theirs = results.by_metric.get("FID", {}).get("protocol")
         if theirs and (theirs.get("model"), label_of(theirs)) == (ours.get("model"), label_of(ours)):
-            known = [key for key in COMPARABLE if None not in (ours.get(key), theirs.get(key))]
+            known = [key for key in Protocol.flagged("compared") if None not in (ours.get(key), theirs.get(key))]
             differing |= {key for key in known if ours[key] != theirs[key]}
     if differing:
         yield Finding(

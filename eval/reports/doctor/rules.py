@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from metrics.results import Results
+from metrics.results import Protocol, Results
 from reports.published import TRAINING_STATISTICS, PublishedRow, is_imagenet, label_of, matching, published, rows_for
 
 FEATURES = 2048  # of the pooled Inception layer
@@ -15,7 +15,6 @@ FEATURES = 2048  # of the pooled Inception layer
 TOLERANCE = {"FID": 0.02, "IS": 0.015, "sFID": 0.03, "precision": 0.01, "recall": 0.015}
 SAME_IS = 5e-4  # relative: the same pictures drawn again (LlamaGen#48: 193.6122 for 193.613)
 WRONG_FID, WRONG_PRECISION = 0.05, 0.03  # LlamaGen#48 and #53: 12% to 41% of FID, 0.09 of precision
-NEUTRAL = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "guidance_schedule": "constant", "guidance_interval": -1}
 # configs/sampling: for looking, not for measuring.
 GALLERIES = {"gallery": {"guidance": 4.0, "top_k": 2000}, "gallery-masc": {"guidance": 2.5, "top_k": 0}}
 VALIDATION_FID = 1.684  # real validation images under ADM's protocol (LlamaGen paper)
@@ -249,7 +248,7 @@ def sampling(case: Case) -> Iterator[Finding]:
     if not case.is_fid or case.is_coco:
         return
     preset = next((row for row in published() if row.preset and row.release == protocol.get("release")), None)
-    wanted = {**preset.sampling, "guidance": preset.guidance} if preset else NEUTRAL
+    wanted = {**preset.sampling, "guidance": preset.guidance} if preset else Protocol.neutral()
     off = {k: protocol[k] for k, value in wanted.items() if protocol.get(k) is not None and protocol[k] != value}
     gallery = _gallery(protocol, off)
     if gallery:
