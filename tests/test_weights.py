@@ -19,9 +19,9 @@ from metrics.results import Results
 from vq.hub.fetch import weights_path
 from vq.hub.releases import RELEASES as KNOWN
 from vq.interface import tokenizer_path
-from vq.measure import peak_signal_to_noise
 from vq.pixels import to_tensor
 from vq.pretrained import load_tokenizer
+from vq.quality import peak_signal_to_noise
 from vq.readers import load_images
 
 pytestmark = pytest.mark.weights

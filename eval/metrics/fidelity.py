@@ -12,7 +12,7 @@ import torch
 from metrics.frechet import Gaussian, Moments, frechet_distance
 from metrics.perceptual import Lpips
 from metrics.spaces import Space
-from vq.measure import MAX_PSNR, peak_signal_to_noise
+from vq.quality import MAX_PSNR, peak_signal_to_noise
 
 PSNR, SSIM, LPIPS = "PSNR (dB)", "SSIM", "LPIPS"
 WANG = {"data_range": 255, "gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}  # Wang et al. 2004

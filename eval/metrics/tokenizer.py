@@ -37,8 +37,8 @@ from metrics.spaces import inception_path, inception_space, lite0_space
 from metrics.streams import SourcePictures, read_batches
 from vq.images import ImageSource
 from vq.interface import Tokenizer
-from vq.measure import usage_and_perplexity
 from vq.pixels import decode_pixels, encode_pixels
+from vq.quality import usage_and_perplexity
 
 logger = logging.getLogger(__name__)
 VERSION = 2

@@ -19,8 +19,8 @@ from metrics.frechet import frechet_distance
 from metrics.lite0 import extract_features, load_extractor
 from metrics.spaces import inception_space, lite0_space
 from metrics.tokenizer import TokenizerTest, evaluate_tokenizer, measure_reconstruction
-from vq.measure import peak_signal_to_noise
 from vq.pixels import decode_pixels, encode_pixels
+from vq.quality import peak_signal_to_noise
 from vq.readers import load_images
 
 

@@ -12,8 +12,8 @@ from masc.runtime.streams import Purpose, random_stream
 from vq.codebook import make_codebook
 from vq.images import ImageSource
 from vq.interface import TokenizerConfig, tokenizer_path
-from vq.measure import measure, peak_signal_to_noise
 from vq.pretrained import load_decoder, load_extra, load_tokenizer
+from vq.quality import measure, peak_signal_to_noise
 from vq.quantize import VectorQuantizer
 from vq.readers import load_images
 from vq.train import TokenizerTraining, _Batches, train_tokenizer

@@ -25,8 +25,8 @@ from masc.runtime.streams import Purpose, random_stream
 from vq.autoencoder import ConvVQ
 from vq.images import ImageSource
 from vq.interface import TokenizerConfig
-from vq.measure import measure
 from vq.pixels import to_tensor
+from vq.quality import measure
 
 
 @dataclass(kw_only=True)
