@@ -7,7 +7,7 @@ attention goes through PyTorch's kernel.
 Shapes: B images, S x S pixels, H x W code grid, C channels, d code dimension, T = H * W positions."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -48,6 +48,14 @@ class ResBlock(nn.Module):
         return shortcut + self.residual(x)
 
 
+def res_blocks(
+    in_channels: int, channels: int, num_blocks: int, make: Callable[[int, int], nn.Module] = ResBlock
+) -> nn.ModuleList:
+    """Residual blocks one after another; the first changes the width from `in_channels` to `channels`."""
+    widths = [in_channels] + [channels] * num_blocks
+    return nn.ModuleList(make(widths[i], widths[i + 1]) for i in range(num_blocks))
+
+
 class AttnBlock(nn.Module):
     """Self-attention over all positions with one head: (B, C, H, W) -> (B, C, H, W)."""
 
@@ -86,8 +94,7 @@ class Level(nn.Module):
 
     def __init__(self, in_channels: int, channels: int, num_blocks: int, attention: bool):
         super().__init__()
-        widths = [in_channels] + [channels] * num_blocks
-        self.res = nn.ModuleList(ResBlock(widths[i], widths[i + 1]) for i in range(num_blocks))
+        self.res = res_blocks(in_channels, channels, num_blocks)
         self.attn = nn.ModuleList(AttnBlock(channels) for _ in range(num_blocks if attention else 0))
 
     def forward(self, x: Tensor) -> Tensor:

@@ -48,11 +48,6 @@ class LlamaGenQuantizer(VectorQuantizer):
             self.codebook_used.copy_(torch.cat([self.codebook_used, tokens])[-USAGE_WINDOW:])
         return found
 
-    @property
-    def usage(self) -> float:
-        """Share of the codebook among the latest tokens of training; token 0 counts until the window is full."""
-        return len(self.codebook_used.unique()) / len(self.embedding.weight)
-
     def losses(self, z: Tensor, entropy_ratio: float = 0.0) -> Losses:
         """The training losses of the latents z (B, d, H, W), differentiable in z and in the codebook.
 

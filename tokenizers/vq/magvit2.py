@@ -7,6 +7,7 @@ and modules/vqvae/lookup_free_quantize.py, with its parameter names. Its evaluat
 Shapes: B images, S x S pixels, C channels, H x W code grid, d = log2 N bits, T = H * W positions."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from masc.runtime.artifacts import InputError
-from vq.blocks import ConvTokenizer, ResBlock, activate, group_norm
+from vq.blocks import ConvTokenizer, ResBlock, activate, group_norm, res_blocks
 from vq.taming import lightning_state
 
 
@@ -47,9 +48,7 @@ class SignQuantizer(nn.Module):
         return self._vectors(tokens).unflatten(1, (grid, grid)).permute(0, 3, 1, 2)
 
 
-def _blocks(in_channels: int, channels: int, num_blocks: int) -> nn.ModuleList:
-    widths = [in_channels] + [channels] * num_blocks
-    return nn.ModuleList(ResBlock(widths[i], widths[i + 1], bias=False) for i in range(num_blocks))
+UnbiasedBlock = partial(ResBlock, bias=False)
 
 
 class Upsampler(nn.Module):
@@ -89,11 +88,11 @@ class Encoder(nn.Module):
         self.down = nn.ModuleList()
         for index in range(len(multipliers)):
             level = nn.Module()
-            level.block = _blocks(widths[index], widths[index + 1], num_blocks)
+            level.block = res_blocks(widths[index], widths[index + 1], num_blocks, UnbiasedBlock)
             if index < len(multipliers) - 1:
                 level.downsample = nn.Conv2d(widths[index + 1], widths[index + 1], 3, stride=2, padding=1)
             self.down.append(level)
-        self.mid_block = _blocks(widths[-1], widths[-1], num_blocks)
+        self.mid_block = res_blocks(widths[-1], widths[-1], num_blocks, UnbiasedBlock)
         self.norm_out = group_norm(widths[-1])
         self.conv_out = nn.Conv2d(widths[-1], num_bits, 1)
 
@@ -115,11 +114,11 @@ class Decoder(nn.Module):
         super().__init__()
         widths = [channels * multiplier for multiplier in (*multipliers, multipliers[-1])]
         self.conv_in = nn.Conv2d(num_bits, widths[-1], 3, padding=1)
-        self.mid_block = _blocks(widths[-1], widths[-1], num_blocks)
+        self.mid_block = res_blocks(widths[-1], widths[-1], num_blocks, UnbiasedBlock)
         self.up, self.adaptive = nn.ModuleList(), nn.ModuleList()
         for index in range(len(multipliers)):
             level = nn.Module()
-            level.block = _blocks(widths[index + 1], widths[index], num_blocks)
+            level.block = res_blocks(widths[index + 1], widths[index], num_blocks, UnbiasedBlock)
             if index:
                 level.upsample = Upsampler(widths[index])
             self.up.append(level)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vq.blocks import ConvTokenizer, ResBlock, activate, group_norm
+from vq.blocks import ConvTokenizer, ResBlock, activate, group_norm, res_blocks
 from vq.quantize import VectorQuantizer
 
 
@@ -31,17 +31,12 @@ class MaskGITBlock(ResBlock):
         return h + (self.nin_shortcut(h) if hasattr(self, "nin_shortcut") else x)
 
 
-def _blocks(in_channels: int, channels: int, num_blocks: int) -> nn.ModuleList:
-    widths = [in_channels] + [channels] * num_blocks
-    return nn.ModuleList(MaskGITBlock(widths[i], widths[i + 1]) for i in range(num_blocks))
-
-
 class Level(nn.Module):
     """Residual blocks at one resolution; the decoder's convolve after doubling it."""
 
     def __init__(self, in_channels: int, channels: int, num_blocks: int, has_upsample: bool = False):
         super().__init__()
-        self.block = _blocks(in_channels, channels, num_blocks)
+        self.block = res_blocks(in_channels, channels, num_blocks, MaskGITBlock)
         if has_upsample:
             self.upsample_conv = nn.Conv2d(channels, channels, 3, padding=1)
 
@@ -61,7 +56,7 @@ class Encoder(nn.Module):
         widths = [channels, *(channels * multiplier for multiplier in multipliers)]
         self.conv_in = nn.Conv2d(3, channels, 3, padding=1, bias=False)
         self.down = nn.ModuleList(Level(widths[i], widths[i + 1], num_blocks) for i in range(len(multipliers)))
-        self.mid = _blocks(widths[-1], widths[-1], num_blocks)
+        self.mid = res_blocks(widths[-1], widths[-1], num_blocks, MaskGITBlock)
         self.norm_out = group_norm(widths[-1])
         self.conv_out = nn.Conv2d(widths[-1], code_dim, 1)
 
@@ -81,7 +76,7 @@ class Decoder(nn.Module):
         super().__init__()
         widths = [channels * multiplier for multiplier in (*multipliers, multipliers[-1])]
         self.conv_in = nn.Conv2d(code_dim, widths[-1], 3, padding=1)
-        self.mid = _blocks(widths[-1], widths[-1], num_blocks)
+        self.mid = res_blocks(widths[-1], widths[-1], num_blocks, MaskGITBlock)
         self.up = nn.ModuleList(
             Level(widths[i + 1], widths[i], num_blocks, has_upsample=i > 0) for i in range(len(multipliers))
         )

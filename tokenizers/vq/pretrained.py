@@ -28,7 +28,7 @@ def load_tokenizer(path: Path, config: TokenizerConfig) -> Tokenizer:
 
 
 def _check_sizes(path: Path, config: TokenizerConfig, model: Any) -> None:
-    stored, wanted = _header(path, "config"), {"name": config.name, **model.options}
+    stored, wanted = _config_in(path), {"name": config.name, **model.options}
     differing = {key: (stored.get(key), wanted[key]) for key in wanted if stored.get(key) != wanted[key]}
     if differing:
         listed = ", ".join(f"{key} is {there!r} there, {here!r} here" for key, (there, here) in differing.items())
@@ -50,14 +50,9 @@ def load_decoder(codebook: Codebook, artifacts: Path, weights: str | None = None
     return load_tokenizer(path, config)
 
 
-def _header(path: Path, key: str) -> dict:
+def _config_in(path: Path) -> dict[str, Any]:
     try:
         with safe_open(path, "pt") as file:
-            return json.loads((file.metadata() or {})[key])
+            return json.loads((file.metadata() or {})["config"])
     except (SafetensorError, KeyError) as error:
         raise InputError(f"{path} is not a tokenizer of this project, or is truncated ({error})") from error
-
-
-def load_extra(path: Path) -> dict:
-    """How a stored tokenizer was trained and what it reached."""
-    return _header(path, "extra")

@@ -1,4 +1,4 @@
-"""How good a tokenizer is: PSNR, codebook usage, perplexity."""
+"""Quality of a tokenizer: PSNR of its reconstructions, usage and perplexity of its codebook."""
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ MAX_PSNR = 60.0  # dB: what an exact copy counts as in a mean, beyond what uint8
 
 
 @torch.no_grad()
-def measure(model: Tokenizer, source: ImageSource, batch_size: int = 64) -> dict[str, float]:
+def reconstruction_quality(model: Tokenizer, source: ImageSource, batch_size: int = 64) -> dict[str, float]:
     """PSNR (dB, mean over images, on the uint8 pictures), codebook usage and perplexity on a source."""
     psnr, counts = [], np.zeros(model.num_tokens, np.int64)
     for start in range(0, len(source), batch_size):
