@@ -13,7 +13,7 @@ from llamagen.backbones.official import load_official
 from llamagen.model import ARModel, DataShape, build_model
 from masc.heads.config import HeadConfig
 from masc.runtime.artifacts import InputError, hash_file
-from vq.hub.releases import existing_weights
+from vq.hub.pins import existing_weights
 from vq.interface import Tokenizer, TokenizerConfig, tokenizer_path
 from vq.pretrained import load_tokenizer
 

@@ -3,8 +3,7 @@
 from dataclasses import dataclass, field
 
 from vq.crops import CROPS, Views
-
-SOURCES = ("twemoji", "imagenet", "folder", "coco", "lsun", "ffhq")
+from vq.readers import SOURCES
 
 
 @dataclass(kw_only=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from masc.runtime.artifacts import InputError
-from vq.hub.releases import existing_weights
+from vq.hub.pins import existing_weights
 
 if TYPE_CHECKING:  # configs are read by stages that need no torch
     import torch

@@ -75,7 +75,7 @@ def test_what_has_no_class_is_left_out():
 def test_an_unknown_source_or_split_is_refused():
     with pytest.raises(ValueError, match="train and val, not 'test'"):
         load_images("twemoji", "test", 32)
-    with pytest.raises(InputError, match="the images of imagenet have no place"):
+    with pytest.raises(InputError, match="the folder with the images of imagenet is not named"):
         load_images("imagenet", "train", 256)
 
 

@@ -31,7 +31,7 @@ from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
 
 from masc.runtime.artifacts import InputError, hash_file
 from masc.runtime.locks import lock_file
-from vq.hub.pins import LOCK, Pin, key_of, lock, pin_of
+from vq.hub.pins import LOCK, Pin, how_to_get, key_of, lock, pin_of
 from vq.hub.releases import RELEASES, Release, RemoteFile
 
 logger = logging.getLogger(__name__)
@@ -86,13 +86,13 @@ def weights_path(name: str, folder: Path) -> Path:
     Raises InputError where one is absent, or has another size than is known; `fetch` compares the hashes."""
     found = release(name)
     for file in found.files:
-        path, size = _place(found, file, folder), pin_of(found, file, folder).size
+        path, size = found.place(file, folder), pin_of(found, file, folder).size
         if not path.exists():
-            raise InputError(f"no {path}; {_how(found, file, folder)}")
+            raise InputError(f"no {path}; {how_to_get(found, file, folder)}")
         if size and path.stat().st_size != size:
             raise InputError(
                 f"{path} has {path.stat().st_size} bytes, expected {size}: truncated, or another file. Remove it; "
-                f"then {_how(found, file, folder)}"
+                f"then {how_to_get(found, file, folder)}"
             )
     return found.path(folder)
 
@@ -104,32 +104,14 @@ def fetch(name: str, folder: Path) -> Path:
     the table, the lock file or the server itself say."""
     found = release(name)
     for file in found.files:
-        path = _place(found, file, folder)
+        path = found.place(file, folder)
         if path.exists():
             _check_present(found, file, path, folder)
         elif not found.is_remote:
-            raise InputError(f"{name} cannot be downloaded; {_how(found, file, folder)}")
+            raise InputError(f"{name} cannot be downloaded; {how_to_get(found, file, folder)}")
         else:
             _download(found, file, path, folder)
     return found.path(folder)
-
-
-def _place(found: Release, file: RemoteFile, folder: Path) -> Path:
-    return found.path(folder) if len(found.files) == 1 else found.path(folder) / file.name
-
-
-def _how(found: Release, file: RemoteFile, folder: Path) -> str:
-    """How a missing file may be had."""
-    pin = pin_of(found, file, folder)
-    said = [f"{pin.size} bytes"] * bool(pin.size) + [f"SHA-256 {pin.sha256}"] * bool(pin.sha256)
-    known = f" ({', '.join(said)})" if said else ""
-    if not found.is_remote:
-        return f"download it from {found.source} and copy it to {_place(found, file, folder)}{known}"
-    mirror = "HF_ENDPOINT" if found.repository else "MASC_MIRROR"
-    return (
-        f"type `make weights NAME={found.name}`, with {mirror} set to a mirror if the server cannot be reached, "
-        f"or copy {file.name} of {found.origin} by hand to {_place(found, file, folder)}{known}"
-    )
 
 
 def _check_present(found: Release, file: RemoteFile, path: Path, folder: Path) -> None:
@@ -236,7 +218,7 @@ def _download(found: Release, file: RemoteFile, path: Path, folder: Path) -> Non
 def _plainly(found: Release, file: RemoteFile, url: str, folder: Path, partial: Path | None = None) -> Iterator[None]:
     """Turn the client's errors into one plain message."""
     kept = f"; {partial.name} is kept and the same command goes on from it" if partial is not None else ""
-    instead = f"Once it can be: {_how(found, file, folder)}{kept}"
+    instead = f"Once it can be: {how_to_get(found, file, folder)}{kept}"
     try:
         yield
     except OfflineModeIsEnabled as error:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from masc.runtime.artifacts import InputError, write_json
 from masc.runtime.locks import lock_file
-from vq.hub.releases import Release, RemoteFile
+from vq.hub.releases import RELEASES, Release, RemoteFile
 
 LOCK = "lock.json"
 
@@ -47,3 +47,31 @@ def _read(folder: Path) -> dict[str, dict[str, str | int]]:
         return json.loads(path.read_text()) if path.exists() else {}
     except json.JSONDecodeError as error:
         raise InputError(f"{path} is broken ({error}); delete it to trust the servers' present word again") from error
+
+
+def how_to_get(found: Release, file: RemoteFile, folder: Path) -> str:
+    """What to do about a missing file of a release; begins with a verb."""
+    pin = pin_of(found, file, folder)
+    said = [f"{pin.size} bytes"] * bool(pin.size) + [f"SHA-256 {pin.sha256}"] * bool(pin.sha256)
+    known = f" ({', '.join(said)})" if said else ""
+    if not found.is_remote:
+        return f"download it from {found.source} and copy it to {found.place(file, folder)}{known}"
+    mirror = "HF_ENDPOINT" if found.repository else "MASC_MIRROR"
+    return (
+        f"type `make weights NAME={found.name}`, with {mirror} set to a mirror if the server cannot be reached, "
+        f"or copy {file.name} of {found.origin} by hand to {found.place(file, folder)}{known}"
+    )
+
+
+def existing_weights(path: Path, owner: str, option: str) -> Path:
+    """The file of weights at `path`.
+
+    If it is missing, raise InputError with the way to get it. `owner` is the model or tokenizer that needs it, `option`
+    the config key that names it."""
+    if path.exists():
+        return path
+    how = "copy it there"
+    for found in RELEASES.values():
+        if found.path(path.parent) == path:
+            how = how_to_get(found, found.files[0], path.parent)
+    raise InputError(f'no weights of {owner} at {path}; {how}, or name their file with ARGS="{option}=PATH"')

@@ -13,8 +13,6 @@ sends (vq.hub.fetch)."""
 from dataclasses import dataclass
 from pathlib import Path
 
-from masc.runtime.artifacts import InputError
-
 
 @dataclass(frozen=True)
 class RemoteFile:
@@ -57,6 +55,10 @@ class Release:
     def path(self, folder: Path) -> Path:
         """Where it lies below `folder`: a file under its own name, several in a directory of the release's name."""
         return Path(folder) / (self.files[0].name if len(self.files) == 1 else self.name)
+
+    def place(self, file: RemoteFile, folder: Path) -> Path:
+        """Where one of its files lies below `folder`."""
+        return self.path(folder) if len(self.files) == 1 else self.path(folder) / file.name
 
 
 def _one(name: str, repository: str, file: RemoteFile, revision: str | None = None) -> Release:
@@ -205,23 +207,3 @@ RELEASES = {
         *EVALUATION,
     )
 }
-
-
-def existing_weights(path: Path, owner: str, option: str) -> Path:
-    """The file of weights at `path`; where it is missing, InputError saying how `owner`, whose config names it by
-    `option`, gets it."""
-    if not path.exists():
-        raise InputError(
-            f'no weights of {owner} at {path}; {_how_to_get(path)}, or name their file with ARGS="{option}=PATH"'
-        )
-    return path
-
-
-def _how_to_get(path: Path) -> str:
-    """What to type for a file of weights that is missing: the release it belongs to, by its name."""
-    for found in RELEASES.values():
-        if found.path(path.parent) == path:
-            if not found.is_remote:
-                return f"download it from {found.source} and copy it there"
-            return f"download it with `make weights NAME={found.name}`"
-    return "copy it there"

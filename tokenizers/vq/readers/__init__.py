@@ -1,5 +1,6 @@
-"""Image sources by name: `load_images` opens the embedded one or one on disk."""
+"""Image sources by name; `load_images` opens one."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from masc.runtime.artifacts import InputError
@@ -7,30 +8,33 @@ from vq.images import ImageSource
 from vq.readers.coco import load_coco
 from vq.readers.folders import load_class_folders, load_ffhq, load_lsun
 from vq.readers.imagenet import load_imagenet
+from vq.readers.twemoji import load_twemoji
 
-READERS = {  # of the sources on disk: (folder, split, resolution) -> StoredImages
+# Sources inside an installed package: (split, resolution) -> ImageSource.
+EMBEDDED: dict[str, Callable[[str, int], ImageSource]] = {"twemoji": load_twemoji}
+# Sources on disk: (folder, split, resolution) -> ImageSource.
+ON_DISK: dict[str, Callable[[Path, str, int], ImageSource]] = {
     "imagenet": load_imagenet,
     "folder": load_class_folders,
     "coco": load_coco,
     "lsun": load_lsun,
     "ffhq": load_ffhq,
 }
+SOURCES = (*EMBEDDED, *ON_DISK)
 
 
 def load_images(name: str, split: str, resolution: int, path: str | None = None) -> ImageSource:
-    """The split (`train` or `val`) of the image source called `name`, at `resolution` pixels a side.
+    """The split (`train` or `val`) of the image source `name`, at `resolution` pixels a side.
 
-    `path` is the folder that holds it; only `twemoji`, which comes with a package, needs none."""
-    if name == "twemoji":
-        from vq.readers.twemoji import Twemoji
-
-        return Twemoji.load(split, resolution)
-    if path is None:
-        raise InputError(f'the images of {name} have no place; name their folder with ARGS="data.path=FOLDER"')
-    if not Path(path).is_dir():
-        raise InputError(f'no folder {path} with the images of {name}; name it with ARGS="data.path=FOLDER"')
+    `path` is the folder of a source on disk. Raises InputError if it is missing or `name` is none of SOURCES."""
     if split not in ("train", "val"):
         raise ValueError(f"{name} has the splits train and val, not {split!r}")
-    if name not in READERS:
-        raise InputError(f"no reader for the image source {name!r}; there are twemoji, {', '.join(READERS)}")
-    return READERS[name](Path(path), split, resolution)
+    if name in EMBEDDED:
+        return EMBEDDED[name](split, resolution)
+    if name not in ON_DISK:
+        raise InputError(f"there is no image source {name!r}; choose one of {', '.join(SOURCES)}")
+    if path is None:
+        raise InputError(f'the folder with the images of {name} is not named; name it with ARGS="data.path=FOLDER"')
+    if not Path(path).is_dir():
+        raise InputError(f'no folder {path} with the images of {name}; name it with ARGS="data.path=FOLDER"')
+    return ON_DISK[name](Path(path), split, resolution)

