@@ -101,7 +101,7 @@ class Run:
         """Whether the run is at the last step of `config`. Raises InputError if another config trained here."""
         if self.progress.step < config.steps:
             return False
-        open_run(self.directory, plain(config), load_inputs(config).parents, config.volatile)
+        open_run(self.directory, plain(config), load_inputs(config).parents, config.volatile, config.label)
         return True
 
     @cached_property

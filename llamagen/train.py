@@ -65,7 +65,7 @@ def train(config: TrainConfig) -> Path:
     last = last_checkpoint(directory)
     with locked(directory) if accelerator.is_main_process else contextlib.nullcontext():
         if accelerator.is_main_process:
-            open_run(directory, plain(config), inputs.parents, config.volatile)
+            open_run(directory, plain(config), inputs.parents, config.volatile, config.label)
         accelerator.wait_for_everyone()
         now = Progress(shares=accelerator.num_processes * config.micro_batches, precision=precision)
         progress = load_progress(last)

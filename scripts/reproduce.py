@@ -4,17 +4,18 @@ from pipeline import PlannedRun, ReproduceConfig, reproduce
 from stage import load_config, run_stage
 
 from llamagen.training.config import TrainConfig
+from masc.runtime.run import split_label
 
 
 def plan(config: ReproduceConfig, head: str, seed: int) -> PlannedRun:
     """The run of HEAD or HEAD-on-TREE at a seed."""
-    name, _, tree = head.partition("-on-")
+    name, tree = split_label(head)
     clusters = [] if name == "flat" or config.num_clusters is None else [f"head.num_clusters={config.num_clusters}"]
     overrides = [
         f"model={config.model}",
         f"data={config.data}",
         f"head={name}",
-        f"tree={tree or 'masc'}",
+        f"tree={tree}",
         f"seed={seed}",
         f"tokenizer_name={config.tokenizer.name}",
         f"artifacts={config.artifacts}",

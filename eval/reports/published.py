@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from masc.runtime.run import run_label
 from metrics.results import Protocol
 
 METRICS = ("FID", "IS", "sFID", "precision", "recall", "rFID", "PSNR", "SSIM")
@@ -95,7 +96,7 @@ def label_of(protocol: dict[str, Any]) -> str | None:
     head, tree = protocol.get("head"), protocol.get("tree")
     if head is None:
         return "flat" if protocol.get("release") else None
-    return head if head == "flat" or tree in (None, "masc") else f"{head}-on-{tree}"
+    return run_label(head, None if head == "flat" else tree)
 
 
 def parse_published(groups: list[dict[str, Any]]) -> tuple[PublishedRow, ...]:

@@ -19,6 +19,11 @@ AXES = ("images", "step", "seconds")
 FILES = ("config.yaml", "provenance.json", "metrics.jsonl")
 LOWER_IS_BETTER = ("nats", "loss", "FID", "FD-", "LPIPS")  # by what a metric's name holds, asked first
 HIGHER_IS_BETTER = ("IS", "precision", "recall", "CLIP score", "accuracy", "PSNR", "SSIM")
+# Volatile keys of runs that were made before provenance.json listed them.
+VOLATILE = (
+    *("tracking.", "log_every", "checkpoint_every", "artifacts", "run_dir", "captions", "data.path", "micro_batches"),
+    *("tree.engine", "tree.coarsest"),
+)
 Curve = dict[str, np.ndarray]  # `images`, `step`, `seconds` (NaN where not known) and the metric, all (P,)
 
 
@@ -55,9 +60,18 @@ class Run:
 
     @property
     def label(self) -> str:
-        """Head, and tree where it is not MASC's own; as the run's directory is named where the config does not say."""
+        """The label in provenance.json; of an older run without one, from its config or else its directory's name."""
+        if "label" in self.provenance:
+            return self.provenance["label"]
         head, tree = ((self.config.get(part) or {}).get("name") for part in ("head", "tree"))
         return label_of({"head": head, "tree": tree}) or self.directory.parent.name
+
+    @property
+    def volatile(self) -> tuple[str, ...]:
+        """Prefixes of the config keys that change no result."""
+        if "volatile" in self.provenance:
+            return tuple(self.provenance["volatile"])
+        return VOLATILE if self.label != "flat" else (*VOLATILE, "tree.")
 
     @property
     def seed(self) -> int:
@@ -110,7 +124,10 @@ def _check_config(config: Any, provenance: Any, where: Path) -> None:
             f"expected the config of a run (model.name, data.name, seed) in {where / 'config.yaml'}, found others; "
             "restore it, or train anew"
         )
-    if not isinstance(provenance, dict):
+    kinds = {"label": str, "volatile": list}
+    if not isinstance(provenance, dict) or not all(
+        isinstance(provenance[name], kind) for name, kind in kinds.items() if name in provenance
+    ):
         raise InputError(f"expected names and values in {where / 'provenance.json'}; restore it, or train anew")
 
 

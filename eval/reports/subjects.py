@@ -17,12 +17,6 @@ from reports.doctor.doctor import read_results
 from reports.published import label_of
 from reports.runs import FILES, Run
 
-# Keys of a run's config that seeds of one family may differ in: `seed`, and what changes no result
-# (llamagen.training.config.TrainConfig.volatile).
-FREE = (
-    *("seed", "run_dir", "tracking.", "artifacts", "log_every", "checkpoint_every", "captions", "data.path"),
-    *("micro_batches", "tree.engine", "tree.coarsest"),
-)
 PARTS = ("checkpoints", "samples", "eval", "wandb")  # folders of a run, which hold no others
 
 
@@ -46,8 +40,8 @@ class Subject:
         """Equal for runs that differ in their seed only."""
         if self.run is None:
             return str(self.place)
-        passed_over = FREE if self.run.label != "flat" else (*FREE, "tree.")
-        config = {key: value for key, value in flatten(self.run.config).items() if not key.startswith(passed_over)}
+        free = ("seed", *self.run.volatile)
+        config = {key: value for key, value in flatten(self.run.config).items() if not key.startswith(free)}
         return json.dumps([self.run.label, config, self.run.provenance.get("parents", {})], sort_keys=True, default=str)
 
     def about(self, protocol: dict[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from masc.build import TreeConfig
 from masc.heads.config import HeadConfig
 from masc.layout import Layout
 from masc.runtime.device import check_precision
+from masc.runtime.run import run_label
 from vq.data import DataConfig
 
 
@@ -70,8 +71,7 @@ class TrainConfig:
     @property
     def label(self) -> str:
         """The run's head and, unless it is MASC's own, its tree."""
-        on_tree = f"-on-{self.tree.name}" if self.head.uses_tree and self.tree.name != "masc" else ""
-        return self.head.name + on_tree
+        return run_label(self.head.name, self.tree.name if self.head.uses_tree else None)
 
     @property
     def directory(self) -> Path:

@@ -63,9 +63,25 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
-def open_run(path: Path, config: dict[str, Any], parents: dict[str, str], volatile: tuple[str, ...]) -> None:
+def run_label(head: str, tree: str | None) -> str:
+    """The label of a run: its head and, unless the tree is MASC's own, `-on-` and the tree.
+
+    `tree` is None for a head that uses no tree."""
+    return head if tree in (None, "masc") else f"{head}-on-{tree}"
+
+
+def split_label(label: str) -> tuple[str, str]:
+    """Head and tree of a label; the tree is `masc` if the label names none."""
+    head, _, tree = label.partition("-on-")
+    return head, tree or "masc"
+
+
+def open_run(
+    path: Path, config: dict[str, Any], parents: dict[str, str], volatile: tuple[str, ...], label: str
+) -> None:
     """Create the run directory with config.yaml and provenance.json, or check that they agree.
 
+    provenance.json keeps `label` (of `run_label`) and `volatile` for readers that do not know the config's classes.
     Raises InputError naming every key that differs if another config, or another parent artefact,
     already made results there. Keys that begin with one of `volatile` change no result and may differ."""
     import yaml
@@ -84,7 +100,9 @@ def open_run(path: Path, config: dict[str, Any], parents: dict[str, str], volati
                 f"RUN_DIR=..., or delete this one with `rm -r {path}` to train it anew"
             )
         return
-    write_json(path / "provenance.json", {"parents": parents, **provenance()})
+    write_json(
+        path / "provenance.json", {"label": label, "volatile": list(volatile), "parents": parents, **provenance()}
+    )
     write_text(file, yaml.safe_dump(config, sort_keys=False))
 
 

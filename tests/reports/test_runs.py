@@ -1,0 +1,47 @@
+"""Runs as reports read them: label and volatile keys come from provenance.json."""
+
+import json
+
+import pytest
+from report_runs import make_run
+from stage import load_config
+
+from llamagen.training.config import TrainConfig
+from masc.runtime.artifacts import InputError
+from reports.runs import Run
+from reports.subjects import find_subjects
+
+
+def change(directory, **more):
+    file = directory / "provenance.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | more))
+
+
+@pytest.mark.parametrize("head", ["flat", "masc"])
+def test_a_run_without_them_gets_the_label_and_volatile_keys_of_its_config(tmp_path, head):
+    run = Run.load(make_run(tmp_path, head))
+    config = load_config("train", TrainConfig, [f"head={head}", "model=llamagen-b", "tokenizer_name=vq16"])
+    assert run.label == config.label == head
+    assert set(run.volatile) == set(config.volatile)
+
+
+def test_label_and_volatile_keys_of_provenance_decide(tmp_path):
+    runs = [make_run(tmp_path, "masc", seed) for seed in (0, 1)]
+    for directory in runs:
+        change(directory, label="masc-refined", volatile=["tokenizer_name", "run_dir"])
+    config = runs[1] / "config.yaml"
+    config.write_text(config.read_text().replace("vq16", "vq16-moved"))
+    subjects, _ = find_subjects(tmp_path, [])
+    assert [subject.run.label for subject in subjects] == ["masc-refined"] * 2
+    assert subjects[0].family == subjects[1].family
+    change(runs[1], volatile=["run_dir"])
+    subjects, _ = find_subjects(tmp_path, [])
+    assert subjects[0].family != subjects[1].family
+
+
+@pytest.mark.parametrize("more", [{"label": 3}, {"volatile": "seed"}])
+def test_a_provenance_of_another_form_is_refused(tmp_path, more):
+    directory = make_run(tmp_path)
+    change(directory, **more)
+    with pytest.raises(InputError, match=r"expected names and values in .*provenance.json"):
+        Run.load(directory)
