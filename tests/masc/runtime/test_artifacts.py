@@ -3,11 +3,13 @@
 import errno
 import json
 import os
-import subprocess
-import sys
+import resource
+import signal
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from masc.runtime.artifacts import (
     Codebook,
@@ -132,29 +134,28 @@ def test_a_directory_moved_aside_by_a_killed_process_comes_back(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["last"]
 
 
-@pytest.mark.parametrize("write", ["safetensors", "torch", "numpy"])
-def test_a_write_the_system_refuses_is_one_clear_error(tmp_path, write):
-    # A file-size limit in place of a full disk, in a process of its own: the limit cannot be lifted again.
-    code = f"""
-import resource, signal, sys
-import numpy as np, torch
-from pathlib import Path
-from safetensors.torch import save_file
-from masc.runtime.artifacts import InputError, replacing
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (10000, 10000))
-big = torch.zeros(100000)
-try:
-    with replacing(Path({str(tmp_path / "big")!r})) as temporary:
-        if {write!r} == "safetensors": save_file({{"a": big}}, temporary)
-        if {write!r} == "torch": torch.save(big, temporary)
-        if {write!r} == "numpy":
-            with temporary.open("wb") as file: np.savez(file, a=big.numpy())
-except InputError as error:
-    sys.exit(0 if "no space left while writing" in str(error) else 3)
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+WRITERS = {
+    "safetensors": lambda tensor, file: save_file({"a": tensor}, file),
+    "torch": torch.save,
+    "numpy": lambda tensor, file: np.savez(file.open("wb"), a=tensor.numpy()),
+}
+
+
+@pytest.fixture
+def files_of_10_kb():
+    """A limit on the size of every file that this process writes, in place of a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    signal.signal(signal.SIGXFSZ, handler)
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_a_write_the_system_refuses_is_one_clear_error(tmp_path, writer, files_of_10_kb):
+    with pytest.raises(InputError, match="no space left while writing"), replacing(tmp_path / "big") as temporary:
+        WRITERS[writer](torch.zeros(100_000), temporary)
     assert not [file for file in tmp_path.iterdir() if file.name == "big"]
 
 

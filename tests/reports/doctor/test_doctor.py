@@ -1,8 +1,6 @@
 """Each diagnosis on a fabricated case that differs from a sound one by its own fault only."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 import yaml
@@ -18,6 +16,7 @@ from doctor_cases import (
     codes,
     make_results,
 )
+from script_runner import run_script
 from stage import CONFIGS
 
 from masc.runtime.artifacts import InputError
@@ -186,11 +185,9 @@ def test_a_run_or_a_file_must_be_named(arguments):
         read_results(*arguments)
 
 
-def test_the_script_prints_and_ends_with_status_0_unless_the_input_is_bad(root, tmp_path):
+def test_the_script_prints_and_ends_with_status_0_unless_the_input_is_bad(tmp_path, capsys):
     make_results({"reference_split": "val"}).save(tmp_path / "eval" / "default-adm.json")
-    command = [sys.executable, "scripts/doctor.py"]
-    done = subprocess.run([*command, f"run={tmp_path}"], cwd=root, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "problem: The reference (adm-imagenet256) is of validation images" in done.stdout
-    failed = subprocess.run([*command, f"run={tmp_path / 'none'}"], cwd=root, capture_output=True, text=True)
-    assert failed.returncode == 1 and failed.stderr.startswith("error: no results")
+    run_script("doctor", f"run={tmp_path}")
+    assert "problem: The reference (adm-imagenet256) is of validation images" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match=r"^error: no results"):
+        run_script("doctor", f"run={tmp_path / 'none'}")
