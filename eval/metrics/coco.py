@@ -61,6 +61,17 @@ class CocoProtocolConfig(ProtocolConfig):
         if self.size < 8:
             raise ValueError(f"protocol.size must be at least 8 pixels, found {self.size}")
 
+    @property
+    def preparation(self) -> tuple[Any, ...]:
+        return self.crop, self.size
+
+    def prepare(self, pictures: Pictures) -> Pictures:
+        return CroppedPictures(pictures, len(pictures), self.size, self.crop)
+
+    @property
+    def about_reference(self) -> dict[str, Any]:
+        return {"reference_images": self.pairing}
+
     def reference_name(self, split: str, ids_sha256: str | None) -> str:
         """The name of its reference: what decides the pictures, and what differs from ADM's and TensorFlow's way."""
         paired = f"-paired-{ids_sha256[:8]}" if self.pairing == "paired" else ""

@@ -21,6 +21,7 @@ from metrics.precision_recall import NEIGHBOUR, inside_balls
 from metrics.reference import Reference
 from metrics.resize import RESIZES
 from metrics.results import Results, row
+from metrics.streams import Pictures
 
 logger = logging.getLogger(__name__)
 METRICS = ("FID", "sFID", "IS", "precision", "recall")
@@ -51,6 +52,20 @@ class ProtocolConfig:
         if self.num_images < 2:
             raise ValueError(f"protocol.num_images must be at least 2, found {self.num_images}")
 
+    @property
+    def preparation(self) -> tuple[Any, ...]:
+        """What decides the output of `prepare`: protocols with the same one share their features."""
+        return ()
+
+    def prepare(self, pictures: Pictures) -> Pictures:
+        """The images as this protocol measures them, before the resize to the network."""
+        return pictures
+
+    @property
+    def about_reference(self) -> dict[str, Any]:
+        """What results against the reference must say beside the reference's own description."""
+        return {}
+
 
 def measure(
     config: ProtocolConfig,
@@ -75,7 +90,7 @@ def measure(
         **about,
         "num_images": num_images,
     }
-    against = {**common, **reference.protocol}
+    against = {**common, **reference.protocol, **config.about_reference}
     rows = []
     with exact_arithmetic():
         if "FID" in config.metrics:

@@ -1,44 +1,40 @@
-"""COCO-30k: FID, IS and CLIP score of a text model's samples, or of any pictures (`make eval-coco`).
+"""COCO-30k: FID, IS and CLIP score of a text model's samples, or of any images (`make eval-coco`).
 
-Captions are chosen once, encoded once (`make text-features`), and shown one a sample: image i shows caption i. The
-references are cropped from COCO's own pictures, all of val2014 or those whose captions were shown."""
+Captions are chosen once and encoded once (`make text-features`); image i shows caption i. The references are cropped
+from COCO's own images: all of val2014, or those whose captions were shown."""
 
 import logging
 import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from accelerate import PartialState
 
 from llamagen.conditions.features import TextFeatures
 from llamagen.conditions.images import check_text_model
-from llamagen.evaluation.images import EvalFidConfig, MeasuredImages, find_samples, open_images, save_beside
-from llamagen.sampling.sets import SampleSet
+from llamagen.evaluation.fid import Evaluation
+from llamagen.evaluation.images import EvalFidConfig, first_images
 from masc.runtime.artifacts import InputError, write_text
-from masc.runtime.device import patient_state
 from metrics.clip_score import MODEL, NAME, Clip, clip_cosines, clip_score, load_clip
 from metrics.coco import (
     MAKE,
-    CaptionList,
     CocoProtocolConfig,
-    CroppedPictures,
     captions_file,
     choose_captions,
     coco_source,
     load_captions,
     save_captions,
 )
-from metrics.features import extract
-from metrics.inception import Inception
-from metrics.protocol import measure
-from metrics.reference import Reference, load_statistics, make_reference, reference_file
+from metrics.reference import make_reference, reference_file
 from metrics.streams import FilePictures, Pictures
 from vq.hub.fetch import weights_path
 from vq.hub.pins import pin_of
 from vq.hub.releases import RELEASES
 
 logger = logging.getLogger(__name__)
-KEPT = 1000  # pictures that a reference keeps, for `make doctor` to look at
+KEPT = 1000  # images that a reference keeps, for `make doctor` to look at
 
 
 @dataclass(kw_only=True)
@@ -50,10 +46,23 @@ class ClipConfig:
     model: str = MODEL  # as open_clip calls it
     batch_size: int = 64
 
+    def load(self, folder: Path, state: PartialState) -> Clip | None:
+        """The network on this process's device; None, with a warning, if no file is named and `folder` has none."""
+        if self.weights is not None:
+            return load_clip(Path(self.weights), self.sha256, state.device, self.model)
+        try:
+            path = weights_path(NAME, folder)
+        except InputError as error:
+            logger.warning("no CLIP score: %s", error)
+            return None
+        release = RELEASES[NAME]
+        pinned = pin_of(release, release.files[0], folder).sha256
+        return load_clip(path, self.sha256 or pinned, state.device, self.model)
+
 
 @dataclass(kw_only=True)
 class ChoiceConfig:
-    """Which captions are chosen (`make coco-captions`)."""
+    """A choice of captions (`make coco-captions`)."""
 
     coco: str | None = None  # COCO's folder: annotations/ and val2014/ or val2014.zip
     split: str = "val2014"
@@ -65,8 +74,9 @@ class ChoiceConfig:
 
 @dataclass(kw_only=True)
 class EvalCocoConfig(EvalFidConfig):
-    """What is measured on COCO, and how. `captions` are text features, as `make sample` takes them; None: those of
-    the list, in artifacts/text."""
+    """Images to be measured on COCO, and their protocols.
+
+    `captions` are text features, as `make sample` takes them; None: those of the list, in artifacts/text."""
 
     protocols: dict[str, CocoProtocolConfig] = field(default_factory=dict)
     coco: str | None = None  # its folder; not needed where captions and references are made already
@@ -77,7 +87,7 @@ class EvalCocoConfig(EvalFidConfig):
 
     @property
     def wanted(self) -> int:
-        """Samples to be measured."""
+        """Number of images to be measured."""
         return self.num_images or max(protocol.num_images for protocol in self.protocols.values())
 
 
@@ -98,7 +108,7 @@ def make_captions(config: ChoiceConfig) -> Path:
 
 
 def _as_lines(path: Path, artifacts: Path) -> Path:
-    """LlamaGen's table as lines, for `make text-features`; other files as they are."""
+    """The path of LlamaGen's table as lines, for `make text-features`; other files as they are."""
     if path.suffix != ".csv":
         return path
     lines = artifacts / "coco" / f"{path.stem}.txt"
@@ -106,82 +116,113 @@ def _as_lines(path: Path, artifacts: Path) -> Path:
     return lines
 
 
+class CocoEvaluation(Evaluation):
+    """Images that show one caption each, measured against COCO's own images."""
+
+    def __init__(self, config: EvalCocoConfig):
+        """Finds captions and their features; raises InputError if they are missing or do not fit the images."""
+        super().__init__(config)
+        if self.samples is not None:
+            check_text_model(self.samples.source.config.model, "captions")
+        self.captions_path = _captions_file(config, self.state)
+        captions = load_captions(self.captions_path)
+        if len(captions) < config.wanted:
+            raise InputError(
+                f"image i shows caption i, and {self.captions_path} holds {len(captions):,} captions for "
+                f"{config.wanted:,} images; set num_images={len(captions)}, or choose more with `make coco-captions`"
+            )
+        self.captions_sha256, self.shown = captions.sha256, captions.first(config.wanted)
+        if self.samples is not None and not self.samples.is_drawn:
+            self.config = replace(config, captions=str(self._find_features()))
+        wants_clip = any(protocol.clip_score for protocol in config.protocols.values())
+        self.clip = config.clip.load(Path(config.extractor.folder), self.state) if wants_clip else None
+        self.cosines: dict[tuple[Any, ...], np.ndarray] = {}
+
+    def _find_features(self) -> Path:
+        """The folder of text features that samples are drawn from; InputError if they are of other captions."""
+        path = self.captions_path
+        folder = Path(self.config.captions or Path(self.config.extractor.artifacts) / "text" / path.stem)
+        make = f"make text-features CAPTIONS={path} ARGS=out={folder}"
+        self._check_same(f"the text features in {folder}", TextFeatures.load(folder, make=make).config, make)
+        return folder
+
+    def _check_same(self, what: str, about: dict[str, str], mend: str) -> None:
+        found = about.get("captions_sha256")
+        if found != self.captions_sha256:
+            raise InputError(
+                f"{what} are of the captions {str(found)[:12]}, but {self.captions_path} has "
+                f"{self.captions_sha256[:12]}; name their list with ARGS=caption_list=FILE, or make them anew: `{mend}`"
+            )
+
+    def find_reference(self, protocol: CocoProtocolConfig) -> str:
+        """The name of a protocol's reference, which is made of COCO's images unless it is there."""
+        config, shown, paired = self.config, self.shown, protocol.pairing == "paired"
+        if paired and shown.image_ids is None:
+            raise InputError(
+                "paired references need the image ids of the captions, and this list has none; take pairing=all, or "
+                "captions of `make coco-captions`"
+            )
+        name = protocol.reference_name(config.split, shown.ids_sha256)
+        path = reference_file(Path(config.extractor.artifacts), name)
+        if config.coco is None and not path.exists():
+            raise InputError(f'no reference {path}; say where COCO lies with ARGS="coco=FOLDER"')
+        if config.coco is None:
+            return name
+        source = coco_source(
+            Path(config.coco), config.split, protocol.size, protocol.crop, shown.image_ids if paired else None
+        )
+        if source.missing and not paired:
+            absent, first = f"{len(source.missing):,}", source.missing[0]
+            logger.warning("%s: %s of its images are not in %s, %s first", name, absent, config.coco, first)
+        more = {"crop": protocol.crop, **({"ids_sha256": shown.ids_sha256} if paired else {})}
+        batch_size = config.extractor.batch_size
+        make_reference(path, source, self.model, protocol.resize, KEPT, 0, batch_size, self.state, more)
+        return name
+
+    def choose(self, pictures: Pictures) -> Pictures:
+        """The images in the order of their captions; InputError if there are too few, or they show other captions."""
+        if self.samples is not None:
+            what = f"the samples in {self.samples.directory}"
+            self._check_same(what, self.samples.manifest.get("captions", {}), "make eval-coco SAMPLES=ANOTHER_NAME")
+        elif isinstance(pictures, FilePictures):
+            # By number, as LlamaGen sorts: 10.png comes after 9.png.
+            names = pictures.members.names
+            order = sorted(range(len(names)), key=lambda row: _numbers_apart(names[row]))
+            pictures.members = pictures.members.take(order)
+        return first_images(pictures, self.config.wanted)
+
+    def about(self, protocol: CocoProtocolConfig) -> dict[str, Any]:
+        """The captions shown, and the crop."""
+        return {**self.shown.protocol, "crop": protocol.crop}
+
+    def further_rows(
+        self, protocol: CocoProtocolConfig, pictures: Pictures, about: dict[str, Any]
+    ) -> list[dict[str, Any]]:
+        """The CLIP score, if the protocol has it and its weights are there."""
+        if self.clip is None or not protocol.clip_score:
+            return []
+        key, clip = protocol.preparation, self.config.clip
+        if key not in self.cosines:
+            self.cosines[key] = clip_cosines(pictures, self.shown.texts, self.clip, clip.batch_size, self.state)
+        about = {**about, "protocol": protocol.name, "image_size": protocol.size}
+        return [clip_score(self.cosines[key], self.clip, about, self.config.bootstrap)]
+
+
 def evaluate_coco(config: EvalCocoConfig) -> list[Path]:
     """Write <eval>/<samples>-<protocol>.json for each protocol; return the files.
 
-    Captions, weights and references are looked for before anything is drawn. Raises InputError for what is missing,
-    broken, or does not belong together."""
-    state = patient_state()
-    samples = find_samples(config)
-    _check_model(samples)
-    path = _captions_file(config, state)
-    captions = load_captions(path)
-    if len(captions) < config.wanted:
-        raise InputError(
-            f"image i shows caption i, and {path} holds {len(captions):,} captions for {config.wanted:,} images; set "
-            f"num_images={len(captions)}, or choose more with `make coco-captions`"
-        )
-    config = _with_features(config, samples, path, captions)
-    shown = captions.first(config.wanted)
-    model, clip = config.extractor.load(state), _load_clip(config, state)
-    references = {
-        name: _reference(config, protocol, shown, model, state) for name, protocol in config.protocols.items()
-    }
-    images = open_images(config, samples, state.device)
-    pictures = _pictures(config, samples, images.pictures, path, captions)
-    return _measure(config, images, pictures, shown, model, clip, references, state)
-
-
-def _measure(
-    config: EvalCocoConfig,
-    images: MeasuredImages,
-    pictures: Pictures,
-    shown: CaptionList,
-    model: Inception,
-    clip: Clip | None,
-    references: dict[str, Reference],
-    state: PartialState,
-) -> list[Path]:
-    features, cosines, written = {}, {}, []
-    for name, protocol in config.protocols.items():
-        if config.wanted < protocol.num_images:
-            wanted, full = f"{config.wanted:,}", f"{protocol.num_images:,}"
-            logger.warning("%s: %s pictures, but COCO-30k is of %s; fewer give a higher FID", name, wanted, full)
-        way = (protocol.crop, protocol.size)
-        cropped = CroppedPictures(pictures, config.wanted, protocol.size, protocol.crop)
-        if (*way, protocol.resize) not in features:
-            batch_size = config.extractor.batch_size
-            features[*way, protocol.resize] = extract(cropped, model, protocol.resize, batch_size, state)
-        if clip is not None and protocol.clip_score and way not in cosines:
-            cosines[way] = clip_cosines(cropped, shown.texts, clip, config.clip.batch_size, state)
-        if not state.is_main_process:
-            continue
-        about = {**images.about, **shown.protocol, "crop": protocol.crop}
-        found = measure(protocol, features[*way, protocol.resize], references[name], model, about, config.bootstrap)
-        for row in found.rows:
-            if "reference" in row["protocol"]:
-                row["protocol"]["reference_images"] = protocol.pairing
-        if clip is not None and protocol.clip_score:
-            about |= {"protocol": protocol.name, "image_size": protocol.size}
-            found.rows.append(clip_score(cosines[way], clip, about, config.bootstrap))
-        found.evidence.update(images.evidence)
-        written.append(save_beside(found, images.results.with_name(f"{images.results.name}-{name}.json")))
-    state.wait_for_everyone()
-    return written
-
-
-def _check_model(samples: SampleSet | None) -> None:
-    """Raise InputError if samples of a class model are asked for."""
-    if samples is not None:
-        check_text_model(samples.source.config.model, "captions")
+    Raises InputError for what is missing, broken, or does not belong together."""
+    return CocoEvaluation(config).run()
 
 
 def _captions_file(config: EvalCocoConfig, state: PartialState) -> Path:
-    """The captions that samples show, chosen here if nothing else is said; InputError for pictures without any."""
+    """The file of the captions that the images show, chosen here unless `caption_list` names one.
+
+    Raises InputError for images that are not drawn here and have no list."""
     artifacts = Path(config.extractor.artifacts)
     if config.caption_list is None and config.sample_config is None:
         raise InputError(
-            "say which captions the pictures show, picture i caption i, with ARGS=caption_list=FILE: a choice of `make "
+            "say which captions the images show, image i caption i, with ARGS=caption_list=FILE: a choice of `make "
             "coco-captions`, LlamaGen's coco_captions.csv, or the captions.txt that its sampler writes"
         )
     choice = ChoiceConfig(
@@ -198,101 +239,5 @@ def _captions_file(config: EvalCocoConfig, state: PartialState) -> Path:
     return make_captions(choice)
 
 
-def _with_features(
-    config: EvalCocoConfig, samples: SampleSet | None, path: Path, captions: CaptionList
-) -> EvalCocoConfig:
-    """The config with its text features named, if samples must be drawn; InputError if they are not there, or of
-    other captions."""
-    if samples is None or samples.is_drawn:
-        return config
-    folder = Path(config.captions or Path(config.extractor.artifacts) / "text" / path.stem)
-    make = f"make text-features CAPTIONS={path} ARGS=out={folder}"
-    _check_same(f"the text features in {folder}", TextFeatures.load(folder, make=make).config, path, captions, make)
-    return replace(config, captions=str(folder))
-
-
-def _check_same(what: str, about: dict[str, str], path: Path, captions: CaptionList, mend: str) -> None:
-    found = about.get("captions_sha256")
-    if found != captions.sha256:
-        raise InputError(
-            f"{what} are of the captions {str(found)[:12]}, but {path} has {captions.sha256[:12]}; name the list that "
-            f"they are of with ARGS=caption_list=FILE, or make them anew: `{mend}`"
-        )
-
-
-def _pictures(
-    config: EvalCocoConfig, samples: SampleSet | None, pictures: Pictures, path: Path, captions: CaptionList
-) -> Pictures:
-    """The samples in the order of their captions; InputError if there are too few, or they show other captions."""
-    if samples is not None:
-        shown = samples.manifest.get("captions", {})
-        _check_same(f"the samples in {samples.directory}", shown, path, captions, "make eval-coco SAMPLES=ANOTHER_NAME")
-    elif isinstance(pictures, FilePictures):
-        # By number, as LlamaGen sorts: 10.png comes after 9.png.
-        names = pictures.members.names
-        order = sorted(range(len(names)), key=lambda row: _numbers_apart(names[row]))
-        pictures.members = pictures.members.take(order)
-    if len(pictures) < config.wanted:
-        raise InputError(
-            f"{config.wanted:,} pictures are wanted, but {pictures.name} holds {len(pictures):,}; draw more, or set "
-            f"num_images={len(pictures)}"
-        )
-    if len(pictures) > config.wanted:
-        logger.warning("%s: the first %s of %s pictures", pictures.name, f"{config.wanted:,}", f"{len(pictures):,}")
-    return pictures
-
-
 def _numbers_apart(name: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdecimal() else (0, part) for part in re.split(r"(\d+)", name)]
-
-
-def _reference(
-    config: EvalCocoConfig, protocol: CocoProtocolConfig, shown: CaptionList, model: Inception, state: PartialState
-) -> Reference:
-    """The reference of a protocol, made of COCO's pictures unless it is there."""
-    paired = protocol.pairing == "paired"
-    if paired and shown.image_ids is None:
-        raise InputError(
-            "paired references need the image ids of the captions, and this list has none; take pairing=all, or "
-            "captions of `make coco-captions`"
-        )
-    name = protocol.reference_name(config.split, shown.ids_sha256)
-    artifacts = Path(config.extractor.artifacts)
-    path = reference_file(artifacts, name)
-    if config.coco is not None:
-        source = coco_source(
-            Path(config.coco), config.split, protocol.size, protocol.crop, shown.image_ids if paired else None
-        )
-        if source.missing and not paired:
-            absent, first = f"{len(source.missing):,}", source.missing[0]
-            logger.warning("%s: %s of its pictures are not in %s, %s first", name, absent, config.coco, first)
-        more = {"crop": protocol.crop, **({"ids_sha256": shown.ids_sha256} if paired else {})}
-        make_reference(path, source, model, protocol.resize, KEPT, 0, config.extractor.batch_size, state, more)
-    elif not path.exists():
-        raise InputError(f'no reference {path}; say where COCO lies with ARGS="coco=FOLDER"')
-    return load_statistics(
-        name,
-        artifacts,
-        Path(config.extractor.folder),
-        model,
-        protocol.resize,
-        config.extractor.batch_size,
-        state,
-    )
-
-
-def _load_clip(config: EvalCocoConfig, state: PartialState) -> Clip | None:
-    """The network of the CLIP score; None, with a warning, where its weights are absent."""
-    given = config.clip
-    if not any(protocol.clip_score for protocol in config.protocols.values()):
-        return None
-    if given.weights is not None:
-        return load_clip(Path(given.weights), given.sha256, state.device, given.model)
-    try:
-        path = weights_path(NAME, Path(config.extractor.folder))
-    except InputError as error:
-        logger.warning("no CLIP score: %s", error)
-        return None
-    release = RELEASES[NAME]
-    pinned = pin_of(release, release.files[0], Path(config.extractor.folder)).sha256
-    return load_clip(path, given.sha256 or pinned, state.device, given.model)

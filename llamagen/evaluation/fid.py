@@ -1,54 +1,100 @@
-"""FID, sFID, IS, precision and recall of a run, a release, or any pictures (`make eval-fid`).
+"""The evaluation loop, and its plain form `make eval-fid`: FID, sFID, IS, precision and recall of any images.
 
-One pass of the Inception network serves every protocol with the same resize. Samples that are not there are drawn, kept
-as tokens, and decoded straight into the network: no picture is ever written."""
+One pass of the Inception network serves every protocol with the same images and resize. Samples that are not there are
+drawn, kept as tokens, and decoded straight into the network: no image is written."""
 
 import logging
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
-from llamagen.evaluation.images import EvalFidConfig, find_samples, open_images, save_beside, wanted_pictures
+from llamagen.evaluation.images import EvalFidConfig, find_samples, first_images, open_images, save_beside
 from masc.runtime.device import patient_state
 from metrics.features import extract
-from metrics.protocol import measure
-from metrics.reference import load_statistics
+from metrics.inception import Inception
+from metrics.protocol import ProtocolConfig, measure
+from metrics.reference import Reference, load_statistics
+from metrics.streams import Pictures
 
 logger = logging.getLogger(__name__)
+
+
+class Evaluation:
+    """Images measured under the protocols of a config, each against the reference that it names.
+
+    A subclass may find other references, choose other images, and add metrics."""
+
+    def __init__(self, config: EvalFidConfig):
+        """Raises InputError if the run or the images do not exist."""
+        self.config, self.state = config, patient_state()
+        self.samples = find_samples(config)
+
+    @cached_property
+    def model(self) -> Inception:
+        return self.config.extractor.load(self.state)
+
+    def find_reference(self, protocol: ProtocolConfig) -> str:
+        """The name of a protocol's reference, for `load_statistics`."""
+        return protocol.reference
+
+    def choose(self, pictures: Pictures) -> Pictures:
+        """The images to be measured, in order; InputError if there are too few."""
+        return first_images(pictures, self.config.num_images)
+
+    def about(self, protocol: ProtocolConfig) -> dict[str, Any]:
+        """What results must say beside the origin of the images."""
+        return {}
+
+    def further_rows(self, protocol: ProtocolConfig, pictures: Pictures, about: dict[str, Any]) -> list[dict[str, Any]]:
+        """Rows of metrics outside the Inception space; every process takes part."""
+        return []
+
+    def references(self) -> dict[str, Reference]:
+        """The reference of each protocol; InputError for one that is missing or broken."""
+        extractor, loaded, found = self.config.extractor, {}, {}
+        for name, protocol in self.config.protocols.items():
+            key = self.find_reference(protocol), protocol.resize
+            if key not in loaded:
+                folders = Path(extractor.artifacts), Path(extractor.folder)
+                loaded[key] = load_statistics(
+                    key[0], *folders, self.model, protocol.resize, extractor.batch_size, self.state
+                )
+            found[name] = loaded[key]
+        return found
+
+    def run(self) -> list[Path]:
+        """Write <eval>/<samples>-<protocol>.json for each protocol; return the files.
+
+        References and weights are looked for before anything is drawn or measured."""
+        config, state, references = self.config, self.state, self.references()
+        images = open_images(config, self.samples, state.device)
+        pictures = self.choose(images.pictures)
+        features, written = {}, []
+        for name, protocol in config.protocols.items():
+            if len(pictures) < protocol.num_images:
+                logger.warning(
+                    "%s: %s images, but the published numbers of this protocol are of %s; fewer give a higher FID",
+                    name,
+                    f"{len(pictures):,}",
+                    f"{protocol.num_images:,}",
+                )
+            prepared, key = protocol.prepare(pictures), (protocol.preparation, protocol.resize)
+            if key not in features:
+                features[key] = extract(prepared, self.model, protocol.resize, config.extractor.batch_size, state)
+            about = images.about | self.about(protocol)
+            further = self.further_rows(protocol, prepared, about)
+            if not state.is_main_process:
+                continue
+            found = measure(protocol, features[key], references[name], self.model, about, config.bootstrap)
+            found.rows.extend(further)
+            found.evidence.update(images.evidence)
+            written.append(save_beside(found, images.results.with_name(f"{images.results.name}-{name}.json")))
+        state.wait_for_everyone()
+        return written
 
 
 def evaluate_fid(config: EvalFidConfig) -> list[Path]:
     """Write <eval>/<samples>-<protocol>.json for each protocol; return the files.
 
-    References and weights are looked for before anything is drawn or measured. Raises InputError for what is missing
-    or broken."""
-    state = patient_state()
-    samples = find_samples(config)
-    model = config.extractor.load(state)
-    references = {}
-    for protocol in config.protocols.values():
-        key = (protocol.reference, protocol.resize)
-        if key not in references:
-            folders = Path(config.extractor.artifacts), Path(config.extractor.folder)
-            references[key] = load_statistics(
-                protocol.reference, *folders, model, protocol.resize, config.extractor.batch_size, state
-            )
-    images = open_images(config, samples, state.device)
-    pictures = wanted_pictures(config, images.pictures)
-    features, written = {}, []
-    for name, protocol in config.protocols.items():
-        if len(pictures) < protocol.num_images:
-            logger.warning(
-                "%s: %s pictures, but the published numbers of this protocol are of %s; fewer give a higher FID",
-                name,
-                f"{len(pictures):,}",
-                f"{protocol.num_images:,}",
-            )
-        if protocol.resize not in features:
-            features[protocol.resize] = extract(pictures, model, protocol.resize, config.extractor.batch_size, state)
-        if not state.is_main_process:
-            continue
-        reference = references[protocol.reference, protocol.resize]
-        found = measure(protocol, features[protocol.resize], reference, model, images.about, config.bootstrap)
-        found.evidence.update(images.evidence)
-        written.append(save_beside(found, images.results.with_name(f"{images.results.name}-{name}.json")))
-    state.wait_for_everyone()
-    return written
+    Raises InputError for what is missing or broken."""
+    return Evaluation(config).run()

@@ -128,17 +128,17 @@ def save_beside(found: Results, path: Path) -> Path:
     return path
 
 
-def wanted_pictures(config: EvalFidConfig, pictures: Pictures) -> Pictures:
-    """As many as are asked for, from the first on."""
-    if config.num_images is None or config.num_images == len(pictures):
+def first_images(pictures: Pictures, wanted: int | None) -> Pictures:
+    """The first `wanted` images, or all of them; InputError if there are fewer."""
+    if wanted is None or wanted == len(pictures):
         return pictures
-    if config.num_images > len(pictures):
+    if wanted > len(pictures):
         raise InputError(
-            f"{config.num_images:,} pictures were asked for, but {pictures.name} holds {len(pictures):,}; set "
-            "num_images, or draw more under another name (SAMPLES=...)"
+            f"{wanted:,} images are wanted, but {pictures.name} holds {len(pictures):,}; set "
+            f"num_images={len(pictures)}, or draw more under another name (SAMPLES=...)"
         )
-    logger.warning("%s: the first %s of %s pictures", pictures.name, f"{config.num_images:,}", f"{len(pictures):,}")
-    return FirstPictures(pictures, config.num_images)
+    logger.warning("%s: the first %s of %s images", pictures.name, f"{wanted:,}", f"{len(pictures):,}")
+    return FirstPictures(pictures, wanted)
 
 
 def find_samples(config: EvalFidConfig) -> SampleSet | None:

@@ -237,15 +237,15 @@ def test_too_few_captions_or_pictures_are_refused_and_more_are_named(place, pict
     with pytest.raises(InputError, match=r"holds 5 captions for 12 images; set num_images=5"):
         evaluate_coco(config_of(samples=str(pictures), caption_list=few))
     (pictures / "11.png").unlink()
-    with pytest.raises(InputError, match=r"12 pictures are wanted, but .* holds 11; .*num_images=11"):
+    with pytest.raises(InputError, match=r"12 images are wanted, but .* holds 11; .*num_images=11"):
         evaluate_coco(config_of(samples=str(pictures), caption_list=whole))
     files = evaluate_coco(config_of(samples=str(pictures), caption_list=few, num_images=5))
     assert Results.load(files[0])["FID"]["protocol"]["num_images"] == 5
-    assert "the first 5 of 11 pictures" in caplog.text and "5 pictures, but COCO-30k is of 12" in caplog.text
+    assert "the first 5 of 11 images" in caplog.text and "5 images, but the published numbers" in caplog.text
 
 
 def test_what_does_not_belong_together_is_refused(place, pictures, text_release, tiny_release, encoder):
-    with pytest.raises(InputError, match="say which captions the pictures show"):
+    with pytest.raises(InputError, match="say which captions the images show"):
         evaluate_coco(config_of(samples=str(pictures)))
     with pytest.raises(InputError, match="class-conditional"):
         evaluate_coco(of_release(tiny_release))
@@ -273,7 +273,7 @@ def test_a_reference_lacking_pictures_is_named_and_replaces_none(place, pictures
     next((place / "coco" / "val2014").glob("*3.jpg")).unlink()
     with pytest.raises(InputError, match=r"coco12-val2014.npz holds another reference: count 20 there, 19 now"):
         evaluate_coco(config)
-    assert "1 of its pictures are not in coco" in caplog.text
+    assert "1 of its images are not in coco" in caplog.text
 
 
 def test_the_shipped_protocols_are_of_30000_samples_at_256_pixels():

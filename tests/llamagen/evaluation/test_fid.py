@@ -91,7 +91,7 @@ def test_the_first_pictures_are_measured_if_fewer_are_asked_for(evaluate, place,
     given = {"release": None, "protocols": {"adm": protocol()}}
     first = evaluate(samples="all.npz", num_images=30, **given)[0]
     assert values(first) == pytest.approx(values(evaluate(samples="few.npz", **given)[0]), rel=1e-6)
-    assert Results.load(first)["FID"]["protocol"]["num_images"] == 30 and "the first 30 of 45 pictures" in caplog.text
+    assert Results.load(first)["FID"]["protocol"]["num_images"] == 30 and "the first 30 of 45 images" in caplog.text
 
 
 def test_tokens_are_not_decoded_by_another_tokenizer(evaluate, tiny_release, tmp_path):
@@ -148,8 +148,8 @@ def test_what_is_missing_is_said_before_anything_is_drawn(evaluate, place, caplo
     assert not (place / "runs").exists()
     np.savez(place / "few.npz", RNG.integers(0, 256, (9, 12, 12, 3), dtype=np.uint8))
     evaluate(release=None, samples="few.npz", protocols={"adm": protocol()})
-    assert "9 pictures, but the published numbers of this protocol are of 21" in caplog.text
-    with pytest.raises(InputError, match="30 pictures were asked for"):
+    assert "9 images, but the published numbers of this protocol are of 21" in caplog.text
+    with pytest.raises(InputError, match=r"30 images are wanted, but few.npz holds 9; set num_images=9"):
         evaluate(release=None, samples="few.npz", num_images=30)
     with pytest.raises(InputError, match="no samples at"):
         evaluate(release=None, samples="nowhere")
