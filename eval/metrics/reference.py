@@ -18,6 +18,7 @@ import torch
 from accelerate import PartialState
 
 from masc.runtime.artifacts import InputError, hash_arrays, hash_file, replacing, reuse_npz, save_npz
+from masc.runtime.npy import write_npy
 from masc.runtime.streams import Purpose, random_stream
 from metrics.features import Extraction, extract
 from metrics.frechet import Gaussian
@@ -274,7 +275,5 @@ def save_reference(path: Path, found: Extraction, kept: Pictures, about: dict[st
             with archive.open(f"{name}.npy", "w") as file:
                 np.lib.format.write_array(file, array, allow_pickle=False)
         with archive.open("arr_0.npy", "w", force_zip64=True) as file:
-            shape = (len(kept), *kept.read(0, 1).shape[1:])
-            np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
-            for start in range(0, len(kept), 64):
-                file.write(np.ascontiguousarray(kept.read(start, start + 64)).data)
+            parts = (kept.read(start, start + 64) for start in range(0, len(kept), 64))
+            write_npy(file, parts, len(kept), str(path))

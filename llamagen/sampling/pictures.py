@@ -16,6 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from masc.runtime.artifacts import replacing
+from masc.runtime.npy import write_npy
 from vq.interface import Tokenizer
 from vq.pixels import to_uint8
 
@@ -93,8 +94,4 @@ def join_npz(folder: Path, num_images: int, path: Path) -> None:
         zipfile.ZipFile(temporary, "w") as archive,
         archive.open("arr_0.npy", "w", force_zip64=True) as file,
     ):
-        for index, pictures in enumerate(read_units(folder, "npz", num_images)):
-            if index == 0:
-                header = {"descr": "|u1", "fortran_order": False, "shape": (num_images, *pictures.shape[1:])}
-                np.lib.format.write_array_header_1_0(file, header)
-            file.write(np.ascontiguousarray(pictures).data)
+        write_npy(file, read_units(folder, "npz", num_images), num_images, str(path))

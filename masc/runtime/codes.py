@@ -1,20 +1,21 @@
 """Packed codes: the tokens of many images in one memory-mapped file, with labels and groups.
 
-A directory of codes.npy (M images, V views, T positions; uint16, uint32 from N > 65,536), labels.npy, groups.npy,
-captions.json (for text conditioning), keys.txt (the name of each picture), failures.txt
-(pictures that could not be read, if any) and meta.json, which holds the class names and a checksum a shard."""
+A directory holds codes.npy (M images, V views, T positions; uint16, uint32 from N > 65,536), labels.npy, groups.npy,
+used.npy (whether each token occurs), captions.json (for text conditioning), keys.txt (the name of each image),
+failures.txt (images that could not be read, if any) and meta.json with the class names and a checksum of each shard."""
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from masc.runtime.artifacts import InputError, hash_arrays, replacing, write_json, write_text
+from masc.runtime.artifacts import InputError, hash_arrays, hash_file, replacing, write_json, write_text
+from masc.runtime.npy import write_npy
 
 FORMAT, VERSION = "masc-codes", 2
 SHARD_SIZE = 1024  # images that share a checksum
@@ -32,6 +33,7 @@ class Codes:
     codebook_sha256: str
     sha256: str  # of codes.npy
     config: dict[str, Any]
+    is_used: np.ndarray | None = None  # (N,) bool: tokens that occur; None where it was not recorded
 
     @property
     def num_images(self) -> int:
@@ -79,7 +81,10 @@ def save_codes(
     _check_labels(labels, class_names, path)
     with replacing(path) as temporary:
         temporary.mkdir()
-        shape, shards, sha256 = _write_tokens(temporary / "codes.npy", tokens, len(labels), num_tokens)
+        written, file = _Written(num_tokens, str(path)), temporary / "codes.npy"
+        with file.open("wb") as stream:
+            shape = write_npy(stream, written.pack(tokens), len(labels), f"{path}/codes.npy")
+        np.save(temporary / "used.npy", written.is_used)
         np.save(temporary / "labels.npy", labels.astype(np.int64))
         np.save(temporary / "groups.npy", groups.astype(np.int64))
         write_json(temporary / "captions.json", captions)
@@ -89,12 +94,13 @@ def save_codes(
         meta = {
             "format": FORMAT,
             "version": VERSION,
-            "shape": shape,
+            "shape": list(shape),
             "num_tokens": num_tokens,
             "class_names": class_names,
             "codebook_sha256": codebook_sha256,
-            "sha256": sha256,
-            "shards": shards,
+            "sha256": hash_file(file),
+            "shards": written.shards,
+            "used_sha256": hash_arrays({"used": written.is_used}),
             "order_sha256": hash_arrays({"labels": labels.astype(np.int64), "groups": groups.astype(np.int64)}),
             "num_failures": len(failures),
             "config": config,
@@ -102,28 +108,26 @@ def save_codes(
         write_json(temporary / "meta.json", meta)
 
 
-def _write_tokens(
-    path: Path, shards: Iterable[np.ndarray], num_images: int, num_tokens: int
-) -> tuple[list[int], list[dict[str, Any]], str]:
-    """The array's shape, the size and SHA-256 of each shard's bytes, and the SHA-256 of the whole file."""
-    shape, written, checksums = None, 0, []
-    with path.open("w+b") as file:
+@dataclass
+class _Written:
+    """What is recorded of the tokens while they are written."""
+
+    num_tokens: int  # N
+    where: str
+    shards: list[dict[str, Any]] = field(default_factory=list)  # number of images and SHA-256 of each shard's bytes
+    is_used: np.ndarray = field(init=False)  # (N,) bool
+
+    def __post_init__(self) -> None:
+        self.is_used = np.zeros(self.num_tokens, np.bool_)
+
+    def pack(self, shards: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        """The shards in the type of the file, checked and recorded one after another."""
         for shard in shards:
-            check_tokens(shard, num_tokens, str(path))
-            if shape is None:
-                shape = [num_images, *shard.shape[1:]]
-                header = {"descr": code_type(num_tokens).str, "fortran_order": False, "shape": tuple(shape)}
-                np.lib.format.write_array_header_1_0(file, header)
-            if list(shard.shape[1:]) != shape[1:]:
-                raise InputError(f"a shard of codes has shape {shard.shape[1:]}, the others {shape[1:]} ({path})")
-            data = np.ascontiguousarray(shard, code_type(num_tokens)).tobytes()
-            file.write(data)
-            checksums.append({"images": len(shard), "sha256": hashlib.sha256(data).hexdigest()})
-            written += len(shard)
-        if written != num_images or shape is None:
-            raise InputError(f"there are {written} images of codes, but {num_images} labels ({path})")
-        file.seek(0)
-        return shape, checksums, hashlib.file_digest(file, "sha256").hexdigest()
+            check_tokens(shard, self.num_tokens, self.where)
+            packed = np.ascontiguousarray(shard, code_type(self.num_tokens))
+            self.shards.append({"images": len(packed), "sha256": hashlib.sha256(packed.data).hexdigest()})
+            self.is_used[packed.ravel()] = True
+            yield packed
 
 
 def _check_labels(labels: np.ndarray, class_names: list[str], path: Path) -> None:
@@ -175,6 +179,9 @@ def load_codes(path: Path, codebook_sha256: str, make: str) -> Codes:
     if hash_arrays(order) != meta.get("order_sha256"):
         raise InputError(f"labels or groups in {path} were altered; remake them with `{make}`")
     _check_labels(order["labels"], meta["class_names"], path)
+    is_used = np.load(path / "used.npy", allow_pickle=False) if "used_sha256" in meta else None
+    if is_used is not None and hash_arrays({"used": is_used}) != meta["used_sha256"]:
+        raise InputError(f"{path}/used.npy was altered; remake the codes with `{make}`")
     return Codes(
         tokens=tokens,
         **order,
@@ -183,6 +190,7 @@ def load_codes(path: Path, codebook_sha256: str, make: str) -> Codes:
         codebook_sha256=meta["codebook_sha256"],
         sha256=meta["sha256"],
         config=meta["config"],
+        is_used=is_used,
     )
 
 
@@ -204,7 +212,11 @@ def verify_codes(path: Path, make: str) -> int:
 
 
 def used_tokens(codes: Codes) -> np.ndarray:
-    """Which tokens occur in any view of any image: (N,) bool. Stops reading once all have been met."""
+    """Whether each token occurs in any view of any image: (N,) bool.
+
+    It is recorded when codes are written. Older codes are read until all tokens have been found."""
+    if codes.is_used is not None:
+        return codes.is_used
     is_used = np.zeros(codes.num_tokens, np.bool_)
     for start in tqdm(range(0, codes.num_images, SHARD_SIZE), desc="used tokens", disable=None, leave=False):
         is_used[codes.tokens[start : start + SHARD_SIZE].ravel()] = True

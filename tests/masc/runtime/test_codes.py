@@ -1,10 +1,13 @@
 """Packed codes: streamed or whole they are the same file, and what is damaged is named."""
 
+import json
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from masc.runtime.artifacts import InputError
-from masc.runtime.codes import load_codes, save_codes, verify_codes
+from masc.runtime.codes import load_codes, save_codes, used_tokens, verify_codes
 
 
 def save(path, tokens, count, labels=None, names=("a", "b", "c"), **more):
@@ -75,7 +78,28 @@ def test_tokens_outside_of_the_codebook_are_refused(tmp_path, tokens, wrong, wor
 
 
 def test_shards_that_do_not_add_up_are_refused(tmp_path, tokens):
-    with pytest.raises(InputError, match="2400 images of codes, but 2500 labels"):
+    with pytest.raises(InputError, match=r"2400 rows for .*codes/codes.npy, expected 2500"):
         save(tmp_path / "codes", iter([tokens[:2400]]), 2500)
-    with pytest.raises(InputError, match=r"a shard of codes has shape \(1, 9\), the others \[2, 9\]"):
+    with pytest.raises(InputError, match=r"codes.npy has rows of uint16 \(1, 9\), the first has uint16 \(2, 9\)"):
         save(tmp_path / "codes", iter([tokens[:2400], tokens[2400:, :1]]), 2500)
+
+
+def test_used_tokens_are_recorded_with_the_codes_and_counted_in_codes_without_the_record(tmp_path, tokens):
+    tokens[tokens == 7] = 8
+    save(tmp_path / "codes", iter([tokens[:0], tokens[:10], tokens[10:]]), 2500)
+    expected = np.isin(np.arange(300), tokens)
+    recorded = load_codes(tmp_path / "codes", "book", "")
+    assert not expected[7] and np.array_equal(used_tokens(recorded), expected)
+    assert np.array_equal(used_tokens(replace(recorded, is_used=None)), expected)
+    (tmp_path / "codes" / "used.npy").unlink()
+    file = tmp_path / "codes" / "meta.json"
+    meta = json.loads(file.read_text())
+    file.write_text(json.dumps({key: value for key, value in meta.items() if key != "used_sha256"}))
+    assert load_codes(tmp_path / "codes", "book", "").is_used is None
+
+
+def test_an_altered_record_of_used_tokens_is_refused(tmp_path, tokens):
+    save(tmp_path / "codes", tokens, 2500)
+    np.save(tmp_path / "codes" / "used.npy", np.ones(300, np.bool_) & (np.arange(300) > 0))
+    with pytest.raises(InputError, match=r"used.npy was altered"):
+        load_codes(tmp_path / "codes", "book", "make codes")
