@@ -5,7 +5,7 @@ import numpy as np
 from masc.heads.base import Head
 from masc.heads.config import HeadConfig
 from masc.heads.flat import FlatHead
-from masc.heads.paths import PathHead
+from masc.heads.masc import PathHead
 from masc.tree import Partition
 
 

@@ -10,7 +10,7 @@ from llamagen.sampling.generate import SamplingPick
 from masc.heads.build import build_head
 from masc.heads.config import HeadConfig
 from masc.heads.flat import FlatHead
-from masc.heads.paths import PathHead
+from masc.heads.masc import PathHead
 from masc.linkage import average_linkage
 from masc.tree import Partition, Tree
 
