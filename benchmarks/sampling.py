@@ -24,18 +24,19 @@ sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "benchmarks")]
 from released_loop import ReleasedLoop  # noqa: E402
 from stage import load_config  # noqa: E402
 
-from llamagen.model import ARModel, DataShape, build_model  # noqa: E402
+from llamagen.backbones.base import DataShape  # noqa: E402
+from llamagen.model import ARModel, build_model  # noqa: E402
 from llamagen.sampling.filters import SamplingConfig  # noqa: E402
 from llamagen.sampling.generate import generate, image_uniforms  # noqa: E402
 from llamagen.training.config import TrainConfig  # noqa: E402
-from masc.heads.config import HeadConfig  # noqa: E402
+from masc.heads.config import FlatConfig  # noqa: E402
 from masc.runtime.artifacts import write_json  # noqa: E402
 
 
 def build(name: str, grid: int, precision: str, device: torch.device) -> ARModel:
     """A model with random weights, output matrix included, so that greedy draws tell positions apart."""
     config = load_config("train", TrainConfig, [f"model={name}"]).model
-    model = build_model(config, HeadConfig(name="flat", kind="flat"), DataShape(16384, 1000, grid), None, seed=0)
+    model = build_model(config, FlatConfig(name="flat"), DataShape(16384, 1000, grid**2), None, seed=0)
     torch.nn.init.normal_(model.head.output.weight, std=0.5, generator=torch.Generator().manual_seed(1))
     return model.to(device, torch.bfloat16 if precision == "bf16" else torch.float32).eval()
 

@@ -21,7 +21,8 @@ sys.path.insert(0, str(ROOT / "scripts"))
 
 from stage import load_config  # noqa: E402
 
-from llamagen.model import DataShape, build_model  # noqa: E402
+from llamagen.backbones.base import DataShape  # noqa: E402
+from llamagen.model import build_model  # noqa: E402
 from llamagen.sampling.filters import SamplingConfig  # noqa: E402
 from llamagen.sampling.generate import generate, image_uniforms  # noqa: E402
 from llamagen.train import attention_kernel  # noqa: E402
@@ -32,7 +33,7 @@ from masc.runtime.artifacts import write_json  # noqa: E402
 from masc.runtime.device import resolve_precision  # noqa: E402
 from masc.tree import Tree  # noqa: E402
 
-BATCH, SHAPE = 32, DataShape(num_tokens=1024, num_classes=9, grid=8)
+BATCH, SHAPE = 32, DataShape(num_tokens=1024, num_classes=9, num_positions=64)
 TRAIN, SAMPLE = "train step, 32 images", "sample 50 images, guidance 2"
 
 

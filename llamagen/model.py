@@ -1,50 +1,43 @@
 """Which backbone, head and tree make a model: decided here and nowhere else."""
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 
-from llamagen.backbones.config import ModelConfig
+from llamagen.backbones.base import Backbone, DataShape, build_backbone
+from llamagen.backbones.config import BackboneConfig
 from llamagen.backbones.embeddings import TokenEmbedding
-from llamagen.backbones.gpt import Transformer
 from masc.heads.base import Head
-from masc.heads.build import build_head
 from masc.heads.config import HeadConfig
-from masc.tree import Partition
-
-
-@dataclass(frozen=True)
-class DataShape:
-    """What a model must know of its data."""
-
-    num_tokens: int  # N
-    num_classes: int
-    grid: int  # tokens a side
+from masc.heads.registry import build_head
+from masc.tree import Clustering
 
 
 class ARModel(nn.Module):
     """A backbone and a head: the log-probability of an image's tokens."""
 
-    def __init__(self, backbone: Transformer, head: Head):
+    def __init__(self, backbone: Backbone, head: Head):
         super().__init__()
         self.backbone, self.head = backbone, head
 
     def forward(self, tokens: Tensor, condition: Tensor, mask: Tensor | None = None) -> Tensor:
-        """(B, T), condition -> log-probabilities of all decisions (B, T, L); see `Transformer.forward` and
+        """(B, T), condition -> log-probabilities of all decisions (B, T, L); see `Backbone.hidden` and
         `Head.log_probs`."""
-        return self.head.log_probs(self.backbone(tokens, condition, mask), tokens)
+        return self.head.log_probs(self.backbone.hidden(tokens, condition, mask), tokens)
+
+    def tables(self) -> list[nn.Parameter]:
+        """The matrices with a row for each token, cluster or node, of backbone and head."""
+        return [*self.backbone.tables(), *self.head.tables()]
 
 
 def build_model(
-    model: ModelConfig, head: HeadConfig, shape: DataShape, partition: Partition | None, seed: int
+    model: BackboneConfig, head: HeadConfig, shape: DataShape, tree: Clustering | None, seed: int
 ) -> ARModel:
-    """The model of a run, initialised from `seed`. `partition` cuts the tree; `flat` takes None."""
-    context = partition if head.context == "cluster" else None
-    tokens = TokenEmbedding(shape.num_tokens, model.dim, context)
-    backbone = Transformer(model, tokens, shape.num_classes, shape.grid)
+    """The model of a run, initialised from `seed`. `tree` is the whole tree; heads that read none take None."""
+    built = build_head(head, model.dim, shape.num_tokens, tree)
+    context = tree.cut(head.cuts(shape.num_tokens)[-1]) if head.shows_clusters else None
+    backbone = build_backbone(model, TokenEmbedding(shape.num_tokens, model.dim, context), shape)
     backbone.initialise(torch.Generator().manual_seed(seed))
-    return ARModel(backbone, build_head(head, model.dim, shape.num_tokens, partition))
+    return ARModel(backbone, built)
 
 
 def count_parameters(model: ARModel) -> int:

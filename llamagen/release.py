@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from llamagen.backbones.base import DataShape
 from llamagen.backbones.config import ModelConfig
 from llamagen.backbones.official import load_official
-from llamagen.model import ARModel, DataShape, build_model
-from masc.heads.config import HeadConfig
+from llamagen.model import ARModel, build_model
+from masc.heads.config import FlatConfig
 from masc.runtime.artifacts import InputError, hash_file
 from vq.hub.pins import existing_weights
 from vq.interface import Tokenizer, TokenizerConfig, tokenizer_path
@@ -41,7 +42,7 @@ class ReleaseConfig:
 
     @property
     def shape(self) -> DataShape:
-        return DataShape(self.num_tokens, self.num_classes, self.grid)
+        return DataShape(self.num_tokens, self.num_classes, self.grid**2)
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +76,7 @@ class Release:
         Raises InputError if its file is missing or is for another config."""
         config, path = self.config, self.config.path
         with torch.device("meta"):  # no memory, no random numbers: every weight comes from the file
-            model = build_model(config.model, HeadConfig(name="flat", kind="flat"), config.shape, None, seed=0)
+            model = build_model(config.model, FlatConfig(name="flat"), config.shape, None, seed=0)
         load_official(model, path, config.use_ema)
         return model.eval().requires_grad_(False)
 

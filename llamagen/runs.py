@@ -18,11 +18,11 @@ from llamagen.training.checkpoint import (
     load_weights,
     use_average,
 )
-from llamagen.training.config import TrainConfig
+from llamagen.training.config import TrainConfig, load_config
 from llamagen.training.inputs import RunInputs, load_inputs
 from llamagen.training.stream import group_labels
 from masc.runtime.artifacts import Codebook, InputError
-from masc.runtime.run import differences, open_run, plain
+from masc.runtime.run import differences
 from vq.interface import Tokenizer
 from vq.pretrained import load_decoder
 from vq.readers.imagenet import wnids
@@ -40,13 +40,10 @@ class Run:
     @cached_property
     def config(self) -> TrainConfig:
         """The config that the run was trained with; InputError if there is no run."""
-        from omegaconf import OmegaConf
-
         file = self.directory / "config.yaml"
         if not file.exists():
             raise InputError(f"no run at {self.directory} (no config.yaml); train it with `make train`")
-        schema = OmegaConf.structured(TrainConfig)
-        config = OmegaConf.to_object(OmegaConf.merge(schema, OmegaConf.load(file)))
+        config = load_config(file)
         config.run_dir = str(self.directory)
         return config
 
@@ -101,7 +98,7 @@ class Run:
         """Whether the run is at the last step of `config`. Raises InputError if another config trained here."""
         if self.progress.step < config.steps:
             return False
-        open_run(self.directory, plain(config), load_inputs(config).parents, config.volatile, config.label)
+        config.open_directory(load_inputs(config).parents)
         return True
 
     @cached_property
@@ -114,7 +111,7 @@ class Run:
 
         Raises InputError if there is no run, no checkpoint, or an input was remade after training."""
         config, inputs = self.config, self.inputs
-        model = build_model(config.model, config.head, inputs.shape, inputs.partition, config.seed)
+        model = build_model(config.model, config.head, inputs.shape, inputs.tree, config.seed)
         load_weights(self.checkpoint, model)
         if self.averaged:
             use_average(self.checkpoint, model)
@@ -140,7 +137,7 @@ class Run:
             "drawn_at": config.data.resolution,
         }
         if config.head.uses_tree:
-            found |= {"tree": config.tree.name, "K": config.head.clusters(self.codebook.num_tokens)}
+            found |= {"tree": config.tree.name, "K": config.head.cuts(self.codebook.num_tokens)[-1]}
         use_ema = manifest["config"]["use_ema"]
         now = self if use_ema == self.averaged else replace(self, averaged=use_ema)
         if now.weights_sha256 == drawn_with:

@@ -21,7 +21,6 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
-from llamagen.backbones.embeddings import drop_condition, visible_keys
 from llamagen.model import build_model, count_parameters
 from llamagen.training.average import Average
 from llamagen.training.checkpoint import (
@@ -41,7 +40,7 @@ from llamagen.training.stream import CodeStream, caption_choices, dropped_condit
 from llamagen.training.tracking import Tracker
 from masc.runtime.artifacts import InputError
 from masc.runtime.device import resolve_precision
-from masc.runtime.run import MetricsLog, locked, open_run, plain
+from masc.runtime.run import MetricsLog, locked
 from masc.runtime.streams import Purpose, torch_seed
 
 logger = logging.getLogger(__name__)
@@ -65,7 +64,7 @@ def train(config: TrainConfig) -> Path:
     last = last_checkpoint(directory)
     with locked(directory) if accelerator.is_main_process else contextlib.nullcontext():
         if accelerator.is_main_process:
-            open_run(directory, plain(config), inputs.parents, config.volatile, config.label)
+            config.open_directory(inputs.parents)
         accelerator.wait_for_everyone()
         now = Progress(shares=accelerator.num_processes * config.micro_batches, precision=precision)
         progress = load_progress(last)
@@ -85,7 +84,7 @@ def train(config: TrainConfig) -> Path:
 
 def _run(config: TrainConfig, accelerator: Accelerator, inputs: RunInputs, progress: Progress, share: int) -> None:
     directory, last = config.directory, last_checkpoint(config.directory)
-    model = build_model(config.model, config.head, inputs.shape, inputs.partition, config.seed)
+    model = build_model(config.model, config.head, inputs.shape, inputs.tree, config.seed)
     if progress.step:
         load_weights(last, model)
     optimizer = build_optimizer(model, config.optim, fused=True)
@@ -202,12 +201,11 @@ class _Loop:
         return torch.stack(losses).mean()
 
     def condition(self, step: int, part: slice) -> tuple[Tensor, Tensor | None]:
-        """What rows `part` of a step's images show, a share of them nothing, and what their positions may see."""
+        """Condition of the images in `part` of this step, with class dropout, and the mask of their captions."""
         config = self.config
         which = config.seed, step, part, config.batch_size
         images, choices = self.stream.images(step, part), caption_choices(*which)
-        embedding = self.accelerator.unwrap_model(self.model).backbone.cls_embedding
+        backbone = self.accelerator.unwrap_model(self.model).backbone
         condition, mask = on_device(self.accelerator, *self.inputs.conditions["train"].batch(images, choices))
         dropped = dropped_conditions(config.model.class_dropout, *which).to(condition.device)
-        condition = drop_condition(embedding, condition, dropped)
-        return condition, None if mask is None else visible_keys(mask, self.inputs.train.num_positions - 1)
+        return backbone.drop_condition(condition, dropped), mask

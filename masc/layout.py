@@ -8,7 +8,7 @@ import numpy as np
 from masc.build import TreeConfig, Usage, make_tree
 from masc.runtime.artifacts import Codebook, InputError, Meta, hash_file, require_parent
 from masc.runtime.codes import load_codes, used_tokens
-from masc.tree import Partition, Tree, load_partition
+from masc.tree import Clustering, Partition, Tree, check_cuts, load_tree
 
 
 @dataclass(frozen=True)
@@ -67,11 +67,18 @@ class Layout:
     def load_codebook(self) -> Codebook:
         return Codebook.load(self.codebook, f"make codebook TOKENIZER={self.tokenizer}")
 
-    def load_partition(self, tree: TreeConfig, num_clusters: int, codebook: Codebook) -> tuple[Partition, str]:
-        """The partition in K clusters and the SHA-256 of the tree it was cut from."""
-        self._check_k(num_clusters, codebook)
+    def load_tree(self, tree: TreeConfig, cuts: list[int], codebook: Codebook) -> tuple[Clustering, str]:
+        """The clustering that has all `cuts` (numbers of clusters), and its SHA-256.
+
+        Raises InputError if it is not there, was made of another codebook or by another config, or lacks a cut."""
+        for num_clusters in cuts:
+            self._check_k(num_clusters, codebook)
+        num_clusters = cuts[-1]
         path, make = self.tree(tree, num_clusters), self.how_to_make(tree, num_clusters)
-        partition, meta = load_partition(path, num_clusters, codebook, make)
+        if tree.needs_k and len(cuts) > 1:
+            raise InputError(f"{tree.name} is a partition at one K, and cuts at {cuts} were asked for; choose a tree")
+        made, meta = load_tree(path, codebook, make)
+        check_cuts(made, cuts, path, make)
         wanted = tree.settings(num_clusters)
         differing = [key for key in wanted if meta.config.get(key) != wanted[key]]
         if differing:
@@ -82,7 +89,12 @@ class Layout:
             require_parent(meta, "codes", codes.sha256, path, make)
         if tree.mapping and Path(tree.mapping).is_file():
             require_parent(meta, "mapping", hash_file(Path(tree.mapping)), path, make)
-        return partition, meta.sha256
+        return made, meta.sha256
+
+    def load_partition(self, tree: TreeConfig, num_clusters: int, codebook: Codebook) -> tuple[Partition, str]:
+        """The partition in K clusters and the SHA-256 of the tree it was cut from; InputError as `load_tree`."""
+        made, sha256 = self.load_tree(tree, [num_clusters], codebook)
+        return made.cut(num_clusters), sha256
 
     def _check_k(self, num_clusters: int, codebook: Codebook) -> None:
         if not 1 <= num_clusters <= codebook.num_tokens:

@@ -55,6 +55,15 @@ class Partition:
         """Where each cluster starts in `members`: (K + 1,) int64."""
         return np.concatenate([[0], np.cumsum(self.sizes)])
 
+    def cut(self, num_clusters: int) -> "Partition":
+        """This partition, which has one K only; InputError for another."""
+        if num_clusters != self.num_clusters:
+            raise InputError(
+                f"a fixed partition in {self.num_clusters} clusters cannot be cut into {num_clusters}; make the one "
+                f"you need with K={num_clusters}"
+            )
+        return self
+
     def with_dead(self, is_used: np.ndarray) -> "Partition":
         """This partition of the used tokens as one of all N, the dead ones in one cluster more: `is_used` (N,) bool."""
         cluster_of = np.full(len(is_used), self.num_clusters)
@@ -157,6 +166,9 @@ class Tree:
         return Tree(merges, num_tokens)
 
 
+Clustering = Tree | Partition  # what `cut(k)` gives a partition of: any k of a tree, or the one k of a partition
+
+
 def _relabelled(merges: np.ndarray, tokens: np.ndarray, first_made: int) -> np.ndarray:
     """Merges with token t called tokens[t] and what row j made called first_made + j."""
     children = merges[:, :2].astype(np.int64)
@@ -206,19 +218,23 @@ def load_tree(path: Path, codebook: Codebook, make: str) -> tuple[Tree | Partiti
     return made, meta
 
 
-def load_partition(path: Path, num_clusters: int, codebook: Codebook, make: str) -> tuple[Partition, Meta]:
-    """The partition in K clusters from a stored tree, or a stored partition if it has that K."""
-    made, meta = load_tree(path, codebook, make)
-    if isinstance(made, Tree):
-        if num_clusters < made.coarsest:
+def check_cuts(made: Clustering, cuts: Sequence[int], path: Path, make: str) -> None:
+    """Raise InputError unless the clustering stored at `path` has every one of `cuts`."""
+    for num_clusters in cuts:
+        if isinstance(made, Tree) and num_clusters < made.coarsest:
             raise InputError(
                 f"{path} goes down to {made.coarsest} clusters only, found k = {num_clusters}; build it further with "
                 f"`{make}` and ARGS=tree.coarsest={num_clusters}"
             )
-        return made.cut(num_clusters), meta
-    if made.num_clusters != num_clusters:
-        raise InputError(
-            f"{path} holds a fixed partition in {made.num_clusters} clusters, not {num_clusters}; "
-            f"make the one you need with `{make} K={num_clusters}`"
-        )
-    return made, meta
+        if isinstance(made, Partition) and made.num_clusters != num_clusters:
+            raise InputError(
+                f"{path} holds a fixed partition in {made.num_clusters} clusters, not {num_clusters}; "
+                f"make the one you need with `{make} K={num_clusters}`"
+            )
+
+
+def load_partition(path: Path, num_clusters: int, codebook: Codebook, make: str) -> tuple[Partition, Meta]:
+    """The partition in K clusters from a stored tree, or a stored partition if it has that K."""
+    made, meta = load_tree(path, codebook, make)
+    check_cuts(made, [num_clusters], path, make)
+    return made.cut(num_clusters), meta

@@ -5,9 +5,10 @@ from dataclasses import dataclass, field
 import torch
 from stage import CONFIGS, load_config, run_stage
 
-from llamagen.model import DataShape, build_model, count_parameters
+from llamagen.backbones.base import DataShape
+from llamagen.model import build_model, count_parameters
 from llamagen.training.config import TrainConfig
-from masc.heads.config import HeadConfig
+from masc.heads.config import FlatConfig
 
 
 @dataclass(kw_only=True)
@@ -21,8 +22,8 @@ def count(model: str, vocabulary: int, num_classes: int) -> int:
     """Parameters of a model that embeds and predicts `vocabulary` tokens (or clusters: MASC's K)."""
     config = load_config("train", TrainConfig, [f"model={model}"]).model
     with torch.device("meta"):
-        shape = DataShape(vocabulary, num_classes, grid=16)
-        return count_parameters(build_model(config, HeadConfig(name="flat", kind="flat"), shape, None, seed=0))
+        shape = DataShape(vocabulary, num_classes, num_positions=256)
+        return count_parameters(build_model(config, FlatConfig(name="flat"), shape, None, seed=0))
 
 
 def main(stage: ParametersStage) -> None:

@@ -15,7 +15,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from masc.runtime.artifacts import InputError
 
@@ -23,8 +23,18 @@ CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 # Group of configs/ -> the schemas that its files name in `defaults`, as module:Class. A group is registered, and its
 # modules are imported, only by a stage whose own schema has a field of one of these classes.
 SCHEMAS = {
-    "model": {"model_schema": "llamagen.backbones.config:ModelConfig"},
-    "head": {"head_schema": "masc.heads.config:HeadConfig"},
+    "model": {
+        "backbone_schema": "llamagen.backbones.config:BackboneConfig",
+        "model_schema": "llamagen.backbones.config:ModelConfig",
+        "own_model_schema": "llamagen.backbones.config:OwnModelConfig",
+    },
+    "head": {
+        "head_schema": "masc.heads.config:HeadConfig",
+        "flat_schema": "masc.heads.config:FlatConfig",
+        "masc_schema": "masc.heads.config:MascConfig",
+        "masc-two-level_schema": "masc.heads.config:MascTwoLevelConfig",
+        "masc-tree_schema": "masc.heads.config:MascTreeConfig",
+    },
     "tree": {"tree_schema": "masc.build:TreeConfig"},
     "data": {"data_schema": "vq.data:DataConfig"},
     "tokenizer": {"tokenizer_schema": "vq.interface:TokenizerConfig"},
@@ -50,10 +60,19 @@ def load_config(stage: str, schema: type, overrides: list[str]) -> Any:
     except MissingConfigException as error:
         raise InputError(_unknown_choice(stage, str(error))) from error
     except (HydraException, ConfigCompositionException, OmegaConfBaseException) as error:
-        cause = error.__cause__ or error
-        raise InputError(f"bad config for {stage}: {' '.join(str(cause).split())}") from error
+        raise InputError(f"bad config for {stage}: {_in_words(error.__cause__ or error)}") from error
     except ValueError as error:  # from a dataclass's __post_init__
         raise InputError(f"bad config for {stage}: {error}") from error
+
+
+def _in_words(cause: BaseException) -> str:
+    """The message of Hydra or OmegaConf in one line; for a key that does not exist, the keys that do."""
+    schema = getattr(cause, "object_type", None)
+    if isinstance(cause, ConfigKeyError | ConfigAttributeError) and dataclasses.is_dataclass(schema):
+        section, _, key = str(cause.full_key).rpartition(".")
+        known = ", ".join(field.name for field in dataclasses.fields(schema))
+        return f"{section or 'it'} has no key {key}, but {known} ({schema.__name__})"
+    return " ".join(str(cause).split())
 
 
 def _register(stage: str, schema: type) -> None:

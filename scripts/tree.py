@@ -6,7 +6,7 @@ from pathlib import Path
 from stage import run_stage
 
 from masc.build import TreeConfig
-from masc.heads.config import HeadConfig
+from masc.heads.config import MascConfig
 from masc.layout import Layout
 from masc.runtime.artifacts import InputError
 from masc.summary import summarise_tree, usual_ks
@@ -15,7 +15,7 @@ from masc.summary import summarise_tree, usual_ks
 @dataclass(kw_only=True)
 class TreeStage:
     tree: TreeConfig
-    head: HeadConfig  # its number of clusters is what a k-means partition needs
+    head: MascConfig  # its number of clusters is what a k-means partition needs
     tokenizer_name: str = "emoji32"
     artifacts: str = "artifacts"
 
@@ -24,7 +24,7 @@ def main(stage: TreeStage) -> None:
     """Write artifacts/<tokenizer>/trees/<tree>.npz, uncut where the method makes a tree, and describe it."""
     layout = Layout(Path(stage.artifacts), stage.tokenizer_name)
     codebook = layout.load_codebook()
-    num_clusters = stage.head.clusters(codebook.num_tokens)
+    (num_clusters,) = stage.head.cuts(codebook.num_tokens)
     if stage.head.num_clusters is not None and 0 < num_clusters < stage.tree.coarsest:
         raise InputError(f"K={num_clusters} is coarser than tree.coarsest={stage.tree.coarsest}; lower the latter")
     made, meta = layout.make_tree(stage.tree, num_clusters, codebook)

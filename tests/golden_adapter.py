@@ -13,17 +13,18 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from llamagen.backbones.base import DataShape
 from llamagen.backbones.config import ModelConfig
-from llamagen.backbones.embeddings import drop_condition, visible_keys
+from llamagen.backbones.embeddings import visible_keys
 from llamagen.backbones.layers import apply_rope, rope_table
 from llamagen.backbones.official import official_name, official_state, rename
-from llamagen.model import ARModel, DataShape, build_model
+from llamagen.model import ARModel, build_model
 from llamagen.sampling.filters import SamplingConfig, filter_logits, probabilities
 from llamagen.sampling.generate import generate as our_generate
 from llamagen.sampling.pictures import finish
 from llamagen.training.average import Average
 from llamagen.training.optim import OptimConfig, build_optimizer
-from masc.heads.config import HeadConfig
+from masc.heads.config import FlatConfig
 from masc.linkage import average_linkage
 from masc.runtime.codes import load_codes
 from masc.tree import Tree
@@ -38,7 +39,7 @@ from vq.llamagen import LlamaGenVQ
 from vq.readers import load_images
 
 __all__ = ["apply_rope", "center_crop", "filter_logits", "random_crop", "ten_crop"]  # ours as they are
-FLAT = HeadConfig(name="flat", kind="flat")
+FLAT = FlatConfig(name="flat")
 VQ = TokenizerConfig(name="golden", target="vq.llamagen:LlamaGenVQ")
 SIZES = {  # layers, heads, width by the released names; configs/model has them under ours
     "GPT-B": (12, 12, 768),
@@ -73,7 +74,7 @@ def build_gpt(config: dict) -> ARModel:
         caption_tokens=config["cls_token_num"],
         caption_dim=config.get("caption_dim", 2048),
     )
-    shape = DataShape(config["vocab_size"], config.get("num_classes", 1000), round(config["block_size"] ** 0.5))
+    shape = DataShape(config["vocab_size"], config.get("num_classes", 1000), config["block_size"])
     return build_model(model, FLAT, shape, None, seed=0)
 
 
@@ -123,10 +124,9 @@ def generate(module, cond, n, cfg_scale, cfg_interval, emb_mask):
 
 
 def embed_cond(module, cond, force_drop_ids=None):
-    embedding = module.backbone.cls_embedding
     if force_drop_ids is not None:
-        cond = drop_condition(embedding, cond, force_drop_ids == 1)
-    return embedding(cond)
+        cond = module.backbone.drop_condition(cond, force_drop_ids == 1)
+    return module.backbone.cls_embedding(cond)
 
 
 def rope_2d(grid, head_dim, base, cls_token_num):

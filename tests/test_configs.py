@@ -5,8 +5,9 @@ import yaml
 from pipeline import ReproduceConfig
 from stage import CONFIGS, load_config
 
+from llamagen.backbones.base import DataShape
 from llamagen.evaluation.images import EvalFidConfig
-from llamagen.model import DataShape, build_model, count_parameters
+from llamagen.model import build_model, count_parameters
 from llamagen.training.config import TrainConfig
 from masc.runtime.artifacts import InputError
 from reports.subjects import FREE
@@ -32,7 +33,9 @@ def test_every_protocol_composes():
 
 
 def test_tuned_values_reach_the_run_they_are_for():
-    for head in choices("head"):
+    tuned_heads = [name.removeprefix("llamagen-tiny-") for name in choices("tuned")]
+    assert {"flat", "masc", "masc-two-level"} <= set(tuned_heads) <= set(choices("head"))
+    for head in tuned_heads:
         tuned = yaml.safe_load((CONFIGS / "tuned" / f"llamagen-tiny-{head}.yaml").read_text())["optim"]
         config = load_config("train", TrainConfig, ["model=llamagen-tiny", "data=twemoji", f"head={head}"])
         assert (config.optim.learning_rate, config.optim.table_scale) == (tuned["learning_rate"], tuned["table_scale"])
@@ -80,5 +83,5 @@ def test_the_published_sizes_build_with_the_published_parameter_counts(model, pa
 
     config = load_config("train", TrainConfig, [f"model={model}", "head=flat"])
     with torch.device("meta"):
-        built = build_model(config.model, config.head, DataShape(16384, 1000, 16), None, seed=0)
+        built = build_model(config.model, config.head, DataShape(16384, 1000, 256), None, seed=0)
     assert count_parameters(built) == parameters

@@ -1,14 +1,45 @@
-"""Sizes of the LlamaGen backbone (llamagen paper, Table 1; FoundationVision/LlamaGen ce98ec4, gpt.py)."""
+"""Configs of backbones: what every backbone has, and the sizes of LlamaGen.
 
-from dataclasses import dataclass
+LlamaGen's sizes are in the LlamaGen paper, Table 1, and in FoundationVision/LlamaGen (ce98ec4), gpt.py."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from masc.runtime.targets import check_target
 
 
 @dataclass(kw_only=True)
-class ModelConfig:
-    """A LlamaGen transformer; what depends on the data (tokens, classes, grid) is given when it is built."""
+class BackboneConfig:
+    """A backbone by its class. What depends on the data (tokens, classes, positions) is given when it is built."""
 
     name: str
-    dim: int
+    target: str  # the class, as package.module:Class; a subclass of llamagen.backbones.base.Backbone
+    dim: int  # width of the hidden states
+    class_dropout: float = 0.1  # share of conditions replaced by the null condition in training, for guidance
+    condition: str = "class"  # `class`, or `text`: caption features
+    caption_tokens: int = 120  # positions of a caption
+    caption_dim: int = 2048  # width of the text features: FLAN-T5-XL
+
+    def __post_init__(self) -> None:
+        check_target(self.target, "model.target")
+        if self.condition not in ("class", "text"):
+            raise ValueError(f"model.condition must be class or text, not {self.condition!r}")
+        if not 0 <= self.class_dropout < 1:
+            raise ValueError(f"model.class_dropout must lie in [0, 1), found {self.class_dropout}")
+
+
+@dataclass(kw_only=True)
+class OwnModelConfig(BackboneConfig):
+    """A backbone of your own; its class reads `options`."""
+
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(kw_only=True)
+class ModelConfig(BackboneConfig):
+    """A LlamaGen transformer."""
+
+    target: str = "llamagen.backbones.gpt:Transformer"
     num_layers: int
     num_heads: int
     num_kv_heads: int | None = None  # None: as many as num_heads; every released model
@@ -19,15 +50,12 @@ class ModelConfig:
     token_dropout: float = 0.1
     residual_dropout: float = 0.1  # after the attention's output projection
     ffn_dropout: float = 0.1
-    class_dropout: float = 0.1  # share of conditions replaced by the null condition in training, for guidance
     # Stochastic depth of the last layer, rising linearly from 0 at the first. LlamaGen's train_c2i turns the
     # residual and FFN dropout off where it is on; here all three are what they are set to.
     drop_path: float = 0.0
-    condition: str = "class"  # `class`, or `text`: caption features
-    caption_tokens: int = 120  # positions of a caption
-    caption_dim: int = 2048  # width of the text features: FLAN-T5-XL
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.dim % self.num_heads or (self.dim // self.num_heads) % 4:
             raise ValueError(
                 f"model.dim {self.dim} over {self.num_heads} heads must give a head width divisible by 4 "
@@ -35,9 +63,7 @@ class ModelConfig:
             )
         if self.num_heads % self.kv_heads:
             raise ValueError(f"model.num_heads {self.num_heads} must be a multiple of num_kv_heads {self.kv_heads}")
-        if self.condition not in ("class", "text"):
-            raise ValueError(f"model.condition must be class or text, not {self.condition!r}")
-        for name in ("token_dropout", "residual_dropout", "ffn_dropout", "class_dropout", "drop_path"):
+        for name in ("token_dropout", "residual_dropout", "ffn_dropout", "drop_path"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"model.{name} must lie in [0, 1), found {getattr(self, name)}")
 

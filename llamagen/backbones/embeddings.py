@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llamagen.backbones.config import ModelConfig
+from llamagen.backbones.config import BackboneConfig
 from masc.tree import Partition
 
 
@@ -63,17 +63,11 @@ class CaptionEmbedding(nn.Module):
         return self.cap_proj["fc2"](hidden)
 
 
-def build_condition(config: ModelConfig, num_classes: int) -> LabelEmbedding | CaptionEmbedding:
+def build_condition(config: BackboneConfig, num_classes: int) -> LabelEmbedding | CaptionEmbedding:
     """The condition that a config asks for."""
     if config.condition == "class":
         return LabelEmbedding(num_classes, config.dim, config.class_dropout)
     return CaptionEmbedding(config.caption_tokens, config.caption_dim, config.dim, config.class_dropout)
-
-
-def drop_condition(embedding: LabelEmbedding | CaptionEmbedding, condition: Tensor, dropped: Tensor) -> Tensor:
-    """Replace the conditions of the images that `dropped` (B,) bool names by the null condition, whole."""
-    chosen = dropped.view(-1, *[1] * (condition.ndim - 1))
-    return torch.where(chosen, embedding.null(condition), condition)
 
 
 def visible_keys(caption_mask: Tensor, num_tokens: int) -> Tensor:

@@ -4,40 +4,51 @@ Follows FoundationVision/LlamaGen (ce98ec4), autoregressive/models/gpt.py, with 
 computed depends on the arguments only: a whole sequence (`forward`) or one position with a cache (`step`).
 `.training` switches dropout and nothing else (the released forward changes shape with it).
 
-A condition is whatever the embedding of the config takes: class numbers (B,), or caption features (B, P, C).
-
 Shapes: B images, P positions of the condition, T positions of tokens, D width, N tokens."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from llamagen.backbones.base import Backbone, DataShape
 from llamagen.backbones.config import ModelConfig
-from llamagen.backbones.embeddings import TokenEmbedding, build_condition
+from llamagen.backbones.decoding import CachedDecoding, CompiledStep
+from llamagen.backbones.embeddings import TokenEmbedding, build_condition, visible_keys
 from llamagen.backbones.layers import Block, KVCache, RMSNorm, rope_table
 
 
-class Transformer(nn.Module):
-    """A decoder over [condition, token 0, ..., token T - 1] in raster order of a grid x grid image."""
+class Transformer(Backbone):
+    """A decoder over [condition, token 0, ..., token T - 1] in raster order of a square image."""
 
-    def __init__(self, config: ModelConfig, tokens: TokenEmbedding, num_classes: int, grid: int):
+    config: ModelConfig
+
+    def __init__(self, config: ModelConfig, tokens: TokenEmbedding, shape: DataShape):
         super().__init__()
-        self.config, self.grid = config, grid
-        self.cls_embedding = build_condition(config, num_classes)
+        self.config, self.grid, self.num_positions = config, shape.grid, shape.num_positions
+        self.cls_embedding = build_condition(config, shape.num_classes)
         self.tok_embeddings = tokens
         depth = max(1, config.num_layers - 1)
         self.layers = nn.ModuleList(Block(config, config.drop_path * i / depth) for i in range(config.num_layers))
         self.norm = RMSNorm(config.dim, config.norm_eps)
-
-    @property
-    def num_positions(self) -> int:
-        """T."""
-        return self.grid * self.grid
+        self._compiled: dict[int, CompiledStep] = {}  # by batch size
 
     @property
     def num_condition(self) -> int:
         """P: positions before the first token."""
         return self.cls_embedding.num_positions
+
+    @property
+    def has_null(self) -> bool:
+        return self.cls_embedding.has_null
+
+    def null(self, condition: Tensor) -> Tensor:
+        return self.cls_embedding.null(condition)
+
+    def tables(self) -> list[nn.Parameter]:
+        return [self.tok_embeddings.weight]
+
+    def blocks(self) -> list[nn.Module]:
+        return list(self.layers)
 
     def initialise(self, generator: torch.Generator) -> None:
         """Normal(0, 0.02) for every matrix and table, as released; norms stay 1."""
@@ -46,6 +57,25 @@ class Transformer(nn.Module):
                 nn.init.normal_(parameter, std=0.02, generator=generator)
         if self.config.condition == "text":
             self.cls_embedding.initialise(generator)
+
+    def hidden(self, tokens: Tensor, condition: Tensor, mask: Tensor | None = None) -> Tensor:
+        """(B, T), condition -> (B, T, D). `mask` (B, P) marks the real slots of a caption."""
+        return self(tokens, condition, None if mask is None else visible_keys(mask, self.num_positions - 1))
+
+    def decode(self, condition: Tensor, mask: Tensor | None = None, compiled: bool = False) -> CachedDecoding:
+        """One position a step in raster order, with a key-value cache. A compiled step is kept by batch size."""
+        batch = len(condition)
+        if compiled and batch not in self._compiled:
+            torch.compiler.assume_constant_result(Transformer.rope)  # a table, not to be computed at every step
+            self._compiled[batch] = CompiledStep(self.step, self.empty_caches(batch))
+        step = self._compiled[batch] if compiled else self.step
+        caches = self._compiled[batch].caches if compiled else self.empty_caches(batch)
+        visible = None if mask is None else visible_keys(mask, self.num_positions - 1)
+        return CachedDecoding(self.start(condition, caches, visible), step, caches, visible)
+
+    def end_decoding(self) -> None:
+        """Free the caches of compiled steps."""
+        self._compiled.clear()
 
     def rope(self, device: torch.device) -> Tensor:
         config = self.config
@@ -68,7 +98,7 @@ class Transformer(nn.Module):
         """Hidden states that predict each token: (B, T) or (B, T - 1), condition -> (B, T, D).
 
         The last token is context for nothing and is not read. `mask` (B, 1, S, S), S >= P + T - 1, says what each
-        position may see (`conditioning.visible_keys`); None: everything up to itself."""
+        position may see (`embeddings.visible_keys`); None: everything up to itself."""
         context = self.tok_embeddings(tokens[:, : self.num_positions - 1])
         hidden = self._run(torch.cat([self.cls_embedding(condition), context], dim=1), None, 0, mask)
         return hidden[:, self.num_condition - 1 :]

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llamagen.backbones.gpt import Transformer
 from llamagen.model import ARModel
 from masc.runtime.artifacts import InputError, replacing
 from vq.checkpoint import CONTAINERS, find_state, load_state, read_checkpoint
@@ -38,9 +39,10 @@ def rename(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def official_state(model: ARModel) -> dict[str, Tensor]:
-    """The weights under the released names; InputError for a head that LlamaGen's layout cannot hold.
+    """The weights under the released names; InputError for a backbone or head that LlamaGen's layout cannot hold.
 
     A `masc` model is a LlamaGen whose vocabulary are the K clusters."""
+    _check_backbone(model)
     state = {official_name(name): value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     rows, predicted = len(state["tok_embeddings.weight"]), len(state["output.weight"])
     if rows != predicted:
@@ -49,6 +51,14 @@ def official_state(model: ARModel) -> dict[str, Tensor]:
             "Export a flat or a masc run"
         )
     return state
+
+
+def _check_backbone(model: ARModel) -> None:
+    if not isinstance(model.backbone, Transformer):
+        raise InputError(
+            "LlamaGen's layout holds LlamaGen's transformer only, and this model is a "
+            f"{type(model.backbone).__name__}; choose a run of a LlamaGen model"
+        )
 
 
 def save_official(model: ARModel, path: Path) -> None:
@@ -64,6 +74,7 @@ def load_official(model: ARModel, path: Path, use_ema: bool = False) -> None:
     `use_ema` takes the averaged copy that a user's own training may hold; released files have none. Raises InputError
     for a file that is missing, truncated, holds code, or belongs to another size, vocabulary, condition or grid."""
     path = Path(path)
+    _check_backbone(model)
     checkpoint = read_checkpoint(path)
     if use_ema and "ema" not in checkpoint:
         raise InputError(f"{path} holds no averaged weights (`ema`); leave out use_ema")

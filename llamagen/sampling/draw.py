@@ -19,7 +19,7 @@ from tqdm import tqdm
 from llamagen.conditions.features import TextFeatures
 from llamagen.conditions.images import Labels
 from llamagen.sampling.filters import SamplingConfig
-from llamagen.sampling.generate import forget_compiled, generate, image_uniforms
+from llamagen.sampling.generate import generate, image_uniforms
 from llamagen.sampling.pictures import UNIT, decode_units, join_npz, read_units
 from llamagen.sampling.plan import SampleConfig, SamplePlan, make_plan, sampling_precision
 from llamagen.sampling.sets import SampleSet, Source, TokenPictures, read_manifest, resolution_of
@@ -41,6 +41,7 @@ def manifest_of(config: SampleConfig, source: Source, captions: TextFeatures | N
     if config.release is not None:
         settings["release"].pop("weights")
         settings["release"]["tokenizer"].pop("weights")
+        settings["release"]["model"].pop("target")  # always LlamaGen's
     manifest = {
         "config": settings,
         "weights_sha256": source.weights_sha256,
@@ -160,7 +161,7 @@ def _draw_tokens(config: SampleConfig, accelerator: Accelerator, plan: SamplePla
         with replacing(folder / f"{rows[0]:08d}-{rows[-1] + 1:08d}.npy") as temporary, temporary.open("wb") as file:
             np.save(file, drawn)
         bar.update(len(rows))
-    forget_compiled()
+    plan.model.backbone.end_decoding()
     plan.model.to("cpu")  # the decoder may need the room
 
 

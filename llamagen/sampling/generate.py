@@ -1,28 +1,25 @@
-"""Drawing code grids with a key-value cache.
+"""Drawing code grids, whatever the backbone and the head.
 
 A sample depends on (seed, image index) only: every image has its own random numbers, drawn before the
 first token, so neither the batch it is in nor the number of processes changes it."""
-
-from functools import lru_cache
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from llamagen.backbones.embeddings import visible_keys
-from llamagen.backbones.gpt import Transformer
 from llamagen.model import ARModel
 from llamagen.sampling.filters import SamplingConfig, draw, guide, probabilities
 from masc.runtime.streams import Purpose, random_stream
 
 
 class SamplingPick:
-    """The `Pick` of the head protocol for one position of a batch; see `masc.heads.base`.
+    """The `Pick` of the head protocol for the positions that one step draws; see `masc.heads.base`.
 
     With guidance the logits hold [conditional; unconditional] halves, and both halves get the same choice."""
 
     def __init__(self, config: SamplingConfig, uniforms: Tensor, scale: float):
-        """`uniforms` (B, L): one number in [0, 1) an image and decision; `scale` of guidance here, 1 for none."""
+        """`uniforms` (B S, L): a number in [0, 1) for each image, position and decision; `scale` of guidance, 1 for
+        none."""
         self.config, self.uniforms, self.scale = config, uniforms, scale
         self.decision = 0
 
@@ -53,44 +50,6 @@ def image_uniforms(seed: int, indices: np.ndarray, num_positions: int, num_decis
     return torch.from_numpy(np.stack(drawn))
 
 
-class _Steps:
-    """The decoding steps of one batch: caches that grow, or one compiled step over caches of fixed length."""
-
-    def __init__(self, backbone: Transformer, batch: int):
-        self.backbone, self.caches = backbone, backbone.empty_caches(batch)
-
-    def __call__(self, tokens: Tensor, position: int, mask: Tensor | None) -> Tensor:
-        return self.backbone.step(tokens, position, self.caches, mask)
-
-
-class _CompiledSteps(_Steps):
-    def __init__(self, backbone: Transformer, batch: int):
-        super().__init__(backbone, batch)
-        for cache in self.caches:  # CUDA graphs write to fixed addresses only
-            torch._dynamo.mark_static_address(cache.keys)
-            torch._dynamo.mark_static_address(cache.values)
-        torch.compiler.assume_constant_result(Transformer.rope)  # a table, not to be computed at every step
-        mode = "reduce-overhead" if self.caches[0].keys.is_cuda else "default"
-        self._step = torch.compile(backbone.step, mode=mode, fullgraph=True, dynamic=False)
-        size = self.caches[0].keys.shape[2]
-        self._causal = torch.ones(size, size, dtype=torch.bool, device=self.caches[0].keys.device).tril()[None, None]
-
-    def __call__(self, tokens: Tensor, position: int, mask: Tensor | None) -> Tensor:
-        where = torch.tensor([position], device=tokens.device)
-        torch.compiler.cudagraph_mark_step_begin()
-        return self._step(tokens, where, self.caches, self._causal if mask is None else mask).clone()
-
-
-@lru_cache(maxsize=2)
-def _compiled_steps(backbone: Transformer, batch: int) -> _CompiledSteps:
-    return _CompiledSteps(backbone, batch)
-
-
-def forget_compiled() -> None:
-    """Free the caches of compiled steps."""
-    _compiled_steps.cache_clear()
-
-
 @torch.inference_mode()
 def generate(
     model: ARModel,
@@ -102,23 +61,24 @@ def generate(
 ) -> Tensor:
     """Draw code grids: condition of B images, uniforms (B, T, L) -> tokens (B, T) int64.
 
-    `caption_mask` (B, P) says which caption slots are real. With guidance the unconditional half sees the same
-    slots, as released. Costs T cached steps, of twice the batch with guidance; `compiled` compiles the step once a
-    model and batch size. Raises ValueError if guidance is asked of a model without a null condition."""
-    backbone, num_positions = model.backbone, uniforms.shape[1]
-    mask = None if caption_mask is None else visible_keys(caption_mask, backbone.num_positions - 1)
+    `caption_mask` (B, P) marks the real slots of captions. With guidance the unconditional half sees the same slots,
+    as released. The backbone says how many positions a step draws; a guidance schedule gives all positions of a step
+    the scale of the first. Position i of the order of drawing takes `uniforms[:, i]`; fewer than T draw as many.
+    `compiled` compiles the step, once a model and batch size. Raises ValueError if guidance is asked of a model
+    without a null condition."""
+    backbone, head, num_positions = model.backbone, model.head, uniforms.shape[1]
     if config.is_guided:
-        if not backbone.cls_embedding.has_null:
+        if not backbone.has_null:
             raise ValueError("guidance needs a model trained with class_dropout > 0; use sampling.guidance=1")
-        condition = torch.cat([condition, backbone.cls_embedding.null(condition)])
-        mask = None if mask is None else torch.cat([mask, mask])
+        condition = torch.cat([condition, backbone.null(condition)])
+        caption_mask = None if caption_mask is None else torch.cat([caption_mask, caption_mask])
     uniforms = uniforms.to(condition.device)
-    steps = _compiled_steps(backbone, len(condition)) if compiled else _Steps(backbone, len(condition))
-    hidden = backbone.start(condition, steps.caches, mask)
-    tokens = []
-    for position in range(num_positions):
-        if position:
-            hidden = steps(tokens[-1], position, mask)
-        pick = SamplingPick(config, uniforms[:, position], config.scale(position, backbone.num_positions))
-        tokens.append(model.head.sample(hidden, pick))
-    return torch.stack(tokens, dim=1)[: len(uniforms)]
+    decoding, drawn = backbone.decode(condition, caption_mask, compiled), 0
+    while drawn < num_positions:
+        hidden = decoding.predict()  # (B, S, D)
+        step = slice(drawn, drawn + hidden.shape[1])
+        scale = config.scale(drawn, backbone.num_positions)
+        pick = SamplingPick(config, uniforms[:, step].flatten(0, 1), scale)
+        decoding.place(head.sample(hidden.flatten(0, 1), pick).view(hidden.shape[:2]))
+        drawn = step.stop
+    return decoding.tokens()[: len(uniforms)]

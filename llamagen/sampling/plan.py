@@ -104,7 +104,7 @@ def make_plan(config: SampleConfig, source: Source, captions: TextFeatures | Non
     else:
         _check_captions(model, captions, config)
         conditions = captions
-    if config.sampling.is_guided and not model.backbone.cls_embedding.has_null:
+    if config.sampling.is_guided and not model.backbone.has_null:
         raise InputError(
             f"{model.backbone.config.name} was trained without a null condition (model.class_dropout=0), so guidance "
             f"{config.sampling.guidance} has nothing to subtract; draw with ARGS=sampling.guidance=1"

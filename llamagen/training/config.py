@@ -2,15 +2,17 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from llamagen.backbones.config import ModelConfig
+from llamagen.backbones.config import BackboneConfig, ModelConfig, OwnModelConfig
 from llamagen.training.optim import OptimConfig
 from llamagen.training.tracking import TrackingConfig
 from masc.build import TreeConfig
-from masc.heads.config import HeadConfig
+from masc.heads.config import CONFIGS, HeadConfig
 from masc.layout import Layout
+from masc.runtime.artifacts import InputError
 from masc.runtime.device import check_precision
-from masc.runtime.run import run_label
+from masc.runtime.run import open_run, plain, run_label
 from vq.data import DataConfig
 
 
@@ -18,7 +20,7 @@ from vq.data import DataConfig
 class TrainConfig:
     """One run. Everything but its `volatile` keys decides its result."""
 
-    model: ModelConfig
+    model: BackboneConfig
     head: HeadConfig
     tree: TreeConfig
     data: DataConfig
@@ -77,6 +79,41 @@ class TrainConfig:
     def directory(self) -> Path:
         return Path(self.run_dir or f"runs/{self.model.name}/{self.label}/seed{self.seed}")
 
+    def open_directory(self, parents: dict[str, str]) -> None:
+        """Create the run's directory, or check that this config and these parents made it; see `open_run`."""
+        open_run(self.directory, plain(self), parents, self.volatile, self.label, upgrade_config)
+
     @property
     def layout(self) -> Layout:
         return Layout(Path(self.artifacts), self.tokenizer_name)
+
+
+def upgrade_config(stored: dict[str, Any]) -> dict[str, Any]:
+    """A stored config of a run with the keys of this version: earlier versions had one class for all heads, and
+    LlamaGen as the only backbone."""
+    model, head = dict(stored["model"]), dict(stored["head"])
+    model.setdefault("target", ModelConfig.target)
+    if head.get("kind") == "flat":  # which had the keys of the other heads, without effect
+        head = {key: value for key, value in head.items() if key not in ("num_clusters", "context")}
+    return stored | {"model": model, "head": head}
+
+
+def load_config(file: Path) -> TrainConfig:
+    """The config in a run's config.yaml, of this version or an earlier one.
+
+    Raises InputError for a head that is not known here, or for a key or value that does not fit."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    stored = upgrade_config(OmegaConf.to_container(OmegaConf.load(file)))
+    kind = stored["head"].get("kind")
+    if kind not in CONFIGS:
+        raise InputError(f"{file} names the head {kind!r}; this version has {', '.join(CONFIGS)}")
+    is_llamagen = stored["model"]["target"] == ModelConfig.target
+    schema = OmegaConf.structured(TrainConfig)
+    schema.model = OmegaConf.structured(ModelConfig if is_llamagen else OwnModelConfig)
+    schema.head = OmegaConf.structured(CONFIGS[kind])
+    try:
+        return OmegaConf.to_object(OmegaConf.merge(schema, stored))
+    except (OmegaConfBaseException, ValueError) as error:
+        raise InputError(f"{file} holds a config of another version: {' '.join(str(error).split())}") from error

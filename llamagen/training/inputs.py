@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from llamagen.backbones.base import DataShape
 from llamagen.conditions.images import Conditions, Labels, check_features, check_text_model, open_captions
-from llamagen.model import DataShape
 from llamagen.training.config import TrainConfig
 from masc.runtime.artifacts import InputError
 from masc.runtime.codes import Codes, load_codes
-from masc.tree import Partition
+from masc.tree import Clustering
 
 
 @dataclass(frozen=True)
@@ -18,12 +18,12 @@ class RunInputs:
     train: Codes
     held_out: Codes
     conditions: dict[str, Conditions]  # by split: train, val
-    partition: Partition | None
+    tree: Clustering | None
     parents: dict[str, str]  # kind -> SHA-256
 
     @property
     def shape(self) -> DataShape:
-        return DataShape(self.train.num_tokens, len(self.train.class_names), self.train.grid)
+        return DataShape(self.train.num_tokens, len(self.train.class_names), self.train.num_positions)
 
 
 def load_inputs(config: TrainConfig) -> RunInputs:
@@ -38,10 +38,10 @@ def load_inputs(config: TrainConfig) -> RunInputs:
         if not (layout.codes(config.data.name, split) / "meta.json").exists():
             missing.append((layout.codes(config.data.name, split), make_codes))
     if config.head.uses_tree and codebook is not None:
-        num_clusters = config.head.clusters(codebook.num_tokens)
-        tree = layout.tree(config.tree, num_clusters)
-        if not tree.exists():
-            missing.append((tree, layout.how_to_make(config.tree, num_clusters)))
+        num_clusters = config.head.cuts(codebook.num_tokens)[-1]
+        path = layout.tree(config.tree, num_clusters)
+        if not path.exists():
+            missing.append((path, layout.how_to_make(config.tree, num_clusters)))
     elif config.head.uses_tree:
         make_tree = f"make tree TREE={config.tree.name} TOKENIZER={config.tokenizer_name}"
         missing.append((layout.codebook.parent / "trees", make_tree))
@@ -68,7 +68,7 @@ def load_inputs(config: TrainConfig) -> RunInputs:
             conditions[split] = open_captions(path, codes, Path(config.captions) / split)
             check_features(config.model, conditions[split].features, Path(config.captions) / split)
             parents[f"{split} captions"] = conditions[split].features.sha256
-    partition = None
+    tree = None
     if config.head.uses_tree:
-        partition, parents["tree"] = layout.load_partition(config.tree, num_clusters, codebook)
-    return RunInputs(train, held_out, conditions, partition, parents)
+        tree, parents["tree"] = layout.load_tree(config.tree, config.head.cuts(codebook.num_tokens), codebook)
+    return RunInputs(train, held_out, conditions, tree, parents)

@@ -5,7 +5,6 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from llamagen.backbones.embeddings import visible_keys
 from llamagen.conditions.images import Conditions
 from llamagen.training.inputs import RunInputs
 from masc.runtime.codes import Codes
@@ -30,7 +29,6 @@ def image_nats(
         rows = np.arange(start, min(start + batch_size, codes.num_images))
         tokens = torch.from_numpy(codes.tokens[rows, 0].astype(np.int64)).to(accelerator.device)
         condition, mask = on_device(accelerator, *conditions.batch(rows))
-        mask = None if mask is None else visible_keys(mask, codes.num_positions - 1)
         with accelerator.autocast():
             nats = -accelerator.unwrap_model(model)(tokens, condition, mask).sum(1)
         if total is None:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from llamagen.model import ARModel
+
 
 @dataclass(kw_only=True)
 class OptimConfig:
@@ -27,17 +29,15 @@ class OptimConfig:
             )
 
 
-TABLES = ("tok_embeddings.weight", "output.weight")
-
-
-def build_optimizer(model: nn.Module, config: OptimConfig, fused: bool) -> torch.optim.AdamW:
+def build_optimizer(model: ARModel, config: OptimConfig, fused: bool) -> torch.optim.AdamW:
     """AdamW over the model: tensors of rank 2 and more decay, norms do not (LlamaGen, train_c2i.py).
 
     Each group carries `scale`, its learning rate relative to the schedule."""
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
+    tables = {id(table) for table in model.tables()}
+    for parameter in model.parameters():
         decay = config.weight_decay if parameter.ndim >= 2 else 0.0
-        scale = config.table_scale if name.endswith(TABLES) else 1.0
+        scale = config.table_scale if id(parameter) in tables else 1.0
         groups.setdefault((decay, scale), []).append(parameter)
     return torch.optim.AdamW(
         [{"params": params, "weight_decay": decay, "scale": scale} for (decay, scale), params in groups.items()],

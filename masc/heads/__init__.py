@@ -1,3 +1,3 @@
 """Output heads: normalised distributions over the N tokens of a codebook.
 
-`masc.heads.build` makes them and imports torch; `masc.heads.config`, their configs, does not."""
+`masc.heads.registry` builds them and imports torch; `masc.heads.config`, their configs, does not."""

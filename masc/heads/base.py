@@ -6,9 +6,12 @@ sampler draws from all, and one number (nats per token) compares all.
 Shapes: B images, D width, N tokens, L decisions on the way to a token, V choices of one decision."""
 
 from abc import ABC, abstractmethod
-from typing import Protocol
+from typing import Protocol, Self
 
 from torch import Tensor, nn
+
+from masc.heads.config import HeadConfig
+from masc.tree import Clustering
 
 
 class Pick(Protocol):
@@ -22,10 +25,16 @@ class Pick(Protocol):
 
 
 class Head(nn.Module, ABC):
-    """What a head offers. Its parameters are in `output`."""
+    """What a head offers."""
 
     num_tokens: int  # N
-    output: nn.Linear
+
+    @classmethod
+    @abstractmethod
+    def build(cls, config: HeadConfig, dim: int, num_tokens: int, tree: Clustering | None) -> Self:
+        """The head of a config over N tokens and hidden states of width D, its first loss that of uniform choices.
+
+        `tree` is whole: the head cuts it where it needs, and reads nothing else of it than its cuts."""
 
     @property
     @abstractmethod
@@ -41,3 +50,7 @@ class Head(nn.Module, ABC):
     @abstractmethod
     def sample(self, hidden: Tensor, pick: Pick) -> Tensor:
         """Draw tokens: (B, D) -> (B,). Calls `pick` once a decision, in the order of `log_probs`."""
+
+    @abstractmethod
+    def tables(self) -> list[nn.Parameter]:
+        """The matrices with a row for each token or node; `optim.table_scale` sets their learning rate."""

@@ -1,9 +1,13 @@
 """The flat head: one softmax over all N tokens. The baseline, and LlamaGen's own."""
 
+from typing import Self
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from masc.heads.base import Head, Pick
+from masc.heads.config import HeadConfig
+from masc.tree import Clustering
 
 
 class FlatHead(Head):
@@ -17,6 +21,10 @@ class FlatHead(Head):
         self.output = nn.Linear(dim, num_tokens, bias=False)
         nn.init.zeros_(self.output.weight)
 
+    @classmethod
+    def build(cls, config: HeadConfig, dim: int, num_tokens: int, tree: Clustering | None) -> Self:
+        return cls(dim, num_tokens)
+
     def log_probs(self, hidden: Tensor, tokens: Tensor) -> Tensor:
         """(*, D), (*) -> (*, 1)."""
         return log_softmax_at(self.output(hidden), tokens)[..., None]
@@ -24,6 +32,9 @@ class FlatHead(Head):
     def sample(self, hidden: Tensor, pick: Pick) -> Tensor:
         """(B, D) -> (B,)."""
         return pick(self.output(hidden).float())
+
+    def tables(self) -> list[nn.Parameter]:
+        return [self.output.weight]
 
 
 def log_softmax_at(logits: Tensor, chosen: Tensor) -> Tensor:

@@ -1,86 +1,91 @@
-"""Heads that walk down a tree: first the cluster, then the token within it.
+"""The paper's head, and its learned variant: first the cluster of one cut, then the token within it.
 
-One class serves MASC's own head (one learned level, then a uniform member) and the learned two-level head;
-which it is depends on the tables it is given.
+Shapes: B images, D width, N tokens, K clusters."""
 
-Shapes: B images, D width, N tokens, K clusters, L decisions, V nodes of one level."""
+from typing import Self
 
-from collections.abc import Sequence
-
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from masc.heads.base import Head, Pick
+from masc.heads.config import MascConfig
 from masc.heads.flat import log_softmax_at
-from masc.tree import Partition
+from masc.tree import Clustering, Partition
 
 
-class PathHead(Head):
-    """p(token) = product over levels of p(node | its parent), ended by a uniform choice or by none.
+class _ClusterHead(Head):
+    """What both heads share: the tables of a partition, and `output.weight` with zeros at the start."""
 
-    `levels` are nested partitions, coarse to fine. With `uniform_member` the last decision is a uniform
-    draw among the members of the finest cluster (MASC, Sec. 3.3); without it the finest level must be the
-    tokens themselves. The learned levels share one matrix `output.weight` (sum of V, D), zero at the start.
+    num_decisions = 2
 
-    The gradient of this likelihood with a uniform member is that of the K-way cross-entropy (MASC, Eq. 5):
-    the two differ by the constant log |cluster|."""
-
-    def __init__(self, dim: int, levels: Sequence[Partition], uniform_member: bool):
+    def __init__(self, dim: int, partition: Partition, rows: int):
         super().__init__()
-        finest = levels[-1]
-        self.num_tokens = finest.num_tokens
-        self.uniform_member = uniform_member
-        self.sizes = [level.num_clusters for level in levels]
-        if not uniform_member and self.sizes[-1] != self.num_tokens:
-            raise ValueError("the finest level must have one cluster a token unless members are uniform")
-        node_of = np.stack([level.cluster_of for level in levels])
-        self.register_buffer("node_of", torch.from_numpy(node_of), persistent=False)  # (levels, N)
-        for index in range(1, len(levels)):
-            parent_of = np.zeros(self.sizes[index], np.int64)
-            parent_of[node_of[index]] = node_of[index - 1]
-            if not np.array_equal(parent_of[node_of[index]], node_of[index - 1]):
-                raise ValueError(f"level {index} is not nested in level {index - 1}: cut one tree for both")
-            self.register_buffer(f"parent_of_{index}", torch.from_numpy(parent_of), persistent=False)
+        self.num_tokens, self.num_clusters = partition.num_tokens, partition.num_clusters
         for name, table in (
-            ("members", finest.members),
-            ("offsets", finest.offsets),
-            ("counts", finest.sizes),
+            ("cluster_of", partition.cluster_of),
+            ("members", partition.members),
+            ("offsets", partition.offsets),
+            ("counts", partition.sizes),
         ):
-            self.register_buffer(name, torch.from_numpy(np.ascontiguousarray(table)), persistent=False)
-        self.output = nn.Linear(dim, sum(self.sizes), bias=False)
+            self.register_buffer(name, torch.from_numpy(table.copy()), persistent=False)
+        self.output = nn.Linear(dim, rows, bias=False)
         nn.init.zeros_(self.output.weight)
 
-    @property
-    def num_decisions(self) -> int:
-        return len(self.sizes) + self.uniform_member
+    @classmethod
+    def build(cls, config: MascConfig, dim: int, num_tokens: int, tree: Clustering) -> Self:
+        return cls(dim, tree.cut(config.cuts(num_tokens)[-1]))
 
-    def _not_below(self, level: int, node: Tensor) -> Tensor:
-        """Which nodes of a level are not children of the node above: (*) -> (*, V) bool."""
-        return getattr(self, f"parent_of_{level}") != node[..., None]
+    def tables(self) -> list[nn.Parameter]:
+        return [self.output.weight]
+
+
+class MascHead(_ClusterHead):
+    """p(token) = softmax(W h)[cluster] / |cluster|: a uniform member (MASC, Sec. 3.3). `output.weight` is (K, D).
+
+    The gradient of this likelihood is that of the K-way cross-entropy (MASC, Eq. 5): the two differ by the constant
+    log |cluster|."""
+
+    def __init__(self, dim: int, partition: Partition):
+        super().__init__(dim, partition, partition.num_clusters)
 
     def log_probs(self, hidden: Tensor, tokens: Tensor) -> Tensor:
-        """(*, D), (*) -> (*, L). Costs one product with `output` and, below the first level, a mask of the
-        logits' shape: as much memory as a flat head over the same nodes."""
-        decisions = []
-        for level, logits in enumerate(self.output(hidden).split(self.sizes, dim=-1)):
-            node = self.node_of[level][tokens]
-            if level:
-                blocked = self._not_below(level, self.node_of[level - 1][tokens])
-                logits = logits.masked_fill(blocked, -torch.inf)
-            decisions.append(log_softmax_at(logits, node))
-        if self.uniform_member:
-            decisions.append(-self.counts[node].float().log())
-        return torch.stack(decisions, dim=-1)
+        """(*, D), (*) -> (*, 2): the cluster, the uniform member."""
+        cluster = self.cluster_of[tokens]
+        return torch.stack([log_softmax_at(self.output(hidden), cluster), -self.counts[cluster].float().log()], dim=-1)
 
     def sample(self, hidden: Tensor, pick: Pick) -> Tensor:
         """(B, D) -> (B,)."""
-        node = torch.zeros(len(hidden), dtype=torch.long, device=hidden.device)  # the root
-        for level, logits in enumerate(self.output(hidden).float().split(self.sizes, dim=-1)):
-            if level:
-                # Finite, so that guidance, which subtracts logits, does not make NaN of the blocked nodes.
-                logits = logits.masked_fill(self._not_below(level, node), torch.finfo(torch.float32).min)
-            node = pick(logits)
-        if not self.uniform_member:
-            return node
-        return self.members[self.offsets[node] + pick.uniform(self.counts[node])]
+        cluster = pick(self.output(hidden).float())
+        return self.members[self.offsets[cluster] + pick.uniform(self.counts[cluster])]
+
+
+class MascTwoLevelHead(_ClusterHead):
+    """p(token) = p(cluster) p(token | cluster), both learned. `output.weight` is (K + N, D): clusters, then tokens.
+
+    Members are told apart by one product over all N rows, in which the other clusters are masked: as much memory as
+    a flat head over K + N. `masc.heads.tree` gives the same distribution at the cost of the members alone; this head
+    keeps the order of its sums, so that published numbers stay what they are to the last digit."""
+
+    def __init__(self, dim: int, partition: Partition):
+        super().__init__(dim, partition, partition.num_clusters + partition.num_tokens)
+
+    def _levels(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        return self.output(hidden).split([self.num_clusters, self.num_tokens], dim=-1)
+
+    def _outside(self, cluster: Tensor) -> Tensor:
+        """Which tokens are not in a cluster: (*) -> (*, N) bool."""
+        return self.cluster_of != cluster[..., None]
+
+    def log_probs(self, hidden: Tensor, tokens: Tensor) -> Tensor:
+        """(*, D), (*) -> (*, 2): the cluster, the member."""
+        clusters, members = self._levels(hidden)
+        cluster = self.cluster_of[tokens]
+        members = members.masked_fill(self._outside(cluster), -torch.inf)
+        return torch.stack([log_softmax_at(clusters, cluster), log_softmax_at(members, tokens)], dim=-1)
+
+    def sample(self, hidden: Tensor, pick: Pick) -> Tensor:
+        """(B, D) -> (B,)."""
+        clusters, members = (logits.float() for logits in self._levels(hidden))
+        # Finite, so that guidance, which subtracts logits, does not make NaN of the masked tokens.
+        outside = self._outside(pick(clusters))
+        return pick(members.masked_fill(outside, torch.finfo(torch.float32).min))

@@ -9,7 +9,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, is_dataclass
 from importlib import metadata
 from pathlib import Path
@@ -77,19 +77,25 @@ def split_label(label: str) -> tuple[str, str]:
 
 
 def open_run(
-    path: Path, config: dict[str, Any], parents: dict[str, str], volatile: tuple[str, ...], label: str
+    path: Path,
+    config: dict[str, Any],
+    parents: dict[str, str],
+    volatile: tuple[str, ...],
+    label: str,
+    upgrade: Callable[[dict[str, Any]], dict[str, Any]] = dict,
 ) -> None:
     """Create the run directory with config.yaml and provenance.json, or check that they agree.
 
     provenance.json keeps `label` (of `run_label`) and `volatile` for readers that do not know the config's classes.
     Raises InputError naming every key that differs if another config, or another parent artefact,
-    already made results there. Keys that begin with one of `volatile` change no result and may differ."""
+    already made results there. Keys that begin with one of `volatile` change no result and may differ. `upgrade`
+    gives a stored config of an earlier version the keys of this one."""
     import yaml
 
     path = Path(path)
     file = path / "config.yaml"
     if file.exists():
-        old, new = flatten(yaml.safe_load(file.read_text())), flatten(config)
+        old, new = flatten(upgrade(yaml.safe_load(file.read_text()))), flatten(config)
         old_parents = json.loads((path / "provenance.json").read_text())["parents"]
         old |= {f"sha256 of the {name}": value[:12] for name, value in old_parents.items()}
         new |= {f"sha256 of the {name}": value[:12] for name, value in parents.items()}

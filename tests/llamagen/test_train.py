@@ -45,7 +45,7 @@ def test_every_head_learns_from_its_first_loss_on(small_run, head, tree):
     rows = losses(train(config))
     assert rows[0]["step"] == 0 and rows[-1]["step"] == 60
     # The head starts at zero: flat at ln N, the others at the mean code length of uniform choices on the path.
-    partition = load_inputs(config).partition
+    partition = load_inputs(config).tree and load_inputs(config).tree.cut(12)
     tokens = np.asarray(load_inputs(config).held_out.tokens[:, 0]).astype(int)
     start = np.log(24)
     if partition is not None:

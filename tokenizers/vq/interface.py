@@ -8,11 +8,12 @@ Shapes: B images, S x S pixels, T positions in raster order, N tokens, d code di
 import inspect
 import itertools
 from dataclasses import dataclass, field
-from importlib import import_module, resources
+from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from masc.runtime.artifacts import InputError
+from masc.runtime.targets import check_target, load_class
 from vq.hub.pins import existing_weights
 
 if TYPE_CHECKING:  # configs are read by stages that need no torch
@@ -51,19 +52,13 @@ class TokenizerConfig:
     weights: str | None = None
 
     def __post_init__(self) -> None:
-        if self.target.count(":") != 1:
-            raise ValueError(f"tokenizer.target must name a class as package.module:Class, found {self.target!r}")
+        check_target(self.target, "tokenizer.target")
 
     def build(self) -> Any:
         """The tokenizer with fresh weights; InputError if its class or an option does not exist."""
-        module, _, name = self.target.partition(":")
-        try:
-            target = getattr(import_module(module), name)
-        except (ImportError, AttributeError) as error:
-            raise InputError(
-                f"the tokenizer {self.name} names the class {self.target}, which does not import ({error}); "
-                "correct tokenizer.target, or put its module on PYTHONPATH"
-            ) from error
+        from torch import nn
+
+        target = load_class(self.target, nn.Module, f"the tokenizer {self.name}", "tokenizer.target")
         known = inspect.signature(target).parameters
         takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values())
         unknown = sorted(set(self.options) - set(known))

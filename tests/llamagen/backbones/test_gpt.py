@@ -8,19 +8,19 @@ from golden import GOLDEN
 from parameters import count
 from stage import CONFIGS
 
+from llamagen.backbones.base import DataShape
 from llamagen.backbones.config import ModelConfig
-from llamagen.backbones.embeddings import CaptionEmbedding, LabelEmbedding, drop_condition
-from llamagen.model import DataShape, build_model
+from llamagen.model import build_model
 from llamagen.training.average import Average
-from masc.heads.config import HeadConfig
+from masc.heads.config import FlatConfig
 
-FLAT = HeadConfig(name="flat", kind="flat")
+FLAT = FlatConfig(name="flat")
 SMALL = {"name": "small", "dim": 16, "num_layers": 5, "num_heads": 2, "multiple_of": 8}
 STILL = {"token_dropout": 0.0, "residual_dropout": 0.0, "ffn_dropout": 0.0}
 
 
 def small_model(**changes):
-    model = build_model(ModelConfig(**SMALL, **(STILL | changes)), FLAT, DataShape(12, 3, 2), None, seed=0)
+    model = build_model(ModelConfig(**SMALL, **(STILL | changes)), FLAT, DataShape(12, 3, 4), None, seed=0)
     torch.nn.init.normal_(model.head.output.weight, std=0.5)
     return model
 
@@ -53,13 +53,13 @@ def test_evaluation_ignores_every_dropout():
 
 
 def test_dropped_conditions_are_the_null_condition():
-    labels, table = torch.tensor([0, 1, 2]), LabelEmbedding(3, 4, 0.1)
-    assert drop_condition(table, labels, torch.tensor([True, False, True])).tolist() == [3, 1, 3]
-    captions = CaptionEmbedding(2, 5, 4, 0.1)
-    captions.initialise(torch.Generator().manual_seed(0))
+    labels, dropped = torch.tensor([0, 1, 2]), torch.tensor([True, False, True])
+    assert small_model().backbone.drop_condition(labels, dropped).tolist() == [3, 1, 3]
+    backbone = small_model(condition="text", caption_tokens=2, caption_dim=5).backbone
     features = torch.randn(3, 2, 5)
-    dropped = drop_condition(captions, features, torch.tensor([True, False, True]))
-    assert torch.equal(dropped[1], features[1]) and torch.equal(dropped[0], captions.uncond_embedding)
+    found = backbone.drop_condition(features, dropped)
+    assert torch.equal(found[1], features[1])
+    assert torch.equal(found[0], backbone.cls_embedding.uncond_embedding)
 
 
 def test_a_text_model_draws_its_null_caption_at_the_start_and_never_trains_it():

@@ -9,9 +9,10 @@ import torch
 from golden import load_golden, load_state
 from golden_adapter import FLAT, build_gpt
 
+from llamagen.backbones.base import DataShape
 from llamagen.backbones.official import load_official, save_official
-from llamagen.model import DataShape, build_model
-from masc.heads.config import HeadConfig
+from llamagen.model import build_model
+from masc.heads.config import MascConfig, MascTwoLevelConfig
 from masc.runtime.artifacts import InputError
 from masc.tree import Partition
 
@@ -81,13 +82,13 @@ def test_a_masc_model_is_exported_with_its_clusters_as_vocabulary(tmp_path):
 
     half = Partition(np.arange(64) // 2)
     config = build_gpt(config_of()).backbone.config
-    shape = DataShape(64, 10, 4)
-    masc = build_model(config, HeadConfig(name="masc", kind="masc", context="cluster"), shape, half, seed=0)
+    shape = DataShape(64, 10, 16)
+    masc = build_model(config, MascConfig(name="masc", context="cluster"), shape, half, seed=0)
     save_official(masc, tmp_path / "masc.pt")
-    coarse = build_model(config, FLAT, DataShape(32, 10, 4), None, seed=1)
+    coarse = build_model(config, FLAT, DataShape(32, 10, 16), None, seed=1)
     load_official(coarse, tmp_path / "masc.pt")
     assert torch.equal(coarse.head.output.weight, masc.head.output.weight)
-    two_level = build_model(config, HeadConfig(name="two", kind="masc-two-level"), shape, half, seed=0)
+    two_level = build_model(config, MascTwoLevelConfig(name="two"), shape, half, seed=0)
     with pytest.raises(InputError, match="embeds 64 tokens and predicts 96 nodes"):
         save_official(two_level, tmp_path / "two.pt")
     assert not (tmp_path / "two.pt").exists()

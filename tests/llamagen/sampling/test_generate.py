@@ -6,19 +6,21 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llamagen.backbones.base import DataShape
 from llamagen.backbones.config import ModelConfig
-from llamagen.model import DataShape, build_model
+from llamagen.model import build_model
 from llamagen.sampling.filters import SamplingConfig, draw, filter_logits
-from llamagen.sampling.generate import generate, image_uniforms
-from masc.heads.config import HeadConfig
+from llamagen.sampling.generate import SamplingPick, generate, image_uniforms
+from masc.heads.config import FlatConfig, MascConfig, MascTreeConfig, MascTwoLevelConfig
 from masc.tree import Partition
 
-SHAPE = DataShape(num_tokens=12, num_classes=3, grid=2)
+SHAPE = DataShape(num_tokens=12, num_classes=3, num_positions=4)
 PARTITION = Partition(np.array([0, 0, 0, 1, 1, 2, 3, 3, 3, 3, 4, 5]))
 HEADS = [
-    HeadConfig(name="flat", kind="flat"),
-    HeadConfig(name="masc", kind="masc", num_clusters=6, context="cluster"),
-    HeadConfig(name="masc-two-level", kind="masc-two-level", num_clusters=6),
+    FlatConfig(name="flat"),
+    MascConfig(name="masc", num_clusters=6, context="cluster"),
+    MascTwoLevelConfig(name="masc-two-level", num_clusters=6),
+    MascTreeConfig(name="masc-tree", levels=[6]),
 ]
 
 
@@ -67,6 +69,22 @@ def test_samples_follow_the_models_likelihood(head):
     mean = (probs * log_p).sum()
     deviation = ((probs * (log_p - mean) ** 2).sum() / draws).sqrt()
     assert abs(observed.mean() - mean) / deviation < 3.9
+
+
+def test_guided_halves_choose_alike_and_stay_in_the_cluster():
+    head = model_of(HEADS[2]).head
+    uniforms = torch.from_numpy(np.random.default_rng(0).random((50, 2)))
+    chosen = []
+
+    class Spy(SamplingPick):
+        def __call__(self, logits):
+            chosen.append(super().__call__(logits))
+            return chosen[-1]
+
+    both = torch.randn(100, 32, generator=torch.Generator().manual_seed(1))
+    tokens = head.sample(both, Spy(SamplingConfig(guidance=4.0), uniforms, 4.0))
+    assert torch.equal(tokens[:50], tokens[50:])
+    assert np.array_equal(PARTITION.cluster_of[tokens], chosen[0]) and torch.equal(tokens, chosen[1])
 
 
 def test_another_seed_gives_other_images_and_the_same_seed_the_same():

@@ -1,0 +1,25 @@
+"""All heads by kind, and the one way to build one."""
+
+from masc.heads.base import Head
+from masc.heads.config import HeadConfig
+from masc.heads.flat import FlatHead
+from masc.heads.masc import MascHead, MascTwoLevelHead
+from masc.heads.tree import MascTreeHead
+from masc.tree import Clustering
+
+HEADS: dict[str, type[Head]] = {  # by kind, as their configs in masc.heads.config.CONFIGS
+    "flat": FlatHead,
+    "masc": MascHead,
+    "masc-two-level": MascTwoLevelHead,
+    "masc-tree": MascTreeHead,
+}
+
+
+def build_head(config: HeadConfig, dim: int, num_tokens: int, tree: Clustering | None) -> Head:
+    """The head of a config over N tokens; `tree` is the whole tree, and None for a head that reads none.
+
+    Raises InputError for a cut that the tree does not have, ValueError for a tree of other tokens."""
+    if config.uses_tree and (tree is None or tree.num_tokens != num_tokens):
+        found = "none" if tree is None else f"one of {tree.num_tokens}"
+        raise ValueError(f"the head {config.name} needs a tree of {num_tokens} tokens, found {found}")
+    return HEADS[config.kind].build(config, dim, num_tokens, tree)
