@@ -71,7 +71,7 @@ def _in_words(cause: BaseException) -> str:
     if isinstance(cause, ConfigKeyError | ConfigAttributeError) and dataclasses.is_dataclass(schema):
         section, _, key = str(cause.full_key).rpartition(".")
         known = ", ".join(field.name for field in dataclasses.fields(schema))
-        return f"{section or 'it'} has no key {key}, but {known} ({schema.__name__})"
+        return f"{section or 'it'} has no key {key}; the keys of {schema.__name__} are {known}"
     return " ".join(str(cause).split())
 
 

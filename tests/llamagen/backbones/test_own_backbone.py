@@ -17,7 +17,7 @@ from llamagen.backbones.config import OwnModelConfig
 from llamagen.backbones.embeddings import TokenEmbedding
 from llamagen.backbones.official import official_state
 from llamagen.model import build_model
-from llamagen.runs import load_run
+from llamagen.runs import Run
 from llamagen.sampling.filters import SamplingConfig
 from llamagen.sampling.generate import generate, image_uniforms
 from llamagen.train import _Loop, train
@@ -126,8 +126,9 @@ def test_a_run_trains_and_loads_by_its_config_alone(config):
     assert isinstance(config.model, OwnModelConfig) and config.model.options == {"together": 2}
     rows = read_metrics(train(config) / "metrics.jsonl")
     assert rows[-1]["step"] == 12 and rows[-1]["val/nats_per_token"] < rows[0]["val/nats_per_token"]
-    loaded, inputs, model = load_run(config.directory)
-    assert loaded == config and type(model.backbone).__name__ == "Backwards"
+    run = Run(config.directory)
+    inputs, model = run.inputs, run.load_model()
+    assert run.config == config and type(model.backbone).__name__ == "Backwards"
     nats = image_nats(Accelerator(), model, inputs.held_out, inputs.conditions["val"])
     per_token = nats.sum().item() / inputs.held_out.tokens[:, 0].size
     assert abs(per_token - rows[-1]["val/nats_per_token"]) < 1e-5

@@ -1,0 +1,71 @@
+"""Configs of runs on disk: those of earlier versions load, and their runs go on."""
+
+import json
+
+import pytest
+import yaml
+
+from llamagen.backbones.config import ModelConfig
+from llamagen.train import train
+from llamagen.training.config import load_config
+from llamagen.training.inputs import load_inputs
+from masc.heads.config import FlatConfig, MascConfig
+from masc.runtime.artifacts import InputError
+from masc.runtime.run import read_metrics
+
+
+def as_before(run_dir):
+    """Rewrite a run's config.yaml as versions wrote it that had one class of heads and one backbone."""
+    file = run_dir / "config.yaml"
+    stored = yaml.safe_load(file.read_text())
+    del stored["model"]["target"]
+    stored["head"] = {"num_clusters": None, "context": "token"} | stored["head"]
+    file.write_text(yaml.safe_dump(stored, sort_keys=False))
+    return stored
+
+
+@pytest.mark.parametrize(("head", "schema"), [("flat", FlatConfig), ("masc", MascConfig)])
+def test_a_run_of_an_earlier_version_loads_and_goes_on(small_run, head, schema):
+    config = small_run(f"head={head}", "steps=4")
+    train(config)
+    stored = as_before(config.directory)
+    assert "target" not in stored["model"] and set(stored["head"]) == {"name", "kind", "num_clusters", "context"}
+    loaded = load_config(config.directory / "config.yaml")
+    assert loaded == config and (type(loaded.head), type(loaded.model)) == (schema, ModelConfig)
+    config.open_directory(load_inputs(config).parents)  # no key differs
+    progress = config.directory / "checkpoints" / "last" / "progress.json"
+    progress.write_text(json.dumps(json.loads(progress.read_text()) | {"step": 2}))
+    train(config)
+    assert read_metrics(config.directory / "metrics.jsonl")[-1]["step"] == 4
+
+
+def test_a_changed_value_of_an_earlier_version_is_still_refused(small_run):
+    config = small_run("head=masc", "steps=4")
+    train(config)
+    as_before(config.directory)
+    parents = load_inputs(config).parents
+    with pytest.raises(InputError, match=r"head\.num_clusters: None there, 12 now"):
+        small_run("head=masc", "steps=4", "head.num_clusters=12").open_directory(parents)
+    with pytest.raises(InputError, match=r"head\.kind: 'masc' there, 'flat' now"):
+        small_run("head=flat", "steps=4").open_directory(parents)
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "words"),
+    [
+        ("head", "kind", "nonesuch", "names the head 'nonesuch'; this version has flat, masc"),
+        ("head", "colour", 3, "colour"),
+        ("optim", "learning_rate", "fast", "learning_rate"),
+        ("model", "dim", 33, "head width divisible by 4"),
+    ],
+)
+def test_a_config_that_does_not_fit_is_one_error_that_names_its_file(small_run, section, key, value, words):
+    config = small_run("head=masc")
+    config.open_directory({})
+    file = config.directory / "config.yaml"
+    stored = yaml.safe_load(file.read_text())
+    stored[section][key] = value
+    file.write_text(yaml.safe_dump(stored))
+    with pytest.raises(InputError, match=words) as error:
+        load_config(file)
+    assert str(file) in str(error.value)
