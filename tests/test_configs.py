@@ -10,7 +10,6 @@ from llamagen.evaluation.images import EvalFidConfig
 from llamagen.model import build_model, count_parameters
 from llamagen.training.config import TrainConfig
 from masc.runtime.artifacts import InputError
-from reports.subjects import FREE
 
 
 def choices(group):
@@ -41,11 +40,6 @@ def test_tuned_values_reach_the_run_they_are_for():
         assert (config.optim.learning_rate, config.optim.table_scale) == (tuned["learning_rate"], tuned["table_scale"])
         assert config.steps == 600
     assert load_config("train", TrainConfig, ["model=llamagen-xl"]).optim.learning_rate == 2e-4  # MASC, App. A
-
-
-def test_the_report_averages_over_runs_that_differ_in_nothing_but_what_may():
-    config = load_config("train", TrainConfig, ["model=llamagen-tiny", "data=twemoji", "head=masc"])
-    assert set(FREE) == {"seed", *config.volatile}
 
 
 def test_the_main_job_composes():
