@@ -149,7 +149,7 @@ def compare(root: Path, arguments: argparse.Namespace) -> list[dict[str, float |
         return sum(len(y) for _, y in loader)
 
     def packed() -> int:
-        stream = CodeStream(load_codes(ours, "bench", ""), 0, arguments.batch_size)  # maps the file anew
+        stream = CodeStream(load_codes(ours, "bench"), 0, arguments.batch_size)  # maps the file anew
         return sum(len(stream.batch(step)[1]) for step in range(arguments.images // arguments.batch_size))
 
     speeds: dict[str, dict[str, list[float]]] = {"warm": {}, "cold": {}}

@@ -122,7 +122,7 @@ def _reuse(
 
     Raises InputError for a clustering of this codebook by other settings: it is not thrown away for a name."""
     try:
-        made, meta = load_tree(path, codebook, make="")
+        made, meta = load_tree(path, codebook)
     except InputError:
         return None
     lines = differences(meta.config, settings)

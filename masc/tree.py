@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from masc.runtime.artifacts import Codebook, InputError, Meta, load_npz, require_parent, save_npz
+from masc.runtime.artifacts import Codebook, InputError, Meta, MissingArtifact, load_npz, require_parent, save_npz
 from masc.runtime.streams import Purpose, random_stream
 
 
@@ -200,41 +200,40 @@ def save_tree(
     return save_npz(path, "tree", VERSION, arrays, config, {"codebook": codebook.meta.sha256, **(parents or {})}, about)
 
 
-def load_tree(path: Path, codebook: Codebook, make: str) -> tuple[Tree | Partition, Meta]:
+def load_tree(path: Path, codebook: Codebook) -> tuple[Tree | Partition, Meta]:
     """Read what `save_tree` wrote; InputError if it belongs to another codebook, or is no tree."""
-    arrays, meta = load_npz(path, "tree", VERSION, make)
-    require_parent(meta, "codebook", codebook.meta.sha256, path, make)
+    arrays, meta = load_npz(path, "tree", VERSION)
+    require_parent(meta, "codebook", codebook.meta.sha256, path)
     try:
         if "merges" in arrays:
             made = Tree(arrays["merges"], int(arrays["num_tokens"]))
         else:
             made = Partition(arrays["cluster_of"])
     except KeyError as error:
-        raise InputError(f"{path} lacks {error}; remake it with `{make}`") from error
+        raise MissingArtifact("tree", path, f"{path} lacks {error}") from error
     if made.num_tokens != codebook.num_tokens:
-        raise InputError(
-            f"{path} holds {made.num_tokens} tokens, the codebook {codebook.num_tokens}; remake it with `{make}`"
-        )
+        problem = f"{path} holds {made.num_tokens} tokens, the codebook {codebook.num_tokens}"
+        raise MissingArtifact("tree", path, problem)
     return made, meta
 
 
-def check_cuts(made: Clustering, cuts: Sequence[int], path: Path, make: str) -> None:
-    """Raise InputError unless the clustering stored at `path` has every one of `cuts`."""
+def check_cuts(made: Clustering, cuts: Sequence[int], path: Path) -> None:
+    """Raise MissingArtifact unless the clustering stored at `path` has every one of `cuts`."""
     for num_clusters in cuts:
         if isinstance(made, Tree) and num_clusters < made.coarsest:
-            raise InputError(
-                f"{path} goes down to {made.coarsest} clusters only, found k = {num_clusters}; build it further with "
-                f"`{make}` and ARGS=tree.coarsest={num_clusters}"
+            raise MissingArtifact(
+                "tree",
+                path,
+                f"{path} goes down to {made.coarsest} clusters only, found k = {num_clusters}; build it further",
+                overrides={"tree.coarsest": num_clusters},
             )
         if isinstance(made, Partition) and made.num_clusters != num_clusters:
-            raise InputError(
-                f"{path} holds a fixed partition in {made.num_clusters} clusters, not {num_clusters}; "
-                f"make the one you need with `{make} K={num_clusters}`"
-            )
+            problem = f"{path} holds a fixed partition in {made.num_clusters} clusters, not {num_clusters}"
+            raise MissingArtifact("tree", path, problem, k=num_clusters)
 
 
-def load_partition(path: Path, num_clusters: int, codebook: Codebook, make: str) -> tuple[Partition, Meta]:
+def load_partition(path: Path, num_clusters: int, codebook: Codebook) -> tuple[Partition, Meta]:
     """The partition in K clusters from a stored tree, or a stored partition if it has that K."""
-    made, meta = load_tree(path, codebook, make)
-    check_cuts(made, [num_clusters], path, make)
+    made, meta = load_tree(path, codebook)
+    check_cuts(made, [num_clusters], path)
     return made.cut(num_clusters), meta

@@ -7,6 +7,7 @@ from accelerate import Accelerator
 from stage import run_stage
 
 from masc.layout import Layout
+from masc.runtime.artifacts import naming
 from vq.codes.check_codes import check_codes
 from vq.data import DataConfig
 from vq.interface import TokenizerConfig
@@ -32,11 +33,12 @@ def main(stage: CheckStage) -> None:
     layout = Layout(Path(stage.artifacts), stage.tokenizer.name)
     codebook = layout.load_codebook()
     model = load_decoder(codebook, layout.root, stage.tokenizer.weights).to(Accelerator().device)
-    make = f"make codes DATA={stage.data.name} TOKENIZER={stage.tokenizer.name}"
     for split in stage.splits:
         path = layout.codes(stage.data.name, split)
-        picture = path.with_name(f"check-{split}.png")
-        print(f"{path}: {check_codes(model, codebook, path, picture, stage.num_shown, stage.seed, make)}: {picture}")
+        image = path.with_name(f"check-{split}.png")
+        with naming(data=stage.data.name, tokenizer=stage.tokenizer.name):
+            checked = check_codes(model, codebook, path, image, stage.num_shown, stage.seed)
+        print(f"{path}: {checked}: {image}")
 
 
 if __name__ == "__main__":

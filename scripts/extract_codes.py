@@ -6,7 +6,7 @@ from pathlib import Path
 from stage import run_stage
 
 from masc.layout import Layout
-from masc.runtime.artifacts import InputError
+from masc.runtime.artifacts import InputError, naming
 from masc.runtime.codes import read_meta
 from masc.runtime.device import patient_state
 from vq.codes.extract import extract_codes
@@ -37,9 +37,10 @@ def main(stage: CodesStage) -> None:
         with state.main_process_first():  # the others find the index of tars that it made
             images = load_images(stage.data.source, split, stage.data.resolution, stage.data.path)
         path = layout.codes(stage.data.name, split)
-        extract_codes(model, images, stage.data.views(split), codebook, path, stage.extraction)
+        with naming(data=stage.data.name, tokenizer=stage.tokenizer.name):
+            extract_codes(model, images, stage.data.views(split), codebook, path, stage.extraction)
         if state.is_main_process:
-            meta = read_meta(path, "make codes")
+            meta = read_meta(path)
             failed = f", {meta['num_failures']} not readable: {path}/failures.txt" if meta["num_failures"] else ""
             print(f"{path}: {meta['shape'][0]} images, {meta['shape'][1]} view(s) of {meta['shape'][2]} tokens{failed}")
 

@@ -19,7 +19,6 @@ from llamagen.training.config import TrainConfig
 from masc.build import TreeConfig
 from masc.layout import Layout
 from masc.runtime.artifacts import Codebook, InputError
-from masc.runtime.codes import load_codes
 from masc.runtime.run import read_metrics
 from masc.tree import Partition, Tree
 from metrics.tokenizer import TokenizerTest
@@ -103,7 +102,7 @@ def reproduce(config: ReproduceConfig, planned: list[PlannedRun]) -> Path:
             attribution=sources["train"].attribution,
             tokenizer=model,
             tokenizer_results=layout.evaluation,
-            codes=load_codes(layout.codes(data.name, "train"), codebook.meta.sha256, "make codes"),
+            codes=layout.load_codes(data.name, "train", codebook),
             tree=average,
             partitions={name: cuts[default_k] for name, cuts in partitions.items()},
         )

@@ -17,7 +17,7 @@ from hydra.errors import ConfigCompositionException, HydraException, MissingConf
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from masc.runtime.artifacts import InputError
+from masc.runtime.artifacts import InputError, MissingArtifact
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 # Group of configs/ -> the schemas that its files name in `defaults`, as module:Class. A group is registered, and its
@@ -45,6 +45,35 @@ SCHEMAS = {
         "coco_protocol_schema": "metrics.coco:CocoProtocolConfig",
     },
 }
+
+# Kind of a MissingArtifact -> the target of the Makefile that makes it, and the variables that say which one: a
+# variable is filled with the fact of the same name in small letters.
+COMMANDS = {
+    "tokenizer": ("tokenizer", "TOKENIZER"),
+    "codebook": ("codebook", "TOKENIZER"),
+    "codes": ("codes", "DATA", "TOKENIZER"),
+    "imported codes": ("import-codes", "DATA", "TOKENIZER"),
+    "tree": ("tree", "TREE", "TOKENIZER", "K"),
+    "text features": ("text-features", "CAPTIONS"),
+    "weights": ("weights", "NAME"),
+}
+
+
+def command_for(error: MissingArtifact) -> str:
+    """What to type to make an artefact and those that it is made from; `...` stands for a fact that nobody gave."""
+    commands = [command_for(other) for other in error.first]
+    target, *variables = COMMANDS[error.kind]
+    given = {name: error.facts.get(name.lower(), "...") for name in variables}
+    given["ARGS"] = " ".join(f"{key}={value}" for key, value in error.overrides.items()) or None
+    words = [f'{name}="{value}"' if " " in str(value) else f"{name}={value}" for name, value in given.items() if value]
+    if error.remove:
+        commands.append(f"rm -r {error.path}")
+    return " && ".join(dict.fromkeys([*commands, " ".join(["make", target, *words])]))
+
+
+def explain(error: InputError) -> str:
+    """The message of an error, with the command that makes what is missing."""
+    return f"{error}; type `{command_for(error)}`" if isinstance(error, MissingArtifact) else str(error)
 
 
 def load_config(stage: str, schema: type, overrides: list[str]) -> Any:
@@ -128,7 +157,7 @@ def run_stage(stage: str, schema: type, function: Callable[[Any], Any]) -> None:
             return
         function(load_config(stage, schema, overrides))
     except InputError as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {explain(error)}")
     except KeyboardInterrupt:
         sys.exit("\ninterrupted; the same command goes on from the last checkpoint or finished stage")
     except OSError as error:

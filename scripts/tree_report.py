@@ -4,12 +4,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from accelerate import Accelerator
-from stage import run_stage
+from stage import command_for, explain, run_stage
 
 from masc.build import TreeConfig
 from masc.layout import Layout
 from masc.runtime.artifacts import InputError
-from masc.runtime.codes import load_codes
 from reports.tree.report import TreeReportInputs, load_clusterings, write_tree_report
 from vq.data import DataConfig
 from vq.interface import TokenizerConfig
@@ -38,20 +37,20 @@ def main(stage: TreeReportStage) -> None:
     codebook = layout.load_codebook()
     num_clusters = codebook.num_tokens // 2 if stage.num_clusters is None else stage.num_clusters
     clusterings, missing = load_clusterings(layout, stage.trees, num_clusters, codebook)
+    how_to_make = {name: command_for(error) for name, error in missing.items()}
     inputs = TreeReportInputs(
-        layout.tokenizer, codebook, num_clusters, clusterings, missing, num_images=stage.num_images
+        layout.tokenizer, codebook, num_clusters, clusterings, how_to_make, num_images=stage.num_images
     )
-    path, make = layout.codes(stage.data.name, "train"), f"make codes DATA={stage.data.name}"
-    if path.exists():
-        inputs.codes = load_codes(path, codebook.meta.sha256, f"{make} TOKENIZER={layout.tokenizer}")
+    if layout.codes(stage.data.name, "train").exists():
+        inputs.codes = layout.load_codes(stage.data.name, "train", codebook)
         inputs.attribution = ATTRIBUTION if stage.data.source == "twemoji" else ""
         try:
             inputs.tokenizer = load_decoder(codebook, layout.root, stage.tokenizer.weights).to(Accelerator().device)
         except InputError as error:
-            inputs.no_patches = str(error)
+            inputs.no_patches = explain(error)
     else:
-        inputs.no_patches = f"no codes at {path}; make them with `{make} TOKENIZER={layout.tokenizer}`"
-    print(write_tree_report(inputs, Path(stage.output or layout.codebook.parent / "tree-report")))
+        inputs.no_patches = explain(layout.missing_codes(stage.data.name, "train"))
+    print(write_tree_report(inputs, Path(stage.output or layout.tree_report)))
 
 
 if __name__ == "__main__":

@@ -229,7 +229,7 @@ def extract_codes(image_dir, out_dir, vq, image_size, ten_crop, crop_range):
     images = load_images(data.source, "train", image_size, data.path)
     settings = ExtractConfig(num_workers=0)
     our_extract(vq, images, data.views("train"), codebook, work / "codes", settings)
-    codes = load_codes(work / "codes", codebook.meta.sha256, "")
+    codes = load_codes(work / "codes", codebook.meta.sha256)
     for kind, values in (("codes", codes.tokens[:, None]), ("labels", codes.labels[:, None])):
         folder = Path(out_dir) / f"imagenet{image_size}_{kind}"
         folder.mkdir()

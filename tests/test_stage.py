@@ -1,29 +1,32 @@
-"""How scripts start: the config of a stage as its dataclass."""
+"""How scripts start and how they end: the config of a stage as its dataclass, errors with the command to type."""
 
-from dataclasses import dataclass, field
+import re
+import sys
+from dataclasses import dataclass, field, is_dataclass
 from importlib import import_module
+from pathlib import Path
 
 import pytest
 from hydra.core.config_store import ConfigStore
-from stage import CONFIGS, SCHEMAS, load_config
-from tree import TreeStage
+from stage import COMMANDS, CONFIGS, SCHEMAS, command_for, explain, load_config, run_stage
+from tree import TreeStage, main
 
 from masc.build import TreeConfig
-from masc.runtime.artifacts import InputError
+from masc.runtime.artifacts import InputError, MissingArtifact
+
+MAKEFILE = (CONFIGS.parent / "Makefile").read_text()
 
 
-def test_every_schema_that_a_group_names_is_a_class_of_that_group():
-    for group, schemas in SCHEMAS.items():
-        text = "".join(file.read_text() for file in (CONFIGS / group).glob("*.yaml"))
-        for name, place in schemas.items():
-            module, _, attribute = place.partition(":")
-            assert isinstance(getattr(import_module(module), attribute), type)
-            assert name in text, f"no file of configs/{group} names {name}"
+def test_every_schema_of_the_table_is_a_dataclass():
+    for place in (place for schemas in SCHEMAS.values() for place in schemas.values()):
+        module, _, name = place.partition(":")
+        assert is_dataclass(getattr(import_module(module), name)), place
 
 
-def test_every_group_with_a_schema_is_in_the_table():
-    named = {file.parent.name for file in CONFIGS.glob("*/*.yaml") if "_schema" in file.read_text()}
-    assert named == set(SCHEMAS)
+def test_every_schema_that_a_file_names_is_in_the_table():
+    for file in CONFIGS.glob("*/*.yaml"):
+        for name in re.findall(r"[a-z_-]+_schema", file.read_text()):
+            assert name in SCHEMAS[file.parent.name], file
 
 
 @pytest.fixture
@@ -56,3 +59,41 @@ def test_groups_are_found_in_dictionaries_and_nested_fields(store):
 def test_a_group_that_a_stage_does_not_read_is_refused_by_name(store):
     with pytest.raises(InputError, match="the stage tree reads no group data"):
         load_config("tree", TreeStage, ["+data=twemoji"])
+
+
+def targets() -> set[str]:
+    """The targets of the Makefile that `make help` lists."""
+    return set(re.findall(r"^([a-z-]+):.*## ", MAKEFILE, re.MULTILINE))
+
+
+def test_every_command_is_a_target_and_its_variables_are_read_by_the_makefile():
+    for target, *variables in COMMANDS.values():
+        assert target in targets()
+        for name in variables:
+            assert f"$({name})" in MAKEFILE, name
+
+
+def test_every_kind_that_the_code_names_has_a_command(root):
+    named = {"codebook", "tree"}  # kinds of artefacts of one .npz file: load_npz names them by its argument
+    for folder in ("masc", "tokenizers", "eval", "llamagen", "scripts"):
+        for file in (root / folder).rglob("*.py"):
+            named |= set(re.findall(r"MissingArtifact\(\s*\"([a-z ]+)\"", file.read_text()))
+    assert named == set(COMMANDS)
+
+
+def test_an_error_is_told_with_the_command_that_makes_what_is_missing(tmp_path):
+    codes = MissingArtifact("codes", Path("x"), data="twemoji", tokenizer="emoji32")
+    assert explain(codes) == "no codes at x; type `make codes DATA=twemoji TOKENIZER=emoji32`"
+    tree = MissingArtifact("tree", Path("y"), "bad", remove=True, tree="masc", k=None, overrides={"a": 1, "b": 2})
+    assert explain(tree) == 'bad; type `rm -r y && make tree TREE=masc TOKENIZER=... ARGS="a=1 b=2"`'
+    both = MissingArtifact.all_of("none is there", [codes, codes, tree])
+    assert command_for(both) == f"{command_for(codes)} && {command_for(tree)}"
+    assert explain(InputError("k is 0")) == "k is 0"
+
+
+def test_a_stage_ends_with_the_command_and_without_a_traceback(monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "argv", ["tree.py", f"artifacts={tmp_path}", "tokenizer_name=mine"])
+    with pytest.raises(SystemExit) as caught:
+        run_stage("tree", TreeStage, main)
+    path = tmp_path / "mine" / "codebook.npz"
+    assert caught.value.code == f"error: no codebook at {path}; type `make codebook TOKENIZER=mine`"

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from llamagen.conditions.captions import Captions, clean_caption
-from masc.runtime.artifacts import InputError, hash_file, recover, replacing, write_json
+from masc.runtime.artifacts import InputError, MissingArtifact, hash_file, recover, replacing, write_json
 from masc.runtime.device import patient_accelerator
 
 FORMAT, VERSION = "masc-text-features", 1
@@ -32,7 +32,6 @@ FILES = ("features.npy", "offsets.npy", "captions.json")
 MAX_TOKENS = 120  # LlamaGen's cls_token_num for text
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 SHARD = 1024  # captions: what an interruption loses at most
-MAKE = "make text-features CAPTIONS=..."
 
 # Shapes: M captions, B of a batch, C the encoder's width (2048), S the lengths of all captions together.
 
@@ -44,9 +43,12 @@ def encoder_sha256(directory: Path) -> str:
     directory = Path(directory)
     files = [path for path in sorted(directory.glob("*")) if path.suffix in (".json", ".model", ".safetensors", ".bin")]
     if not (directory / "config.json").exists() or len(files) < 2:
-        raise InputError(
+        raise MissingArtifact(
+            "weights",
+            directory,
             f"no text encoder at {directory}: expected config.json, a tokenizer and weights as on the Hugging Face "
-            "hub; fetch LlamaGen's with `make weights NAME=flan-t5-xl`"
+            "hub; LlamaGen's is flan-t5-xl",
+            name="flan-t5-xl",
         )
     return hashlib.sha256("".join(f"{path.name} {hash_file(path)}\n" for path in files).encode()).hexdigest()
 
@@ -97,16 +99,16 @@ def extract_text_features(
 
 
 def _from_main(accelerator: Accelerator, compute: Callable[[], Any]) -> Any:
-    """What the main process computes, or its InputError, in every process."""
-    answer = [None, None]
+    """The result of the main process, in every process; or its InputError, in the others by its message alone."""
+    answer, raised = [None, None], None
     if accelerator.is_main_process:
         try:
             answer[0] = compute()
         except InputError as error:
-            answer[1] = str(error)
+            answer[1], raised = str(error), error
     broadcast_object_list(answer)
     if answer[1] is not None:
-        raise InputError(answer[1])
+        raise raised or InputError(answer[1])
     return answer[0]
 
 
@@ -243,43 +245,45 @@ class TextFeatures:
         return torch.from_numpy(features), torch.from_numpy(mask)
 
     @staticmethod
-    def load(path: Path, encoder: str | None = None, make: str = MAKE, verify: bool = False) -> "TextFeatures":
+    def load(path: Path, encoder: str | None = None, verify: bool = False) -> "TextFeatures":
         """Open a directory of features; `encoder` is the SHA-256 they must have been made with, if given.
 
         The memory-mapped features are checked against their shape, and with `verify` against their SHA-256.
 
-        Raises InputError if it is missing, truncated, altered, of another version or of another encoder."""
+        Raises MissingArtifact if it is missing, truncated, altered, of another version or of another encoder."""
         path = Path(path)
         if not (path / "meta.json").exists():
-            raise InputError(f"no text features at {path}; make them with `{make}`")
+            raise MissingArtifact("text features", path)
         try:
             meta = json.loads((path / "meta.json").read_text())
             bits = np.load(path / "features.npy", mmap_mode="r", allow_pickle=False)
             offsets = np.load(path / "offsets.npy", allow_pickle=False)
             captions = json.loads((path / "captions.json").read_text())
         except (OSError, ValueError, EOFError) as error:
-            raise InputError(
-                f"{path} holds no text features, or truncated ones ({error}); remove it and remake them with `{make}`"
-            ) from error
+            problem = f"{path} holds no text features, or truncated ones ({error})"
+            raise MissingArtifact("text features", path, problem, remove=True) from error
         if meta.get("format") != FORMAT or meta.get("version") != VERSION:
-            raise InputError(
+            raise MissingArtifact(
+                "text features",
+                path,
                 f"expected {FORMAT} version {VERSION}, found {meta.get('format')} version {meta.get('version')} in "
-                f"{path}/meta.json; remove it and remake them with `{make}`"
+                f"{path}/meta.json",
+                remove=True,
             )
         for name in FILES if verify else FILES[1:]:
             if hash_file(path / name) != meta["sha256"][name]:
-                raise InputError(
-                    f"{path / name} does not match the SHA-256 in meta.json; remove {path} and remake it with `{make}`"
-                )
+                problem = f"{path / name} does not match the SHA-256 in meta.json"
+                raise MissingArtifact("text features", path, problem, remove=True)
         if bits.ndim != 2 or len(bits) != offsets[-1] or len(offsets) != len(captions["texts"]) + 1:
-            raise InputError(
-                f"{path}/features.npy has shape {bits.shape}, its captions need {offsets[-1]} rows; remove {path} and "
-                f"remake it with `{make}`"
-            )
+            problem = f"{path}/features.npy has shape {bits.shape}, its captions need {offsets[-1]} rows"
+            raise MissingArtifact("text features", path, problem, remove=True)
         if encoder not in (None, meta["config"]["encoder_sha256"]):
-            raise InputError(
+            raise MissingArtifact(
+                "text features",
+                path,
                 f"{path} was made with the text encoder {meta['config']['encoder_sha256'][:12]}, but the one in use is "
-                f"{encoder[:12]}; make features with that one into another directory: `{make}`"
+                f"{encoder[:12]}; make features with that one in another folder",
+                overrides={"out": "FOLDER"},
             )
         return TextFeatures(
             bits, offsets, captions["texts"], captions["images"], meta["config"], meta["sha256"]["features.npy"]

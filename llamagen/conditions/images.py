@@ -10,7 +10,7 @@ from torch import Tensor
 
 from llamagen.backbones.config import ModelConfig
 from llamagen.conditions.features import MAX_TOKENS, TextFeatures
-from masc.runtime.artifacts import InputError
+from masc.runtime.artifacts import InputError, MissingArtifact, naming
 from masc.runtime.codes import Codes, load_captions
 
 
@@ -74,13 +74,12 @@ def open_captions(codes_path: Path, codes: Codes, features_path: Path) -> ImageC
             f"image {bare[0]} and {len(bare) - 1} others in {codes_path} have no caption; train with model.condition="
             "class, or extract codes of images with captions"
         )
-    make = f"make text-features CAPTIONS={codes_path}/captions.json ARGS=out={features_path}"
-    features = TextFeatures.load(features_path, make=make)
+    how = {"captions": f"{codes_path}/captions.json", "overrides": {"out": features_path}}
+    with naming(**how):
+        features = TextFeatures.load(features_path)
     wanted = [(str(row), text) for row, texts in enumerate(captions) for text in texts]
     found = list(zip(features.images or [], features.captions, strict=False))
     if wanted != found:
-        raise InputError(
-            f"{features_path} holds the features of other captions than those of {codes_path}; remove it and remake "
-            f"it with `{make}`"
-        )
+        problem = f"{features_path} holds the features of other captions than those of {codes_path}"
+        raise MissingArtifact("text features", features_path, problem, remove=True, **how)
     return ImageCaptions(features, [len(texts) for texts in captions])

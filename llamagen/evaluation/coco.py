@@ -16,7 +16,7 @@ from llamagen.conditions.features import TextFeatures
 from llamagen.conditions.images import check_text_model
 from llamagen.evaluation.fid import Evaluation
 from llamagen.evaluation.images import EvalFidConfig, first_images
-from masc.runtime.artifacts import InputError, write_text
+from masc.runtime.artifacts import InputError, MissingArtifact, naming, write_text
 from metrics.clip_score import MODEL, NAME, Clip, clip_cosines, clip_score, load_clip
 from metrics.coco import (
     MAKE,
@@ -142,17 +142,21 @@ class CocoEvaluation(Evaluation):
         """The folder of text features that samples are drawn from; InputError if they are of other captions."""
         path = self.captions_path
         folder = Path(self.config.captions or Path(self.config.extractor.artifacts) / "text" / path.stem)
-        make = f"make text-features CAPTIONS={path} ARGS=out={folder}"
-        self._check_same(f"the text features in {folder}", TextFeatures.load(folder, make=make).config, make)
+        with naming({"out": folder}, captions=path):
+            problem = self._mismatch(f"the text features in {folder}", TextFeatures.load(folder).config)
+            if problem:
+                raise MissingArtifact("text features", folder, f"{problem}, or make them again", remove=True)
         return folder
 
-    def _check_same(self, what: str, about: dict[str, str], mend: str) -> None:
+    def _mismatch(self, what: str, about: dict[str, str]) -> str:
+        """A message that `what` was made from other captions; empty if it was made from these."""
         found = about.get("captions_sha256")
-        if found != self.captions_sha256:
-            raise InputError(
-                f"{what} are of the captions {str(found)[:12]}, but {self.captions_path} has "
-                f"{self.captions_sha256[:12]}; name their list with ARGS=caption_list=FILE, or make them anew: `{mend}`"
-            )
+        if found == self.captions_sha256:
+            return ""
+        return (
+            f"{what} are of the captions {str(found)[:12]}, but {self.captions_path} has "
+            f"{self.captions_sha256[:12]}; name their list with ARGS=caption_list=FILE"
+        )
 
     def find_reference(self, protocol: CocoProtocolConfig) -> str:
         """The name of a protocol's reference, which is made of COCO's images unless it is there."""
@@ -182,8 +186,10 @@ class CocoEvaluation(Evaluation):
     def choose(self, pictures: Pictures) -> Pictures:
         """The images in the order of their captions; InputError if there are too few, or they show other captions."""
         if self.samples is not None:
-            what = f"the samples in {self.samples.directory}"
-            self._check_same(what, self.samples.manifest.get("captions", {}), "make eval-coco SAMPLES=ANOTHER_NAME")
+            about = self.samples.manifest.get("captions", {})
+            problem = self._mismatch(f"the samples in {self.samples.directory}", about)
+            if problem:
+                raise InputError(f"{problem}, or draw samples of another name with SAMPLES=NAME")
         elif isinstance(pictures, FilePictures):
             # By number, as LlamaGen sorts: 10.png comes after 9.png.
             names = pictures.members.names

@@ -6,8 +6,8 @@ from pathlib import Path
 from llamagen.backbones.base import DataShape
 from llamagen.conditions.images import Conditions, Labels, check_features, check_text_model, open_captions
 from llamagen.training.config import TrainConfig
-from masc.runtime.artifacts import InputError
-from masc.runtime.codes import Codes, load_codes
+from masc.runtime.artifacts import MissingArtifact
+from masc.runtime.codes import Codes
 from masc.tree import Clustering
 
 
@@ -27,38 +27,36 @@ class RunInputs:
 
 
 def load_inputs(config: TrainConfig) -> RunInputs:
-    """Codes, tree and their hashes. Raises InputError naming what is missing, in the order to make it."""
+    """Codes, tree and their hashes. Raises MissingArtifact with everything that is missing, in the order to make it."""
     check_text_model(config.model, config.captions)
     layout, missing = config.layout, []
-    make_codes = f"make codes DATA={config.data.name} TOKENIZER={config.tokenizer_name}"
     codebook = layout.load_codebook() if layout.codebook.exists() else None
     if codebook is None:
-        missing.append((layout.codebook, f"make codebook TOKENIZER={config.tokenizer_name}"))
+        missing.append(layout.missing_codebook())
     for split in ("train", "val"):
         if not (layout.codes(config.data.name, split) / "meta.json").exists():
-            missing.append((layout.codes(config.data.name, split), make_codes))
+            missing.append(layout.missing_codes(config.data.name, split))
     if config.head.uses_tree and codebook is not None:
         num_clusters = config.head.cuts(codebook.num_tokens)[-1]
-        path = layout.tree(config.tree, num_clusters)
-        if not path.exists():
-            missing.append((path, layout.how_to_make(config.tree, num_clusters)))
+        if not layout.tree(config.tree, num_clusters).exists():
+            missing.append(layout.missing_tree(config.tree, num_clusters))
     elif config.head.uses_tree:
-        make_tree = f"make tree TREE={config.tree.name} TOKENIZER={config.tokenizer_name}"
-        missing.append((layout.codebook.parent / "trees", make_tree))
+        missing.append(layout.missing_tree(config.tree, None))
     if codebook is None or missing:
-        files = ", ".join(str(path) for path, _ in missing)
-        commands = dict.fromkeys(command for _, command in missing)
-        raise InputError(f"training needs {files}, which are missing; make them with " + " && ".join(commands))
-    train, held_out = (
-        load_codes(layout.codes(config.data.name, split), codebook.meta.sha256, make_codes)
-        for split in ("train", "val")
-    )
+        problem = f"training needs what is missing: {', '.join(str(error.path) for error in missing)}"
+        raise MissingArtifact.all_of(problem, missing)
+    train, held_out = (layout.load_codes(config.data.name, split, codebook) for split in ("train", "val"))
     for codes, split in ((train, "train"), (held_out, "val")):
         views = config.data.views(split).names
         if codes.tokens.shape[1] != len(views):
-            raise InputError(
-                f"data.crops is {config.data.crops}, {len(views)} view(s) of an image, but "
-                f"{layout.codes(config.data.name, split)} holds {codes.tokens.shape[1]}; remake it with `{make_codes}`"
+            path = layout.codes(config.data.name, split)
+            raise MissingArtifact(
+                "codes",
+                path,
+                f"data.crops is {config.data.crops}, {len(views)} view(s) of an image, but {path} holds "
+                f"{codes.tokens.shape[1]}",
+                data=config.data.name,
+                tokenizer=config.tokenizer_name,
             )
     parents = {"codebook": codebook.meta.sha256, "train codes": train.sha256, "val codes": held_out.sha256}
     conditions: dict[str, Conditions] = {"train": Labels(train.labels), "val": Labels(held_out.labels)}

@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,52 @@ import numpy as np
 
 
 class InputError(ValueError):
-    """Something the user can mend: a missing file, a value out of range, a mismatch. Its message says what
-    was expected, what was found, where, and what to type next; scripts print it without a traceback."""
+    """An error that the user can correct: a missing file, a value out of range, a mismatch.
+
+    The message says what was expected, what was found, where, and what to do. Scripts print it without a traceback."""
+
+
+class MissingArtifact(InputError):
+    """An artefact that is missing, or that must be made again: truncated, altered, or made from other inputs.
+
+    The message says what is wrong and where. `scripts/stage.py` adds the command that makes the artefact: it finds the
+    command by `kind` and fills it with `facts` (tokenizer, data, tree, k, ...) and `overrides` (config values). A fact
+    that is None is left out of the command. A caller that knows more facts adds them by `naming`."""
+
+    def __init__(
+        self,
+        kind: str,
+        path: Path,
+        problem: str = "",
+        *,
+        remove: bool = False,
+        overrides: dict[str, Any] | None = None,
+        first: Sequence["MissingArtifact"] = (),
+        **facts: Any,
+    ):
+        """`problem` is the message, by default that there is no `kind` at `path`. `remove` says that the file or folder
+        at `path` must be deleted before the command; the commands of `first` come before this one."""
+        super().__init__(problem or f"no {kind} at {path}")
+        self.kind, self.path, self.remove = kind, Path(path), remove
+        self.facts, self.overrides, self.first = facts, overrides or {}, first
+
+    @classmethod
+    def all_of(cls, problem: str, missing: Sequence["MissingArtifact"]) -> "MissingArtifact":
+        """One error for several artefacts, in the order in which they must be made."""
+        *first, last = missing
+        options = {"remove": last.remove, "overrides": last.overrides, "first": first}
+        return cls(last.kind, last.path, problem, **options, **last.facts)
+
+
+@contextlib.contextmanager
+def naming(overrides: dict[str, Any] | None = None, **facts: Any) -> Iterator[None]:
+    """Add facts and overrides to a MissingArtifact that is raised inside; those that it has already stay."""
+    try:
+        yield
+    except MissingArtifact as error:
+        error.facts = facts | error.facts
+        error.overrides = (overrides or {}) | error.overrides
+        raise
 
 
 @contextlib.contextmanager
@@ -129,29 +173,30 @@ def save_npz(
     return meta
 
 
-def load_npz(path: Path, kind: str, version: int, make: str) -> tuple[dict[str, np.ndarray], Meta]:
-    """Read an artefact written by `save_npz`; `make` is the command that would make it.
+def load_npz(path: Path, kind: str, version: int) -> tuple[dict[str, np.ndarray], Meta]:
+    """The arrays and the header of an artefact written by `save_npz`.
 
-    Raises InputError if the file is missing, truncated, of another kind or version, or altered."""
+    Raises MissingArtifact if the file is missing, truncated, of another kind or version, or altered."""
     path = Path(path)
     if not path.exists():
-        raise InputError(f"no {kind} at {path}; make it with `{make}`")
+        raise MissingArtifact(kind, path)
     try:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
         header = json.loads(str(arrays.pop("header")))
     except (zipfile.BadZipFile, EOFError, OSError, KeyError, ValueError) as error:
-        raise InputError(
-            f"{path} is not a {kind} of this project, or is truncated ({error}); remake it with `{make}`"
-        ) from error
+        problem = f"{path} is not a {kind} of this project, or is truncated ({error})"
+        raise MissingArtifact(kind, path, problem) from error
     if header.get("format") != f"masc-{kind}" or header.get("version") != version:
-        raise InputError(
+        raise MissingArtifact(
+            kind,
+            path,
             f"expected a masc-{kind} of format version {version}, found {header.get('format')!r} version "
-            f"{header.get('version')} in {path}; remake it with `{make}`"
+            f"{header.get('version')} in {path}",
         )
     meta = Meta(kind, header["sha256"], header["config"], header["parents"], header.get("about", {}))
     if hash_arrays(arrays) != meta.sha256:
-        raise InputError(f"the contents of {path} do not match its own SHA-256; remake it with `{make}`")
+        raise MissingArtifact(kind, path, f"the contents of {path} do not match its own SHA-256")
     return arrays, meta
 
 
@@ -160,18 +205,20 @@ def reuse_npz(
 ) -> tuple[dict[str, np.ndarray], Meta] | None:
     """What is at `path` if it was made by the same config from the same parents; None if it must be made."""
     try:
-        arrays, meta = load_npz(path, kind, version, make="")
+        arrays, meta = load_npz(path, kind, version)
     except InputError:
         return None
     return (arrays, meta) if (meta.config, meta.parents) == (config, parents) else None
 
 
-def require_parent(meta: Meta, kind: str, sha256: str, where: Path, make: str) -> None:
-    """Raise InputError unless the artefact `meta` was made from the `kind` whose SHA-256 is given."""
+def require_parent(meta: Meta, kind: str, sha256: str, where: Path) -> None:
+    """Raise MissingArtifact unless the artefact `meta` was made from the `kind` whose SHA-256 is given."""
     if meta.parents.get(kind) != sha256:
-        raise InputError(
+        raise MissingArtifact(
+            meta.kind,
+            where,
             f"the {meta.kind} was made from the {kind} {str(meta.parents.get(kind))[:12]}, but the {kind} in use is "
-            f"{sha256[:12]} ({where}); remake the {meta.kind} with `{make}`"
+            f"{sha256[:12]} ({where}); make the {meta.kind} again",
         )
 
 
@@ -195,8 +242,9 @@ class Codebook:
         return Codebook(vectors, save_npz(path, "codebook", 1, {"vectors": vectors}, config, parents))
 
     @staticmethod
-    def load(path: Path, make: str = "make codebook") -> "Codebook":
-        arrays, meta = load_npz(path, "codebook", Codebook.VERSION, make)
+    def load(path: Path) -> "Codebook":
+        """The codebook at `path`; MissingArtifact if there is none that can be read."""
+        arrays, meta = load_npz(path, "codebook", Codebook.VERSION)
         return Codebook(check_vectors(arrays["vectors"], str(path)), meta)
 
 

@@ -14,7 +14,15 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from masc.runtime.artifacts import InputError, hash_arrays, hash_file, replacing, write_json, write_text
+from masc.runtime.artifacts import (
+    InputError,
+    MissingArtifact,
+    hash_arrays,
+    hash_file,
+    replacing,
+    write_json,
+    write_text,
+)
 from masc.runtime.npy import write_npy
 
 FORMAT, VERSION = "masc-codes", 2
@@ -137,51 +145,53 @@ def _check_labels(labels: np.ndarray, class_names: list[str], path: Path) -> Non
         )
 
 
-def read_meta(path: Path, make: str) -> dict[str, Any]:
-    """meta.json of a directory of codes; InputError if it is missing, broken, or of another version."""
+def read_meta(path: Path) -> dict[str, Any]:
+    """meta.json of a directory of codes; MissingArtifact if it is missing, broken, or of another version."""
     if not (Path(path) / "meta.json").exists():
-        raise InputError(f"no codes at {path}; make them with `{make}`")
+        raise MissingArtifact("codes", path)
     try:
         meta = json.loads((Path(path) / "meta.json").read_text())
     except ValueError as error:
-        raise InputError(f"{path} holds no codes, or truncated ones ({error}); remake them with `{make}`") from error
+        raise MissingArtifact("codes", path, f"{path} holds no codes, or truncated ones ({error})") from error
     if meta.get("format") != FORMAT or meta.get("version") != VERSION:
-        raise InputError(
+        raise MissingArtifact(
+            "codes",
+            path,
             f"expected {FORMAT} version {VERSION} in {path}/meta.json, found {meta.get('format')} version "
-            f"{meta.get('version')}; remake them with `{make}`"
+            f"{meta.get('version')}",
         )
     return meta
 
 
-def load_codes(path: Path, codebook_sha256: str, make: str) -> Codes:
-    """Open a directory of codes; `make` is the command that makes it.
+def load_codes(path: Path, codebook_sha256: str) -> Codes:
+    """Open a directory of codes.
 
-    Raises InputError if it is missing, truncated, of another version, or made with another codebook. Labels and
+    Raises MissingArtifact if it is missing, truncated, of another version, or made with another codebook. Labels and
     groups are checked against their hash and the class names, the memory-mapped tokens against their shape;
     `verify_codes` reads them all."""
     path = Path(path)
-    meta = read_meta(path, make)
+    meta = read_meta(path)
     try:
         tokens = np.load(path / "codes.npy", mmap_mode="r", allow_pickle=False)
         order = {name: np.load(path / f"{name}.npy", allow_pickle=False) for name in ("labels", "groups")}
     except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"{path} holds no codes, or truncated ones ({error}); remake them with `{make}`") from error
+        raise MissingArtifact("codes", path, f"{path} holds no codes, or truncated ones ({error})") from error
     if meta["codebook_sha256"] != codebook_sha256:
-        raise InputError(
+        raise MissingArtifact(
+            "codes",
+            path,
             f"{path} was made with the codebook {meta['codebook_sha256'][:12]}, but the codebook in use is "
-            f"{codebook_sha256[:12]}; remake it with `{make}`"
+            f"{codebook_sha256[:12]}",
         )
     if list(tokens.shape) != meta["shape"] or tokens.dtype != code_type(meta["num_tokens"]):
-        raise InputError(
-            f"{path}/codes.npy has shape {list(tokens.shape)}, its meta.json says {meta['shape']}; "
-            f"remake it with `{make}`"
-        )
+        problem = f"{path}/codes.npy has shape {list(tokens.shape)}, its meta.json says {meta['shape']}"
+        raise MissingArtifact("codes", path, problem)
     if hash_arrays(order) != meta.get("order_sha256"):
-        raise InputError(f"labels or groups in {path} were altered; remake them with `{make}`")
+        raise MissingArtifact("codes", path, f"labels or groups in {path} were altered")
     _check_labels(order["labels"], meta["class_names"], path)
     is_used = np.load(path / "used.npy", allow_pickle=False) if "used_sha256" in meta else None
     if is_used is not None and hash_arrays({"used": is_used}) != meta["used_sha256"]:
-        raise InputError(f"{path}/used.npy was altered; remake the codes with `{make}`")
+        raise MissingArtifact("codes", path, f"{path}/used.npy was altered")
     return Codes(
         tokens=tokens,
         **order,
@@ -194,18 +204,20 @@ def load_codes(path: Path, codebook_sha256: str, make: str) -> Codes:
     )
 
 
-def verify_codes(path: Path, make: str) -> int:
+def verify_codes(path: Path) -> int:
     """Read all tokens and compare each shard with its checksum; the number of shards.
 
-    Raises InputError naming the first shard that differs and its images."""
-    meta = read_meta(path, make)
+    Raises MissingArtifact naming the first shard that differs and its images."""
+    meta = read_meta(path)
     tokens, start = np.load(Path(path) / "codes.npy", mmap_mode="r", allow_pickle=False), 0
     for number, shard in enumerate(meta["shards"]):
         rows = tokens[start : start + shard["images"]]
         if hashlib.sha256(np.ascontiguousarray(rows).tobytes()).hexdigest() != shard["sha256"]:
-            raise InputError(
+            raise MissingArtifact(
+                "codes",
+                path,
                 f"shard {number} of {path}/codes.npy (images {start} to {start + shard['images'] - 1}) does not match "
-                f"its checksum; remake it with `{make}`"
+                "its checksum",
             )
         start += shard["images"]
     return len(meta["shards"])

@@ -5,6 +5,7 @@ import pytest
 from linkage_oracle import blobs, same_partition
 from stage import load_config
 from tree import TreeStage, main
+from user_errors import tells
 
 from masc.build import PARTITIONS, TreeConfig, build_tree
 from masc.layout import Layout
@@ -45,7 +46,7 @@ def test_every_clustering_is_made_stored_and_described(layout, choice, capsys):
     partition, _ = layout.load_partition(config.tree, N // 2, codebook)
     assert partition.num_clusters == N // 2
     assert f"{N // 2:9d} {partition.sizes.max():9d}" in printed
-    _, meta = load_npz(layout.tree(config.tree, N // 2), "tree", VERSION, "")
+    _, meta = load_npz(layout.tree(config.tree, N // 2), "tree", VERSION)
     assert meta.parents == {"codebook": codebook.meta.sha256}
     assert meta.about["packages"]["numpy"] == np.__version__ and meta.about["seconds"] >= 0
 
@@ -114,7 +115,7 @@ def test_dead_codes_are_kept_apart_on_request_and_recorded(layout, method, capsy
     assert layout.load_partition(config, 10, codebook)[0].num_clusters == 10
 
     write_codes(layout, codebook, np.flatnonzero(alive).reshape(2, 4, 4)[::-1])
-    with pytest.raises(InputError, match=r"made from the codes .* but the codes in use.*tree.separate_dead=twemoji"):
+    with tells(r"made from the codes .* but the codes in use.*ARGS=tree.separate_dead=twemoji"):
         layout.load_partition(config, 10, codebook)
     main(stage(layout, "masc"))
     assert f"16 of {N} never used by twemoji" in capsys.readouterr().out
@@ -137,7 +138,7 @@ def test_a_k_out_of_range_is_refused_before_anything_is_built(layout):
 
 def test_dead_codes_need_codes(layout):
     config = TreeConfig(name="masc", method="linkage", separate_dead="twemoji")
-    with pytest.raises(InputError, match=r"no codes at .*make codes DATA=twemoji TOKENIZER=emoji32"):
+    with tells(r"no codes at .*make codes DATA=twemoji TOKENIZER=emoji32"):
         layout.make_tree(config, 10, layout.load_codebook())
     assert not layout.tree(config, 10).exists()
 
@@ -190,7 +191,7 @@ def test_a_broken_or_foreign_file_is_refused_and_built_anew(layout, tmp_path):
         layout.codebook.read_bytes(),
     ):
         path.write_bytes(broken)
-        with pytest.raises(InputError, match="make tree TREE=masc TOKENIZER=emoji32"):
+        with tells("make tree TREE=masc TOKENIZER=emoji32"):
             layout.load_partition(config, 8, codebook)
     layout.make_tree(config, N, codebook)
     assert layout.load_partition(config, 8, codebook)[0].num_clusters == 8

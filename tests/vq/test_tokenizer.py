@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
+from user_errors import tells
 
 from masc.runtime.artifacts import InputError
 from masc.runtime.streams import Purpose, random_stream
@@ -139,7 +140,7 @@ def test_training_learns_and_gives_the_same_weights_twice(squares, tmp_path):
 
 
 def test_weights_that_do_not_fit_are_refused(tmp_path, squares):
-    with pytest.raises(InputError, match="make tokenizer TOKENIZER=nonesuch"):
+    with tells("make tokenizer TOKENIZER=nonesuch"):
         tokenizer_path(config_of("nonesuch"), tmp_path)
     path = tokenizer_path(EMOJI32, tmp_path)
     with pytest.raises(InputError, match="width is 64 there, 32 here"):
@@ -160,7 +161,7 @@ def test_a_codebook_of_other_weights_is_refused(tmp_path):
     mine = tmp_path / "emoji32" / "tokenizer.safetensors"
     mine.parent.mkdir()
     mine.write_bytes(path.read_bytes() + b" ")
-    with pytest.raises(InputError, match=r"codebook was made from the tokenizer .*make codebook TOKENIZER=emoji32"):
+    with tells(r"codebook was made from the tokenizer .*make codebook TOKENIZER=emoji32"):
         load_decoder(codebook, tmp_path)
 
 

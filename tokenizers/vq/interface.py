@@ -12,7 +12,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from masc.runtime.artifacts import InputError
+from masc.runtime.artifacts import InputError, MissingArtifact
 from masc.runtime.targets import check_target, load_class
 from vq.hub.pins import existing_weights
 
@@ -77,10 +77,10 @@ def tokenizer_path(config: TokenizerConfig, artifacts: Path) -> Path:
         return trained
     if shipped.exists():
         return shipped
-    how = f"make them with `make tokenizer TOKENIZER={config.name}`"
+    problem = f"no weights of the tokenizer {config.name} at {trained}"
     if config.target != TRAINED_HERE:
-        how = "name their file with tokenizer.weights in its config"
-    raise InputError(f"no weights of the tokenizer {config.name} at {trained}; {how}")
+        raise InputError(f"{problem}; name their file with tokenizer.weights in its config")
+    raise MissingArtifact("tokenizer", trained, problem, tokenizer=config.name)
 
 
 def device_of(model: "nn.Module") -> "torch.device":

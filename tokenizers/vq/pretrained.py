@@ -7,7 +7,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from masc.runtime.artifacts import Codebook, InputError, hash_file, require_parent
+from masc.runtime.artifacts import Codebook, InputError, MissingArtifact, hash_file, naming, require_parent
 from vq.checkpoint import find_state, load_state, read_checkpoint
 from vq.interface import Tokenizer, TokenizerConfig, tokenizer_path
 
@@ -32,10 +32,8 @@ def _check_sizes(path: Path, config: TokenizerConfig, model: Any) -> None:
     differing = {key: (stored.get(key), wanted[key]) for key in wanted if stored.get(key) != wanted[key]}
     if differing:
         listed = ", ".join(f"{key} is {there!r} there, {here!r} here" for key, (there, here) in differing.items())
-        raise InputError(
-            f"{path} holds a tokenizer of other sizes than the config {config.name}: {listed}; "
-            f"train one with `make tokenizer TOKENIZER={config.name}`"
-        )
+        problem = f"{path} holds a tokenizer of other sizes than the config {config.name}: {listed}"
+        raise MissingArtifact("tokenizer", path, problem, tokenizer=config.name)
 
 
 def load_decoder(codebook: Codebook, artifacts: Path, weights: str | None = None) -> Tokenizer:
@@ -46,7 +44,8 @@ def load_decoder(codebook: Codebook, artifacts: Path, weights: str | None = None
     if weights is not None:
         config = replace(config, weights=weights)
     path = tokenizer_path(config, artifacts)
-    require_parent(codebook.meta, "tokenizer", hash_file(path), path, f"make codebook TOKENIZER={config.name}")
+    with naming(tokenizer=config.name):
+        require_parent(codebook.meta, "tokenizer", hash_file(path), path)
     return load_tokenizer(path, config)
 
 

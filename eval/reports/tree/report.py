@@ -9,7 +9,7 @@ import numpy as np
 from masc.build import TreeConfig
 from masc.coherence import agreement, intra_cluster_distance, intra_cluster_similarity, num_pairs
 from masc.layout import Layout
-from masc.runtime.artifacts import Codebook, InputError, write_json, write_text
+from masc.runtime.artifacts import Codebook, InputError, MissingArtifact, write_json, write_text
 from masc.runtime.codes import Codes
 from masc.runtime.run import provenance
 from masc.runtime.streams import Purpose, random_stream
@@ -74,23 +74,22 @@ class TreeReportInputs:
 
 def load_clusterings(
     layout: Layout, trees: dict[str, TreeConfig], num_clusters: int, codebook: Codebook
-) -> tuple[dict[str, Clustering], dict[str, str]]:
-    """The clusterings that have been made, and the command that makes each of the others, by name.
+) -> tuple[dict[str, Clustering], dict[str, MissingArtifact]]:
+    """The clusterings that have been made, and an error for each of the others, by name.
 
-    Raises InputError if there are no trees to look at, or the first one has not been made."""
+    Raises InputError if there are no trees to look at, MissingArtifact if the first one has not been made."""
     if not trees:
         raise InputError("no trees to look at; name at least one, as in ARGS=+tree@trees.masc=masc")
     num_tokens, found, missing = codebook.num_tokens, {}, {}
     halved = [num_tokens >> shift for shift in range(1, NUM_HALVINGS + 1)]
     ks = sorted({num_clusters, *[k for k in (*halved, FEW) if 1 < k <= halved[0]]}, reverse=True)
     for name, config in trees.items():
-        path, make = layout.tree(config, num_clusters), layout.how_to_make(config, num_clusters)
-        if path.exists():
+        if layout.tree(config, num_clusters).exists():
             found[name] = _load_clustering(layout, config, num_clusters, ks, codebook)
-        elif not found and not missing:
-            raise InputError(f"no tree {name} at {path}; make it with `{make}`")
+        elif not found:
+            raise layout.missing_tree(config, num_clusters)
         else:
-            missing[name] = make
+            missing[name] = layout.missing_tree(config, num_clusters)
     return found, missing
 
 
@@ -98,8 +97,7 @@ def _load_clustering(
     layout: Layout, config: TreeConfig, num_clusters: int, ks: list[int], codebook: Codebook
 ) -> Clustering:
     partition, sha256 = layout.load_partition(config, num_clusters, codebook)
-    make = layout.how_to_make(config, num_clusters)
-    made, _ = load_tree(layout.tree(config, num_clusters), codebook, make)
+    made, _ = load_tree(layout.tree(config, num_clusters), codebook)
     if isinstance(made, Tree):
         cuts = {k: made.cut(k) for k in ks if k >= made.coarsest}
         kind = (config.linkage, config.metric)
@@ -167,7 +165,7 @@ def write_tree_report(inputs: TreeReportInputs, directory: Path) -> Path:
 
     Raises InputError if there are no clusterings, or one of them has other tokens than the codebook."""
     if not inputs.clusterings:
-        raise InputError(f"no trees to look at; make one with `make tree TOKENIZER={inputs.tokenizer_name}`")
+        raise InputError("no trees to look at; name at least one, as in ARGS=+tree@trees.masc=masc")
     vectors, cuts = inputs.codebook.vectors, inputs.cuts(inputs.num_clusters)
     rows = [
         {"clustering": name, **measure_partition(vectors, made.partitions[k])}

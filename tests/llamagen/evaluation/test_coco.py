@@ -18,6 +18,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from stage import load_config
 from text_encoder import make_encoder
+from user_errors import tells
 
 from llamagen.conditions.captions import read_captions
 from llamagen.conditions.features import extract_text_features
@@ -119,7 +120,7 @@ def of_release(release, **changes):
 
 def test_a_text_model_is_measured_from_captions_to_both_protocols(place, text_release, encoder, clip):
     config = of_release(text_release, clip=clip, protocols=protocols(), bootstrap=2)
-    with pytest.raises(InputError, match=r"no text features at artifacts/text/.*make text-features CAPTIONS=artif"):
+    with tells(r"no text features at artifacts/text/.*make text-features CAPTIONS=artif"):
         evaluate_coco(config)
     path = place / "artifacts" / "coco" / f"captions_val2014-{COUNT}-seed0.json"
     captions = load_captions(path)  # chosen on the way

@@ -7,6 +7,7 @@ import pytest
 import torch
 from text_encoder import WORDS, make_encoder
 from tiny_artifacts import make_artifacts
+from user_errors import tells
 
 from llamagen.conditions.captions import read_captions
 from llamagen.conditions.features import extract_text_features
@@ -74,8 +75,8 @@ def test_captions_that_do_not_belong_are_refused(text_run, captioned, small_run,
     with pytest.raises(InputError, match=r"a class model takes none"):
         load_inputs(small_run("head=flat", f"captions={captioned / 'text'}"))
     codes_path = captioned / "emoji32" / "codes" / "twemoji" / "train"
-    codes = load_codes(codes_path, load_inputs(text_run()).parents["codebook"], "")
-    with pytest.raises(InputError, match=r"other captions than those of .*make text-features CAPTIONS="):
+    codes = load_codes(codes_path, load_inputs(text_run()).parents["codebook"])
+    with tells(r"other captions than those of .*make text-features CAPTIONS="):
         open_captions(codes_path, codes, captioned / "text" / "val")
-    with pytest.raises(InputError, match=r"no text features at .*none.*make text-features CAPTIONS="):
+    with tells(r"no text features at .*none.*make text-features CAPTIONS="):
         open_captions(codes_path, codes, tmp_path / "none")

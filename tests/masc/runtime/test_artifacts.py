@@ -5,6 +5,7 @@ import json
 import os
 import resource
 import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,8 +15,10 @@ from safetensors.torch import save_file
 from masc.runtime.artifacts import (
     Codebook,
     InputError,
+    MissingArtifact,
     hash_arrays,
     load_npz,
+    naming,
     recover,
     replacing,
     reuse_npz,
@@ -45,7 +48,7 @@ def test_the_hash_tells_name_type_shape_and_value_apart():
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda path: path.unlink(), "no codebook at .*make codebook"),
+        (lambda path: path.unlink(), "no codebook at .*/codebook.npz$"),
         (lambda path: path.write_bytes(path.read_bytes()[:200]), "truncated"),
         (lambda path: path.write_bytes(b"hello"), "not a codebook of this project"),
         (lambda path: np.savez(path, vectors=VECTORS), "not a codebook of this project"),
@@ -57,7 +60,7 @@ def test_what_is_not_the_artefact_is_refused(tmp_path, spoil, message):
     path = tmp_path / "codebook.npz"
     Codebook.save(path, VECTORS, {}, {})
     spoil(path)
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(MissingArtifact, match=message):
         Codebook.load(path)
 
 
@@ -74,7 +77,7 @@ def test_altered_contents_are_noticed(tmp_path):
 def test_nothing_is_unpickled(tmp_path):
     np.savez(tmp_path / "codebook.npz", header=np.array([{"a": 1}], dtype=object))
     with pytest.raises(InputError, match="not a codebook"):
-        load_npz(tmp_path / "codebook.npz", "codebook", 1, "make codebook")
+        load_npz(tmp_path / "codebook.npz", "codebook", 1)
 
 
 @pytest.mark.parametrize(
@@ -164,28 +167,30 @@ def test_codes_come_back_and_are_checked(tmp_path):
     save_codes(
         tmp_path / "c", tokens, np.arange(3), np.arange(3), ["a", "b", "c"], ["x", "y", "z"], 32, "hash", {"k": 1}
     )
-    codes = load_codes(tmp_path / "c", "hash", "make codes")
+    codes = load_codes(tmp_path / "c", "hash")
     assert codes.tokens.dtype == np.uint16
     assert np.array_equal(codes.tokens, tokens)
     assert json.loads((tmp_path / "c" / "captions.json").read_text()) == ["x", "y", "z"]
     assert (codes.num_images, codes.num_positions, codes.grid) == (3, 4, 2)
     with pytest.raises(InputError, match="codebook hash, but the codebook in use is other"):
-        load_codes(tmp_path / "c", "other", "make codes")
-    with pytest.raises(InputError, match=r"no codes at .*make codes DATA=x"):
-        load_codes(tmp_path / "d", "hash", "make codes DATA=x")
+        load_codes(tmp_path / "c", "other")
+    with pytest.raises(MissingArtifact, match=r"no codes at .*/d$") as caught, naming(data="x", tokenizer="y"):
+        load_codes(tmp_path / "d", "hash")
+    assert (caught.value.kind, caught.value.path) == ("codes", tmp_path / "d")
+    assert caught.value.facts == {"data": "x", "tokenizer": "y"}
     with pytest.raises(InputError, match="token 23 is outside the codebook of 23"):
         save_codes(tmp_path / "e", tokens, np.arange(3), np.arange(3), [], [], 23, "hash", {})
     np.save(tmp_path / "c" / "labels.npy", np.array([0, 1, 1]))
     with pytest.raises(InputError, match=r"labels or groups in .* were altered"):
-        load_codes(tmp_path / "c", "hash", "make codes")
+        load_codes(tmp_path / "c", "hash")
     np.save(tmp_path / "c" / "codes.npy", tokens[:1].astype(np.uint16))
     with pytest.raises(InputError, match=r"has shape \[1, 2, 4\], its meta.json says \[3, 2, 4\]"):
-        load_codes(tmp_path / "c", "hash", "make codes")
+        load_codes(tmp_path / "c", "hash")
 
 
 def test_large_vocabularies_take_four_bytes(tmp_path):
     save_codes(tmp_path / "c", np.array([[[70000]]]), np.zeros(1), np.zeros(1), ["a"], [], 262144, "h", {})
-    codes = load_codes(tmp_path / "c", "h", "")
+    codes = load_codes(tmp_path / "c", "h")
     assert codes.tokens.dtype == np.uint32 and codes.tokens[0, 0, 0] == 70000
 
 
@@ -221,3 +226,18 @@ def test_the_metrics_log_drops_what_lies_beyond_the_checkpoint(tmp_path):
 )
 def test_a_label_gives_head_and_tree_back(head, tree, label):
     assert run_label(head, tree) == label and split_label(label) == (head, tree or "masc")
+
+
+def test_the_facts_nearest_to_an_error_count():
+    outer, inner = naming({"a": 1, "b": 1}, tokenizer="outer", data="outer"), naming({"b": 2}, data="inner")
+    with pytest.raises(MissingArtifact) as caught, outer, inner:
+        raise MissingArtifact("codes", Path("x"), overrides={"c": 3})
+    assert caught.value.facts == {"tokenizer": "outer", "data": "inner"}
+    assert caught.value.overrides == {"a": 1, "b": 2, "c": 3}
+
+
+def test_several_missing_artefacts_are_one_error_in_their_order():
+    missing = [MissingArtifact(kind, Path(kind), remove=kind == "c", number=kind) for kind in "abc"]
+    error = MissingArtifact.all_of("all are missing", missing)
+    assert str(error) == "all are missing" and list(error.first) == missing[:2]
+    assert (error.kind, error.path, error.remove, error.facts) == ("c", Path("c"), True, {"number": "c"})

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from masc.runtime.artifacts import InputError
+from masc.runtime.artifacts import InputError, MissingArtifact
 from masc.runtime.codes import load_codes, save_codes, used_tokens, verify_codes
 
 
@@ -23,11 +23,11 @@ def tokens():
 def test_shards_of_any_length_give_the_array_they_were_cut_from(tmp_path, tokens):
     save(tmp_path / "whole", tokens, 2500)
     save(tmp_path / "parts", iter(np.split(tokens, [7, 8, 1999])), 2500, keys=["k"] * 2500, failures=["x: broken"])
-    whole, parts = (load_codes(tmp_path / name, "book", "") for name in ("whole", "parts"))
+    whole, parts = (load_codes(tmp_path / name, "book") for name in ("whole", "parts"))
     assert np.array_equal(whole.tokens, tokens) and np.array_equal(parts.tokens, tokens)
     assert whole.sha256 == parts.sha256 and whole.tokens.dtype == np.uint16
     assert np.array_equal(np.load(tmp_path / "parts" / "codes.npy"), tokens)
-    assert (verify_codes(tmp_path / "whole", ""), verify_codes(tmp_path / "parts", "")) == (3, 4)
+    assert (verify_codes(tmp_path / "whole"), verify_codes(tmp_path / "parts")) == (3, 4)
     assert (tmp_path / "parts" / "failures.txt").read_text() == "x: broken\n"
     assert not (tmp_path / "whole" / "failures.txt").exists()
 
@@ -37,9 +37,9 @@ def test_a_changed_byte_is_found_in_its_shard(tmp_path, tokens):
     damaged = np.load(tmp_path / "codes" / "codes.npy", mmap_mode="r+")
     damaged[1500, 1, 3] ^= 1
     damaged.flush()
-    load_codes(tmp_path / "codes", "book", "")  # which does not read all tokens
-    with pytest.raises(InputError, match=r"shard 1 of .*images 1024 to 2047.*remake it with `make codes`"):
-        verify_codes(tmp_path / "codes", "make codes")
+    load_codes(tmp_path / "codes", "book")  # which does not read all tokens
+    with pytest.raises(MissingArtifact, match=r"shard 1 of .*images 1024 to 2047.*its checksum"):
+        verify_codes(tmp_path / "codes")
 
 
 def test_a_truncated_file_and_an_older_version_are_refused(tmp_path, tokens):
@@ -47,12 +47,12 @@ def test_a_truncated_file_and_an_older_version_are_refused(tmp_path, tokens):
     file, meta = tmp_path / "codes" / "codes.npy", tmp_path / "codes" / "meta.json"
     whole = file.read_bytes()
     file.write_bytes(whole[:-2])
-    with pytest.raises(InputError, match=r"truncated ones .*remake them with `make codes`"):
-        load_codes(tmp_path / "codes", "book", "make codes")
+    with pytest.raises(MissingArtifact, match="truncated ones"):
+        load_codes(tmp_path / "codes", "book")
     file.write_bytes(whole)
     meta.write_text(meta.read_text().replace('"version": 2', '"version": 1'))
     with pytest.raises(InputError, match="expected masc-codes version 2"):
-        load_codes(tmp_path / "codes", "book", "make codes")
+        load_codes(tmp_path / "codes", "book")
 
 
 @pytest.mark.parametrize(
@@ -88,18 +88,18 @@ def test_used_tokens_are_recorded_with_the_codes_and_counted_in_codes_without_th
     tokens[tokens == 7] = 8
     save(tmp_path / "codes", iter([tokens[:0], tokens[:10], tokens[10:]]), 2500)
     expected = np.isin(np.arange(300), tokens)
-    recorded = load_codes(tmp_path / "codes", "book", "")
+    recorded = load_codes(tmp_path / "codes", "book")
     assert not expected[7] and np.array_equal(used_tokens(recorded), expected)
     assert np.array_equal(used_tokens(replace(recorded, is_used=None)), expected)
     (tmp_path / "codes" / "used.npy").unlink()
     file = tmp_path / "codes" / "meta.json"
     meta = json.loads(file.read_text())
     file.write_text(json.dumps({key: value for key, value in meta.items() if key != "used_sha256"}))
-    assert load_codes(tmp_path / "codes", "book", "").is_used is None
+    assert load_codes(tmp_path / "codes", "book").is_used is None
 
 
 def test_an_altered_record_of_used_tokens_is_refused(tmp_path, tokens):
     save(tmp_path / "codes", tokens, 2500)
     np.save(tmp_path / "codes" / "used.npy", np.ones(300, np.bool_) & (np.arange(300) > 0))
     with pytest.raises(InputError, match=r"used.npy was altered"):
-        load_codes(tmp_path / "codes", "book", "make codes")
+        load_codes(tmp_path / "codes", "book")

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import torch
 from scipy.cluster.hierarchy import linkage
-from stage import load_config
+from stage import command_for, load_config
 from tiny_artifacts import NUM_TOKENS, make_artifacts
 from tree_report import TreeReportStage, main
 
 from masc.build import TreeConfig, make_tree
 from masc.coherence import agreement, intra_cluster_distance, intra_cluster_similarity, residual_variance
 from masc.layout import Layout
-from masc.runtime.artifacts import InputError
+from masc.runtime.artifacts import InputError, MissingArtifact
 from masc.runtime.codes import load_codes
 from masc.tree import Partition, Tree, save_tree
 from reports.tree import figures as tree_figures
@@ -58,7 +58,7 @@ def report(layout, stage):
     """The page with everything, its numbers, and what they were made from."""
     codebook = layout.load_codebook()
     clusterings, missing = load_clusterings(layout, stage.trees, K, codebook)
-    codes = load_codes(layout.codes("twemoji", "train"), codebook.meta.sha256, "make codes")
+    codes = load_codes(layout.codes("twemoji", "train"), codebook.meta.sha256)
     inputs = TreeReportInputs("emoji32", codebook, K, clusterings, missing, FlatColours(), codes, num_images=30)
     page = write_tree_report(inputs, layout.root / "whole")
     return page.read_text(), json.loads(page.with_suffix(".json").read_text()), inputs
@@ -127,24 +127,26 @@ def test_clusterings_not_made_are_named_with_their_commands(layout, stage, tmp_p
     codebook = layout.load_codebook()
     clusterings, missing = load_clusterings(layout, trees, 5, codebook)
     assert list(clusterings) == ["masc", "random"]  # kmeans was made for K = 12 only
-    assert missing == {
+    commands = {name: command_for(error) for name, error in missing.items()}
+    assert commands == {
         "kmeans": "make tree TREE=kmeans TOKENIZER=emoji32 K=5",
         "ward": "make tree TREE=ward TOKENIZER=emoji32",
     }
-    inputs = TreeReportInputs("emoji32", codebook, 5, clusterings, missing, no_patches="no codes")
+    inputs = TreeReportInputs("emoji32", codebook, 5, clusterings, commands, no_patches="no codes")
     page = write_tree_report(inputs, tmp_path).read_text()
-    for name, command in missing.items():
+    for name, command in commands.items():
         assert f"{name} has not been made; make it with <code>{command}</code>" in page
 
 
 def test_without_the_tree_that_is_looked_at_there_is_no_page(layout, stage, tmp_path):
     codebook = layout.load_codebook()
     elsewhere = Layout(tmp_path, "emoji32")
-    with pytest.raises(InputError, match=r"no tree masc at .*make tree TREE=masc TOKENIZER=emoji32"):
+    with pytest.raises(MissingArtifact, match=r"no tree at .*masc.npz") as caught:
         load_clusterings(elsewhere, stage.trees, K, codebook)
+    assert command_for(caught.value) == "make tree TREE=masc TOKENIZER=emoji32"
     with pytest.raises(InputError, match="name at least one"):
         load_clusterings(layout, {}, K, codebook)
-    with pytest.raises(InputError, match="make tree TOKENIZER=emoji32"):
+    with pytest.raises(InputError, match="name at least one"):
         write_tree_report(TreeReportInputs("emoji32", codebook, K, {}), tmp_path)
 
 

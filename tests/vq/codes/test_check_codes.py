@@ -33,7 +33,7 @@ def made(tmp_path):
 
 def test_the_grid_shows_decoded_entries_and_the_classes_are_counted(made, tmp_path):
     model, codebook, tokens = made
-    found = check_codes(model, codebook, tmp_path / "codes", tmp_path / "check.png", 10, 0, "make codes")
+    found = check_codes(model, codebook, tmp_path / "codes", tmp_path / "check.png", 10, 0)
     assert (found.num_images, found.num_views, found.num_shards) == (10, 2, 1)
     assert (found.num_classes, found.smallest_class, found.largest_class) == (3, 2, 5)
     grid = np.asarray(Image.open(tmp_path / "check.png"))
@@ -46,7 +46,7 @@ def test_the_grid_shows_decoded_entries_and_the_classes_are_counted(made, tmp_pa
 def test_the_seed_chooses_the_entries(made, tmp_path):
     model, codebook, _ = made
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        check_codes(model, codebook, tmp_path / "codes", tmp_path / name, 4, seed, "")
+        check_codes(model, codebook, tmp_path / "codes", tmp_path / name, 4, seed)
     a, b, c = ((tmp_path / name).read_bytes() for name in "abc")
     assert a == b != c
 
@@ -57,5 +57,5 @@ def test_a_damaged_shard_is_named(made, tmp_path):
     damaged[3, 0, 0] ^= 1
     damaged.flush()
     with pytest.raises(InputError, match=r"shard 0 of .*images 0 to 9"):
-        check_codes(model, codebook, tmp_path / "codes", tmp_path / "check.png", 4, 0, "make codes")
+        check_codes(model, codebook, tmp_path / "codes", tmp_path / "check.png", 4, 0)
     assert not (tmp_path / "check.png").exists()

@@ -92,7 +92,7 @@ def stop_after(monkeypatch, shards):
 def test_tokens_are_those_of_each_view_and_are_not_made_twice(squares, small, tmp_path, monkeypatch):
     model, codebook = small
     extract_codes(model, squares, Views("center-flip"), codebook, tmp_path / "codes", SETTINGS)
-    codes = load_codes(tmp_path / "codes", codebook.meta.sha256, "make codes")
+    codes = load_codes(tmp_path / "codes", codebook.meta.sha256)
     images = to_tensor(squares.pixels)
     with torch.no_grad():
         assert np.array_equal(codes.tokens[:, 0], model.encode(images))
@@ -111,7 +111,7 @@ def test_ten_crops_are_tokenized_view_by_view(pictures, small, tmp_path):
     model, codebook = small
     views, source = Views("ten-crop", (1.1, 1.05)), pictures()
     extract_codes(model, source, views, codebook, tmp_path / "codes", SETTINGS)
-    codes = load_codes(tmp_path / "codes", codebook.meta.sha256, "make codes")
+    codes = load_codes(tmp_path / "codes", codebook.meta.sha256)
     assert codes.tokens.shape == (NUM_PICTURES, 20, 16)
     with torch.no_grad():
         expected = model.encode(to_tensor(views(source.picture(33), 16)))
@@ -136,7 +136,7 @@ def test_an_interrupted_extraction_goes_on_to_the_same_bytes(pictures, small, tm
         extract_codes(model, pictures(), views, codebook, tmp_path / "broken", settings)
     assert content(tmp_path / "broken") == content(tmp_path / "whole")
     assert not (tmp_path / ".broken.shards").exists()
-    assert verify_codes(tmp_path / "whole", "make codes") == 7
+    assert verify_codes(tmp_path / "whole") == 7
 
 
 def test_finished_shards_of_other_images_or_settings_are_made_anew(pictures, small, tmp_path, monkeypatch, caplog):
@@ -160,7 +160,7 @@ def test_unreadable_pictures_are_listed_and_left_out(pictures, small, tmp_path):
     broken = tmp_path / "pictures" / "train" / "class 3" / "13.jpg"
     broken.write_bytes(broken.read_bytes()[:-200])
     extract_codes(model, pictures(), Views("center"), codebook, tmp_path / "codes", SETTINGS)  # one is let pass
-    codes = load_codes(tmp_path / "codes", codebook.meta.sha256, "make codes")
+    codes = load_codes(tmp_path / "codes", codebook.meta.sha256)
     assert codes.num_images == NUM_PICTURES - 1 and codes.groups.tolist() == list(range(NUM_PICTURES - 1))
     failures = (tmp_path / "codes" / "failures.txt").read_text()
     assert re.fullmatch(r"class 3/13.jpg: OSError: .*[Tt]runcated.*\n", failures)
@@ -169,7 +169,7 @@ def test_unreadable_pictures_are_listed_and_left_out(pictures, small, tmp_path):
     extract_codes(
         model, pictures(), Views("center"), codebook, tmp_path / "again", ExtractConfig(shard_size=5, num_workers=0)
     )
-    again = load_codes(tmp_path / "again", codebook.meta.sha256, "make codes")
+    again = load_codes(tmp_path / "again", codebook.meta.sha256)
     assert np.array_equal(again.tokens, codes.tokens) and again.labels.tolist() == codes.labels.tolist()
     leftover = tmp_path / ".codes.12345.partial"  # of a process that died while it joined
     leftover.mkdir()
@@ -197,7 +197,7 @@ def test_a_tokenizer_of_buffers_only_is_a_tokenizer(squares, small, tmp_path):
             return torch.full((len(images), 16), 7)
 
     extract_codes(Fixed(), squares, Views("center"), small[1], tmp_path / "codes", SETTINGS)
-    assert (load_codes(tmp_path / "codes", small[1].meta.sha256, "").tokens == 7).all()
+    assert (load_codes(tmp_path / "codes", small[1].meta.sha256).tokens == 7).all()
 
 
 def test_too_many_unreadable_pictures_stop_the_run_until_they_are_mended(pictures, small, tmp_path):
@@ -217,7 +217,7 @@ def test_too_many_unreadable_pictures_stop_the_run_until_they_are_mended(picture
     for file, data in zip(whole, saved, strict=True):
         file.write_bytes(data)
     extract_codes(model, pictures(), Views("center"), codebook, tmp_path / "codes" / "train", settings)
-    assert load_codes(tmp_path / "codes" / "train", codebook.meta.sha256, "").num_images == NUM_PICTURES
+    assert load_codes(tmp_path / "codes" / "train", codebook.meta.sha256).num_images == NUM_PICTURES
     assert not (tmp_path / "codes" / "train-failures.txt").exists()
 
 

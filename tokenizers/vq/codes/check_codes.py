@@ -35,15 +35,13 @@ class Checked:
         )
 
 
-def check_codes(
-    model: Tokenizer, codebook: Codebook, path: Path, picture: Path, num_shown: int, seed: int, make: str
-) -> Checked:
+def check_codes(model: Tokenizer, codebook: Codebook, path: Path, picture: Path, num_shown: int, seed: int) -> Checked:
     """Verify the codes at `path` and write a PNG of `num_shown` random entries, decoded, to `picture`.
 
     Under each stand its number, its view, its label and the label's name. Raises InputError as `load_codes` and
     `verify_codes` do."""
-    codes = load_codes(path, codebook.meta.sha256, make)
-    num_shards = verify_codes(path, make)
+    codes = load_codes(path, codebook.meta.sha256)
+    num_shards = verify_codes(path)
     keys = (path / "keys.txt").read_text().splitlines()
     rng = random_stream(seed, Purpose.CHECKED_CODES)
     rows = np.sort(rng.choice(codes.num_images, min(num_shown, codes.num_images), replace=False))

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from masc.runtime.artifacts import Codebook, InputError, recover
+from masc.runtime.artifacts import Codebook, InputError, MissingArtifact, recover
 from masc.runtime.codes import load_codes, read_meta, save_codes
 from masc.runtime.device import patient_state
 from vq.codes.shards import ExtractConfig, Shards
@@ -100,15 +100,18 @@ def extract_codes(
 def _is_done(path: Path, codebook: Codebook, config: dict[str, Any], images: ImageSource) -> bool:
     """Whether the codes of these images are at `path`. Imported ones are kept, whatever the images."""
     try:
-        meta = read_meta(path, make="")
+        meta = read_meta(path)
     except InputError:
         return False
     if meta["config"].get("imported"):  # if they do not belong to the codebook, the user decides, not this stage
-        load_codes(path, codebook.meta.sha256, make=f"rm -r {path} && make import-codes")
+        try:
+            load_codes(path, codebook.meta.sha256)
+        except MissingArtifact as error:
+            raise MissingArtifact("imported codes", path, str(error), remove=True) from error
         logger.info("%s holds imported codes, which are kept; delete them to extract anew: rm -r %s", path, path)
         return True
     try:
-        found = load_codes(path, codebook.meta.sha256, make="")
+        found = load_codes(path, codebook.meta.sha256)
     except InputError:
         return False
     if found.config != config:

@@ -104,7 +104,7 @@ class Shards:
         if not self.file(shard).exists():
             return False
         try:
-            _, meta = load_npz(self.file(shard), "codes-shard", SHARD_VERSION, make="")
+            _, meta = load_npz(self.file(shard), "codes-shard", SHARD_VERSION)
         except InputError as error:
             logger.warning("%s; it is made anew", error)
             return False
@@ -123,7 +123,7 @@ class Shards:
             self.check_failures()
 
     def load(self, shard: int) -> np.ndarray:
-        return load_npz(self.file(shard), "codes-shard", SHARD_VERSION, "make codes")[0]["tokens"]
+        return load_npz(self.file(shard), "codes-shard", SHARD_VERSION)[0]["tokens"]
 
     def list_failures(self) -> list[str]:
         """A line for each picture that is missing or could not be read, in any process."""

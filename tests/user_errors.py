@@ -1,0 +1,18 @@
+"""What a user reads when a stage ends with an error."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+from stage import explain
+
+from masc.runtime.artifacts import InputError
+
+
+@contextmanager
+def tells(pattern: str) -> Iterator[None]:
+    """The block raises an InputError, and the text that a script prints for it matches `pattern`."""
+    with pytest.raises(InputError) as caught:
+        yield
+    assert re.search(pattern, explain(caught.value)), explain(caught.value)
