@@ -8,7 +8,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from llamagen.evaluation.images import EvalFidConfig, find_samples, first_images, open_images, save_beside
+from llamagen.evaluation.images import EvalFidConfig, find_samples, first_images, open_images
+from llamagen.evaluation.saved import save_beside
 from masc.runtime.device import patient_state
 from metrics.features import extract
 from metrics.inception import Inception

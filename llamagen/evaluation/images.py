@@ -17,8 +17,6 @@ from masc.runtime.artifacts import InputError
 from masc.runtime.run import differences, flatten, plain
 from metrics.inception import NAME, Inception, load_inception
 from metrics.protocol import ProtocolConfig
-from metrics.reference import hash_of
-from metrics.results import Protocol, Results
 from metrics.streams import FirstPictures, Pictures, open_samples
 from vq.hub.fetch import weights_path
 
@@ -108,24 +106,6 @@ class MeasuredImages:
     results: Path  # without the protocol and .json
     about: dict[str, Any]
     evidence: dict[str, Any]
-
-
-def save_beside(found: Results, path: Path) -> Path:
-    """Save results, and return where. Those of another reference, number of images, extractor or resize that are at
-    `path` already stay: then the hash of what differs goes into the name."""
-    keys = Protocol.flagged("apart")
-    ours = {key: found.rows[0]["protocol"].get(key) for key in keys}
-    try:
-        there = Results.load(path).rows[0]["protocol"]
-    except (InputError, IndexError):
-        there = ours
-    differing = [key for key in keys if there.get(key) != ours[key]]
-    if differing:
-        beside = path.with_name(f"{path.stem}-{hash_of(ours)[:8]}.json")
-        logger.warning("%s holds results of another %s and stays; see %s", path, " and ".join(differing), beside.name)
-        path = beside
-    found.save(path)
-    return path
 
 
 def first_images(pictures: Pictures, wanted: int | None) -> Pictures:

@@ -1,4 +1,4 @@
-"""Evaluation of a run: held-out likelihood, and the metrics of its samples in the embedded feature space."""
+"""`make eval-lite`: the held-out likelihood of a run, and metrics of its samples in the embedded feature space."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 from accelerate import Accelerator
 
+from llamagen.evaluation.saved import holds
 from llamagen.runs import Run
 from llamagen.sampling.sets import SampleSet
 from llamagen.training.likelihood import image_nats
-from masc.runtime.artifacts import InputError
 from metrics.lite0 import load_extractor, load_reference, measure_images
 from metrics.results import Results, row
 from vq.readers import load_images
@@ -54,15 +54,7 @@ def unmeasured(config: EvaluateConfig) -> list[str]:
 
 def _unmeasured(run: Run, sets: list[SampleSet]) -> list[str]:
     wanted = {"likelihood": {"weights_sha256": run.weights_sha256}, **{each.name: each.protocol() for each in sets}}
-    return [name for name, protocol in wanted.items() if not _holds(run.directory / "eval" / f"{name}.json", protocol)]
-
-
-def _holds(path: Path, protocol: dict[str, Any]) -> bool:
-    try:
-        found = Results.load(path).rows[0]["protocol"]
-    except InputError:
-        return False
-    return all(found.get(key) == value for key, value in protocol.items())
+    return [name for name, protocol in wanted.items() if not holds(run.directory / "eval" / f"{name}.json", protocol)]
 
 
 def evaluate_run(config: EvaluateConfig) -> Path:

@@ -1,0 +1,41 @@
+"""Results files of an evaluation: which are kept, and where new ones go."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from masc.runtime.artifacts import InputError
+from metrics.reference import hash_of
+from metrics.results import Protocol, Results
+
+logger = logging.getLogger(__name__)
+
+
+def saved_protocol(path: Path) -> dict[str, Any] | None:
+    """The protocol of the first row of a results file; None if there is no such file or row."""
+    try:
+        return Results.load(path).rows[0]["protocol"]
+    except (InputError, IndexError):
+        return None
+
+
+def holds(path: Path, protocol: dict[str, Any]) -> bool:
+    """Whether a results file is of these values of a protocol."""
+    found = saved_protocol(path)
+    return found is not None and all(found.get(key) == value for key, value in protocol.items())
+
+
+def save_beside(found: Results, path: Path) -> Path:
+    """Save results and return the path.
+
+    A file at `path` that was measured with another reference, image count, extractor or resize is kept: the new name
+    then gets a hash of these four values."""
+    ours = {key: found.rows[0]["protocol"].get(key) for key in Protocol.flagged("apart")}
+    there = saved_protocol(path)
+    differing = [] if there is None else [key for key in ours if there.get(key) != ours[key]]
+    if differing:
+        beside = path.with_name(f"{path.stem}-{hash_of(ours)[:8]}.json")
+        logger.warning("%s holds results of another %s and stays; see %s", path, " and ".join(differing), beside.name)
+        path = beside
+    found.save(path)
+    return path
