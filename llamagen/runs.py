@@ -70,7 +70,7 @@ class Run:
     @cached_property
     def inputs(self) -> RunInputs:
         """Codes, conditions and tree. Raises InputError if one is missing or was remade after training."""
-        inputs = load_inputs(self.config)
+        inputs = load_inputs(self.config, self.codebook)
         both = self.provenance["parents"], inputs.parents
         lines = differences(*({kind: sha256[:12] for kind, sha256 in parents.items()} for parents in both))
         if lines:

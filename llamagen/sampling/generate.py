@@ -7,8 +7,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from llamagen.backbones.base import Backbone
 from llamagen.model import ARModel
 from llamagen.sampling.filters import SamplingConfig, draw, guide, probabilities
+from masc.runtime.artifacts import InputError
 from masc.runtime.streams import Purpose, random_stream
 
 
@@ -50,6 +52,15 @@ def image_uniforms(seed: int, indices: np.ndarray, num_positions: int, num_decis
     return torch.from_numpy(np.stack(drawn))
 
 
+def check_guidance(backbone: Backbone, config: SamplingConfig) -> None:
+    """Raise InputError if guidance is asked of a model without a null condition."""
+    if config.is_guided and not backbone.has_null:
+        raise InputError(
+            f"{backbone.config.name} was trained without a null condition (model.class_dropout=0), so guidance "
+            f"{config.guidance} has nothing to subtract; draw with ARGS=sampling.guidance=1"
+        )
+
+
 @torch.inference_mode()
 def generate(
     model: ARModel,
@@ -64,12 +75,10 @@ def generate(
     `caption_mask` (B, P) marks the real slots of captions. With guidance the unconditional half sees the same slots,
     as released. The backbone says how many positions a step draws; a guidance schedule gives all positions of a step
     the scale of the first. Position i of the order of drawing takes `uniforms[:, i]`; fewer than T draw as many.
-    `compiled` compiles the step, once a model and batch size. Raises ValueError if guidance is asked of a model
-    without a null condition."""
+    `compiled` compiles the step, once a model and batch size. Raises InputError as `check_guidance`."""
     backbone, head, num_positions = model.backbone, model.head, uniforms.shape[1]
+    check_guidance(backbone, config)
     if config.is_guided:
-        if not backbone.has_null:
-            raise ValueError("guidance needs a model trained with class_dropout > 0; use sampling.guidance=1")
         condition = torch.cat([condition, backbone.null(condition)])
         caption_mask = None if caption_mask is None else torch.cat([caption_mask, caption_mask])
     uniforms = uniforms.to(condition.device)

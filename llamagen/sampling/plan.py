@@ -13,6 +13,7 @@ from llamagen.model import ARModel
 from llamagen.release import Release, ReleaseConfig
 from llamagen.runs import Run
 from llamagen.sampling.filters import SamplingConfig
+from llamagen.sampling.generate import check_guidance
 from llamagen.sampling.sets import Source
 from masc.runtime.artifacts import InputError
 from masc.runtime.device import check_precision, resolve_precision
@@ -104,11 +105,7 @@ def make_plan(config: SampleConfig, source: Source, captions: TextFeatures | Non
     else:
         _check_captions(model, captions, config)
         conditions = captions
-    if config.sampling.is_guided and not model.backbone.has_null:
-        raise InputError(
-            f"{model.backbone.config.name} was trained without a null condition (model.class_dropout=0), so guidance "
-            f"{config.sampling.guidance} has nothing to subtract; draw with ARGS=sampling.guidance=1"
-        )
+    check_guidance(model.backbone, config.sampling)
     _check_decoder(model, tokenizer)
     return SamplePlan(model, conditions, tokenizer)
 

@@ -13,7 +13,7 @@ import torch
 from llamagen.release import Release
 from llamagen.runs import Run
 from llamagen.sampling.pictures import UNIT, decode_unit
-from masc.runtime.artifacts import InputError, hash_arrays, hash_file
+from masc.runtime.artifacts import InputError, hash_arrays
 from metrics.streams import Pictures, open_samples
 from vq.interface import Tokenizer, device_of
 
@@ -72,15 +72,18 @@ class SampleSet:
         return (self.directory / "manifest.json").exists()
 
     @cached_property
-    def manifest(self) -> dict[str, Any]:
-        """Settings and hashes that decide the samples; InputError if none are drawn."""
-        manifest = read_manifest(self.directory)
-        if manifest is None:
+    def _stored_manifest(self) -> bytes:
+        if not self.is_drawn:
             raise InputError(
                 f"no samples at {self.directory}; draw them with `make sample RUN={self.source.directory} "
                 f'ARGS="name={self.name}"`'
             )
-        return manifest
+        return (self.directory / "manifest.json").read_bytes()
+
+    @cached_property
+    def manifest(self) -> dict[str, Any]:
+        """Settings and hashes that decide the samples; InputError if none are drawn."""
+        return json.loads(self._stored_manifest)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -127,7 +130,7 @@ class SampleSet:
             "labels": settings["labels"],
             "seed": settings["seed"],
             "sampling_precision": settings["precision"],
-            "manifest_sha256": hash_file(self.directory / "manifest.json"),
+            "manifest_sha256": hashlib.sha256(self._stored_manifest).hexdigest(),
         }
 
     def label_evidence(self, count: int | None = None) -> dict[str, Any] | None:

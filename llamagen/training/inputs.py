@@ -6,7 +6,7 @@ from pathlib import Path
 from llamagen.backbones.base import DataShape
 from llamagen.conditions.images import Conditions, Labels, check_features, check_text_model, open_captions
 from llamagen.training.config import TrainConfig
-from masc.runtime.artifacts import MissingArtifact
+from masc.runtime.artifacts import Codebook, MissingArtifact
 from masc.runtime.codes import Codes
 from masc.tree import Clustering
 
@@ -26,11 +26,14 @@ class RunInputs:
         return DataShape(self.train.num_tokens, len(self.train.class_names), self.train.num_positions)
 
 
-def load_inputs(config: TrainConfig) -> RunInputs:
-    """Codes, tree and their hashes. Raises MissingArtifact with everything that is missing, in the order to make it."""
+def load_inputs(config: TrainConfig, codebook: Codebook | None = None) -> RunInputs:
+    """Codes, tree and their hashes; `codebook` is the run's if it is loaded already.
+
+    Raises MissingArtifact with everything that is missing, in the order to make it."""
     check_text_model(config.model, config.captions)
     layout, missing = config.layout, []
-    codebook = layout.load_codebook() if layout.codebook.exists() else None
+    if codebook is None and layout.codebook.exists():
+        codebook = layout.load_codebook()
     if codebook is None:
         missing.append(layout.missing_codebook())
     for split in ("train", "val"):
