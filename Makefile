@@ -71,7 +71,7 @@ $(STAMP):
 		|| $(SETUP_PYTHON) -m venv --clear .venv \
 		|| { rm -rf .venv; echo "error: $(SETUP_PYTHON) -m venv failed; on Debian install python3-venv, then try again"; exit 1; }
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check uv==0.13.9
-	.venv/bin/uv pip install --quiet --python .venv/bin/python -r requirements-cpu.txt
+	.venv/bin/uv pip install --quiet --compile-bytecode --python .venv/bin/python -r requirements-cpu.txt
 	.venv/bin/uv pip install --quiet --python .venv/bin/python --no-deps --editable .
 	@rm -f .venv/.installed-* && touch $@
 
@@ -190,7 +190,7 @@ bench:  ## speed against LlamaGen's own code: ARGS="--llamagen /path/to/LlamaGen
 	$(PYTHON) benchmarks/speed.py $(ARGS)
 
 test:  ## the default tests: CPU, no network, about nine minutes
-	$(PYTHON) -m pytest -q $(ARGS)
+	$(PYTHON) -m pytest -q --durations=10 $(ARGS)
 
 test-all:  ## the slow tests as well
 	$(PYTHON) -m pytest -q -m "not gpu and not weights" $(ARGS)

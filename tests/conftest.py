@@ -1,16 +1,36 @@
 """What all tests share: the repository, and where scripts and helpers are imported from."""
 
 import os
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 # Two threads on two busy cores wait for each other: small tensors are several times as fast on one.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+for variable in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS"):
+    os.environ.setdefault(variable, "1")
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "tests")]
+
+
+# Once with each of the two searches, to the root: all that numba compiles.
+COMPILE = """
+from linkage_oracle import blobs
+from masc.sparse import sparse_linkage
+for search in ("kdtree", "lists"):
+    sparse_linkage(blobs(200), search=search, finish_at=60)
+"""
+
+
+def pytest_collection_finish(session):
+    """Compile the sparse engine on another core, while the first tests run: its own tests come later."""
+    if any("sparse" in item.path.parts for item in session.items):
+        environment = os.environ | {"PYTHONPATH": str(ROOT / "tests")}
+        process = subprocess.Popen([sys.executable, "-c", COMPILE], cwd=ROOT, env=environment)
+        session.config.add_cleanup(process.wait)
+        session.config.add_cleanup(process.terminate)  # called first
 
 
 @pytest.fixture(scope="session")

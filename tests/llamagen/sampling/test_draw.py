@@ -296,8 +296,26 @@ def test_off_the_preset_is_warned_of_and_on_it_is_not(release, tmp_path, monkeyp
     assert is_sampled(config)
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
-def test_the_compiled_step_draws_what_the_growing_cache_draws():
+def as_it_is(step, **options):
+    return step
+
+
+@pytest.mark.parametrize(
+    "compiler",
+    [
+        pytest.param(as_it_is, id="not-compiled"),  # the same step over the same caches of fixed length
+        pytest.param(
+            torch.compile,
+            marks=[
+                pytest.mark.slow,
+                pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU"),
+            ],
+            id="compiled",
+        ),
+    ],
+)
+def test_the_compiled_step_draws_what_the_growing_cache_draws(compiler, monkeypatch):
+    monkeypatch.setattr(torch, "compile", compiler)
     meta, arrays = load_golden("c2i_a")
     model = build_gpt(meta["config"]).eval()
     load_gpt_state(model, load_state("c2i_a"))

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import ilsvrc
 import numpy as np
@@ -18,6 +19,7 @@ from stage import load_config
 from masc.runtime.artifacts import InputError
 from masc.runtime.codes import load_codes, verify_codes
 from vq.codebook import make_codebook
+from vq.codes import extract
 from vq.codes.extract import extract_codes
 from vq.codes.shards import ExtractConfig
 from vq.crops import Views
@@ -229,6 +231,24 @@ def test_missing_pictures_count_as_unreadable(small, tmp_path):
         extract_codes(model, source, Views("center"), codebook, tmp_path / "codes", SETTINGS)
 
 
+def test_the_shards_of_two_processes_make_the_bytes_of_one(pictures, small, tmp_path, monkeypatch):
+    model, codebook = small
+    settings = ExtractConfig(num_workers=0, shard_size=7, batch_size=4)
+    extract_codes(model, pictures(), Views("center-flip"), codebook, tmp_path / "one" / "codes", settings)
+    monkeypatch.setattr(extract, "gather_object", lambda own: list(range(8)))  # of all processes: all shards are to do
+    for index in (1, 0):  # the main process, which joins the shards, comes last
+        state = SimpleNamespace(
+            process_index=index, num_processes=2, is_main_process=index == 0, wait_for_everyone=lambda: None
+        )
+        monkeypatch.setattr(extract, "patient_state", lambda state=state: state)
+        extract_codes(model, pictures(), Views("center-flip"), codebook, tmp_path / "two" / "codes", settings)
+        if index == 1:
+            made = sorted(file.stem for file in (tmp_path / "two" / ".codes.shards").glob("*.npz"))
+            assert made == ["000001", "000003", "000005", "000007"]
+    assert content(tmp_path / "one" / "codes") == content(tmp_path / "two" / "codes")
+
+
+@pytest.mark.slow
 def test_two_processes_give_the_bytes_of_one(tmp_path, root):
     data = tmp_path / "data"
     for split in ("train", "val"):
