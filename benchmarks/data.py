@@ -150,7 +150,7 @@ def compare(root: Path, arguments: argparse.Namespace) -> list[dict[str, float |
 
     def packed() -> int:
         stream = CodeStream(load_codes(ours, "bench"), 0, arguments.batch_size)  # maps the file anew
-        return sum(len(stream.batch(step)[1]) for step in range(arguments.images // arguments.batch_size))
+        return sum(len(stream.tokens(step)) for step in range(arguments.images // arguments.batch_size))
 
     speeds: dict[str, dict[str, list[float]]] = {"warm": {}, "cold": {}}
     released()  # starts the workers

@@ -1,10 +1,10 @@
 """The training loop: any backbone, any head, one CPU core to many nodes (through accelerate).
 
-The loss is the negative log-likelihood of the fine tokens in nats per token, whatever the head; with the
-`masc` head its gradient is that of the paper's K-way cross-entropy (MASC, Eq. 5). Data order and class dropout
-are functions of (seed, step); dropout is one of (seed, step, share), where a share is what one process takes in
-one micro-batch. So a resumed run gives the losses of an unbroken one, and one process with 8 micro-batches those
-of eight processes."""
+The loss is the negative log-likelihood of the fine tokens in nats per token, whatever the head. With the `masc` head
+its gradient is that of the paper's K-way cross-entropy (MASC, Eq. 5).
+
+All randomness depends on the seed and the step only, and dropout also on the micro-batch. A resumed run therefore
+repeats the losses of an uninterrupted run, and one process with 8 micro-batches repeats those of eight processes."""
 
 import contextlib
 import logging
@@ -19,10 +19,11 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from llamagen.model import build_model, count_parameters
-from llamagen.training.average import Average
+from llamagen.training.average import start_average
 from llamagen.training.checkpoint import (
     Progress,
     last_checkpoint,
@@ -47,10 +48,10 @@ logger = logging.getLogger(__name__)
 
 
 def train(config: TrainConfig) -> Path:
-    """Train a run, or go on with it, to its last step; return its directory. Nothing to do if it is there.
+    """Train a run to its last step, from its last checkpoint if there is one; return its directory.
 
-    Raises InputError if an input is missing, another config or another process has the directory, or the run
-    was begun in another precision or with another number of shares of a batch."""
+    Raises InputError if an input is missing, another config or another process uses the directory, or the run
+    was started in another precision or with another number of shares of a batch."""
     inputs = load_inputs(config)
     precision = resolve_precision(config.precision)
     accelerator = Accelerator(mixed_precision="no" if precision == "fp32" else precision)
@@ -75,8 +76,9 @@ def train(config: TrainConfig) -> Path:
             progress = now
         elif (progress.shares, progress.precision) != (now.shares, now.precision):
             raise InputError(
-                f"{directory} was begun in {progress.precision} with {progress.shares} share(s) of a batch (processes "
-                f"x micro_batches), now {now.precision} with {now.shares}; give it the same, or choose another RUN_DIR"
+                f"{directory} was started in {progress.precision} with {progress.shares} share(s) of a batch "
+                f"(processes x micro_batches), now {now.precision} with {now.shares}; use the same, "
+                "or choose another RUN_DIR"
             )
         _run(config, accelerator, inputs, progress, share)
     return directory
@@ -90,10 +92,10 @@ def _run(config: TrainConfig, accelerator: Accelerator, inputs: RunInputs, progr
     optimizer = build_optimizer(model, config.optim, fused=True)
     if progress.step:
         load_optimizer(last, optimizer)
-        logger.info("going on with %s at step %d", directory, progress.step)
+        logger.info("resuming %s at step %d", directory, progress.step)
     num_parameters = count_parameters(model)
     model, optimizer = accelerator.prepare(model, optimizer)
-    average = Average(accelerator.unwrap_model(model), config.ema_decay) if config.ema_decay else None
+    average = start_average(accelerator.unwrap_model(model), config.ema_decay) if config.ema_decay else None
     if progress.step and average is not None:
         load_average(last, average)
     stream = CodeStream(inputs.train, config.seed, config.batch_size)
@@ -112,8 +114,10 @@ def _run(config: TrainConfig, accelerator: Accelerator, inputs: RunInputs, progr
 
 
 def attention_kernel(device: torch.device) -> Callable[[], contextlib.AbstractContextManager]:
-    """Which attention a training step uses: on a CPU the plain one, which at 64 positions costs no more than
-    torch's fused kernel and mostly a little less (`make bench` prints both); elsewhere torch chooses."""
+    """Context manager that chooses the attention of a training step.
+
+    On a CPU it is the plain one: at 64 positions it costs no more than torch's fused kernel (`make bench` prints
+    both). Elsewhere torch chooses."""
     return partial(sdpa_kernel, SDPBackend.MATH) if device.type == "cpu" else contextlib.nullcontext
 
 
@@ -123,7 +127,7 @@ class _Loop:
     accelerator: Accelerator
     model: torch.nn.Module
     optimizer: torch.optim.Optimizer
-    average: Average | None
+    average: AveragedModel | None
     stream: CodeStream
     inputs: RunInputs
     share: int  # images a process and micro-batch
@@ -173,7 +177,7 @@ class _Loop:
         accelerator.wait_for_everyone()
 
     def step(self, step: int) -> Tensor:
-        """One optimizer step; the mean loss of this process's images, nats per token."""
+        """Take one optimizer step; return the mean loss of this process's images in nats per token."""
         config, accelerator, model = self.config, self.accelerator, self.model
         model.train()
         set_learning_rate(self.optimizer, learning_rate(config.optim, step, config.steps))
@@ -182,9 +186,9 @@ class _Loop:
         for micro in range(config.micro_batches):
             index = first + micro
             part = slice(index * self.share, (index + 1) * self.share)
-            tokens, _ = self.stream.batch(step, part)
+            tokens = self.stream.tokens(step, part)
             condition, mask = self.condition(step, part)
-            # Dropout can only draw from torch's global generator: tie it to what is being computed.
+            # Dropout draws from torch's global generator only, so that generator is seeded by step and share.
             torch.manual_seed(torch_seed(config.seed, Purpose.DROPOUT, step, index))
             is_last = micro == config.micro_batches - 1
             with torch.enable_grad() if is_last else accelerator.no_sync(model):
@@ -197,7 +201,7 @@ class _Loop:
         self.optimizer.step()
         self.optimizer.zero_grad()
         if self.average is not None:
-            self.average.update(accelerator.unwrap_model(model))
+            self.average.update_parameters(accelerator.unwrap_model(model))
         return torch.stack(losses).mean()
 
     def condition(self, step: int, part: slice) -> tuple[Tensor, Tensor | None]:

@@ -1,7 +1,7 @@
-"""What the training loop, the sampler, the optimizer and the evaluation may ask of a backbone.
+"""The contract of a backbone: all that the training loop, the sampler, the optimizer and the evaluation use of one.
 
-None of them assumes raster order, one token a step or a key-value cache: a backbone gives hidden states aligned with
-the tokens, and says itself which positions are drawn next. LlamaGen's transformer (`gpt.py`) is the first one.
+None of them assumes raster order, one token a step or a key-value cache. A backbone gives hidden states aligned with
+the tokens, and decides which positions are drawn next. LlamaGen's transformer (`gpt.py`) is the first one.
 
 Shapes: B images, P slots of the condition, T positions of tokens, S positions of one step, D width."""
 
@@ -19,7 +19,7 @@ from masc.runtime.targets import load_class
 
 @dataclass(frozen=True)
 class DataShape:
-    """What a model must know of its data."""
+    """Sizes of the data that a model is built for."""
 
     num_tokens: int  # N
     num_classes: int
@@ -50,7 +50,7 @@ class Decoding(ABC):
 
     @abstractmethod
     def tokens(self) -> Tensor:
-        """The image's tokens in the order of codes: (B, T) int64, or those of the positions placed so far."""
+        """The tokens in the order of codes: (B, T) int64 once every position has one."""
 
 
 class Backbone(nn.Module, ABC):

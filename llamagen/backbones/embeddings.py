@@ -1,7 +1,7 @@
-"""What an image is conditioned on: its class, or a caption; or nothing (the null condition that guidance needs).
+"""Embeddings of LlamaGen: of tokens, of classes, of captions, and of the null condition that guidance needs.
 
 Follows FoundationVision/LlamaGen (ce98ec4), autoregressive/models/gpt.py, LabelEmbedder and CaptionEmbedder. Differs
-in that dropping a condition is an argument or a function of its own, never a side effect of `.training`.
+in that conditions are dropped by the caller, never as a side effect of `.training`.
 
 Shapes: B images, C caption feature width, P positions of the condition, D width."""
 
@@ -14,9 +14,9 @@ from masc.tree import Partition
 
 
 class LabelEmbedding(nn.Module):
-    """One vector a class, and one for the null class, numbered `num_classes`.
+    """A vector for each class, and one for the null class, which has the number `num_classes`.
 
-    With `class_dropout` 0 there is no null class, as in the released code, and no guidance."""
+    With `class_dropout` 0 there is no null class, as in the released code, and so no guidance."""
 
     num_positions = 1  # P
 
@@ -36,9 +36,9 @@ class LabelEmbedding(nn.Module):
 
 
 class CaptionEmbedding(nn.Module):
-    """Text features through a two-layer MLP without biases; the null caption is a fixed random table.
+    """Text features through a two-layer MLP without biases. The null caption is a fixed random table.
 
-    `uncond_embedding` is a buffer, drawn once and never trained: it comes with the checkpoint."""
+    `uncond_embedding` is a buffer: it is drawn once, never trained, and stored in the checkpoint."""
 
     def __init__(self, num_positions: int, caption_dim: int, dim: int, class_dropout: float):
         super().__init__()
@@ -64,18 +64,17 @@ class CaptionEmbedding(nn.Module):
 
 
 def build_condition(config: BackboneConfig, num_classes: int) -> LabelEmbedding | CaptionEmbedding:
-    """The condition that a config asks for."""
+    """The embedding of the condition that a config asks for."""
     if config.condition == "class":
         return LabelEmbedding(num_classes, config.dim, config.class_dropout)
     return CaptionEmbedding(config.caption_tokens, config.caption_dim, config.dim, config.class_dropout)
 
 
 def visible_keys(caption_mask: Tensor, num_tokens: int) -> Tensor:
-    """Which positions each position may attend to, for captions that are real where `caption_mask` (B, P) is true:
-    (B, 1, S, S) bool with S = P + num_tokens.
+    """Attention mask for captions: (B, P) -> (B, 1, S, S) bool with S = P + num_tokens.
 
-    Key j is visible to query i if j <= i and j is no padded caption slot; every position sees itself, so that a
-    padded row is not empty (LlamaGen, dataset/t2i.py and generate.py)."""
+    `caption_mask` is true for real slots. Key j is visible to query i if j <= i and j is not a padded slot. Every
+    position sees itself, so that no row is empty (LlamaGen, dataset/t2i.py and generate.py)."""
     keys = torch.cat([caption_mask.bool(), caption_mask.new_ones(len(caption_mask), num_tokens, dtype=torch.bool)], 1)
     size = keys.shape[1]
     seen = torch.ones(size, size, dtype=torch.bool, device=keys.device).tril()[None] & keys[:, None]
@@ -83,10 +82,10 @@ def visible_keys(caption_mask: Tensor, num_tokens: int) -> Tensor:
 
 
 class TokenEmbedding(nn.Embedding):
-    """Embeds context tokens, as themselves or as the clusters they belong to.
+    """Embeds context tokens as token ids, or as the ids of their clusters.
 
-    With a partition the table has K rows and the context holds cluster ids, as in MASC; it is a switch of
-    its own, apart from what the head predicts."""
+    With a partition the table has K rows and the context holds cluster ids, as in MASC. What the head predicts is
+    independent of that."""
 
     def __init__(self, num_tokens: int, dim: int, partition: Partition | None):
         super().__init__(num_tokens if partition is None else partition.num_clusters, dim)

@@ -1,8 +1,8 @@
 """The LlamaGen transformer: hidden states of an image's positions, never a loss.
 
 Follows FoundationVision/LlamaGen (ce98ec4), autoregressive/models/gpt.py, with its parameter names. What is
-computed depends on the arguments only: a whole sequence (`forward`) or one position with a cache (`step`).
-`.training` switches dropout and nothing else (the released forward changes shape with it).
+computed depends on the arguments only: `forward` takes a whole sequence, `step` one position with a cache.
+`.training` switches dropout and nothing else. (The output of the released forward changes shape with it.)
 
 Shapes: B images, P positions of the condition, T positions of tokens, D width, N tokens."""
 
@@ -97,7 +97,7 @@ class Transformer(Backbone):
     def forward(self, tokens: Tensor, condition: Tensor, mask: Tensor | None = None) -> Tensor:
         """Hidden states that predict each token: (B, T) or (B, T - 1), condition -> (B, T, D).
 
-        The last token is context for nothing and is not read. `mask` (B, 1, S, S), S >= P + T - 1, says what each
+        The last token is not read, because no position sees it. `mask` (B, 1, S, S), S >= P + T - 1, marks what each
         position may see (`embeddings.visible_keys`); None: everything up to itself."""
         context = self.tok_embeddings(tokens[:, : self.num_positions - 1])
         hidden = self._run(torch.cat([self.cls_embedding(condition), context], dim=1), None, 0, mask)
@@ -116,7 +116,7 @@ class Transformer(Backbone):
     def step(self, tokens: Tensor, position: int | Tensor, caches: list[KVCache], mask: Tensor | None = None) -> Tensor:
         """Hidden state that predicts token `position` from the one before it: (B,) -> (B, D).
 
-        With `position` as a tensor (1,) every step has the same shapes; `mask` (*, 1, S, S) must then hide, row by
-        row, what is to come."""
+        With `position` as a tensor (1,) every step has the same shapes, for torch.compile; `mask` (*, 1, S, S) must
+        then hide later positions."""
         x = self.tok_embeddings(tokens)[:, None]
         return self._run(x, caches, self.num_condition + position - 1, mask)[:, -1]

@@ -1,9 +1,8 @@
 """Layers of the LlamaGen transformer, with its parameter names.
 
-Follows FoundationVision/LlamaGen (ce98ec4), autoregressive/models/gpt.py. Differs in that the key-value
-cache is an argument rather than a buffer and has as many heads as the keys, so that grouped key-value
-heads work when sampling too; in that it grows with the position rather than being masked at full length; and in
-that RoPE tables are computed on demand.
+Follows FoundationVision/LlamaGen (ce98ec4), autoregressive/models/gpt.py. Differs in three points. The key-value cache
+is an argument, not a buffer, and has as many heads as the keys, so that sampling works with grouped key-value heads.
+Attention reads the cache up to the position, not its full length with a mask. RoPE tables are computed on demand.
 
 Shapes: B images, S sequence positions, D width, H heads, G key-value heads, E head width."""
 
@@ -35,8 +34,8 @@ class RMSNorm(nn.Module):
 def rope_table(grid: int, head_dim: int, base: float, num_condition: int, device: torch.device) -> Tensor:
     """Cosine and sine of each position and channel pair: (num_condition + grid * grid, E / 2, 2), float32.
 
-    The first half of the pairs turns with the row, the second with the column. The condition's positions
-    hold zeros, not the identity rotation: their queries and keys vanish. Released weights need that."""
+    The first half of the pairs turns with the row, the second with the column. The positions of the condition hold
+    zeros, not the identity rotation, so that their queries and keys vanish: released weights need that."""
     with torch.inference_mode(False):  # a table first made while sampling must serve training too
         return _rope_table(grid, head_dim, base, num_condition).to(device)
 
@@ -62,14 +61,14 @@ def apply_rope(x: Tensor, table: Tensor) -> Tensor:
 class KVCache:
     """Keys and values of one layer for a batch: (B, G, S, E) each, filled up to the current position.
 
-    At a position given as a number what is filled so far is returned; at one given as a tensor, all of it, so that
-    no shape changes from step to step (for torch.compile): the caller then masks what is to come."""
+    At a position given as a number, `extend` returns the filled part. At a position given as a tensor it returns all
+    of the cache, so that no shape changes between steps (for torch.compile); the caller then masks later positions."""
 
     keys: Tensor
     values: Tensor
 
     def extend(self, position: int | Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Store (B, G, S', E) from `position` on; the keys and values to attend to."""
+        """Store keys and values (B, G, S', E) from `position` on; return those to attend to."""
         if isinstance(position, Tensor):
             self.keys.index_copy_(2, position, keys)
             self.values.index_copy_(2, position, values)

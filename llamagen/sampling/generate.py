@@ -1,7 +1,7 @@
-"""Drawing code grids, whatever the backbone and the head.
+"""Draws the tokens of images, with any backbone and any head.
 
-A sample depends on (seed, image index) only: every image has its own random numbers, drawn before the
-first token, so neither the batch it is in nor the number of processes changes it."""
+A sample depends on (seed, image index) only: every image has its own random numbers, which are drawn before its first
+token. Neither the batch nor the number of processes changes a sample."""
 
 import numpy as np
 import torch

@@ -1,4 +1,4 @@
-"""A run's checkpoint: weights as safetensors, optimizer state, and how far the run is."""
+"""Checkpoint of a run: weights as safetensors, optimizer state, and progress."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -7,17 +7,18 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
-from llamagen.training.average import Average
+from llamagen.training.average import averaged_parameters
 from masc.runtime.artifacts import InputError, hash_file, recover, replacing, write_json
 
 
 @dataclass
 class Progress:
-    """How far a run is, and what its numbers depend on beside its config.
+    """Progress of a run, and the two settings beside its config that its numbers depend on.
 
-    `seconds` counts training only, over all its interruptions. `shares` is processes x micro-batches: dropout
-    masks are drawn for one share of a batch at a time."""
+    `seconds` counts training only, summed over interruptions. `shares` is processes x micro-batches: dropout masks
+    are drawn for one share of a batch at a time."""
 
     step: int = 0
     seconds: float = 0.0
@@ -26,7 +27,7 @@ class Progress:
 
 
 def save_checkpoint(
-    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress, average: Average | None
+    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress, average: AveragedModel | None
 ) -> None:
     """Write the directory `path` whole, in place of the checkpoint before it."""
     with replacing(path) as temporary:
@@ -34,14 +35,14 @@ def save_checkpoint(
         state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
         save_file(state, temporary / "model.safetensors", metadata={"format": "pt"})
         if average is not None:
-            averaged = {name: value.cpu().contiguous() for name, value in average.state.items()}
+            averaged = {name: value.cpu().contiguous() for name, value in averaged_parameters(average).items()}
             save_file(averaged, temporary / "average.safetensors", metadata={"format": "pt"})
         torch.save(optimizer.state_dict(), temporary / "optimizer.pt")
         write_json(temporary / "progress.json", asdict(progress))
 
 
 def load_progress(path: Path) -> Progress:
-    """How far the checkpoint at `path` is; step 0 if there is none."""
+    """Progress of the checkpoint at `path`; step 0 if there is none."""
     recover(Path(path))
     file = Path(path) / "progress.json"
     return Progress(**json.loads(file.read_text())) if file.exists() else Progress()
@@ -51,18 +52,19 @@ def load_weights(path: Path, model: nn.Module) -> None:
     """Load the weights of a checkpoint directory into a model of the same config."""
     file = Path(path) / "model.safetensors"
     if not file.exists():
-        raise InputError(f"no checkpoint at {path}; train the run with `make train`, or go on with it")
+        raise InputError(f"no checkpoint at {path}; train or resume the run with `make train`")
     model.load_state_dict(load_file(file))
 
 
-def load_average(path: Path, average: Average) -> None:
-    """Go on with the averaged weights of a checkpoint directory."""
+def load_average(path: Path, average: AveragedModel) -> None:
+    """Continue with the averaged weights of a checkpoint directory."""
     stored = load_file(Path(path) / "average.safetensors")
-    average.state = {name: stored[name].to(value.device) for name, value in average.state.items()}
+    for name, value in averaged_parameters(average).items():
+        value.copy_(stored[name])
 
 
 def use_average(path: Path, model: nn.Module) -> None:
-    """Put the averaged weights of a checkpoint directory in a model; InputError if the run kept none."""
+    """Load the averaged weights of a checkpoint directory into a model; InputError if the run has no average."""
     file = Path(path) / "average.safetensors"
     if not file.exists():
         raise InputError(f'no averaged weights in {path}; train the run with ARGS="ema_decay=0.9999"')
@@ -75,12 +77,12 @@ def hash_weights(run_dir: Path, averaged: bool = False) -> str:
     if not file.exists() and averaged:
         raise InputError(f"no averaged weights in {run_dir}; train the run with ARGS=ema_decay=0.9999")
     if not file.exists():
-        raise InputError(f"no checkpoint in {run_dir}; train the run with `make train`, or go on with it")
+        raise InputError(f"no checkpoint in {run_dir}; train or resume the run with `make train`")
     return hash_file(file)
 
 
 def last_checkpoint(run_dir: Path) -> Path:
-    """Where a run keeps its last checkpoint."""
+    """Directory of a run's last checkpoint."""
     return Path(run_dir) / "checkpoints" / "last"
 
 

@@ -1,4 +1,4 @@
-"""Config of a run: everything that decides its result."""
+"""Config of a run: everything that decides its result, and how a stored config is read."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,9 +29,9 @@ class TrainConfig:
     tokenizer_name: str  # not `tokenizer`, which Hydra takes for the group of that name
     steps: int
     batch_size: int  # images a step, over all processes and micro-batches
-    captions: str | None = None  # a text model's: the folder of text features, one of `train` and one of `val`
+    captions: str | None = None  # of a text model: the folder of text features, with `train` and `val` in it
     micro_batches: int = 1  # gradient accumulation: parts of a process's share of the batch
-    ema_decay: float = 0.0  # of the averaged weights; 0: none are kept, as released
+    ema_decay: float = 0.0  # of the averaged weights; 0: no average, as released
     seed: int = 0
     precision: str = "auto"
     evaluate_every: int = 1000  # steps
@@ -42,8 +42,8 @@ class TrainConfig:
 
     @property
     def volatile(self) -> tuple[str, ...]:
-        """Keys, by how they begin, that may differ when a run is gone on with: they change no result, or
-        (`micro_batches`) are checked apart."""
+        """Prefixes of config keys that may change when a run is resumed, because they do not affect the result.
+        `micro_batches` is checked separately."""
         keys = (
             "tracking.",
             "log_every",
@@ -65,14 +65,14 @@ class TrainConfig:
         for name in ("steps", "batch_size", "micro_batches", "evaluate_every", "log_every", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be positive, found {getattr(self, name)}")
-        if self.checkpoint_every % self.log_every:  # else a resumed run would average over another window
+        if self.checkpoint_every % self.log_every:  # else a resumed run would average its losses over other steps
             raise ValueError(
                 f"checkpoint_every {self.checkpoint_every} must be a multiple of log_every {self.log_every}"
             )
 
     @property
     def label(self) -> str:
-        """The run's head and, unless it is MASC's own, its tree."""
+        """Name of the run in tables: its head and, unless the tree is MASC's own, its tree."""
         return run_label(self.head.name, self.tree.name if self.head.uses_tree else None)
 
     @property

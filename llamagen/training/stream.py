@@ -1,7 +1,7 @@
-"""The order in which codes are read: a function of (seed, step), whatever the number of processes.
+"""Order of the training images: a function of (seed, step), the same for any number of processes.
 
-An epoch visits every group once, in an order drawn from (seed, epoch); of each group one variant and one
-view are drawn from (seed, step)."""
+An epoch visits every group once, in an order drawn from (seed, epoch). One variant and one view of each group are
+drawn from (seed, step)."""
 
 from functools import lru_cache
 
@@ -27,14 +27,13 @@ class CodeStream:
         return random_stream(self.seed, Purpose.ORDER, epoch).permutation(len(self.groups))
 
     def images(self, step: int, part: slice = slice(None)) -> np.ndarray:
-        """The rows of a step's images in the codes: (B,) int64."""
+        """Rows of a step's images in the codes, or of those in `part`: (B,) int64."""
         return self._draw(step)[0][part]
 
-    def batch(self, step: int, part: slice = slice(None)) -> tuple[Tensor, Tensor]:
-        """Tokens (B, T) int64 and labels (B,) int64 of a step, or the rows of them that `part` names."""
+    def tokens(self, step: int, part: slice = slice(None)) -> Tensor:
+        """The tokens of a step's images, or of those in `part`: (B, T) int64."""
         image, view = self._draw(step)
-        tokens = self.codes.tokens[image[part], view[part]].astype(np.int64)
-        return torch.from_numpy(tokens), torch.from_numpy(self.codes.labels[image[part]])
+        return torch.from_numpy(self.codes.tokens[image[part], view[part]].astype(np.int64))
 
     def _draw_step(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """Row and view of each image of a step: (B,) int64 each."""
@@ -46,15 +45,15 @@ class CodeStream:
 
 
 def dropped_conditions(rate: float, seed: int, step: int, part: slice, batch_size: int) -> Tensor:
-    """Which of a step's images are trained without their condition, for guidance: (B,) bool, rows `part` of it."""
+    """Mask of the images in `part` of a step that lose their condition, for guidance: (B,) bool."""
     return torch.from_numpy(random_stream(seed, Purpose.CONDITION, step).random(batch_size)[part] < rate)
 
 
 def caption_choices(seed: int, step: int, part: slice, batch_size: int) -> np.ndarray:
-    """Numbers in [0, 1) that choose among the captions of a step's images: (B,), rows `part` of it."""
+    """Numbers in [0, 1) that choose a caption of each image in `part` of a step: (B,)."""
     return random_stream(seed, Purpose.CAPTION, step).random(batch_size)[part]
 
 
 def group_labels(codes: Codes) -> np.ndarray:
-    """The label of each group: (G,) int64. What a sample's label is drawn from, to match training."""
+    """The label of each group: (G,) int64. Labels drawn from it are as frequent as in training."""
     return codes.labels[Groups(codes.groups).first()]

@@ -11,7 +11,7 @@ from stage import CONFIGS
 from llamagen.backbones.base import DataShape
 from llamagen.backbones.config import ModelConfig
 from llamagen.model import build_model
-from llamagen.training.average import Average
+from llamagen.training.average import averaged_parameters, start_average
 from masc.heads.config import FlatConfig
 
 FLAT = FlatConfig(name="flat")
@@ -73,14 +73,14 @@ def test_a_text_model_draws_its_null_caption_at_the_start_and_never_trains_it():
 
 def test_the_average_follows_its_recurrence():
     model = small_model()
-    average, name = Average(model, 0.9), "head.output.weight"
+    average, name = start_average(model, 0.9), "head.output.weight"
     expected = model.head.output.weight.detach().clone()
     for step in range(3):
         with torch.no_grad():
             model.head.output.weight.add_(step + 1)
-        average.update(model)
+        average.update_parameters(model)
         expected = 0.9 * expected + 0.1 * model.head.output.weight.detach()
-    torch.testing.assert_close(average.state[name], expected)
+    torch.testing.assert_close(averaged_parameters(average)[name], expected)
 
 
 def test_parameter_counts_are_the_released_ones_at_every_vocabulary():

@@ -19,26 +19,26 @@ def codes():
 def test_an_epoch_visits_every_group_once_whatever_the_batch_size(codes):
     for batch_size in (1, 2, 4, 8):
         stream = CodeStream(codes, seed=0, batch_size=batch_size)
-        seen = torch.cat([stream.batch(step)[0][:, 0] for step in range(8 // batch_size)]).reshape(-1, 4)
+        seen = torch.cat([stream.tokens(step)[:, 0] for step in range(8 // batch_size)]).reshape(-1, 4)
         assert (seen.sort(dim=1).values == torch.arange(4)).all()
     stream = CodeStream(codes, seed=0, batch_size=4)
-    assert len({tuple(stream.batch(epoch)[0][:, 0].tolist()) for epoch in range(12)}) > 4  # of 24 orders
+    assert len({tuple(stream.tokens(epoch)[:, 0].tolist()) for epoch in range(12)}) > 4  # of 24 orders
 
 
 def test_a_step_is_the_same_when_read_in_parts_or_again(codes):
     stream = CodeStream(codes, seed=3, batch_size=6)
-    tokens, labels = stream.batch(7)
-    parts = [CodeStream(codes, seed=3, batch_size=6).batch(7, slice(start, start + 2)) for start in (0, 2, 4)]
-    assert torch.equal(tokens, torch.cat([part[0] for part in parts]))
-    assert torch.equal(labels, torch.cat([part[1] for part in parts]))
-    assert torch.equal(labels, tokens[:, 0] * 10)
-    assert not torch.equal(tokens, CodeStream(codes, seed=4, batch_size=6).batch(7)[0])
+    tokens, images = stream.tokens(7), stream.images(7)
+    again, parts = CodeStream(codes, seed=3, batch_size=6), [slice(start, start + 2) for start in (0, 2, 4)]
+    assert torch.equal(tokens, torch.cat([again.tokens(7, part) for part in parts]))
+    assert np.array_equal(images, np.concatenate([again.images(7, part) for part in parts]))
+    assert np.array_equal(codes.labels[images], tokens[:, 0] * 10)
+    assert not torch.equal(tokens, CodeStream(codes, seed=4, batch_size=6).tokens(7))
 
 
 def test_variants_and_views_are_drawn_uniformly_within_a_group(codes):
     # 4,000 draws of the group of 4 images x 2 views: chi-square with 7 degrees of freedom, 1e-4 at 29.9.
     stream = CodeStream(codes, seed=0, batch_size=4)
-    rows = torch.cat([stream.batch(step)[0] for step in range(4000)])
+    rows = torch.cat([stream.tokens(step) for step in range(4000)])
     rows = rows[rows[:, 0] == 3]
     counts = np.bincount((rows[:, 1] - 6).numpy() * 2 + rows[:, 2].numpy(), minlength=8)
     assert (np.square(counts - 500) / 500).sum() < 29.9
