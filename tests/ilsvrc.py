@@ -13,7 +13,7 @@ from vq.readers.imagenet import wnids
 
 
 def jpeg(value, size=(24, 20), kind="JPEG"):
-    """A picture whose colour tells `value` from others, as the bytes of a file."""
+    """An image whose colour tells `value` from others, as the bytes of a file."""
     pixels = np.full((size[1], size[0], 3), [value % 256, value // 256 * 40, 128], np.uint8)
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, kind)
@@ -37,7 +37,7 @@ def tar_of(files):
 
 
 def class_folders(root, split="train"):
-    """One picture a class: root/train/n01440764/n01440764_7.JPEG, or val under its official name."""
+    """One image a class: root/train/n01440764/n01440764_7.JPEG, or val under its official name."""
     for label, wnid in enumerate(wnids()):
         folder = root / split / wnid
         folder.mkdir(parents=True)
@@ -55,7 +55,7 @@ def official_tars(root):
     ]
     (root / "ILSVRC2012_img_train.tar").write_bytes(tar_of(train))
     ids = rng.permutation(1000) + 1  # ILSVRC2012_ID of each label
-    labels = rng.permutation(1000)  # of the validation pictures
+    labels = rng.permutation(1000)  # of the validation images
     val = [(f"ILSVRC2012_val_{n + 1:08d}.JPEG", jpeg(label)) for n, label in enumerate(labels)]
     (root / "ILSVRC2012_img_val.tar").write_bytes(tar_of(val))
     synsets = np.zeros((1001, 1), [("ILSVRC2012_ID", object), ("WNID", object), ("words", object)])

@@ -52,7 +52,7 @@ def assert_as_official(model: Tokenizer, name: str, scale: float = 1.0, shift: f
 
 
 def assert_batch_free(model: Tokenizer, name: str) -> None:
-    """A picture's tokens do not depend on the batch it is in."""
+    """An image's tokens do not depend on the batch it is in."""
     images = torch.from_numpy(load_golden(name)[1]["images"])
     assert torch.equal(model.encode(images), torch.cat([model.encode(image[None]) for image in images]))
 

@@ -1,4 +1,4 @@
-"""The machine at hand: numeric precision, and processes that wait for one another."""
+"""Numeric precision of this machine, and processes that wait for each other."""
 
 import os
 from datetime import timedelta
@@ -20,9 +20,9 @@ def check_precision(precision: str) -> None:
 
 
 def resolve_precision(precision: str) -> str:
-    """`fp32` or `bf16`; `auto` takes bf16 where the hardware multiplies it natively.
+    """`fp32` or `bf16`; `auto` becomes bf16 if the hardware has instructions for it.
 
-    On a CPU without such instructions bf16 autocast is slower than float32."""
+    On a CPU without them, bf16 autocast is slower than float32."""
     import torch
 
     check_precision(precision)
@@ -35,26 +35,26 @@ def resolve_precision(precision: str) -> str:
     return "bf16" if "avx512_bf16" in flags or "amx_bf16" in flags else "fp32"
 
 
-# Work that is shared in pieces ends minutes apart on different devices; NCCL's barriers give up after ten.
+# Processes that share work end minutes apart, but NCCL's barriers stop waiting after ten minutes.
 PATIENCE = timedelta(days=1)
 
 
 def patient_accelerator() -> "Accelerator":
-    """An Accelerator whose processes wait a day for one another."""
+    """An Accelerator whose processes wait a day for each other."""
     from accelerate import Accelerator, InitProcessGroupKwargs
 
     return Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)])
 
 
 def patient_state() -> "PartialState":
-    """The processes that share a piece of work, and this one's device; they wait a day for one another.
+    """The processes that share a piece of work, and the device of this one; they wait a day for each other.
 
-    Raises InputError where several were started but do not know of one another: each would do all of the work."""
+    Raises InputError if several were started that do not see each other, because each would do all of the work."""
     import torch
     from accelerate import PartialState
 
     state = PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE)
     started = int(os.environ.get("WORLD_SIZE", "1"))
     if state.num_processes != started:
-        raise InputError(f"{started} processes were started but this one sees {state.num_processes}; use GPUS=1")
+        raise InputError(f"{started} processes were started, but this one sees {state.num_processes}; use GPUS=1")
     return state

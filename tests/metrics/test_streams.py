@@ -116,7 +116,7 @@ def test_places_without_pictures_are_refused(tmp_path):
     with pytest.raises(InputError, match="no samples at"):
         open_samples(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match="no pictures in"):
+    with pytest.raises(InputError, match="no images in"):
         open_samples(tmp_path / "empty")
 
 

@@ -1,4 +1,4 @@
-"""The small convolutional VQ of the embedded experiment: trains in minutes on a CPU.
+"""The small convolutional VQ tokenizer of the embedded experiment, trained in minutes on a CPU.
 
 A LlamaGen-style tokenizer (l2-normalised codebook, raster code grid) with a pixel-unshuffle stem in place
 of the deep full-resolution levels.
@@ -87,7 +87,7 @@ class ConvVQ(nn.Module):
         return F.normalize(self.encoder(images), dim=1)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Quantized]:
-        """Reconstruction through the straight-through quantizer, and what the quantizer found."""
+        """Reconstruction through the straight-through quantizer, and the quantizer's result."""
         quantized = self.quantize(self.latents(images))
         return self.decoder(quantized.latents), quantized
 
@@ -95,8 +95,8 @@ class ConvVQ(nn.Module):
         """(B, 3, S, S) in [-1, 1] -> (B, T) int64. Raises InputError for images of another size."""
         if images.shape[-1] != self.resolution:
             raise InputError(
-                f"the images have {images.shape[-1]} pixels a side, the tokenizer takes {self.resolution}; "
-                "choose DATA and TOKENIZER that agree"
+                f"the images have {images.shape[-1]} pixels a side, but the tokenizer takes {self.resolution}; "
+                "choose DATA and TOKENIZER of one size"
             )
         return self.quantize(self.latents(images)).tokens
 

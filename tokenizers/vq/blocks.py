@@ -1,8 +1,8 @@
-"""What the published convolutional tokenizers share, first of all the networks of VQGAN, LlamaGen and IBQ.
+"""Layers that the published convolutional tokenizers share, and the network of VQGAN, LlamaGen and IBQ.
 
 Follows FoundationVision/LlamaGen (ce98ec4), tokenizer/tokenizer_image/vq_model.py, with its parameter names. The
-options that no published tokenizer uses (batch norm, dropout, resampling without convolution) are left out;
-attention goes through PyTorch's kernel.
+options that no published tokenizer uses (batch norm, dropout, resampling without convolution) are left out.
+Attention uses PyTorch's kernel.
 
 Shapes: B images, S x S pixels, H x W code grid, C channels, d code dimension, T = H * W positions."""
 
@@ -23,7 +23,7 @@ def group_norm(channels: int) -> nn.GroupNorm:
 
 
 def activate(x: Tensor) -> Tensor:
-    """SiLU, in place where no gradient is recorded: x must not be needed again."""
+    """SiLU. It overwrites x if no gradient is recorded, so x must not be used again."""
     return F.silu(x, inplace=not torch.is_grad_enabled())
 
 
@@ -163,7 +163,7 @@ class Decoder(nn.Module):
 
 
 class ConvTokenizer(nn.Module):
-    """What all convolutional tokenizers share: from images to latents to tokens, and back.
+    """Base of all convolutional tokenizers: from images to latents to tokens, and back.
 
     A subclass sets `encoder`, `quantize`, `decoder`, `num_tokens`, `downsample`."""
 
@@ -192,10 +192,10 @@ class ConvTokenizer(nn.Module):
         height, width = images.shape[-2:]
         if height != width or height % self.downsample:
             raise InputError(
-                f"the images have {height} x {width} pixels; this tokenizer takes squares whose side is a multiple "
+                f"the images have {height} x {width} pixels, but this tokenizer takes squares whose side is a multiple "
                 f"of {self.downsample}; choose another size with DATA"
             )
-        images = images.contiguous(memory_format=torch.channels_last)  # a tenth faster, on a CPU too
+        images = images.contiguous(memory_format=torch.channels_last)  # a tenth faster, also on a CPU
         return self.quantize.tokens(self.latents(images))
 
     @torch.no_grad()
@@ -203,9 +203,7 @@ class ConvTokenizer(nn.Module):
         """(B, T) -> (B, 3, S, S), near [-1, 1] but not clamped. Raises InputError unless T is a square."""
         grid = math.isqrt(tokens.shape[1])
         if grid * grid != tokens.shape[1]:
-            raise InputError(
-                f"{tokens.shape[1]} tokens an image fill no square grid; decode the codes of square images"
-            )
+            raise InputError(f"{tokens.shape[1]} tokens do not fill a square grid; decode the codes of square images")
         return self.reconstruct(self.quantize.lookup(tokens, grid))
 
 

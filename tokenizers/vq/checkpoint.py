@@ -1,4 +1,4 @@
-"""Checkpoints from outside: tensors read without running anything that is stored beside them."""
+"""Checkpoints of other projects: their tensors are read without running code from the file."""
 
 import argparse
 import pickle
@@ -14,14 +14,14 @@ from torch import Tensor, nn
 
 from masc.runtime.artifacts import InputError
 
-# Classes of training frameworks that published checkpoints mention beside the weights: read as empty objects.
+# Classes of training frameworks in published checkpoints. Their objects are replaced by empty ones.
 FRAMEWORKS = ("pytorch_lightning.", "lightning.", "lightning_fabric.")
-CONTAINERS = ("model", "module", "state_dict")  # where released files hold their state dict
+CONTAINERS = ("model", "module", "state_dict")  # keys under which released files hold their state dict
 MAX_LISTED = 4
 
 
 class _Unread:
-    """Stands for an object of a training framework; holds nothing and does nothing."""
+    """An empty object in place of one of a training framework."""
 
     def __new__(cls, *_: Any, **__: Any) -> "_Unread":
         return super().__new__(cls)
@@ -31,10 +31,10 @@ class _Unread:
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """What a .safetensors file or a torch checkpoint holds, tensors on the CPU, memory-mapped where possible.
+    """The content of a .safetensors file or a torch checkpoint, tensors on the CPU, memory-mapped if possible.
 
-    Raises InputError if the file is missing, truncated, or names code beyond tensors and plain containers: such
-    a file is refused before any of it runs."""
+    Raises InputError if the file is missing or truncated, or if it names code other than tensors and plain containers.
+    No code of the file runs."""
     path = Path(path)
     if not path.exists():
         raise InputError(f"no checkpoint at {path}; download it with `make weights`, or give another path")
@@ -46,23 +46,25 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             found = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_archive(path))
     except pickle.UnpicklingError as error:
         raise InputError(
-            f"{path} holds pickled code or is no checkpoint; it was not run ({_reason(error)}). Have its "
-            "owner save the state dict alone, or convert it to .safetensors on a machine you can lose"
+            f"{path} holds pickled code or is not a checkpoint; it was not run ({_reason(error)}). Ask its owner for "
+            "the state dict alone, or convert it to .safetensors in a sandbox"
         ) from error
     except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise InputError(f"{path} is truncated or is no checkpoint ({_reason(error)}); download it again") from error
+        raise InputError(
+            f"{path} is truncated, or it is not a checkpoint ({_reason(error)}); download it again"
+        ) from error
     if not isinstance(found, dict):
-        raise InputError(f"expected a dictionary of tensors in {path}, found {type(found).__name__}")
+        raise InputError(f"expected a dictionary of tensors in {path}, found {type(found).__name__}; give another file")
     return found
 
 
 def _stand_in(name: str) -> type:
-    """What is made in place of a framework's class: torch fills in items of plain dictionaries only."""
+    """The class in place of a framework's class. It is a dictionary where torch must set items."""
     return OrderedDict if name.endswith(".AttributeDict") else _Unread
 
 
 def _foreign_names(path: Path) -> list[str]:
-    """Globals that the checkpoint names; InputError-worthy ones are left for torch to refuse."""
+    """Names of framework classes in the checkpoint. Torch itself refuses all other names."""
     if not _is_archive(path):
         return []
     names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
@@ -75,15 +77,15 @@ def _is_archive(path: Path) -> bool:
 
 
 def _reason(error: Exception) -> str:
-    """The sentence that says what is wrong; torch puts advice before and after it."""
+    """The sentence of torch's message that says what is wrong, without the advice around it."""
     paragraphs = [part.strip() for part in str(error).split("\n\n") if "torch.load" not in part]
     return next(filter(None, paragraphs), str(error)).partition("\n")[0].partition(". ")[0][:200]
 
 
 def find_state(checkpoint: dict[str, Any], path: Path, containers: tuple[str, ...] = CONTAINERS) -> dict[str, Tensor]:
-    """The state dict in a checkpoint: below the first of `containers` it has, or the checkpoint itself.
+    """The state dict in a checkpoint: below the first key of `containers` that it has, or the checkpoint itself.
 
-    DDP files of LlamaGen hold it below `model`, FSDP files are bare. Raises InputError if there is none."""
+    DDP files of LlamaGen hold it below `model`; FSDP files are the state dict. Raises InputError if there is none."""
     for name in containers:
         if isinstance(checkpoint.get(name), dict):
             checkpoint = checkpoint[name]
@@ -91,7 +93,7 @@ def find_state(checkpoint: dict[str, Any], path: Path, containers: tuple[str, ..
     strange = [name for name, value in checkpoint.items() if not isinstance(value, Tensor)]
     if strange or not checkpoint:
         raise InputError(
-            f"expected a state dict in {path}, bare or below {', '.join(containers)}; found "
+            f"expected a state dict in {path}, at its top or below {', '.join(containers)}; found "
             f"{', '.join(map(str, list(checkpoint)[:MAX_LISTED])) or 'nothing'}"
         )
     return checkpoint
@@ -103,9 +105,9 @@ def load_state(
     path: Path,
     explain: Callable[[dict[str, Tensor]], str | None] = lambda state: None,
 ) -> None:
-    """Load a state dict whole; a module on the meta device takes its tensors as they are.
+    """Load a state dict; a module on the meta device takes over its tensors.
 
-    Raises InputError naming keys, both shapes and, by `explain`, the likely cause."""
+    If names or shapes differ, raise InputError with the names, both shapes and the likely cause by `explain`."""
     own = module.state_dict()
     problems = []
     for name in [name for name in own if name not in state][:MAX_LISTED]:
@@ -116,7 +118,7 @@ def load_state(
     for name in shared[:MAX_LISTED]:
         problems.append(f"{name} is {tuple(state[name].shape)} there, {tuple(own[name].shape)} here")
     if problems:
-        cause = explain(state) or "Choose the config it is for"
+        cause = explain(state) or "Choose the config that belongs to the file"
         raise InputError(f"{path} does not fit: {'; '.join(problems)}. {cause}")
     is_meta = any(value.is_meta for value in own.values())
     module.load_state_dict({name: value.to(own[name].dtype) for name, value in state.items()}, assign=is_meta)

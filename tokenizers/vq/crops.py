@@ -1,8 +1,8 @@
-"""From a picture of any size to square views of it, pixel for pixel as LlamaGen makes them.
+"""Square views of an image of any size, equal to LlamaGen's in every pixel.
 
 Follows FoundationVision/LlamaGen (ce98ec4), dataset/augmentation.py and autoregressive/train/extract_codes_c2i.py;
-the centre crop is ADM's (openai/guided-diffusion, image_datasets.py). Differs: arrays are taken as well as Pillow
-pictures, and the random crop may draw from a generator of its own.
+the centre crop is ADM's (openai/guided-diffusion, image_datasets.py). Differs: all functions also take arrays, and the
+random crop takes a generator.
 
 Shapes: V views of S x S pixels."""
 
@@ -31,7 +31,7 @@ def _shrink(picture: Image.Image, side: int) -> Image.Image:
 
 
 def center_crop(picture: Image.Image | np.ndarray, size: int) -> np.ndarray:
-    """ADM's centre crop: a picture or (H, W, 3) uint8 -> (S, S, 3) uint8."""
+    """ADM's centre crop: an image or (H, W, 3) uint8 -> (S, S, 3) uint8."""
     pixels = np.asarray(_shrink(_picture(picture), size))
     top, left = (pixels.shape[0] - size) // 2, (pixels.shape[1] - size) // 2
     return pixels[top : top + size, left : left + size]
@@ -40,9 +40,9 @@ def center_crop(picture: Image.Image | np.ndarray, size: int) -> np.ndarray:
 def random_crop(
     picture: Image.Image | np.ndarray, size: int, smallest: float, largest: float, rng: Any = random
 ) -> np.ndarray:
-    """ADM's random crop, whose side is a share between `smallest` and `largest` of the shorter side.
+    """ADM's random crop: its side is a share between `smallest` and `largest` of the shorter side.
 
-    A picture or (H, W, 3) uint8 -> (S, S, 3) uint8. `rng` is a random.Random, or the module's own generator."""
+    An image or (H, W, 3) uint8 -> (S, S, 3) uint8. `rng` is a random.Random, or the module's own generator."""
     side = rng.randrange(math.ceil(size / largest), math.ceil(size / smallest) + 1)
     pixels = np.asarray(_shrink(_picture(picture), side))
     top = rng.randrange(pixels.shape[0] - size + 1)
@@ -51,12 +51,12 @@ def random_crop(
 
 
 def ten_crop(picture: Image.Image | np.ndarray, size: int, crop_range: float) -> np.ndarray:
-    """Corners and centre of the centre crop to `int(size * crop_range)` pixels, then of its mirror image.
+    """Corners and centre of the centre crop of `int(size * crop_range)` pixels, then of its mirror image.
 
-    A picture or (H, W, 3) uint8 -> (10, S, S, 3) uint8, in the order of torchvision's TenCrop."""
+    An image or (H, W, 3) uint8 -> (10, S, S, 3) uint8, in the order of torchvision's TenCrop."""
     pixels = center_crop(picture, int(size * crop_range))
     edge = len(pixels) - size
-    middle = round(edge / 2)  # to even, as torchvision rounds
+    middle = round(edge / 2)  # rounded to even, as in torchvision
     corners = [(0, 0), (0, edge), (edge, 0), (edge, edge), (middle, middle)]
     return np.stack(
         [one[top : top + size, left : left + size] for one in (pixels, pixels[:, ::-1]) for top, left in corners]
@@ -65,17 +65,17 @@ def ten_crop(picture: Image.Image | np.ndarray, size: int, crop_range: float) ->
 
 @dataclass(frozen=True)
 class Views:
-    """Which views of a picture are tokenized.
+    """The views of an image that are tokenized.
 
-    LlamaGen trains on the ten crops at 1.1 and those at 1.05 by picking a set with chance 1/2 and then one of its
-    ten (dataset/imagenet.py), which is uniform over the twenty views of `ten-crop` here."""
+    In training, LlamaGen picks the ten crops at 1.1 or those at 1.05 with equal chance, and then one of the ten
+    (dataset/imagenet.py). That is uniform over the twenty views of `ten-crop` here."""
 
     crops: str  # one of CROPS
     crop_ranges: tuple[float, ...] = ()  # of ten-crop
 
     @property
     def names(self) -> list[str]:
-        """What each view is: V names."""
+        """The name of each view: V names."""
         if self.crops != "ten-crop":
             return ["centre", "centre mirrored"][: 2 if self.crops == "center-flip" else 1]
         return [
@@ -86,7 +86,7 @@ class Views:
         ]
 
     def __call__(self, picture: Image.Image | np.ndarray, size: int) -> np.ndarray:
-        """A picture or (H, W, 3) uint8 -> (V, S, S, 3) uint8."""
+        """An image or (H, W, 3) uint8 -> (V, S, S, 3) uint8."""
         if self.crops == "ten-crop":
             return np.concatenate([ten_crop(picture, size, crop_range) for crop_range in self.crop_ranges])
         crop = center_crop(picture, size)

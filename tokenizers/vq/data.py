@@ -1,4 +1,4 @@
-"""Which images a run is about."""
+"""The config of a data set."""
 
 from dataclasses import dataclass, field
 
@@ -8,14 +8,14 @@ from vq.readers import SOURCES
 
 @dataclass(kw_only=True)
 class DataConfig:
-    """An image source at one resolution, and the views of its pictures that are trained on."""
+    """An image source at one resolution, and the views of its images that training uses."""
 
     name: str
     source: str  # one of SOURCES
-    path: str | None = None  # where the pictures lie; every source but twemoji needs it
+    path: str | None = None  # folder of the images, for sources on disk
     resolution: int  # pixels a side
-    tokenizer: str  # the one whose codes are trained on unless TOKENIZER says otherwise
-    # center: one view; center-flip: and its mirror image (LlamaGen's default); ten-crop: ten views a range.
+    tokenizer: str  # default of TOKENIZER for these data
+    # center: one view; center-flip: also its mirror image (LlamaGen's default); ten-crop: ten views for each range.
     crops: str = "center-flip"
     crop_ranges: list[float] = field(default_factory=lambda: [1.1, 1.05])  # LlamaGen, extract_codes_c2i.sh
 
@@ -28,7 +28,7 @@ class DataConfig:
             raise ValueError(f"data.crop_ranges must be one or more numbers from 1 up, found {self.crop_ranges}")
 
     def views(self, split: str) -> Views:
-        """The views that are tokenized. Held-out likelihood is read from the first, which is the centre crop."""
+        """The views that are tokenized. Held-out likelihood uses the first, which is the centre crop."""
         if self.crops == "ten-crop":
             return Views("ten-crop", tuple(self.crop_ranges)) if split == "train" else Views("center")
         return Views(self.crops)

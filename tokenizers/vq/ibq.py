@@ -2,9 +2,9 @@
 
 Follows TencentARC/SEED-Voken (b9a17ea), src/IBQ/models/ibqgan.py and src/IBQ/modules/vqvae/quantize.py. Encoder,
 decoder and file layout are VQGAN's (vq.taming) with four blocks a level. The quantizer takes the vector with the
-largest inner product, not the nearest. Its evaluation reads the averaged weights, so `use_ema` is on.
+largest inner product, not the nearest one. IBQ's evaluation uses the averaged weights, so `use_ema` is on.
 
-Inference only: the loss of IBQ, which passes gradients to all vectors at once, is not here."""
+Inference only, without the loss of IBQ."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +19,7 @@ from vq.taming import vqgan_state
 
 
 class InnerProductQuantizer(VectorQuantizer):
-    """Tokens by the largest inner product of latent and vector, neither of them normalised."""
+    """Tokens by the largest inner product of latent and vector, without normalisation."""
 
     @torch.no_grad()
     def tokens(self, z: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Image sources: what a tokenizer, the code extraction and the metrics read pictures from."""
+"""Image sources, from which tokenizers, the extraction of codes and the metrics read images."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,35 +12,35 @@ from masc.runtime.artifacts import hash_arrays
 
 @dataclass(frozen=True)
 class ImageSource:
-    """M labelled pictures of one split.
+    """M labelled images of one split.
 
-    A *group* holds variants of one picture (an emoji in six skin tones); training draws the group
-    first and then the variant, so that a picture with many variants weighs as much as any other.
-    Where there are no variants every picture is its own group."""
+    A *group* holds variants of one image (an emoji in six skin tones). Training draws a group and then one of its
+    variants, so an image with many variants has the same weight as any other. Without variants, every image is its own
+    group."""
 
     name: str
     split: str
-    pixels: np.ndarray  # (M, H, W, 3) uint8, or anything indexable that yields such rows
+    pixels: np.ndarray  # (M, H, W, 3) uint8, or an object that is indexed like it
     labels: np.ndarray  # (M,) int64 into class_names
     groups: np.ndarray  # (M,) int64, 0..G-1
-    keys: tuple[str, ...]  # a stable name for each picture, for messages and manifests
-    captions: tuple[Any, ...]  # of each picture, or none at all
+    keys: tuple[str, ...]  # a stable name for each image, for messages and manifests
+    captions: tuple[Any, ...]  # one for each image, or empty
     class_names: tuple[str, ...]
     attribution: str
-    missing: tuple[str, ...] = ()  # pictures that belong to the source and were not found: a line for each
+    missing: tuple[str, ...] = ()  # a line for each image of the source that has no file
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def picture(self, index: int) -> Image.Image:
-        """One picture as it is stored, before any crop."""
+        """The stored image, before any crop."""
         return Image.fromarray(self.pixels[index])
 
     def identity(self, rows: slice) -> str:
-        """SHA-256 of some of the pictures: what is made from them is remade when they change."""
+        """SHA-256 of the images `rows`. Artefacts made from them are made again if it changes."""
         return hash_arrays({"pixels": np.asarray(self.pixels[rows])})
 
     @cached_property
     def sha256(self) -> str:
-        """Of all the pictures."""
+        """SHA-256 of all images."""
         return self.identity(slice(None))

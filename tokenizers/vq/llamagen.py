@@ -1,8 +1,8 @@
 """LlamaGen's image tokenizers VQ-16 and VQ-8 (arXiv 2406.06525, Sec. 3.1).
 
-Follows FoundationVision/LlamaGen (ce98ec4), tokenizer/tokenizer_image/vq_model.py, with its parameter names, so that
-its checkpoints load as they are. What differs: `encode` computes tokens only, the losses are asked for instead of
-returned by the training mode, and the usage buffer is no parameter (the official one cannot be trained on a CPU).
+Follows FoundationVision/LlamaGen (ce98ec4), tokenizer/tokenizer_image/vq_model.py, with its parameter names, so its
+checkpoints load unchanged. Differs: `encode` computes tokens only; the losses have a method of their own instead of the
+training mode; the usage buffer is not a parameter (the official class cannot be trained on a CPU).
 
 Shapes: B images, S x S pixels, H x W code grid, d code dimension, N tokens, T = H * W positions."""
 
@@ -18,12 +18,12 @@ from vq.blocks import VQGAN
 from vq.checkpoint import CONTAINERS, find_state
 from vq.quantize import Quantized, VectorQuantizer
 
-USAGE_WINDOW = 65536  # latest tokens kept to measure usage
+USAGE_WINDOW = 65536  # number of latest tokens in the usage buffer
 ENTROPY_TEMPERATURE = 0.01
 
 
 class Losses(NamedTuple):
-    """Scalars, each with its weight: they add up to the quantizer's share of the training loss."""
+    """Weighted scalars; their sum is the quantizer's part of the training loss."""
 
     codebook: Tensor
     commitment: Tensor
@@ -31,7 +31,7 @@ class Losses(NamedTuple):
 
 
 class LlamaGenQuantizer(VectorQuantizer):
-    """The quantizer with what its training measures: the usage of the codebook, and an entropy loss."""
+    """The quantizer with the usage buffer and the entropy loss of its training."""
 
     def __init__(self, num_tokens: int, code_dim: int, commitment: float, l2_norm: bool, track_usage: bool):
         super().__init__(num_tokens, code_dim, commitment, l2_norm)
@@ -41,7 +41,7 @@ class LlamaGenQuantizer(VectorQuantizer):
         self.track_usage = track_usage
 
     def forward(self, z: Tensor) -> Quantized:
-        """Nearest codebook vectors of the latents z (B, d, H, W); remembers the tokens in training mode."""
+        """Nearest codebook vectors of the latents z (B, d, H, W). In training, the tokens enter the usage buffer."""
         found = super().forward(z)
         if self.training and self.track_usage:
             tokens = found.tokens.flatten().to(self.codebook_used)
@@ -51,7 +51,8 @@ class LlamaGenQuantizer(VectorQuantizer):
     def losses(self, z: Tensor, entropy_ratio: float = 0.0) -> Losses:
         """The training losses of the latents z (B, d, H, W), differentiable in z and in the codebook.
 
-        The entropy loss sharpens each latent's choice and evens out the batch's (arXiv 2310.05737, Eq. 4)."""
+        The entropy loss makes the choice of each latent certain and the choices of a batch uniform (arXiv 2310.05737,
+        Eq. 4)."""
         z, codebook = self.compared(z).flatten(0, 2), self.codebook
         distances = z.square().sum(1, keepdim=True) + codebook.square().sum(1) - 2 * z @ codebook.T
         quantized = codebook[distances.argmin(1)]
@@ -88,14 +89,14 @@ class LlamaGenVQ(VQGAN):
         self.use_ema = use_ema
 
     def forward(self, images: Tensor) -> tuple[Tensor, Quantized]:
-        """Reconstruction through the straight-through quantizer, and what the quantizer found."""
+        """Reconstruction through the straight-through quantizer, and the quantizer's result."""
         quantized = self.quantize(self.latents(images))
         return self.reconstruct(quantized.latents), quantized
 
     def from_release(self, checkpoint: dict[str, Any], path: Path) -> dict[str, Tensor]:
-        """The state dict of a LlamaGen file: `model`, or `ema` if `use_ema`; InputError if it is not there."""
+        """The state dict of a LlamaGen file: `model`, or `ema` if `use_ema`; InputError if it is missing."""
         if self.use_ema and "ema" not in checkpoint:
             raise InputError(
-                f'{path} holds no averaged weights (ema); read the others with ARGS="++tokenizer.options.use_ema=false"'
+                f'{path} has no averaged weights (ema); load the others with ARGS="++tokenizer.options.use_ema=false"'
             )
         return find_state(checkpoint, path, ("ema",) if self.use_ema else CONTAINERS)

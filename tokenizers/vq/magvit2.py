@@ -1,8 +1,8 @@
 """Open-MAGVIT2, whose 18 latent signs are the token: 262,144 tokens without a codebook (arXiv 2409.04410).
 
 Follows TencentARC/SEED-Voken (b9a17ea), src/Open_MAGVIT2/models/lfqgan.py, modules/diffusionmodules/improved_model.py
-and modules/vqvae/lookup_free_quantize.py, with its parameter names. Its evaluation reads the averaged weights, so
-`use_ema` is on. Inference only: its entropy loss is not here.
+and modules/vqvae/lookup_free_quantize.py, with its parameter names. Its evaluation uses the averaged weights, so
+`use_ema` is on. Inference only, without the entropy loss.
 
 Shapes: B images, S x S pixels, C channels, H x W code grid, d = log2 N bits, T = H * W positions."""
 
@@ -21,7 +21,7 @@ from vq.taming import lightning_state
 
 
 class SignQuantizer(nn.Module):
-    """Lookup-free quantization: bit i of a token, the lowest first, is whether latent i is positive."""
+    """Lookup-free quantization: bit i of a token, counted from the lowest, says whether latent i is positive."""
 
     def __init__(self, num_bits: int):
         super().__init__()
@@ -39,7 +39,7 @@ class SignQuantizer(nn.Module):
         return ((tokens.unsqueeze(-1) & self._powers(tokens.device)) > 0).float() * 2 - 1
 
     def tokens(self, z: Tensor) -> Tensor:
-        """Signs of the latents as numbers, zero counting as negative: (B, d, H, W) -> (B, H * W) int64."""
+        """Signs of the latents as numbers; zero counts as negative: (B, d, H, W) -> (B, H * W) int64."""
         bits = z.flatten(2).transpose(1, 2) > 0
         return (bits * self._powers(z.device)).sum(-1)
 
@@ -59,7 +59,7 @@ class Upsampler(nn.Module):
         self.conv1 = nn.Conv2d(channels, 4 * channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        # The place within the 2 x 2 square is the slow index of the channels here, the fast one in pixel_shuffle.
+        # Here the place in the 2 x 2 square is the slow index of the channels; in pixel_shuffle it is the fast index.
         return F.pixel_shuffle(self.conv1(x).unflatten(1, (4, -1)).transpose(1, 2).flatten(1, 2), 2)
 
 
@@ -108,7 +108,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """(B, d, H, W) -> (B, 3, S, S); `up` and `adaptive` are numbered from the finest level."""
+    """(B, d, H, W) -> (B, 3, S, S); `up` and `adaptive` count from the finest level."""
 
     def __init__(self, channels: int, multipliers: Sequence[int], num_blocks: int, num_bits: int):
         super().__init__()

@@ -1,8 +1,8 @@
 """MaskGIT-VQ, the tokenizer of RAR (arXiv 2411.00776): 1,024 vectors of 256 dimensions, no attention.
 
 Follows bytedance/1d-tokenizer (942a96f), modeling/modules/maskgit_vqgan.py and modeling/titok.py, with its parameter
-names. Its convolutions all have stride 1, so its "same" padding is the ordinary one. Its networks see images in
-[0, 1]; here they go in and out in [-1, 1], and are not clamped.
+names. All its convolutions have stride 1, so its "same" padding is the ordinary one. Its networks take and give images
+in [0, 1]; the tokenizer here takes and gives them in [-1, 1], without clamping.
 
 Shapes: B images, S x S pixels, C channels, H x W code grid, d code dimension, N tokens, T = H * W positions."""
 
@@ -18,8 +18,8 @@ from vq.quantize import VectorQuantizer
 class MaskGITBlock(ResBlock):
     """A residual block without biases: (B, C_in, H, W) -> (B, C_out, H, W).
 
-    Where the widths differ the published code feeds the shortcut with the branch instead of the input, and the
-    published weights were trained so."""
+    If the widths differ, the published code feeds the shortcut with the branch instead of the input. The published
+    weights were trained that way."""
 
     def __init__(self, in_channels: int, out_channels: int):
         super().__init__(in_channels, out_channels, bias=False)
@@ -32,7 +32,7 @@ class MaskGITBlock(ResBlock):
 
 
 class Level(nn.Module):
-    """Residual blocks at one resolution; the decoder's convolve after doubling it."""
+    """Residual blocks at one resolution; in the decoder, then twice the resolution and a convolution."""
 
     def __init__(self, in_channels: int, channels: int, num_blocks: int, has_upsample: bool = False):
         super().__init__()
@@ -70,7 +70,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """(B, d, H, W) -> (B, 3, S, S) near [0, 1]; `up` is numbered from the finest level."""
+    """(B, d, H, W) -> (B, 3, S, S) near [0, 1]; `up` counts from the finest level."""
 
     def __init__(self, channels: int, multipliers: Sequence[int], num_blocks: int, code_dim: int):
         super().__init__()

@@ -7,12 +7,12 @@ from vq.images import ImageSource
 from vq.interface import Tokenizer, device_of
 from vq.pixels import encode_pixels, to_uint8
 
-MAX_PSNR = 60.0  # dB: what an exact copy counts as in a mean, beyond what uint8 can tell apart
+MAX_PSNR = 60.0  # dB: value of an exact copy in a mean, higher than any other that uint8 allows
 
 
 @torch.no_grad()
 def reconstruction_quality(model: Tokenizer, source: ImageSource, batch_size: int = 64) -> dict[str, float]:
-    """PSNR (dB, mean over images, on the uint8 pictures), codebook usage and perplexity on a source."""
+    """PSNR (dB, mean over the uint8 images), codebook usage and perplexity on a source."""
     psnr, counts = [], np.zeros(model.num_tokens, np.int64)
     for start in range(0, len(source), batch_size):
         pixels = source.pixels[start : start + batch_size]
@@ -30,9 +30,9 @@ def reconstruction_quality(model: Tokenizer, source: ImageSource, batch_size: in
 
 
 def peak_signal_to_noise(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """PSNR in dB of each pair of uint8 pictures: (B, H, W, 3), (B, H, W, 3) -> (B,); inf where equal.
+    """PSNR in dB of each pair of uint8 images: (B, H, W, 3), (B, H, W, 3) -> (B,); inf where equal.
 
-    LlamaGen's is the same: scikit-image's, of pictures in [0, 1] (tokenizer/tokenizer_image/
+    LlamaGen's PSNR is equal: it takes scikit-image's, of images in [0, 1] (tokenizer/tokenizer_image/
     reconstruction_vq_ddp.py at 5a50452)."""
     error = np.square(a.astype(np.float64) - b.astype(np.float64)).mean(axis=(1, 2, 3))
     with np.errstate(divide="ignore"):
@@ -40,6 +40,6 @@ def peak_signal_to_noise(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def usage_and_perplexity(counts: np.ndarray) -> tuple[float, float]:
-    """Share of the tokens that occur, and exp of the entropy of their frequencies: from counts (N,)."""
+    """Share of tokens that occur, and exp of the entropy of their frequencies, from their counts (N,)."""
     shares = counts[counts > 0] / counts.sum()
     return float((counts > 0).mean()), float(np.exp(-(shares * np.log(shares)).sum()))

@@ -1,8 +1,8 @@
-"""Vector quantization against a learned codebook, l2-normalised unless told otherwise (LlamaGen, Sec. 3.1).
+"""Vector quantization with a learned codebook, l2-normalised by default (LlamaGen, Sec. 3.1).
 
-Follows FoundationVision/LlamaGen (ce98ec4), tokenizer/tokenizer_image/vq_model.py: latents and codebook
-rows are compared on the unit sphere, and decoding reads the normalised rows too. The raw parameter is
-therefore not the codebook: `codebook` is. Without normalisation it is the quantizer of VQGAN.
+Follows FoundationVision/LlamaGen (ce98ec4), tokenizer/tokenizer_image/vq_model.py: latents and codebook rows are
+compared on the unit sphere, and the decoder reads the normalised rows too. The codebook is therefore the property
+`codebook`, not the raw parameter. Without normalisation this is the quantizer of VQGAN.
 
 Shapes: B images, H x W code grid, d code dimension, N tokens, M latents."""
 
@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-MAX_SCORES = 2**24  # held at once: 64 MiB
+MAX_SCORES = 2**24  # in memory at once: 64 MiB
 
 
 class Quantized(NamedTuple):
@@ -45,7 +45,7 @@ class VectorQuantizer(nn.Module):
         return F.normalize(weight, dim=-1) if self.l2_norm else weight
 
     def compared(self, z: Tensor) -> Tensor:
-        """The latents as they are compared to the codebook: (B, d, H, W) -> (B, H, W, d)."""
+        """The latents in the form that is compared with the codebook: (B, d, H, W) -> (B, H, W, d)."""
         z = z.permute(0, 2, 3, 1)
         return F.normalize(z, dim=-1) if self.l2_norm else z
 
@@ -53,8 +53,8 @@ class VectorQuantizer(nn.Module):
     def tokens(self, z: Tensor) -> Tensor:
         """Nearest codebook vectors of the latents: (B, d, H, W) -> (B, H * W) int64, raster order."""
         z, codebook = self.compared(z), self.codebook
-        # |z - e|^2 = |z|^2 - 2 (z.e - |e|^2 / 2): the nearest vector has the largest bracket, whose
-        # second term is the same for all vectors of the unit sphere.
+        # |z - e|^2 = |z|^2 - 2 (z.e - |e|^2 / 2): the nearest vector has the largest bracket. On the unit sphere the
+        # second term of the bracket is the same for all vectors.
         offset = None if self.l2_norm else codebook.square().sum(-1) / -2
         return best_match(z.flatten(0, 2), codebook, offset).view(len(z), -1)
 
@@ -79,7 +79,9 @@ class VectorQuantizer(nn.Module):
         latents = F.normalize(latents, dim=-1)
         num_tokens, code_dim = self.embedding.weight.shape
         if len(latents) < num_tokens:
-            raise ValueError(f"k-means over {num_tokens} tokens needs as many latents, found {len(latents)}")
+            raise ValueError(
+                f"k-means with {num_tokens} centres needs as many latents, found {len(latents)}; use more images"
+            )
         kmeans = faiss.Kmeans(
             code_dim,
             num_tokens,

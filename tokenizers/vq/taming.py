@@ -1,9 +1,9 @@
 """VQGAN f16 of taming-transformers (arXiv 2012.09841), codebooks of 1,024 and of 16,384 vectors.
 
 Follows CompVis/taming-transformers (3ba01b2), taming/models/vqgan.py and taming/modules/diffusionmodules/model.py.
-LlamaGen's tokenizer descends from it: only the codebook is not normalised here, and the published files, which
-PyTorch Lightning wrote, name and number the layers otherwise and hold the discriminator too. Inference only: the losses
-that trained it are not here."""
+LlamaGen's tokenizer has the same network, but a normalised codebook. The published files come from PyTorch Lightning:
+they name and number the layers differently and also hold the discriminator. Inference only, without the losses of its
+training."""
 
 import re
 from collections.abc import Sequence
@@ -17,7 +17,13 @@ from vq.blocks import VQGAN
 from vq.checkpoint import find_state
 from vq.quantize import VectorQuantizer
 
-KEPT = ("encoder.", "decoder.", "quantize.", "quant_conv.", "post_quant_conv.")  # the rest trained it
+KEPT = (
+    "encoder.",
+    "decoder.",
+    "quantize.",
+    "quant_conv.",
+    "post_quant_conv.",
+)  # the other parameters serve training only
 EMA = "model_ema."
 MIDDLE = {"block_1": "0", "attn_1": "1", "block_2": "2"}
 
@@ -25,8 +31,8 @@ MIDDLE = {"block_1": "0", "attn_1": "1", "block_2": "2"}
 def lightning_state(checkpoint: dict[str, Any], path: Path, use_ema: bool) -> dict[str, Tensor]:
     """The tokenizer's tensors in a Lightning file, under the names of the file.
 
-    Averaged weights are stored beside the others, under their names without the dots. Raises InputError if `use_ema`
-    and there are none."""
+    With `use_ema` they are the averaged weights, which the file stores under the same names without dots. Raises
+    InputError if there are none."""
     state = find_state(checkpoint, path)
     kept = {name: value for name, value in state.items() if name.startswith(KEPT)}
     if not use_ema:
@@ -36,19 +42,19 @@ def lightning_state(checkpoint: dict[str, Any], path: Path, use_ema: bool) -> di
     if missing:
         raise InputError(
             f"{path} holds no averaged weights of {missing[0]}; "
-            'read the others with ARGS="++tokenizer.options.use_ema=false"'
+            'load the others with ARGS="++tokenizer.options.use_ema=false"'
         )
     return {name: state[stored] for name, stored in averaged.items()}
 
 
 def vqgan_state(checkpoint: dict[str, Any], path: Path, num_levels: int, use_ema: bool) -> dict[str, Tensor]:
-    """The state dict of a VQGAN in a Lightning file, under LlamaGen's names; raises as `lightning_state`."""
+    """The state dict of a VQGAN in a Lightning file, under LlamaGen's names. Raises as `lightning_state` does."""
     state = lightning_state(checkpoint, path, use_ema)
     return {_rename(name, num_levels): value for name, value in state.items()}
 
 
 def _rename(name: str, num_levels: int) -> str:
-    """LlamaGen's name of a parameter of taming-transformers, whose decoder counts its levels from the finest."""
+    """LlamaGen's name of a parameter of taming-transformers, where the decoder counts levels from the finest."""
     name = re.sub(r"\.mid\.(\w+)\.", lambda found: f".mid.{MIDDLE.get(found[1], found[1])}.", name)
     name = re.sub(r"^encoder\.down\.", "encoder.conv_blocks.", name)
     name = re.sub(r"^decoder\.up\.(\d+)", lambda found: f"decoder.conv_blocks.{num_levels - 1 - int(found[1])}", name)

@@ -1,6 +1,7 @@
-"""Training of the small tokenizer, and its measure: PSNR on held-out images and codebook usage.
+"""Training of the small tokenizer.
 
-No perceptual term: the embedded metrics judge with EfficientNet-Lite0, and the judge must not teach."""
+The loss has no perceptual term: the embedded metrics use EfficientNet-Lite0, so training on its features would bias
+them."""
 
 import json
 import math
@@ -31,14 +32,14 @@ from vq.quality import reconstruction_quality
 
 @dataclass(kw_only=True)
 class TokenizerTraining:
-    """How a ConvVQ is trained: reconstruction loss l1_weight |e| + (1 - l1_weight) 2 e^2, AdamW, cosine."""
+    """Settings of the training of a ConvVQ: loss l1_weight |e| + (1 - l1_weight) 2 e^2, AdamW, cosine schedule."""
 
     steps: int = 1200
     batch_size: int = 32
     learning_rate: float = 2e-3  # peak, after 50 steps of linear warm-up
     l1_weight: float = 0.5
-    continuous_share: float = 0.25  # of the steps, before the codebook is set by k-means
-    max_shift: int = 3  # pixels, up, down, left and right
+    continuous_share: float = 0.25  # share of the steps before k-means sets the codebook
+    max_shift: int = 3  # pixels, in each direction
     seed: int = 0
     precision: str = "auto"
 
@@ -46,7 +47,7 @@ class TokenizerTraining:
         check_precision(self.precision)
         if not (self.steps > 0 and self.batch_size > 0 and 0 <= self.continuous_share < 1):
             raise ValueError(
-                "tokenizer training needs steps > 0, batch_size > 0 and 0 <= continuous_share < 1, found "
+                "the training of a tokenizer needs steps > 0, batch_size > 0 and 0 <= continuous_share < 1, found "
                 f"{self.steps}, {self.batch_size}, {self.continuous_share}"
             )
 
@@ -78,22 +79,22 @@ class _Batches:
 def train_tokenizer(
     config: TokenizerConfig, training: TokenizerTraining, source: ImageSource, held_out: ImageSource, path: Path
 ) -> dict[str, float]:
-    """Train a tokenizer on `source`, write it to `path` (safetensors), return its quality on `held_out`.
+    """Train a tokenizer on `source`, write it to `path` (safetensors) and return its quality on `held_out`.
 
-    About 0.3 s a step of 32 images of 32 x 32 on one CPU core with width 64."""
+    A step of 32 images of 32 x 32 pixels takes about 0.3 s on one CPU core with width 64."""
     precision = resolve_precision(training.precision)
     accelerator = Accelerator(mixed_precision="no" if precision == "fp32" else precision)
     torch.manual_seed(training.seed)
     model = config.build().to(memory_format=torch.channels_last)
     if not isinstance(model, ConvVQ):
         raise InputError(
-            f"the tokenizer {config.name} is a {config.target}; only vq.autoencoder:ConvVQ is trained here. "
+            f"the tokenizer {config.name} is a {config.target}, but this stage trains vq.autoencoder:ConvVQ only. "
             "Train it with its own code and name its file with tokenizer.weights"
         )
     if source.pixels.shape[1] != model.resolution:
         raise InputError(
             f"the images of {source.name} have {source.pixels.shape[1]} pixels a side, the tokenizer {config.name} "
-            f"takes {model.resolution}; choose DATA and TOKENIZER that agree"
+            f"takes {model.resolution}; choose DATA and TOKENIZER of one size"
         )
     optimizer = torch.optim.AdamW(model.parameters(), lr=training.learning_rate, betas=(0.9, 0.95), weight_decay=1e-4)
     model, optimizer = accelerator.prepare(model, optimizer)
@@ -131,7 +132,7 @@ def train_tokenizer(
 
 
 def _initialise_codebook(model: ConvVQ, batches: _Batches, step: int, seed: int) -> None:
-    # 64 latents a token are plenty for k-means in 8 dimensions.
+    # 64 latents for each token are enough for k-means in 8 dimensions.
     needed = math.ceil(64 * model.num_tokens / (model.grid**2 * batches.config.batch_size))
     device = next(model.parameters()).device
     with torch.no_grad():
@@ -140,7 +141,7 @@ def _initialise_codebook(model: ConvVQ, batches: _Batches, step: int, seed: int)
 
 
 def save_tokenizer(name: str, model: ConvVQ, path: Path, extra: dict[str, Any]) -> None:
-    """Write weights as float16 (half the bytes), with sizes and training beside them."""
+    """Write the weights as float16 (half the bytes), with sizes and training settings in the header."""
     state = {name: value.detach().half().contiguous() for name, value in model.state_dict().items()}
     header = {"config": json.dumps({"name": name, **model.options}), "extra": json.dumps(extra)}
     with replacing(path) as temporary:

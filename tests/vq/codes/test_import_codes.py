@@ -1,4 +1,4 @@
-"""LlamaGen's own codes come in as they are, and equal our extraction of the same pictures."""
+"""LlamaGen's own codes come in as they are, and equal our extraction of the same images."""
 
 import shutil
 from dataclasses import replace

@@ -132,7 +132,7 @@ def test_other_bytes_than_announced_are_removed(server, tmp_path):
 
 def test_a_file_shorter_than_announced_is_refused(server, tmp_path):
     server.sent[f"/{RELEASE.repository}/{FILE}"] = CONTENT[:-7]
-    with pytest.raises(InputError, match=rf"cut short.*{len(CONTENT)}.*{len(CONTENT) - 7}"):
+    with pytest.raises(InputError, match=rf"interrupted.*{len(CONTENT)}.*{len(CONTENT) - 7}"):
         hub.fetch("maskgit-vq", tmp_path)
     assert not (tmp_path / FILE).exists()
 

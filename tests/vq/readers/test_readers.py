@@ -1,4 +1,4 @@
-"""Pictures on disk: every layout gives the same pictures and labels, and what is broken is named."""
+"""Images on disk: every layout gives the same images and labels, and what is broken is named."""
 
 import json
 import os
@@ -40,7 +40,7 @@ def colour(source, row):
 
 
 def shows(source, row):
-    """The label that a picture's colour tells, within what JPEG changes."""
+    """The label that an image's colour tells, within what JPEG changes."""
     red, green, _ = colour(source, row)
     return red + 256 * round(green / 40)
 
@@ -120,7 +120,7 @@ def test_the_thousand_classes_must_be_there_and_no_others(folders, tmp_path):
     extra = root / "val" / "n99999999"
     extra.mkdir()
     (extra / "1.JPEG").write_bytes(ilsvrc.jpeg(1))
-    with pytest.raises(InputError, match=r"n99999999 .* is not among the 1,000 classes"):
+    with pytest.raises(InputError, match=r"n99999999 .* is not one of the 1,000 classes"):
         load_images("imagenet", "val", 16, root)
     extra.rename(root / "val" / "dogs")
     with pytest.raises(InputError, match=r"dogs/1.JPEG in .* has no class: expected folders named by WNID"):
@@ -129,7 +129,7 @@ def test_the_thousand_classes_must_be_there_and_no_others(folders, tmp_path):
 
 def test_a_validation_tar_without_its_devkit_is_refused(tars, tmp_path):
     shutil.copy(tars / "ILSVRC2012_img_val.tar", tmp_path)
-    with pytest.raises(InputError, match=r"ILSVRC2012_devkit_t12.tar.gz, which holds their labels, is not there"):
+    with pytest.raises(InputError, match=r"ILSVRC2012_devkit_t12.tar.gz with their labels is missing"):
         load_images("imagenet", "val", 16, tmp_path)
 
 
@@ -142,17 +142,17 @@ def test_a_truncated_tar_is_named(tmp_path, keep):
         border = whole.getmembers()[-2].offset
     end = len(data.rstrip(b"\0"))
     file.write_bytes(data[: int(end * keep)])
-    with pytest.raises(InputError, match=r"imagenet1k-train-0001.tar is not a tar, or is truncated"):
+    with pytest.raises(InputError, match=r"imagenet1k-train-0001.tar is not a tar, or it is truncated"):
         load_images("imagenet", "train", 16, tmp_path)
     file.write_bytes(data[:border])  # of two members
-    with pytest.raises(InputError, match=r"imagenet1k-train-0001.tar .* breaks off at byte"):
+    with pytest.raises(InputError, match=r"imagenet1k-train-0001.tar .* ends early, at byte"):
         load_images("imagenet", "train", 16, tmp_path)
 
 
 def test_a_truncated_tar_within_the_tar_is_named(tmp_path):
     inner = ilsvrc.tar_of([("n01440764_1.JPEG", ilsvrc.jpeg(0)), ("n01440764_2.JPEG", ilsvrc.jpeg(0))])
     (tmp_path / "ILSVRC2012_img_train.tar").write_bytes(ilsvrc.tar_of([("n01440764.tar", inner[:1500])]))
-    with pytest.raises(InputError, match=r"ILSVRC2012_img_train.tar is not a tar, or is truncated"):
+    with pytest.raises(InputError, match=r"ILSVRC2012_img_train.tar is not a tar, or it is truncated"):
         load_images("imagenet", "train", 16, tmp_path)
 
 
@@ -160,12 +160,12 @@ def test_a_truncated_tar_within_the_tar_is_named(tmp_path):
 def test_names_that_leave_their_archive_are_refused(tmp_path, name):
     with tarfile.open(tmp_path / "images.tar", "w") as tar:
         ilsvrc.add(tar, name, ilsvrc.jpeg(0))
-    with pytest.raises(InputError, match=r"images.tar holds a member named .*evil.*refused"):
+    with pytest.raises(InputError, match=r"images.tar holds a member named .*evil.*points outside of the archive"):
         load_images("ffhq", "train", 16, tmp_path)
     (tmp_path / "images.tar").unlink()
     with zipfile.ZipFile(tmp_path / "images.zip", "w") as archive:
         archive.writestr(name, ilsvrc.jpeg(0))
-    with pytest.raises(InputError, match=r"images.zip holds a member named .*evil.*refused"):
+    with pytest.raises(InputError, match=r"images.zip holds a member named .*evil.*points outside of the archive"):
         load_images("ffhq", "train", 16, tmp_path)
 
 
@@ -202,7 +202,7 @@ def test_collections_are_the_same_from_files_a_zip_or_tars(tmp_path, store, sour
 def test_lsun_as_lmdb_is_refused_with_what_to_do(tmp_path):
     (tmp_path / "bedroom_train_lmdb").mkdir()
     (tmp_path / "bedroom_train_lmdb" / "data.mdb").write_bytes(b"")
-    with pytest.raises(InputError, match=r"the package lmdb .* export its pictures"):
+    with pytest.raises(InputError, match=r"the package lmdb.* Export its images"):
         load_images("lsun", "train", 16, tmp_path)
 
 
@@ -212,7 +212,7 @@ def test_any_folder_of_class_folders_is_read(tmp_path):
             (tmp_path / split / name).mkdir(parents=True)
             for n in (10, 9):
                 Image.new("RGB", (20, 20)).save(tmp_path / split / name / f"{n}.png")
-            (tmp_path / split / name / "notes.txt").write_text("not a picture")
+            (tmp_path / split / name / "notes.txt").write_text("not an image")
     train = load_images("folder", "train", 16, tmp_path)
     theirs = ImageFolder(tmp_path / "train")
     assert [str(tmp_path / "train" / key) for key in train.keys] == [path for path, _ in theirs.samples]
@@ -226,7 +226,7 @@ def test_any_folder_of_class_folders_is_read(tmp_path):
     with pytest.raises(InputError, match="holds a train split but no val"):
         load_images("folder", "val", 16, tmp_path)
     (tmp_path / "train" / "loose.png").write_bytes(b"")
-    with pytest.raises(InputError, match=r"loose.png of .* lies in no class folder"):
+    with pytest.raises(InputError, match=r"loose.png of .* is outside of the class folders"):
         load_images("folder", "train", 16, tmp_path)
 
 
@@ -257,7 +257,7 @@ def test_coco_has_captions_by_image_id(tmp_path, zipped):
     assert source.members.read(1) == pictures["000000000012.jpg"]
     assert source.missing == ("000000000030.jpg",)
     file.write_text(file.read_text()[:-20])
-    with pytest.raises(InputError, match=r"captions_val2017.json is no captions file of COCO, or is truncated"):
+    with pytest.raises(InputError, match=r"captions_val2017.json is not a captions file of COCO, or it is truncated"):
         load_images("coco", "val", 16, tmp_path)
     with pytest.raises(InputError, match=r"expected one file annotations/captions_trainYEAR.json"):
         load_images("coco", "train", 16, tmp_path)
@@ -268,9 +268,9 @@ def test_sources_on_disk_need_a_folder_that_exists(tmp_path):
         load_images("imagenet", "train", 256)
     with pytest.raises(InputError, match=f"no folder {tmp_path}/none"):
         load_images("imagenet", "train", 256, f"{tmp_path}/none")
-    with pytest.raises(InputError, match=r"no train pictures of ImageNet in .*ILSVRC2012_img_train.tar"):
+    with pytest.raises(InputError, match=r"no train images of ImageNet in .*ILSVRC2012_img_train.tar"):
         load_images("imagenet", "train", 256, tmp_path)
-    with pytest.raises(InputError, match="no pictures in"):
+    with pytest.raises(InputError, match="no images in"):
         load_images("ffhq", "train", 256, tmp_path)
 
 
@@ -301,7 +301,7 @@ def test_archives_beside_pictures_are_not_chosen_between(tmp_path):
         (tmp_path / split / "a" / "1.jpg").write_bytes(ilsvrc.jpeg(1))
     with zipfile.ZipFile(tmp_path / "train" / "thumbs.zip", "w") as archive:
         archive.writestr("a/2.jpg", ilsvrc.jpeg(2))
-    with pytest.raises(InputError, match=r"holds pictures and thumbs.zip beside them"):
+    with pytest.raises(InputError, match=r"holds images and thumbs.zip beside them"):
         load_images("folder", "train", 16, tmp_path)
 
 

@@ -2,9 +2,9 @@
 
 FoundationVision/LlamaGen (ce98ec4), autoregressive/train/extract_codes_c2i.py writes FOLDER/imagenet256_codes/0.npy,
 1.npy ... (1, V, T) int64 with FOLDER/imagenet256_labels/0.npy ... (1,) int64; extract_codes_t2i.py writes
-FOLDER/0.npy ... (1, T) int64 without labels. The number is the picture's place in ImageFolder's order.
+FOLDER/0.npy ... (1, T) int64 without labels. The number is the image's place in ImageFolder's order.
 
-Its sampler pads the last round of the processes, which leaves a few repeats of the first pictures past the end: for
+Its sampler pads the last round of the processes, which leaves a few repeats of the first images past the end: for
 ImageNet they are cut at ILSVRC's number, elsewhere at `num_images`."""
 
 from collections.abc import Iterator
@@ -84,7 +84,7 @@ def import_codes(
 
 
 def _num_positions(codebook: Codebook, data: DataConfig) -> int | None:
-    """Tokens a picture by the codebook's tokenizer; None for a codebook that does not name it."""
+    """Tokens an image by the codebook's tokenizer; None for a codebook that does not name it."""
     if "target" not in codebook.meta.config:
         return None
     with torch.device("meta"):
@@ -128,7 +128,7 @@ class _Numbered:
             write_text(listed, "".join(f"{number}.npy\n" for number in missing))
             raise InputError(
                 f"{len(missing)} of the {count} files 0.npy to {count - 1}.npy are missing in {self.codes}, the first "
-                f"is {missing[0]}.npy; all are listed in {listed}. Extract them again, or name the number of pictures "
+                f"is {missing[0]}.npy; all are listed in {listed}. Extract them again, or name the number of images "
                 "with num_images=N"
             )
 
@@ -156,7 +156,7 @@ def _read_labels(sets: list[_Numbered], count: int) -> np.ndarray:
     if differing.size:
         raise InputError(
             f"{sets[0].labels} and {sets[-1].labels} hold other labels, the first in {differing[0]}.npy; they are not "
-            "of the same pictures in the same order"
+            "of the same images in the same order"
         )
     return labels[0]
 

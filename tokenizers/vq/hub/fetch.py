@@ -1,17 +1,16 @@
-"""Released checkpoints and references of evaluations: pinned, resumed, verified (`make weights`).
+"""Downloads of released checkpoints and of the references of evaluations: pinned, resumed, verified (`make weights`).
 
-Most are on the Hugging Face hub, some behind an address of their own.
+Most files are on the Hugging Face hub, some have an address of their own.
 
-The requests are huggingface_hub's own (2.4), but not its `hf_hub_download`: since its pull request 4306 that writes to
-a temporary file of a new name each time and deletes it on failure, so an interrupted download starts from nothing.
-Here the partial file stays, and `http_get` asks for the rest of it. Plain HTTP throughout, which every mirror
-answers; no token is sent, for all these repositories are public. HF_ENDPOINT names another hub, MASC_MIRROR another
-server for the other addresses, whose scheme and host it replaces.
+The requests are those of huggingface_hub (2.4), but not its `hf_hub_download`. Since its pull request 4306, that
+function writes to a temporary file with a new name each time and deletes it on failure, so an interrupted download
+starts again from nothing. Here the partial file stays, and `http_get` asks for the rest. All requests are plain HTTP,
+which every mirror answers, and send no token, because all repositories are public. HF_ENDPOINT names another hub.
+MASC_MIRROR names another server for all other addresses: it replaces their scheme and host.
 
-A commit, size or SHA-256 that the table does not know is taken from what the server announces at the first download,
-checked against the bytes received and written to lock.json beside them; later downloads must agree with it. A server
-that is no hub announces no hash: there the hash of the first download is kept, and the entity tag, unless a mirror gave
-it."""
+A commit, size or SHA-256 that releases.py does not know comes from the server at the first download. It is checked
+against the bytes received and written to lock.json beside them; later downloads must agree with it. A server that is
+not a hub announces no hash. Then the hash of the first download is kept, and the entity tag unless a mirror gave it."""
 
 import contextlib
 import hashlib
@@ -39,16 +38,16 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Announced:
-    """What a server says of a file: where its bytes are, its commit, its size, and an entity tag.
+    """A server's answer about a file: the address of its bytes, commit, size and entity tag.
 
-    A hub's tag is the SHA-256 of a file in large-file storage, else the SHA-1 that git gives it. Other servers have no
-    commits, and their tags say nothing but whether a file changed; those that give none give a date, or nothing."""
+    The tag of a hub is the SHA-256 of a file in large-file storage, otherwise git's SHA-1. Other servers have no
+    commits, and their tag (or date, or nothing) only shows whether the file has changed."""
 
     url: str
     revision: str | None
     size: int | None
     etag: str
-    pinned_etag: str | None = None  # the tag, if later answers of this server must give it again
+    pinned_etag: str | None = None  # the tag, if later answers must have the same
     is_hub: bool = True
 
     @property
@@ -61,15 +60,15 @@ class Announced:
 
 
 def release(name: str) -> Release:
-    """The release of this name; its file's name will do as well. Raises InputError listing the names."""
+    """The release with this name or with one file of this name. Raises InputError with a list of the names."""
     for found in RELEASES.values():
         if name in (found.name, *(file.name for file in found.files if len(found.files) == 1)):
             return found
-    raise InputError(f"there are no weights called {name!r}; `make weights NAME=...` knows:\n{listing()}")
+    raise InputError(f"there are no weights called {name!r}; choose NAME in `make weights NAME=...` from:\n{listing()}")
 
 
 def listing() -> str:
-    """The names with sizes and origins, one a line."""
+    """The names with sizes and origins, one per line."""
     lines = []
     for found in RELEASES.values():
         sizes = [file.size for file in found.files if file.size]
@@ -81,9 +80,9 @@ def listing() -> str:
 
 
 def weights_path(name: str, folder: Path) -> Path:
-    """Where a release lies: its file, or the directory of its files.
+    """The path of a release: its file, or the directory of its files.
 
-    Raises InputError where one is absent, or has another size than is known; `fetch` compares the hashes."""
+    Raises InputError if a file is missing or has another size than expected; `fetch` compares the hashes."""
     found = release(name)
     for file in found.files:
         path, size = found.place(file, folder), pin_of(found, file, folder).size
@@ -91,17 +90,17 @@ def weights_path(name: str, folder: Path) -> Path:
             raise InputError(f"no {path}; {how_to_get(found, file, folder)}")
         if size and path.stat().st_size != size:
             raise InputError(
-                f"{path} has {path.stat().st_size} bytes, expected {size}: truncated, or another file. Remove it; "
+                f"{path} has {path.stat().st_size} bytes, expected {size}: it is truncated or another file. Remove it; "
                 f"then {how_to_get(found, file, folder)}"
             )
     return found.path(folder)
 
 
 def fetch(name: str, folder: Path) -> Path:
-    """Download a release below `folder` unless it is there, and verify it either way.
+    """Download the missing files of a release below `folder`, verify all of them, and return its path.
 
-    A file that is there is never replaced. Raises InputError if there is no network, no such file, or other bytes than
-    the table, the lock file or the server itself say."""
+    An existing file is never replaced. Raises InputError if there is no network or no such file, or if its bytes differ
+    from releases.py, lock.json or the server's answer."""
     found = release(name)
     for file in found.files:
         path = found.place(file, folder)
@@ -115,13 +114,13 @@ def fetch(name: str, folder: Path) -> Path:
 
 
 def _check_present(found: Release, file: RemoteFile, path: Path, folder: Path) -> None:
-    """Verify a file that is there, downloaded or copied by hand, and pin it if nothing was known of it."""
+    """Verify an existing file, downloaded or copied by hand. Pin it if its hash was unknown."""
     pin = pin_of(found, file, folder)
     if pin.sha256 is None and found.is_remote:
         try:
             announced = _ask(found, file, pin, folder)
         except InputError as error:
-            logger.warning("keeping %s unverified: nothing is known of it here, and %s", path, error)
+            logger.warning("keeping %s unverified: its hash is unknown, and %s", path, error)
             return
         sha256 = _verify(found, file, path, pin, announced)
         lock(found, file, Pin(announced.revision, path.stat().st_size, sha256, announced.pinned_etag), folder)
@@ -130,7 +129,7 @@ def _check_present(found: Release, file: RemoteFile, path: Path, folder: Path) -
 
 
 def _ask(found: Release, file: RemoteFile, pin: Pin, folder: Path) -> Announced:
-    """What the server says of a file, once it agrees with what is pinned."""
+    """The server's answer about a file; InputError if it differs from the pin."""
     if found.repository is None:
         url = _address(found, file)
         said = _ask_server(found, file, url, folder)
@@ -150,9 +149,8 @@ def _ask(found: Release, file: RemoteFile, pin: Pin, folder: Path) -> Announced:
     ]
     if differing:
         raise InputError(
-            f"{url} is not the file that is pinned here: {', '.join(differing)}. If the new one is wanted, delete "
-            f"{key_of(found, file)} from {Path(folder) / LOCK}; the pins of the project are in "
-            "tokenizers/vq/hub/releases.py"
+            f"{url} is not the file that is pinned here: {', '.join(differing)}. If you want the new one, delete "
+            f"{key_of(found, file)} from {Path(folder) / LOCK}; other pins are in tokenizers/vq/hub/releases.py"
         )
     return said
 
@@ -161,7 +159,7 @@ def _ask_hub(found: Release, file: RemoteFile, url: str, folder: Path) -> Announ
     with _plainly(found, file, url, folder):
         answer = get_hf_file_metadata(url, token=False)
     if answer.commit_hash is None or answer.etag is None:
-        raise InputError(f"{url} does not answer as a Hugging Face hub does (no commit or no ETag); check HF_ENDPOINT")
+        raise InputError(f"{url} does not answer like a Hugging Face hub (no commit or no ETag); check HF_ENDPOINT")
     return Announced(answer.location, answer.commit_hash, answer.size, answer.etag)
 
 
@@ -176,18 +174,18 @@ def _ask_server(found: Release, file: RemoteFile, url: str, folder: Path) -> Ann
 
 
 def _address(found: Release, file: RemoteFile) -> str:
-    """Where a file that is on no hub lies, on the mirror if one is named."""
+    """The address of a file outside of the hub, on the mirror if one is named."""
     address, mirror = f"{found.origin}/{file.name}", os.environ.get("MASC_MIRROR")
     return address if mirror is None else mirror.rstrip("/") + urlsplit(address).path
 
 
 def _download(found: Release, file: RemoteFile, path: Path, folder: Path) -> None:
-    """Fetch the missing part of a file to a name beside it, verify the whole, give it its name and pin it."""
+    """Fetch the missing part of a file under a name beside it. Verify the whole, rename it and pin it."""
     pin = pin_of(found, file, folder)
     announced = _ask(found, file, pin, folder)
     size = announced.size or pin.size
     path.parent.mkdir(parents=True, exist_ok=True)
-    # The tag in the name: never go on with the bytes of another version.
+    # The tag in the name keeps bytes of another version apart.
     version = hashlib.sha256(f"{announced.etag} {size}".encode()).hexdigest()[:16]
     partial = path.with_name(f".{path.name}.{version}.incomplete")
     headers = build_hf_headers(token=False) | {"Accept-Encoding": "identity"}
@@ -216,13 +214,13 @@ def _download(found: Release, file: RemoteFile, path: Path, folder: Path) -> Non
 
 @contextlib.contextmanager
 def _plainly(found: Release, file: RemoteFile, url: str, folder: Path, partial: Path | None = None) -> Iterator[None]:
-    """Turn the client's errors into one plain message."""
+    """Turn the client's errors into InputErrors."""
     kept = f"; {partial.name} is kept and the same command goes on from it" if partial is not None else ""
-    instead = f"Once it can be: {how_to_get(found, file, folder)}{kept}"
+    instead = f"To get it, {how_to_get(found, file, folder)}{kept}"
     try:
         yield
     except OfflineModeIsEnabled as error:
-        raise InputError(f"HF_HUB_OFFLINE is set, so {url} was not asked; unset it. {instead}") from error
+        raise InputError(f"HF_HUB_OFFLINE is set, so nothing was asked of {url}; unset it. {instead}") from error
     except HfHubHTTPError as error:
         status = error.response.status_code
         if status == 404:
@@ -230,17 +228,17 @@ def _plainly(found: Release, file: RemoteFile, url: str, folder: Path, partial: 
                 f"there is no {file.name} in {found.origin} (404 from {url}); if it moved, correct "
                 "tokenizers/vq/hub/releases.py"
             ) from error
-        raise InputError(f"the server answered {status} to {url}. {instead}") from error
+        raise InputError(f"the server answered {status} for {url}. {instead}") from error
     except httpx2.TransportError as error:
         raise InputError(f"no network: {url} could not be reached ({error}). {instead}") from error
     except OSError as error:
-        if error.errno is not None:  # the disk's, not the client's own check of the length
+        if error.errno is not None:  # an error of the disk; the client's check of the length has no number
             raise
-        raise InputError(f"{url} was cut short ({str(error).splitlines()[0]}){kept}") from error
+        raise InputError(f"the download of {url} was interrupted ({str(error).splitlines()[0]}){kept}") from error
 
 
 def _verify(found: Release, file: RemoteFile, path: Path, pin: Pin, announced: Announced | None) -> str:
-    """The SHA-256 of the file at `path`; InputError unless size and hash are those pinned, else announced."""
+    """The SHA-256 of the file at `path`; InputError if size or hash differ from the pin or the server's answer."""
     sha256 = hash_file(path)
     checks = [
         ("size", path.stat().st_size, pin.size or (announced and announced.size)),
@@ -253,12 +251,12 @@ def _verify(found: Release, file: RemoteFile, path: Path, pin: Pin, announced: A
     for what, here, expected in checks:
         if expected and here != expected:
             raise InputError(
-                f"{file.name} has the {what} {here}, expected {expected} ({found.origin}): damaged, or another "
-                f"file. Remove {path} if it is still there, and type `make weights NAME={found.name}`"
+                f"{file.name} has the {what} {here}, expected {expected} ({found.origin}): it is damaged, or another "
+                f"file. Remove {path} if it still exists, and type `make weights NAME={found.name}`"
             )
     return sha256
 
 
 def _git_hash(path: Path) -> str:
-    """The SHA-1 by which git, and the hub for files outside large-file storage, names these bytes."""
+    """Git's SHA-1 of a file, which is the hub's tag for files outside of large-file storage."""
     return hashlib.sha1(b"blob %d\0" % path.stat().st_size + path.read_bytes()).hexdigest()

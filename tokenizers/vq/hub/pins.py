@@ -1,4 +1,4 @@
-"""What a downloaded file must be: the table's word, else that of the first download, kept in lock.json."""
+"""Expected commit, size and hash of a download: from releases.py, otherwise from the first download (lock.json)."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -13,7 +13,7 @@ LOCK = "lock.json"
 
 @dataclass(frozen=True)
 class Pin:
-    """Commit, size and SHA-256 of a file, and the entity tag of a server that is no hub; None where it is not known."""
+    """Commit, size and SHA-256 of a file, and its entity tag on a server that is not a hub; None for the unknown."""
 
     revision: str | None = None
     size: int | None = None
@@ -22,8 +22,9 @@ class Pin:
 
 
 def pin_of(found: Release, file: RemoteFile, folder: Path) -> Pin:
+    """The pin of a file below `folder`: the values of releases.py, and those of lock.json for the rest."""
     locked = Pin(**_read(folder).get(key_of(found, file), {}))
-    # A tag changes with the server too. Where the table knows the hash, that alone decides.
+    # A tag also changes when the server does. If releases.py knows the hash, only the hash decides.
     etag = None if file.sha256 else locked.etag
     return Pin(found.revision or locked.revision, file.size or locked.size, file.sha256 or locked.sha256, etag)
 
@@ -34,7 +35,9 @@ def key_of(found: Release, file: RemoteFile) -> str:
 
 
 def lock(found: Release, file: RemoteFile, pin: Pin, folder: Path) -> None:
-    """Pin what was verified, so that the next download must give the same bytes. Downloads may end side by side."""
+    """Write the pin of a verified file to lock.json, so that the next download must give the same bytes.
+
+    Several processes may do so at once."""
     with lock_file(Path(folder) / f".{LOCK}.held"):
         known = {what: value for what, value in asdict(pin).items() if value is not None}
         pins = _read(folder) | {key_of(found, file): known}
@@ -46,20 +49,20 @@ def _read(folder: Path) -> dict[str, dict[str, str | int]]:
     try:
         return json.loads(path.read_text()) if path.exists() else {}
     except json.JSONDecodeError as error:
-        raise InputError(f"{path} is broken ({error}); delete it to trust the servers' present word again") from error
+        raise InputError(f"{path} is broken ({error}); delete it to accept the current downloads") from error
 
 
 def how_to_get(found: Release, file: RemoteFile, folder: Path) -> str:
-    """What to do about a missing file of a release; begins with a verb."""
+    """How to get a missing file of a release; the text begins with a verb."""
     pin = pin_of(found, file, folder)
-    said = [f"{pin.size} bytes"] * bool(pin.size) + [f"SHA-256 {pin.sha256}"] * bool(pin.sha256)
-    known = f" ({', '.join(said)})" if said else ""
+    known = [f"{pin.size} bytes"] * bool(pin.size) + [f"SHA-256 {pin.sha256}"] * bool(pin.sha256)
+    expected = f" ({', '.join(known)})" if known else ""
     if not found.is_remote:
-        return f"download it from {found.source} and copy it to {found.place(file, folder)}{known}"
+        return f"download it from {found.source} and copy it to {found.place(file, folder)}{expected}"
     mirror = "HF_ENDPOINT" if found.repository else "MASC_MIRROR"
     return (
         f"type `make weights NAME={found.name}`, with {mirror} set to a mirror if the server cannot be reached, "
-        f"or copy {file.name} of {found.origin} by hand to {found.place(file, folder)}{known}"
+        f"or copy {file.name} of {found.origin} by hand to {found.place(file, folder)}{expected}"
     )
 
 

@@ -2,13 +2,13 @@
 
 Names and files: LlamaGen (README.md at ce98ec4), 1d-tokenizer (README_RAR.md), SEED-Voken (docs/IBQ.md and
 docs/Open-MAGVIT2.md), taming-transformers (README.md); for evaluations pytorch-fid 0.3 (inception.py),
-guided-diffusion (evaluations/README.md), open_clip 3.3 (pretrained.py). Commits, sizes and SHA-256 are what the hub
-itself shows for these files, read from stored copies of its pages (for LlamaGen the commit dc1fec5, which added them);
-the SHA-256 of vq_ds16_c2i.pt is the one that three repositories independent of one another record. Of files that are on
-no hub it is what copies of them on the hub show (pytorch-fid's, torchvision's vgg16, adm-imagenet256), and what at
-least three repositories independent of one another record after a download; where a network's file name carries eight
-digits, they begin its hash. What could not be read is None: the first download then pins what the server announces and
-sends (vq.hub.fetch)."""
+guided-diffusion (evaluations/README.md), open_clip 3.3 (pretrained.py).
+
+Commits, sizes and SHA-256 come from stored copies of the hub's own pages (for LlamaGen at the commit dc1fec5, which
+added the files). The SHA-256 of vq_ds16_c2i.pt is recorded by three independent repositories. For files outside of the
+hub, the hash is shown by copies on the hub (pytorch-fid's, torchvision's vgg16, adm-imagenet256), or recorded by at
+least three independent repositories after a download. Eight digits in the file name of a network are the first of its
+hash. A value that could not be read is None; the first download then pins the values of the server (vq.hub.fetch)."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file of a repository, or at an address: its name there, its size in bytes, its SHA-256."""
+    """A file of a repository or below an address: name, size in bytes, SHA-256."""
 
     name: str
     size: int | None = None
@@ -25,10 +25,10 @@ class RemoteFile:
 
 @dataclass(frozen=True)
 class Release:
-    """One or several files of a Hugging Face repository at one commit, or below one address.
+    """Files of a Hugging Face repository at one commit, or below one address.
 
-    `repository` is None for what is on no hub: `url` is the address of its folder, else `source` says where it is
-    published. An address `torchvision:X` is that of the default weights X of torchvision.models."""
+    `repository` is None for files outside of the hub. Then `url` is the address of their folder, or `source` says in
+    words where they are published. The address `torchvision:X` means the default weights X of torchvision.models."""
 
     name: str
     repository: str | None
@@ -44,7 +44,7 @@ class Release:
 
     @property
     def origin(self) -> str:
-        """Repository, address of the folder, or words."""
+        """The repository, the address of the folder, or the words of `source`."""
         if self.url.startswith("torchvision:"):
             import torchvision.models
 
@@ -53,11 +53,11 @@ class Release:
         return self.repository or self.url or self.source
 
     def path(self, folder: Path) -> Path:
-        """Where it lies below `folder`: a file under its own name, several in a directory of the release's name."""
+        """The path below `folder`: one file under its own name, several in a directory with the release's name."""
         return Path(folder) / (self.files[0].name if len(self.files) == 1 else self.name)
 
     def place(self, file: RemoteFile, folder: Path) -> Path:
-        """Where one of its files lies below `folder`."""
+        """The path of one of its files below `folder`."""
         return self.path(folder) if len(self.files) == 1 else self.path(folder) / file.name
 
 
@@ -104,7 +104,7 @@ TAMING_SOURCE = "the links in the README.md of CompVis/taming-transformers (the 
 
 ADM = "https://openaipublic.blob.core.windows.net/diffusion/jul-2021/ref_batches/imagenet"
 INCEPTION = "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights"
-# What evaluations read beside models: networks, ADM's reference batches and its published samples, COCO's captions.
+# Inputs of evaluations: networks, ADM's reference batches and published samples, COCO's captions.
 EVALUATION = (
     Release(
         "inception-2015-12-05",
@@ -171,7 +171,7 @@ EVALUATION = (
         ),
         url="torchvision:VGG16_Weights",
     ),
-    # Captions, to be unpacked in COCO's folder. Plain HTTP: the server's certificate is not of its own name.
+    # Captions, for COCO's folder. Plain HTTP, because the server's certificate is for another name.
     Release(
         "coco-annotations",
         None,

@@ -1,4 +1,4 @@
-"""MS COCO: pictures with their captions and image ids; one class.
+"""MS COCO: images with their captions and image ids; one class.
 
 FOLDER/annotations/captions_train2017.json    (or directly in FOLDER; 2014 as well), with
 FOLDER/train2017/*.jpg                        (or train2017.zip)"""
@@ -14,16 +14,18 @@ from vq.readers.stored import StoredImages
 
 
 def load_coco(root: Path, split: str, resolution: int) -> StoredImages:
-    """The pictures that a split's captions name, in the order of their image ids.
+    """The images that a split's captions name, in the order of their image ids.
 
-    Captions are {"image_id": int, "captions": [str, ...]}, in the order of their own ids. Pictures that are named
-    but not there are `missing`. Raises InputError if a file is missing or broken, or there are two years of it."""
+    Captions are {"image_id": int, "captions": [str, ...]}, in the order of their own ids. Images without a file are
+    listed in `missing`. Raises InputError if a file is missing or broken, or if the folder holds two years of it."""
     file = find_annotations(root, split)
     pictures_of = file.stem.removeprefix("captions_")
     place = root / pictures_of
     place = place if place.exists() else root / f"{pictures_of}.zip"
     if not place.exists():
-        raise InputError(f"no pictures of COCO at {root / pictures_of} or {place}")
+        raise InputError(
+            f"no images of COCO at {root / pictures_of} or {place}; download them from cocodataset.org to there"
+        )
     images, captions = read_annotations(file)
     members = open_pictures(place)
     row_of = {name.rpartition("/")[2]: row for row, name in enumerate(members.names)}
@@ -43,9 +45,9 @@ def load_coco(root: Path, split: str, resolution: int) -> StoredImages:
 
 
 def find_annotations(root: Path, split: str) -> Path:
-    """The captions file of a split, with its year (val2014) or of the one year that is there (val).
+    """The captions file of a split. The split names the year (val2014), or the folder holds one year only (val).
 
-    Raises InputError unless there is exactly one."""
+    Raises InputError unless exactly one file is found."""
     files = sorted([*root.glob(f"annotations/captions_{split}*.json"), *root.glob(f"captions_{split}*.json")])
     if len(files) != 1:
         others = sorted([*root.glob("annotations/captions_*.json"), *root.glob("captions_*.json")])
@@ -56,7 +58,7 @@ def find_annotations(root: Path, split: str) -> Path:
 
 
 def read_annotations(file: Path) -> tuple[dict[int, str], dict[int, list[tuple[int, str]]]]:
-    """File names by image id, and captions by image id: their own ids and texts, in the order of those ids."""
+    """File names by image id, and captions by image id; a caption is its own id and its text, in the order of ids."""
     try:
         content = json.loads(file.read_text())
         images = {int(image["id"]): str(image["file_name"]) for image in content["images"]}
@@ -66,6 +68,6 @@ def read_annotations(file: Path) -> tuple[dict[int, str], dict[int, list[tuple[i
             captions.setdefault(int(annotation["image_id"]), []).append(caption)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
-            f"{file} is no captions file of COCO, or is truncated ({error!r}); download it again"
+            f"{file} is not a captions file of COCO, or it is truncated ({error!r}); download it again"
         ) from error
     return images, captions

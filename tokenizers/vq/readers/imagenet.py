@@ -1,13 +1,13 @@
 """ILSVRC 2012 in any of its usual layouts, with labels in the order of the sorted WNIDs.
 
-    FOLDER/train/n01440764/*.JPEG             class folders (so for val)
+    FOLDER/train/n01440764/*.JPEG             class folders (val likewise)
     FOLDER/ILSVRC2012_img_train.tar           the official tar of 1,000 tars, read in place
     FOLDER/ILSVRC2012_img_val.tar             the official tar (or val/*.JPEG), with the devkit for its labels:
     FOLDER/ILSVRC2012_devkit_t12.tar.gz       (or unpacked)
-    FOLDER/*train*.tar, FOLDER/*val*.tar      WebDataset shards (or train/*.tar): picture and .cls or .json
+    FOLDER/*train*.tar, FOLDER/*val*.tar      WebDataset shards (or train/*.tar): image and .cls or .json
 
-The label is torchvision's ImageFolder index, as in FoundationVision/LlamaGen (ce98ec4, dataset/imagenet.py). A file
-with labels of another order is found out wherever a name also holds the WNID."""
+The label is the index of torchvision's ImageFolder, as in FoundationVision/LlamaGen (ce98ec4, dataset/imagenet.py).
+Where a name also holds the WNID, the label is checked against it, so that labels in another order are refused."""
 
 import io
 import json
@@ -42,9 +42,10 @@ def _label_of() -> dict[str, int]:
 
 
 def load_imagenet(root: Path, split: str, resolution: int) -> StoredImages:
-    """The `train` or `val` pictures below `root`.
+    """The `train` or `val` images below `root`.
 
-    Raises InputError if the 1,000 classes are not all there, others are, or a label contradicts a WNID."""
+    Raises InputError if one of the 1,000 classes is missing, if there is another class, or if a label contradicts a
+    WNID."""
     folder, tar = root / split, root / f"ILSVRC2012_img_{split}.tar"
     if (folder / tar.name).exists():
         tar = folder / tar.name
@@ -63,7 +64,7 @@ def load_imagenet(root: Path, split: str, resolution: int) -> StoredImages:
         members = list_folder(folder).images()
     else:
         raise InputError(
-            f"no {split} pictures of ImageNet in {root}: expected {split}/ with a folder a class, {tar.name}, or "
+            f"no {split} images of ImageNet in {root}: expected {split}/ with a folder a class, {tar.name}, or "
             f'shards *{split}*.tar; name the folder that holds them with ARGS="data.path=FOLDER"'
         )
     if labels is None:
@@ -80,25 +81,27 @@ def _labels_by_name(root: Path, members: Members) -> np.ndarray:
         if wnid is not None:
             if wnid[1] not in _label_of():
                 raise InputError(
-                    f"{wnid[1]} ({name} in {root}) is not among the 1,000 classes of ILSVRC 2012; "
+                    f"{wnid[1]} ({name} in {root}) is not one of the 1,000 classes of ILSVRC 2012; "
                     "remove it, or read the folder with data.source=folder"
                 )
             labels[row] = _label_of()[wnid[1]]
         elif number is not None:
             truth = _ground_truth(root) if truth is None else truth
             if int(number[1]) > len(truth):
-                raise InputError(f"{name} in {root} has no label: the devkit holds {len(truth)}")
+                raise InputError(
+                    f"{name} in {root} has no label: the devkit holds labels of {len(truth)} images; remove the image"
+                )
             labels[row] = truth[int(number[1]) - 1]
         else:
             raise InputError(
-                f"{name} in {root} has no class: expected folders named by WNID, as n01440764/; "
-                "a folder of other class folders is read with data.source=folder"
+                f"{name} in {root} has no class: expected folders named by WNID, such as n01440764/; "
+                "read a folder of other class folders with data.source=folder"
             )
     return labels
 
 
 def _ground_truth(root: Path) -> np.ndarray:
-    """Labels of the validation pictures by number, from the devkit: (50,000,) int64."""
+    """Labels of the validation images by number, from the devkit: (50,000,) int64."""
     from scipy.io import loadmat
 
     archive, folder = root / f"{DEVKIT}.tar.gz", root / DEVKIT
@@ -111,11 +114,13 @@ def _ground_truth(root: Path) -> np.ndarray:
                 truth, meta = (tar.extractfile(f"{DEVKIT}/{name}").read() for name in names)
         else:
             raise InputError(
-                f"the validation pictures of {root} are not in class folders, and {archive.name}, which holds "
-                f"their labels, is not there; put it into {root}"
+                f"the validation images of {root} are not in class folders, and {archive.name} with their labels is "
+                f"missing; put it into {root}"
             )
     except (tarfile.TarError, OSError, EOFError, KeyError) as error:
-        raise InputError(f"the devkit in {root} is truncated or not the official one ({error})") from error
+        raise InputError(
+            f"the devkit in {root} is truncated or not the official one ({error}); download it again"
+        ) from error
     synsets = loadmat(io.BytesIO(meta), squeeze_me=True)["synsets"]
     label_of_id = {
         int(number): _label_of()[str(wnid)]
@@ -126,7 +131,7 @@ def _ground_truth(root: Path) -> np.ndarray:
 
 
 def _labelled_samples(index: TarIndex) -> tuple[Members, np.ndarray]:
-    """Pictures of WebDataset shards and their labels: (M,) int64."""
+    """Images of WebDataset shards and their labels: (M,) int64."""
     members, sidecars = index.members, {}
     for row, text in index.texts.items():
         sidecars.setdefault(_sample(members, row), {})[members.names[row].rpartition(".")[2]] = text
@@ -139,7 +144,7 @@ def _labelled_samples(index: TarIndex) -> tuple[Members, np.ndarray]:
 
 
 def _sample(members: Members, row: int) -> tuple[int, str]:
-    # WebDataset: files of one sample share what comes before the first dot of the file's name.
+    # In WebDataset the files of one sample share the part of their name before the first dot.
     folder, slash, file = members.names[row].rpartition("/")
     return int(members.places[row, 1]), folder + slash + file.partition(".")[0]
 
@@ -158,7 +163,7 @@ def _sample_label(name: str, sidecars: dict[str, bytes], archive: Path) -> int:
     if wnid is not None and wnid[1] != wnids()[label]:
         raise InputError(
             f"the sample {name} of {archive} has the label {label}, which is {wnids()[label]} in the order of the "
-            f"sorted WNIDs, but its name says {wnid[1]}: these shards number the classes in another order"
+            f"sorted WNIDs, but its name says {wnid[1]}: these shards number the classes in another order; relabel them"
         )
     return label
 
@@ -168,20 +173,20 @@ def _check_classes(labels: np.ndarray, where: str) -> None:
     if absent.size:
         raise InputError(
             f"{absent.size} of the {len(wnids())} classes of ILSVRC 2012 are missing in {where}, the first is "
-            f"{wnids()[absent[0]]}; a subset is read with data.source=folder"
+            f"{wnids()[absent[0]]}; read a subset with data.source=folder"
         )
 
 
 def _missing(split: str, members: Members, root: Path) -> tuple[str, ...]:
-    """A line for each picture of the official set that is not there."""
+    """A line for each image of the official set that is missing."""
     expected = NUM_IMAGES[split]
     if len(members) > expected:
         raise InputError(
-            f"{split} of {root} holds {len(members)} pictures, ILSVRC 2012 has {expected}: are there copies? "
-            "Another set is read with data.source=folder"
+            f"{split} of {root} holds {len(members)} images, but ILSVRC 2012 has {expected}: remove copies, or read "
+            "another set with data.source=folder"
         )
     numbers = [VAL_NAME.search(name) for name in members.names]
     if split == "val" and all(numbers):
         there = {int(number[1]) for number in numbers}
         return tuple(f"ILSVRC2012_val_{n:08d}.JPEG" for n in range(1, expected + 1) if n not in there)
-    return ("a picture of unknown name",) * (expected - len(members))
+    return ("an image of unknown name",) * (expected - len(members))

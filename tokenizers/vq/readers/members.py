@@ -1,6 +1,6 @@
-"""Files in folders, tars and zips, read by number without unpacking anything.
+"""Files in folders, tars and zips, read by number without unpacking.
 
-Names that would leave their archive are refused, although nothing is ever written under them."""
+A name that points outside of its archive is refused, although no file is written under it."""
 
 import os
 import zipfile
@@ -15,7 +15,7 @@ import numpy as np
 
 from masc.runtime.artifacts import InputError
 
-# Those of torchvision's ImageFolder, which LlamaGen reads ImageNet with.
+# The suffixes of torchvision's ImageFolder, with which LlamaGen reads ImageNet.
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 
 
@@ -24,7 +24,7 @@ class Members(ABC):
     """M files by number."""
 
     names: tuple[str, ...]  # with / between folders
-    places: np.ndarray  # (M, ...) int64: size in bytes first, then what finds the file
+    places: np.ndarray  # (M, ...) int64: size in bytes, then the place in the archives
 
     def __len__(self) -> int:
         return len(self.names)
@@ -36,14 +36,14 @@ class Members(ABC):
 
     @abstractmethod
     def read(self, index: int) -> bytes:
-        """One file's bytes. Raises OSError or what the archive's library raises if it cannot be read."""
+        """The bytes of a file. Raises OSError, or the error of the archive's library, if it cannot be read."""
 
     def take(self, rows: Sequence[int]) -> Self:
-        """Some of the files, in the order given."""
+        """The files of the given numbers, in the given order."""
         return replace(self, names=tuple(self.names[row] for row in rows), places=self.places[np.asarray(rows, int)])
 
     def images(self) -> Self:
-        """The pictures among the files, in the order of torchvision's ImageFolder."""
+        """The images among the files, in the order of torchvision's ImageFolder."""
         rows = [row for row, name in enumerate(self.names) if is_image(name)]
         return self.take(sorted(rows, key=lambda row: _order(self.names[row])))
 
@@ -82,18 +82,18 @@ class ZipMembers(Members):
     def read(self, index: int) -> bytes:
         try:
             return _open_zip(self.path, os.getpid()).read(self.names[index])
-        except (RuntimeError, NotImplementedError) as error:  # encrypted, or of a compression that zipfile lacks
+        except (RuntimeError, NotImplementedError) as error:  # encrypted, or compressed in a way that zipfile lacks
             raise OSError(f"{self.names[index]} in {self.path}: {error}") from error
 
 
 @lru_cache(maxsize=4)
 def _open_zip(path: Path, process: int) -> zipfile.ZipFile:
-    # One a process: a file position shared with forked workers would be moved by all of them.
+    # Each process opens its own: forked workers would move a shared file position.
     return zipfile.ZipFile(path)
 
 
 def is_image(name: str) -> bool:
-    """Whether a file is a picture, by its suffix; hidden files and what macOS adds to archives are none."""
+    """Whether a file is an image, by its suffix. Hidden files and those that macOS adds to archives are not."""
     path = PurePosixPath(name)
     return path.suffix.lower() in IMAGE_SUFFIXES and not any(
         part.startswith(".") or part == "__MACOSX" for part in path.parts
@@ -106,18 +106,18 @@ def _order(name: str) -> tuple[str, str, str]:
 
 
 def safe_name(name: str, archive: Path) -> str:
-    """A member's name without a leading `./`; InputError if it is absolute or has `..` in it."""
+    """The name of a member without a leading `./`; InputError if it is absolute or contains `..`."""
     path = PurePosixPath(name.replace("\\", "/"))
     if path.is_absolute() or ".." in path.parts:
         raise InputError(
-            f"{archive} holds a member named {name!r}, which lies outside of the archive; it is refused. "
-            "Get the archive from its publisher again"
+            f"{archive} holds a member named {name!r}, which points outside of the archive; download the archive again "
+            "from its publisher"
         )
     return str(path)
 
 
 def list_folder(root: Path) -> FolderMembers:
-    """All files below a folder, links followed."""
+    """All files below a folder; links are followed."""
     names, sizes = [], []
     for folder, _, files in os.walk(root, followlinks=True):
         inside = Path(folder).relative_to(root).as_posix()
@@ -128,11 +128,11 @@ def list_folder(root: Path) -> FolderMembers:
 
 
 def list_zip(path: Path) -> ZipMembers:
-    """All files of a zip; InputError if it is truncated or a name leaves it."""
+    """All files of a zip; InputError if it is truncated or a name points outside of it."""
     try:
         files = [member for member in _open_zip(path, os.getpid()).infolist() if not member.is_dir()]
     except (zipfile.BadZipFile, OSError, EOFError) as error:
-        raise InputError(f"{path} is not a zip, or is truncated ({error}); download it again") from error
+        raise InputError(f"{path} is not a zip, or it is truncated ({error}); download it again") from error
     for member in files:
         safe_name(member.filename, path)
     sizes = np.array([member.file_size for member in files], np.int64).reshape(-1, 1)

