@@ -3,7 +3,7 @@
 from stage import run_stage
 
 from llamagen.evaluation.coco import ChoiceConfig, make_captions
-from metrics.coco import load_captions
+from metrics.coco_protocol import load_captions
 
 
 def main(config: ChoiceConfig) -> None:

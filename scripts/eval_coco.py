@@ -4,7 +4,7 @@ from accelerate import PartialState
 from stage import run_stage
 
 from llamagen.evaluation.coco import EvalCocoConfig, evaluate_coco
-from metrics.coco import describe
+from metrics.coco_protocol import describe
 from metrics.results import Results, row_text
 
 

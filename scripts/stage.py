@@ -42,7 +42,7 @@ SCHEMAS = {
     "sampling": {"sampling_schema": "llamagen.sampling.filters:SamplingConfig"},
     "protocol": {
         "protocol_schema": "metrics.protocol:ProtocolConfig",
-        "coco_protocol_schema": "metrics.coco:CocoProtocolConfig",
+        "coco_protocol_schema": "metrics.coco_protocol:CocoProtocolConfig",
     },
 }
 

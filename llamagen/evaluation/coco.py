@@ -18,7 +18,7 @@ from llamagen.evaluation.fid import Evaluation
 from llamagen.evaluation.images import EvalFidConfig, first_images
 from masc.runtime.artifacts import InputError, MissingArtifact, naming, write_text
 from metrics.clip_score import MODEL, NAME, Clip, clip_cosines, clip_score, load_clip
-from metrics.coco import (
+from metrics.coco_protocol import (
     MAKE,
     CocoProtocolConfig,
     captions_file,

@@ -26,7 +26,7 @@ from llamagen.evaluation.coco import ChoiceConfig, ClipConfig, EvalCocoConfig, e
 from llamagen.evaluation.images import ExtractorConfig
 from llamagen.sampling.filters import SamplingConfig
 from masc.runtime.artifacts import InputError, hash_file
-from metrics.coco import CocoProtocolConfig, load_captions
+from metrics.coco_protocol import CocoProtocolConfig, load_captions
 from metrics.frechet import frechet_distance
 from metrics.resize import pil_bicubic
 from metrics.results import Results

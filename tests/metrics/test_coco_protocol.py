@@ -10,7 +10,7 @@ from torchvision import transforms
 
 from llamagen.conditions.captions import read_captions
 from masc.runtime.artifacts import InputError, hash_file
-from metrics.coco import (
+from metrics.coco_protocol import (
     CaptionList,
     CocoProtocolConfig,
     CroppedPictures,
