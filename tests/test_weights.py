@@ -14,7 +14,7 @@ from llamagen.release import Release
 from llamagen.sampling.filters import SamplingConfig
 from llamagen.sampling.generate import generate, image_uniforms
 from llamagen.sampling.plan import SampleConfig
-from metrics.inception import NAME
+from metrics.evaluators import NAME
 from metrics.results import Results
 from vq.hub.fetch import weights_path
 from vq.hub.releases import RELEASES as KNOWN

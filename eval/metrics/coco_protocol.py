@@ -18,6 +18,7 @@ from PIL import Image
 
 from masc.runtime.artifacts import InputError, hash_file, write_json, write_text
 from masc.runtime.streams import Purpose, random_stream
+from metrics.evaluators import TF1_BILINEAR
 from metrics.protocol import ProtocolConfig
 from metrics.streams import FirstPictures, Pictures
 from vq.crops import center_crop
@@ -76,7 +77,7 @@ class CocoProtocolConfig(ProtocolConfig):
         """The name of its reference: what decides the pictures, and what differs from ADM's and TensorFlow's way."""
         paired = f"-paired-{ids_sha256[:8]}" if self.pairing == "paired" else ""
         crop = "" if self.crop == "adm" else f"-{self.crop}"
-        resize = "" if self.resize == "tf1-bilinear" else f"-{self.resize}"
+        resize = "" if self.resize == TF1_BILINEAR else f"-{self.resize}"
         return f"coco{self.size}-{split}{paired}{crop}{resize}"
 
 

@@ -1,7 +1,7 @@
-"""One pass over a set of pictures: Inception features, and what `make doctor` wants to know of the pixels.
+"""One pass over a set of images: Inception features, and statistics of the pixels for `make doctor`.
 
-Processes share the batches; the pooled features of all come together in the order of the pictures. In memory are those
-(8 kB a picture), the moments of the spatial features (32 MB), and a few batches."""
+Processes share the batches; the main process collects the pooled features in the order of the images. Memory holds the
+pooled features (8 kB an image), the moments of the spatial features (32 MB) and a few batches."""
 
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -11,7 +11,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate import PartialState
-from accelerate.utils import gather_object
 from torch import Tensor
 from tqdm import tqdm
 
@@ -23,12 +22,12 @@ from metrics.streams import Pictures, read_batches
 
 
 @dataclass(frozen=True, eq=False)
-class Extraction:
-    """The features of M pictures."""
+class ImageFeatures:
+    """Inception features of M images."""
 
     pooled: np.ndarray  # (M, 2048) float32
     spatial: Gaussian  # of the 2023 spatial features
-    size: tuple[int, int]  # height and width of the pictures
+    size: tuple[int, int]  # height and width of the images
     pixels: dict[str, float] = field(default_factory=dict)  # `blockiness`, `sharpness`
 
     @cached_property
@@ -36,13 +35,13 @@ class Extraction:
         return Gaussian.of(self.pooled, self.spatial.mean.device)
 
 
-def extract(
+def compute_features(
     pictures: Pictures, model: Inception, resize: str, batch_size: int = 32, state: PartialState | None = None
-) -> Extraction:
-    """Features of all pictures, on the model's device, in true float32; the same in every process.
+) -> ImageFeatures | None:
+    """Features of all images, computed in true float32 on the model's device; None outside the main process.
 
-    About 14 images a second on two CPU cores, where the network is nearly all of it (`make bench-eval`). Raises
-    InputError for what the pictures' readers refuse, for sizes that differ, and for features that are not finite."""
+    About 14 images a second on two CPU cores, nearly all of it in the network (`make bench-eval`). Raises InputError
+    for unreadable images, for images of different sizes, and for features that are not finite."""
     state = state or PartialState(cpu=not torch.cuda.is_available())
     device = model.fc.weight.device
     starts = range(0, len(pictures), batch_size)[state.process_index :: state.num_processes]
@@ -58,26 +57,28 @@ def extract(
             found, rows = model(RESIZES[resize](images, SIDE))
             if not found.isfinite().all():
                 bad = start + int((~found.isfinite()).any(1).nonzero()[0])
-                raise InputError(f"the features of picture {bad} of {pictures.name} are not finite")
+                raise InputError(f"the features of image {bad} of {pictures.name} are not finite")
             pooled[start : start + len(batch)] = found.cpu().numpy()
             spatial.add(rows)
             pixels.add(images)
             bar.update(len(batch))
     if state.num_processes > 1:
-        parts = gather_object(
-            [({start: pooled[start : start + batch_size] for start in starts}, spatial.cpu(), pixels)]
-        )
+        own = {start: pooled[start : start + batch_size] for start in starts}, spatial.cpu(), pixels
+        parts = [None] * state.num_processes if state.is_main_process else None
+        torch.distributed.gather_object(own, parts)
+        if parts is None:
+            return None
         spatial, pixels = Moments(SPATIAL, device), PixelSums()
         for batches, moments, sums in parts:
             for start, batch in batches.items():
                 pooled[start : start + batch_size] = batch
             spatial.merge([moments])
             pixels.merge(sums)
-    return Extraction(pooled, spatial.gaussian(), pixels.size, pixels.summary())
+    return ImageFeatures(pooled, spatial.gaussian(), pixels.size, pixels.summary())
 
 
 class PixelSums:
-    """Running sums that tell a JPEG or a resized picture: steps across and off the 8-pixel grid, and the Laplacian."""
+    """Running sums that reveal JPEG and resizing: steps across and off the 8-pixel grid, and the Laplacian."""
 
     def __init__(self) -> None:
         self.size = (0, 0)
@@ -85,10 +86,10 @@ class PixelSums:
         self._counts = np.zeros(3)
 
     def add(self, images: Tensor) -> None:
-        """Pictures (B, 3, H, W) uint8; InputError if their size differs from the last ones'."""
+        """Add images (B, 3, H, W) uint8; InputError if their size differs from the size of the earlier ones."""
         size = (images.shape[2], images.shape[3])
         if self.size not in ((0, 0), size):
-            raise InputError(f"pictures of one size are needed, found {self.size} and {size} pixels (height, width)")
+            raise InputError(f"images of one size are needed, found {self.size} and {size} pixels (height, width)")
         self.size = size
         grey = images.float().mean(1)
         steps = [(grey[:, 1:] - grey[:, :-1]).abs().mean((0, 2)), (grey[:, :, 1:] - grey[:, :, :-1]).abs().mean((0, 1))]
@@ -104,7 +105,7 @@ class PixelSums:
 
     def merge(self, other: "PixelSums") -> None:
         if (0, 0) not in (self.size, other.size) and self.size != other.size:
-            raise InputError(f"pictures of one size are needed, found {self.size} and {other.size} pixels")
+            raise InputError(f"images of one size are needed, found {self.size} and {other.size} pixels")
         self.size = max(self.size, other.size)
         self._sums += other._sums
         self._counts += other._counts

@@ -20,9 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from masc.runtime.artifacts import InputError, hash_file
+from metrics.evaluators import NAME, SHA256_PREFIX
 
-NAME = "inception-2015-12-05"
-SHA256_PREFIX = "6726825d"  # of the published file: both of its sources carry it in the name
 POOLED, SPATIAL, CLASSES = 2048, 2023, 1008
 SIDE = 299  # pixels of the network's input
 SPATIAL_CHANNELS = 7
@@ -204,7 +203,7 @@ def load_inception(path: Path, sha256: str | None = None, device: torch.device |
     if not path.exists():
         raise InputError(
             f"no Inception weights at {path}; download them with `make weights NAME={NAME}`, or copy "
-            f"pt_inception-2015-12-05-{SHA256_PREFIX}.pth there"
+            f"pt_{NAME}-{SHA256_PREFIX}.pth there"
         )
     found, expected = hash_file(path), sha256 or SHA256_PREFIX
     if not found.startswith(expected):

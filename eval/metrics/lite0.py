@@ -101,7 +101,7 @@ def pool(extractor: nn.Module, images: np.ndarray) -> Tensor:
 
 
 @torch.inference_mode()
-def extract_features(extractor: nn.Module, images: np.ndarray | Pictures, batch_size: int = 64) -> Features:
+def compute_features(extractor: nn.Module, images: np.ndarray | Pictures, batch_size: int = 64) -> Features:
     """Features of uint8 images (M, H, W, 3), or of pictures that are read as they are needed.
 
     About 130 images a second on one CPU core."""
@@ -125,7 +125,7 @@ MAX_REFERENCE = 50_000  # pictures: more cost hours and change little
 
 
 @dataclass(frozen=True)
-class Reference:
+class ReferenceFeatures:
     """Features of the pictures that samples are compared with."""
 
     pooled: np.ndarray  # (M, 1280) float32
@@ -141,7 +141,7 @@ def draw_variants(source: ImageSource, rng: np.random.Generator) -> np.ndarray:
 
 def load_reference(
     path: Path, data: str, images_sha256: str, source: Callable[[], ImageSource], extractor: nn.Module, seed: int = 0
-) -> Reference:
+) -> ReferenceFeatures:
     """The reference of a data set: one picture of every group of its training split, 50,000 at most.
 
     Kept in `path` for the pictures whose hash is given; `source` is called, and the features made, only where
@@ -150,27 +150,31 @@ def load_reference(
     config, parents = {"reference": description, "seed": seed, **PROTOCOL}, {"images": images_sha256}
     found = reuse_npz(path, "reference", VERSION, config, parents)
     if found is not None:
-        return Reference(found[0]["pooled"], found[1].sha256, description)
+        return ReferenceFeatures(found[0]["pooled"], found[1].sha256, description)
     images = source()
     chosen = draw_variants(images, random_stream(seed, Purpose.REFERENCE_VARIANTS))
     if len(chosen) > MAX_REFERENCE:
         chosen = np.sort(random_stream(seed, Purpose.REFERENCE_IMAGES).permutation(chosen)[:MAX_REFERENCE])
-    pooled = extract_features(extractor, SourcePictures(images, chosen)).pooled
+    pooled = compute_features(extractor, SourcePictures(images, chosen)).pooled
     meta = save_npz(path, "reference", VERSION, {"pooled": pooled}, config, parents)
-    return Reference(pooled, meta.sha256, description)
+    return ReferenceFeatures(pooled, meta.sha256, description)
 
 
 def measure_images(
-    images: np.ndarray, reference: Reference, extractor: nn.Module, protocol: dict[str, Any], replicates: int = 0
+    images: np.ndarray,
+    reference: ReferenceFeatures,
+    extractor: nn.Module,
+    protocol: dict[str, Any],
+    replicates: int = 0,
 ) -> list[dict[str, Any]]:
     """FD-lite0, IS-lite0, precision and recall of uint8 pictures (M, H, W, 3): rows of metric, value, protocol.
 
     `protocol` says where the pictures came from; `replicates` resamples give each a confidence interval."""
-    return measure_features(extract_features(extractor, images), reference, protocol, replicates)
+    return measure_features(compute_features(extractor, images), reference, protocol, replicates)
 
 
 def measure_features(
-    found: Features, reference: Reference, protocol: dict[str, Any], replicates: int = 0
+    found: Features, reference: ReferenceFeatures, protocol: dict[str, Any], replicates: int = 0
 ) -> list[dict[str, Any]]:
     """The same of pictures whose features are at hand."""
     common = {**protocol, "num_images": len(found.pooled), **PROTOCOL}

@@ -13,12 +13,13 @@ import torch
 
 from masc.runtime.streams import Purpose, random_stream
 from metrics.bootstrap import SHARE, bootstrap_interval
-from metrics.features import Extraction
+from metrics.evaluators import NAME, TF1_BILINEAR
+from metrics.features import ImageFeatures
 from metrics.frechet import Gaussian, frechet_distance
-from metrics.inception import ARITHMETIC, NAME, Inception, exact_arithmetic
+from metrics.inception import ARITHMETIC, Inception, exact_arithmetic
 from metrics.inception_score import FORMS, form_chunks, inception_score
 from metrics.precision_recall import NEIGHBOUR, inside_balls
-from metrics.reference import Reference
+from metrics.reference import ReferenceStatistics
 from metrics.resize import RESIZES
 from metrics.results import Results, row
 from metrics.streams import Pictures
@@ -35,7 +36,7 @@ class ProtocolConfig:
     evaluator: str  # whose definitions: adm, torch-fidelity, pytorch-fid, clean-fid
     reference: str  # of the registry (`make weights`), made here (`make reference`), or a path
     metrics: list[str]  # some of METRICS
-    resize: str = "tf1-bilinear"
+    resize: str = TF1_BILINEAR
     inception_score: str = "adm"  # how the images are split: adm or torch-fidelity
     half_precision_distances: bool = False  # precision and recall as ADM rounds them
     num_images: int = 50000  # what the published numbers are of
@@ -69,8 +70,8 @@ class ProtocolConfig:
 
 def measure(
     config: ProtocolConfig,
-    found: Extraction,
-    reference: Reference,
+    found: ImageFeatures,
+    reference: ReferenceStatistics,
     model: Inception,
     about: dict[str, Any],
     replicates: int = 20,
@@ -111,12 +112,13 @@ def measure(
     evidence |= {
         "image_sizes": {size: num_images},
         "blockiness": found.pixels["blockiness"],
-        "nonfinite_features": int((~np.isfinite(found.pooled)).sum()),
     }
     return Results(rows, evidence)
 
 
-def _fid(found: Extraction, reference: Reference, against: dict[str, Any], replicates: int) -> dict[str, Any]:
+def _fid(
+    found: ImageFeatures, reference: ReferenceStatistics, against: dict[str, Any], replicates: int
+) -> dict[str, Any]:
     value = frechet_distance(found.gaussian, reference.pooled)
     device = found.gaussian.mean.device
     interval = bootstrap_interval(
@@ -129,7 +131,7 @@ def _fid(found: Extraction, reference: Reference, against: dict[str, Any], repli
 
 
 def _inception_score(
-    config: ProtocolConfig, found: Extraction, model: Inception, common: dict[str, Any], replicates: int
+    config: ProtocolConfig, found: ImageFeatures, model: Inception, common: dict[str, Any], replicates: int
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The score, and how it depends on the order of the images."""
     pooled = torch.from_numpy(found.pooled)
@@ -156,8 +158,8 @@ def _inception_score(
 
 def _precision_recall(
     config: ProtocolConfig,
-    found: Extraction,
-    reference: Reference,
+    found: ImageFeatures,
+    reference: ReferenceStatistics,
     model: Inception,
     against: dict[str, Any],
     replicates: int,

@@ -9,6 +9,7 @@ import json
 import logging
 import zipfile
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,15 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 
 from masc.runtime.artifacts import InputError, hash_arrays, hash_file, replacing, reuse_npz, save_npz
 from masc.runtime.npy import write_npy
 from masc.runtime.streams import Purpose, random_stream
-from metrics.features import Extraction, extract
+from metrics.evaluators import RESIZE, SHA256_PREFIX
+from metrics.features import ImageFeatures, compute_features
 from metrics.frechet import Gaussian
-from metrics.inception import POOLED, SHA256_PREFIX, SPATIAL, Inception
+from metrics.inception import POOLED, SPATIAL, Inception
 from metrics.streams import NpzPictures, Pictures, SourcePictures, open_samples
 from vq.hub.fetch import weights_path
 from vq.hub.pins import pin_of
@@ -32,12 +35,11 @@ from vq.images import ImageSource
 logger = logging.getLogger(__name__)
 STATISTICS = {"mu": (POOLED,), "sigma": (POOLED, POOLED), "mu_s": (SPATIAL,), "sigma_s": (SPATIAL, SPATIAL)}
 FORMAT, VERSION = "masc-statistics", 1
-PUBLISHED_RESIZE = "tf1-bilinear"  # of statistics without a header: ADM's
 FEATURES_VERSION = 1
 
 
 @dataclass(frozen=True, eq=False)
-class Reference:
+class ReferenceStatistics:
     """A reference set as the metrics need it."""
 
     name: str
@@ -72,7 +74,7 @@ def find_reference(name: str, artifacts: Path, weights: Path, resize: str) -> Pa
         return made
     if Path(name).exists():
         return Path(name)
-    if resize != PUBLISHED_RESIZE:
+    if resize != RESIZE["adm"]:
         raise InputError(
             f"no reference {name!r}: neither {made} nor a path. This protocol has the resize {resize}: make one "
             f'with it by `make reference DATA=imagenet256 ARGS="resize={resize} data.path=FOLDER"`, or name a folder '
@@ -90,30 +92,34 @@ def reference_file(artifacts: Path, name: str) -> Path:
 
 def load_statistics(
     name: str, artifacts: Path, weights: Path, model: Inception, resize: str, batch_size: int, state: PartialState
-) -> Reference:
-    """The reference called `name`, with its features; those that cost a pass over pictures are kept in artifacts.
+) -> ReferenceStatistics | None:
+    """The reference called `name`, with its features, or None outside the main process.
 
-    Raises InputError if it is missing, broken, or its statistics are of another extractor or resize."""
+    Features that cost a pass over images are kept in `artifacts`. Raises InputError if the reference is missing or
+    broken, or if its statistics come from another extractor or resize."""
     path = find_reference(name, artifacts, weights, resize)
     stored, header = _read_statistics(path) if path.suffix == ".npz" else ({}, {})
     if stored:
         _check_origin(path, stored, header, model, resize)
     pictures = _pictures_of(path, bool(stored))
-    sha256 = hash_file(path) if path.is_file() else pictures.sha256
+    # Gigabytes may have to be read for the hash.
+    sha256 = _by_main(state, lambda: hash_file(path) if path.is_file() else pictures.sha256)
     if name in RELEASES:
         _check_pinned(name, path, sha256, weights)
     config = {"reference": sha256, "extractor": model.sha256, "resize": resize}
     cache = Path(artifacts) / "references" / f"features-{hash_of(config)}.npz"
     kept = reuse_npz(cache, "reference-features", FEATURES_VERSION, config, {})
-    state.wait_for_everyone()  # all have looked before any writes: else some would go on alone
+    state.wait_for_everyone()  # every process looks before the main one writes, so that all take the same way
+    found = compute_features(pictures, model, resize, batch_size, state) if kept is None and pictures else None
+    if not state.is_main_process:
+        return None
     if kept is None:
-        arrays = _features(pictures, stored, model, resize, batch_size, state)
-        if state.is_main_process:
-            save_npz(cache, "reference-features", FEATURES_VERSION, arrays, config, {})
+        arrays = _arrays(found, stored)
+        save_npz(cache, "reference-features", FEATURES_VERSION, arrays, config, {})
     else:
         arrays = kept[0]
     device = model.fc.weight.device
-    return Reference(
+    return ReferenceStatistics(
         name if name in RELEASES or path.is_dir() else header.get("name", path.stem),
         sha256,
         header.get("split") or ("train" if name in RELEASES else None),
@@ -170,7 +176,7 @@ def _check_origin(path: Path, stored: dict[str, np.ndarray], header: dict, model
             path,
             model.sha256[:12],
         )
-    made_with = header.get("extractor_sha256", model.sha256), header.get("resize", PUBLISHED_RESIZE)
+    made_with = header.get("extractor_sha256", model.sha256), header.get("resize", RESIZE["adm"])
     if made_with != (model.sha256, resize):
         raise InputError(
             f"the statistics in {path} are of the extractor {made_with[0][:12]} with the resize {made_with[1]}; this "
@@ -187,16 +193,22 @@ def _pictures_of(path: Path, has_statistics: bool) -> Pictures | None:
         return NpzPictures(path) if "arr_0.npy" in archive.namelist() else None
 
 
-def _features(
-    pictures: Pictures | None,
-    stored: dict[str, np.ndarray],
-    model: Inception,
-    resize: str,
-    batch_size: int,
-    state: PartialState,
-) -> dict[str, np.ndarray]:
-    """Mean, covariance and factor of both feature sets, and the features of the pictures."""
-    found = None if pictures is None else extract(pictures, model, resize, batch_size, state)
+def _by_main(state: PartialState, compute: Callable[[], str]) -> str:
+    """The value of `compute`, which only the main process calls. An InputError there is raised in every process."""
+    value = None
+    if state.is_main_process:
+        try:
+            value = compute()
+        except InputError as error:
+            value = error
+    (value,) = broadcast_object_list([value])
+    if isinstance(value, InputError):
+        raise value
+    return value
+
+
+def _arrays(found: ImageFeatures | None, stored: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Mean and factor of both feature sets, and the features of the images."""
     arrays = {} if found is None else {"neighbours": found.pooled, "sharpness": np.array(found.pixels["sharpness"])}
     for suffix in ("", "_s"):
         if f"mu{suffix}" in stored:
@@ -252,13 +264,13 @@ def make_reference(
                 f"delete it with `rm {path}`"
             )
         return
-    found = extract(SourcePictures(source), model, resize, batch_size, state)
+    found = compute_features(SourcePictures(source), model, resize, batch_size, state)
     if state.is_main_process:
         save_reference(path, found, SourcePictures(source, rows), about)
     state.wait_for_everyone()
 
 
-def save_reference(path: Path, found: Extraction, kept: Pictures, about: dict[str, Any]) -> None:
+def save_reference(path: Path, found: ImageFeatures, kept: Pictures, about: dict[str, Any]) -> None:
     """Write a reference in ADM's layout: statistics of `found`, the pictures `kept`, and a header of what they are.
 
     The pictures are streamed, a batch at a time."""

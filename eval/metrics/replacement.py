@@ -22,7 +22,7 @@ GRID_WIDTH, MOST_SHOWN = 2048, 24  # pixels and pictures a row
 
 
 @dataclass(frozen=True)
-class Case:
+class TreeCut:
     """A partition of the tokens: the cut of a tree at K."""
 
     tree: str
@@ -47,20 +47,20 @@ def replace_tokens(tokens: np.ndarray, partition: Partition, rng: np.random.Gene
 def measure_replacement(
     model: Tokenizer,
     pictures: Pictures,
-    cases: list[Case],
+    cuts: list[TreeCut],
     seeds: list[int],
     judges: Judges,
     source: dict[str, Any],
     batch_size: int = BATCH,
 ) -> list[dict[str, Any]]:
-    """Every case over all seeds, against the plain reconstructions: tree, K, largest cluster and rows of metrics.
+    """Every cut over all seeds, against the plain reconstructions: tree, K, largest cluster and rows of metrics.
 
     A value is the mean over seeds; `sd_over_seeds` and `by_seed` stand in its protocol. Costs a decoding and the judges
-    for each picture, case and seed; no picture is kept."""
+    for each picture, cut and seed; no picture is kept."""
     plain = PictureSet(judges)
     found = {
-        (place, seed): (case.partition, draws(seed), Comparison(judges))
-        for place, case in enumerate(cases)
+        (place, seed): (cut.partition, draws(seed), Comparison(judges))
+        for place, cut in enumerate(cuts)
         for seed in seeds
     }
     total = len(pictures) * (1 + len(found))
@@ -76,14 +76,14 @@ def measure_replacement(
     originals = plain.gaussians()
     common = {**source, "num_images": len(pictures), "seeds": seeds, "against": "plain reconstruction"}
     results = []
-    for place, case in enumerate(cases):
+    for place, cut in enumerate(cuts):
         by_seed = [found[place, seed][2].values(originals) for seed in seeds]
-        protocol = {**common, "tree": case.tree, "K": case.num_clusters}
+        protocol = {**common, "tree": cut.tree, "K": cut.num_clusters}
         results.append(
             {
-                "tree": case.tree,
-                "K": case.num_clusters,
-                "largest_cluster": int(case.partition.sizes.max()),
+                "tree": cut.tree,
+                "K": cut.num_clusters,
+                "largest_cluster": int(cut.partition.sizes.max()),
                 "metrics": [_over_seeds(metric, by_seed, protocol, judges) for metric in by_seed[0]],
             }
         )
@@ -99,13 +99,13 @@ def _over_seeds(
     return row(metric, float(np.mean(values)), {**protocol, **judges.protocol(metric), **over})
 
 
-def shown_pictures(model: Tokenizer, originals: np.ndarray, cases: list[Case], seed: int) -> dict[str, np.ndarray]:
-    """The rows of the paper's Figure 4 by label: originals, reconstructions, and each case's replaced ones."""
+def shown_pictures(model: Tokenizer, originals: np.ndarray, cuts: list[TreeCut], seed: int) -> dict[str, np.ndarray]:
+    """The rows of the paper's Figure 4 by label: originals, reconstructions, and each cut's replaced ones."""
     tokens = encode_pixels(model, originals)
     rows = {"original": originals, "reconstruction": decode_pixels(model, tokens)}
-    for case in cases:
-        replaced = replace_tokens(tokens, case.partition, draws(seed))
-        rows[f"{case.tree} K={case.num_clusters}"] = decode_pixels(model, replaced)
+    for cut in cuts:
+        replaced = replace_tokens(tokens, cut.partition, draws(seed))
+        rows[f"{cut.tree} K={cut.num_clusters}"] = decode_pixels(model, replaced)
     return rows
 
 

@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from metrics.evaluators import HALF_PIXEL_BILINEAR, PIL_BICUBIC, TF1_BILINEAR
+
 # Shapes: pictures (B, 3, H, W) uint8 -> (B, 3, S, S) float32 as `Inception` takes them, on the pictures' device.
 
 
@@ -45,7 +47,7 @@ def pil_bicubic(pictures: Tensor, side: int) -> Tensor:
 
 
 RESIZES: dict[str, Callable[[Tensor, int], Tensor]] = {
-    "tf1-bilinear": tf1_bilinear,
-    "half-pixel-bilinear": half_pixel_bilinear,
-    "pil-bicubic": pil_bicubic,
+    TF1_BILINEAR: tf1_bilinear,
+    HALF_PIXEL_BILINEAR: half_pixel_bilinear,
+    PIL_BICUBIC: pil_bicubic,
 }

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from metrics import inception, lite0
+from metrics.evaluators import NAME, RESIZE, SHA256_PREFIX
 from metrics.inception import Inception
 from metrics.resize import RESIZES
 
-RESIZE = "tf1-bilinear"  # ADM's and torch-fidelity's; LlamaGen's rFID is ADM's evaluator on reconstructions
+EVALUATOR = "adm"  # LlamaGen's rFID is ADM's evaluator on reconstructions
 
 
 @dataclass(frozen=True)
@@ -37,13 +38,13 @@ def inception_space(model: Inception) -> Space:
 
     def pool(images: np.ndarray) -> Tensor:
         batch = torch.tensor(images, device=device).permute(0, 3, 1, 2)
-        return model(RESIZES[RESIZE](batch, inception.SIDE))[0]
+        return model(RESIZES[RESIZE[EVALUATOR]](batch, inception.SIDE))[0]
 
     protocol = {
-        "evaluator": "adm",
-        "extractor": inception.NAME,
+        "evaluator": EVALUATOR,
+        "extractor": NAME,
         "extractor_sha256": model.sha256,
-        "resize": RESIZE,
+        "resize": RESIZE[EVALUATOR],
         "arithmetic": inception.ARITHMETIC,
     }
     return Space("FID", inception.POOLED, device, protocol, pool)
@@ -51,4 +52,4 @@ def inception_space(model: Inception) -> Space:
 
 def inception_path(folder: Path) -> Path | None:
     """The Inception weights below the folder of `make weights`, under the name of either place that publishes them."""
-    return next(iter(sorted(Path(folder).glob(f"*{inception.NAME}-{inception.SHA256_PREFIX}.pth"))), None)
+    return next(iter(sorted(Path(folder).glob(f"*{NAME}-{SHA256_PREFIX}.pth"))), None)

@@ -20,13 +20,14 @@ from masc.runtime.device import patient_state
 from masc.runtime.streams import Purpose, random_stream
 from masc.tree import Partition
 from metrics import lite0
+from metrics.evaluators import NAME
 from metrics.fidelity import Comparison, Judges, PictureSet, llamagen_similarity
-from metrics.inception import NAME, exact_arithmetic, load_inception
+from metrics.inception import exact_arithmetic, load_inception
 from metrics.lite0 import draw_variants, load_extractor, load_reference, measure_images
 from metrics.perceptual import load_lpips, lpips_path
 from metrics.replacement import (
     BATCH,
-    Case,
+    TreeCut,
     labelled_grid,
     measure_replacement,
     num_shown,
@@ -67,10 +68,10 @@ class TokenizerTest:
         return {"tokenizer": self.name, "tokenizer_sha256": hash_file(self.weights)}
 
     @property
-    def cases(self) -> list[Case]:
+    def cuts(self) -> list[TreeCut]:
         """The partitions, finest first."""
-        cases = [Case(tree, k, cut) for tree, cuts in self.partitions.items() for k, cut in cuts.items()]
-        return sorted(cases, key=lambda case: -case.num_clusters)
+        cuts = [TreeCut(tree, k, one) for tree, by_k in self.partitions.items() for k, one in by_k.items()]
+        return sorted(cuts, key=lambda cut: -cut.num_clusters)
 
     @cached_property
     def pictures(self) -> SourcePictures:
@@ -98,11 +99,11 @@ class TokenizerTest:
         if self.reconstruction:
             floors = None if self.train is None else [self.train.sha256, self.num_images, self.seed]
             inputs["reconstruction"] = {**common, "floors": floors}
-        if self.cases:
-            cuts = {
-                f"{case.tree} {case.num_clusters}": hash_arrays({"": case.partition.cluster_of}) for case in self.cases
+        if self.cuts:
+            partitions = {
+                f"{cut.tree} {cut.num_clusters}": hash_arrays({"": cut.partition.cluster_of}) for cut in self.cuts
             }
-            inputs["replacement"] = {**common, "seeds": list(self.seeds), "partitions": cuts}
+            inputs["replacement"] = {**common, "seeds": list(self.seeds), "partitions": partitions}
         return inputs
 
     def missing(self, directory: Path) -> list[str]:
@@ -142,7 +143,7 @@ def evaluate_tokenizer(model: Tokenizer, test: TokenizerTest, directory: Path, d
             write_json(directory / FILES["reconstruction"], {"inputs": test.inputs["reconstruction"], **results})
         if "replacement" in missing:
             _write_pictures(model, test, directory)
-            found = measure_replacement(model, test.pictures, test.cases, list(test.seeds), judges, test.about)
+            found = measure_replacement(model, test.pictures, test.cuts, list(test.seeds), judges, test.about)
             write_json(directory / FILES["replacement"], {"inputs": test.inputs["replacement"], "replacement": found})
     return directory
 
@@ -225,7 +226,7 @@ def _write_pictures(model: Tokenizer, test: TokenizerTest, directory: Path) -> N
     """pictures.npz and replacement.png: some held-out pictures, evenly spread."""
     side = test.pictures.read(0, 1).shape[1]
     spread = np.linspace(0, len(test.held_out) - 1, min(num_shown(side), len(test.held_out))).astype(int)
-    shown = shown_pictures(model, SourcePictures(test.held_out, spread).read(0, len(spread)), test.cases, test.seeds[0])
+    shown = shown_pictures(model, SourcePictures(test.held_out, spread).read(0, len(spread)), test.cuts, test.seeds[0])
     with replacing(directory / "pictures.npz") as temporary, temporary.open("wb") as stream:
         np.savez(stream, **shown)
     with replacing(directory / "replacement.png") as temporary:

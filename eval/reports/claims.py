@@ -5,7 +5,11 @@ from typing import Any
 
 from scipy import stats
 
+from masc.runtime.run import split_label
+from reports.runs import BASELINE
+
 CONFIDENCE = 0.95
+TREE_WORDS = {"random": "random clusters of the same sizes", "kmeans": "k-means clusters"}  # in the order of claims
 
 
 def state_claims(
@@ -17,23 +21,29 @@ def state_claims(
     seed, whose two-sided Student interval of 95% excludes zero; `undecided` where it does not; `one seed` where
     there is no more to go by; `measured` for facts without a test; `limit` for what no number here can say."""
     rows = {row["label"]: row for row in table}
-    flat, masc = rows.get("flat"), rows.get("masc")
+    heads = [label for label in rows if label != BASELINE and split_label(label)[1] == "masc"]
     claims = []
-    for label in ("masc", "masc-two-level"):
-        if flat and label in rows:
-            claims.append(_compare(rows[label], flat, f"{label} predicts held-out images", "than flat"))
-            claims += _decoding_cost(rows[label])
-    for other, name in (
-        ("masc-on-random", "random clusters of the same sizes"),
-        ("masc-on-kmeans", "k-means clusters"),
-    ):
-        if masc and other in rows:
-            claims.append(_compare(masc, rows[other], "Under masc's head MASC's tree does", f"than {name}"))
+    for label in heads if BASELINE in rows else []:
+        words = f"{label} predicts held-out images", f"than {BASELINE}"
+        claims.append(_compare(rows[label], rows[BASELINE], *words))
+        claims += _decoding_cost(rows[label])
+    for head in heads:
+        for label, tree in on_other_trees(head, list(rows)).items():
+            words = f"Under {head}'s head MASC's tree does", f"than {TREE_WORDS.get(tree, f'{tree} clusters')}"
+            claims.append(_compare(rows[head], rows[label], *words))
     if sample_sets:
         claims += _samples(table, sample_sets[0])
     if tokenizer and "replacement" in tokenizer:
         claims += _replacement(tokenizer["replacement"])
     return [*claims, *_limits(table)]
+
+
+def on_other_trees(head: str, labels: list[str]) -> dict[str, str]:
+    """The labels of a head's runs on other trees than MASC's, with their trees; those of TREE_WORDS come first."""
+    parts = {label: split_label(label) for label in labels}
+    found = {label: tree for label, (own, tree) in parts.items() if own == head and tree != "masc"}
+    order = list(TREE_WORDS)
+    return dict(sorted(found.items(), key=lambda item: order.index(item[1]) if item[1] in order else len(order)))
 
 
 def _compare(row: dict[str, Any], other: dict[str, Any], subject: str, than: str) -> dict[str, str]:

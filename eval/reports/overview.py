@@ -18,7 +18,7 @@ from reports.curves import all_lines, draw
 from reports.doctor.doctor import VERDICTS, diagnose
 from reports.doctor.rules import Finding
 from reports.page import render_page
-from reports.runs import AXES
+from reports.runs import AXES, BASELINE
 from reports.subjects import Subject, find_subjects
 from reports.tokenizer_tables import find_tokenizers, tokenizer_tables
 
@@ -38,7 +38,7 @@ class OverviewConfig:
     artifacts: str = "artifacts"  # every tokenizer measured below it
     metrics: list[str] = field(default_factory=list)  # whose curves are drawn; none: of all
     targets: dict[str, float] = field(default_factory=dict)  # by metric; otherwise the baseline's final value
-    baseline: str = "flat"  # label of the runs that time is measured against
+    baseline: str = BASELINE  # label of the runs that time is measured against
     output: str = "report"
 
     def __post_init__(self) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from masc.runtime.run import run_label
+from metrics.evaluators import RESIZE, SHA256_PREFIX
 from metrics.results import Protocol
 
 METRICS = ("FID", "IS", "sFID", "precision", "recall", "rFID", "PSNR", "SSIM")
@@ -18,13 +19,6 @@ CONFIDENCE = ("code", "paper", "repo", "2nd", "thread", "infer")
 IMAGENET = 1_281_167  # training images: an epoch
 # ADM's file holds the statistics of the whole training set, so a reference made of it is the same one.
 TRAINING_STATISTICS = ("adm-imagenet256", "imagenet256-train")
-EXTRACTOR = "6726825d"  # first digits of the SHA-256 of the Inception weights that every row is measured by
-RESIZE = {  # before that network, by evaluator
-    "adm": "tf1-bilinear",
-    "torch-fidelity": "tf1-bilinear",
-    "pytorch-fid": "half-pixel-bilinear",
-    "clean-fid": "pil-bicubic",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,7 +155,7 @@ def _differing(row: PublishedRow, ours: dict[str, Any]) -> set[str]:
         keys.add("reference")
     if ours.get("release") is not None and ours["release"] != row.release:
         keys.add("release")
-    if not str(ours.get("extractor_sha256", EXTRACTOR)).startswith(EXTRACTOR):
+    if not str(ours.get("extractor_sha256", SHA256_PREFIX)).startswith(SHA256_PREFIX):
         keys.add("extractor_sha256")
     if row.evaluator in RESIZE and ours.get("resize", RESIZE[row.evaluator]) != RESIZE[row.evaluator]:
         keys.add("resize")

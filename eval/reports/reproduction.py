@@ -9,12 +9,13 @@ import numpy as np
 
 from masc.runtime.artifacts import InputError, replacing, write_json, write_text
 from masc.runtime.codes import Codes
+from masc.runtime.run import split_label
 from masc.tree import Partition, Tree
 from metrics.results import Protocol, Role, check_keys
 from reports import figures
-from reports.claims import state_claims
+from reports.claims import on_other_trees, state_claims
 from reports.page import render_page
-from reports.runs import Run, TimeToTarget, time_to_target
+from reports.runs import BASELINE, Run, TimeToTarget, time_to_target
 from reports.tokenizer_tables import FILES
 from reports.tree import figures as tree_figures
 from reports.tree.patches import cluster_sheet, token_patches
@@ -22,7 +23,6 @@ from vq.interface import Tokenizer
 from vq.pixels import decode_pixels, image_grid
 
 NUM_SAMPLES_SHOWN = 40
-OVERVIEW_LABELS = ("flat", "masc", "masc-on-random")  # whose samples the overview picture shows
 SAMPLE_METRICS = ("FD-lite0", "IS-lite0", "precision-lite0", "recall-lite0")
 
 
@@ -59,7 +59,7 @@ def mean_and_spread(values: list[float]) -> dict[str, float | None]:
 def summarise(runs: list[Run], sample_sets: list[str]) -> list[dict[str, Any]]:
     """One row a head: likelihood, time to the flat head's final value, sample metrics; means over seeds."""
     groups = group_by_label(runs)
-    baselines = {run.seed: run for run in groups.get("flat", [])}
+    baselines = {run.seed: run for run in groups.get(BASELINE, [])}
     rows = []
     for label, members in groups.items():
         nats = [run.final_nats for run in members]
@@ -118,6 +118,15 @@ def sample_grids(runs: list[Run], name: str) -> dict[str, np.ndarray]:
     return grids
 
 
+def overview_labels(labels: list[str]) -> list[str]:
+    """The labels whose samples the overview shows: the baseline, the first other head, and that head on another tree.
+
+    All labels if none of these is there."""
+    heads = [label for label in labels if label != BASELINE and split_label(label)[1] == "masc"][:1]
+    controls = [label for head in heads for label in on_other_trees(head, labels)][:1]
+    return [label for label in (BASELINE, *heads, *controls) if label in labels] or labels
+
+
 def cluster_sheets(inputs: ReportInputs) -> dict[str, np.ndarray]:
     """Clusters of each tree as decoded patches: one cluster a row, largest first."""
     if inputs.codes is None or inputs.tokenizer is None:
@@ -174,7 +183,7 @@ def write_report(inputs: ReportInputs, directory: Path) -> Path:
     table = summarise(inputs.runs, inputs.sample_sets)
     tokenizer = tokenizer_figures(inputs.tokenizer_results)
     claims = state_claims(table, tokenizer.get("results"), inputs.sample_sets)
-    flat = next((row for row in table if row["label"] == "flat"), None)
+    flat = next((row for row in table if row["label"] == BASELINE), None)
     first = inputs.runs[0]
     content = {
         "claims": claims,
@@ -210,7 +219,7 @@ def write_report(inputs: ReportInputs, directory: Path) -> Path:
     write_text(directory / "report.md", markdown(content))
     if grids:
         with replacing(directory / "overview.png") as temporary:
-            shown = {label: grids[label] for label in OVERVIEW_LABELS if label in grids} or grids
+            shown = {label: grids[label] for label in overview_labels(list(grids))}
             temporary.write_bytes(figures.overview(inputs.runs, target, shown, sheets))
     write_text(directory / "report.html", page)
     return directory / "report.html"

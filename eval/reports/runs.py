@@ -1,6 +1,7 @@
 """Reading runs from their directories: curves, results, and the time each took to a target."""
 
 import json
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +16,8 @@ from metrics.results import Results
 from reports.published import label_of
 
 NATS = "val/nats_per_token"
+LEVEL_NATS = re.compile(r"val/level_(\d+)_nats")
+BASELINE = "flat"  # label of the runs that others are compared with
 AXES = ("images", "step", "seconds")
 FILES = ("config.yaml", "provenance.json", "metrics.jsonl")
 LOWER_IS_BETTER = ("nats", "loss", "FID", "FD-", "LPIPS")  # by what a metric's name holds, asked first
@@ -98,9 +101,10 @@ class Run:
 
     @property
     def final_level_nats(self) -> list[float]:
-        """The share of each decision in `final_nats`; empty for a head with one."""
+        """The share of each decision in `final_nats`, in order; empty for a head with one decision."""
         last = next(row for row in reversed(self.rows) if NATS in row)
-        return [last[key] for key in sorted(last) if key.startswith("val/level_")]
+        levels = {int(found[1]): last[name] for name in last if (found := LEVEL_NATS.fullmatch(name))}
+        return [levels[level] for level in sorted(levels)]
 
     @property
     def train_nats(self) -> float:

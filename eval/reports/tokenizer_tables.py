@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from masc.runtime.artifacts import InputError
+from metrics.evaluators import SHA256_PREFIX
 from metrics.results import Protocol, Role, check_keys, is_row
 from reports.comparison import group_by, identity
-from reports.published import EXTRACTOR, PublishedRow, published
+from reports.published import PublishedRow, published
 from reports.subjects import is_picture
 
 FILES = {"reconstruction": "tokenizer.json", "replacement": "replacement.json"}
@@ -188,7 +189,7 @@ def _is_of(row: PublishedRow, pictures: dict[str, Any], size: int | None) -> boo
 def _value(row: PublishedRow, column: str) -> float | None:
     """What a published row says of a column; its Inception is the published one."""
     metric, how = json.loads(column)
-    is_published = str(how.get("extractor_sha256", EXTRACTOR)).startswith(EXTRACTOR)
+    is_published = str(how.get("extractor_sha256", SHA256_PREFIX)).startswith(SHA256_PREFIX)
     return row.values.get(PUBLISHED.get(metric, "")) if is_published else None
 
 

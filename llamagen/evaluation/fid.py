@@ -11,10 +11,10 @@ from typing import Any
 from llamagen.evaluation.images import EvalFidConfig, find_samples, first_images, open_images
 from llamagen.evaluation.saved import save_beside
 from masc.runtime.device import patient_state
-from metrics.features import extract
+from metrics.features import compute_features
 from metrics.inception import Inception
 from metrics.protocol import ProtocolConfig, measure
-from metrics.reference import Reference, load_statistics
+from metrics.reference import ReferenceStatistics, load_statistics
 from metrics.streams import Pictures
 
 logger = logging.getLogger(__name__)
@@ -50,8 +50,8 @@ class Evaluation:
         """Rows of metrics outside the Inception space; every process takes part."""
         return []
 
-    def references(self) -> dict[str, Reference]:
-        """The reference of each protocol; InputError for one that is missing or broken."""
+    def references(self) -> dict[str, ReferenceStatistics | None]:
+        """The reference of each protocol, None outside the main process; InputError if one is missing or broken."""
         extractor, loaded, found = self.config.extractor, {}, {}
         for name, protocol in self.config.protocols.items():
             key = self.find_reference(protocol), protocol.resize
@@ -81,7 +81,8 @@ class Evaluation:
                 )
             prepared, key = protocol.prepare(pictures), (protocol.preparation, protocol.resize)
             if key not in features:
-                features[key] = extract(prepared, self.model, protocol.resize, config.extractor.batch_size, state)
+                batch_size = config.extractor.batch_size
+                features[key] = compute_features(prepared, self.model, protocol.resize, batch_size, state)
             about = images.about | self.about(protocol)
             further = self.further_rows(protocol, prepared, about)
             if not state.is_main_process:

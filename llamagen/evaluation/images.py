@@ -15,7 +15,8 @@ from llamagen.sampling.plan import SampleConfig
 from llamagen.sampling.sets import SampleSet
 from masc.runtime.artifacts import InputError
 from masc.runtime.run import differences, flatten, plain
-from metrics.inception import NAME, Inception, load_inception
+from metrics.evaluators import NAME
+from metrics.inception import Inception, load_inception
 from metrics.protocol import ProtocolConfig
 from metrics.streams import FirstPictures, Pictures, open_samples
 from vq.hub.fetch import weights_path

@@ -7,7 +7,7 @@ from masc.tree import Partition
 from metrics.fidelity import Judges
 from metrics.lite0 import load_extractor
 from metrics.replacement import (
-    Case,
+    TreeCut,
     draws,
     labelled_grid,
     measure_replacement,
@@ -55,9 +55,9 @@ def results(emoji32, pictures):
     num_tokens = emoji32.num_tokens
     pairs = np.arange(num_tokens) // 2
     cases = [
-        Case("singletons", num_tokens, Partition(np.arange(num_tokens))),
-        Case("pairs", num_tokens // 2, Partition(pairs)),
-        Case("one", 1, Partition(np.zeros(num_tokens, int))),
+        TreeCut("singletons", num_tokens, Partition(np.arange(num_tokens))),
+        TreeCut("pairs", num_tokens // 2, Partition(pairs)),
+        TreeCut("one", 1, Partition(np.zeros(num_tokens, int))),
     ]
     judges = Judges((lite0_space(load_extractor()),))
     found = measure_replacement(emoji32, pictures, cases, [0, 1], judges, {"tokenizer": "emoji32"}, batch_size=16)

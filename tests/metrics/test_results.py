@@ -9,7 +9,7 @@ from llamagen.sampling.filters import SamplingConfig
 from masc.runtime.artifacts import InputError
 from metrics.fidelity import LPIPS, PSNR, SSIM, Judges
 from metrics.perceptual import Lpips
-from metrics.reference import Reference
+from metrics.reference import ReferenceStatistics
 from metrics.results import Protocol, Results, Role, key, row, with_roles
 
 
@@ -36,7 +36,7 @@ def test_every_setting_of_sampling_is_a_key_and_its_neutral_value_is_the_default
 
 
 def test_what_the_metrics_write_has_known_keys():
-    reference = Reference("a", "f" * 64, "val", 10, None, None, None)
+    reference = ReferenceStatistics("a", "f" * 64, "val", 10, None, None, None)
     judges = Judges((), Lpips())
     for protocol in (reference.protocol, *(judges.protocol(metric) for metric in (PSNR, SSIM, LPIPS))):
         Protocol.check(protocol, "it")

@@ -8,7 +8,7 @@ from stage import load_config
 
 from llamagen.training.config import TrainConfig
 from masc.runtime.artifacts import InputError
-from reports.runs import Run
+from reports.runs import NATS, Run
 from reports.subjects import find_subjects
 
 
@@ -37,6 +37,15 @@ def test_label_and_volatile_keys_of_provenance_decide(tmp_path):
     change(runs[1], volatile=["run_dir"])
     subjects, _ = find_subjects(tmp_path, [])
     assert subjects[0].family != subjects[1].family
+
+
+def test_the_levels_of_a_tree_stand_in_their_order(tmp_path):
+    directory = make_run(tmp_path, "masc")
+    row = {"step": 40, "images": 1, "seconds": 1.0, NATS: 66.0, "val/level_0_accuracy": 0.5}
+    row |= {f"val/level_{level}_nats": float(level) for level in (10, 2, 0, 1, *range(3, 10), 11)}
+    with (directory / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(row) + "\n")
+    assert Run.load(directory).final_level_nats == [float(level) for level in range(12)]
 
 
 @pytest.mark.parametrize("more", [{"label": 3}, {"volatile": "seed"}])

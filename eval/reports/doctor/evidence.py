@@ -5,9 +5,10 @@ from collections.abc import Iterator
 
 from scipy.stats import binom
 
+from metrics.evaluators import RESIZE, SHA256_PREFIX
 from metrics.results import Protocol
 from reports.doctor.rules import Case, Finding
-from reports.published import EXTRACTOR, RESIZE, is_imagenet, label_of
+from reports.published import is_imagenet, label_of
 
 FALSE_ALARM = 1e-3  # chance that uniformly drawn labels are called uneven
 SORTED_GAP = 0.02  # relative: IS in file order below IS in shuffled chunks; two shuffles differ by far less
@@ -196,12 +197,12 @@ def extractor(case: Case) -> Iterator[Finding]:
             f"Features are of {name}, not of the Inception of 2015-12-05 (torchvision's is another): this is not FID.",
             "measure with `make eval-fid`",
         )
-    elif case.is_fid and not str(case.protocol.get("extractor_sha256", EXTRACTOR)).startswith(EXTRACTOR):
+    elif case.is_fid and not str(case.protocol.get("extractor_sha256", SHA256_PREFIX)).startswith(SHA256_PREFIX):
         yield Finding(
             "extractor-weights",
             "problem",
             f"The Inception weights are of SHA-256 {case.protocol['extractor_sha256'][:12]}, the published ones of "
-            f"{EXTRACTOR}...: these numbers compare with nobody's.",
+            f"{SHA256_PREFIX}...: these numbers compare with nobody's.",
             "`make weights NAME=inception-2015-12-05`, and measure again without naming other weights",
         )
     loose = [f"features in {name}" for name in ("bfloat16", "float16") if name == arithmetic.get("dtype")]

@@ -56,8 +56,8 @@ def values(path):
 
 def test_samples_are_drawn_and_measured_without_a_picture_on_disk(evaluate, place, tiny_release, monkeypatch):
     passes = []
-    extract = fid.extract
-    monkeypatch.setattr(fid, "extract", lambda *given: passes.append(1) or extract(*given))
+    compute = fid.compute_features
+    monkeypatch.setattr(fid, "compute_features", lambda *given: passes.append(1) or compute(*given))
     files = evaluate()
     assert [file.name for file in files] == ["default-adm.json", "default-paper.json"]
     assert len(passes) == 1  # one pass of the network for both protocols
