@@ -1,8 +1,8 @@
-"""Captions: where they are read from, and the cleaning that LlamaGen's text features are made with.
+"""Readers of captions, and the cleaning that captions get before LlamaGen's text encoder.
 
-The cleaning gives the same text as `T5Embedder.text_preprocessing` of LlamaGen (language/t5.py at ce98ec4, which has it
-from PixArt and DeepFloyd IF), applied twice as there; it is written anew as three lists of substitutions. The readers
-take what LlamaGen's language/extract_t5_feature.py takes, COCO's annotations and plain text."""
+The cleaning gives the same text as `T5Embedder.text_preprocessing` of LlamaGen (language/t5.py at ce98ec4, from PixArt
+and DeepFloyd IF), applied twice as in LlamaGen; here it is written anew as three lists of substitutions. The readers
+take the files of LlamaGen's language/extract_t5_feature.py, COCO's annotations and plain text."""
 
 import html
 import json
@@ -82,7 +82,7 @@ WORDS = _rules(
 
 
 def clean_caption(caption: str) -> str:
-    """The caption as the text encoder was given it in training: lower case, no links, codes, markup or symbols."""
+    """The caption as the text encoder got it in training: lower case, no links, codes, markup or symbols."""
     return _clean(_clean(caption))
 
 
@@ -108,7 +108,7 @@ def _substitute(text: str, rules: list[tuple[re.Pattern, str]]) -> str:
 
 @dataclass(frozen=True)
 class Captions:
-    """Captions in order, uncleaned, each with the name of its image where the file gives one."""
+    """Captions in order, not cleaned, each with the name of its image if the file has names."""
 
     texts: list[str]
     images: list[str] | None = None
@@ -118,12 +118,12 @@ class Captions:
 
 
 def read_captions(path: Path, first_only: bool = False, column: int = 0, first_sentence: bool = False) -> Captions:
-    """Captions of a text file (one a line), of COCO's captions_*.json, of the captions.json of codes, or of
-    LlamaGen's .jsonl: one file, or all those of a directory in the order of their names.
+    """Captions of a text file (one a line), of COCO's captions_*.json, of the captions.json of codes, or of LlamaGen's
+    .jsonl: one file, or all files of a directory in the order of their names.
 
-    `first_only` keeps one caption an image, in COCO that of the lowest annotation id; `column` chooses among the
-    captions of a .jsonl line (LlamaGen: 0 BLIP, 1 LLaVA, 2 LLaVA's first sentence); `first_sentence` cuts each at its
-    first full stop (LlamaGen's short captions). Raises InputError if there is no such file or it has another form."""
+    `first_only` keeps one caption an image (COCO: the one with the lowest annotation id). `column` chooses among the
+    captions of a .jsonl line (LlamaGen: 0 BLIP, 1 LLaVA, 2 LLaVA's first sentence). `first_sentence` cuts each caption
+    at its first full stop (LlamaGen's short captions). Raises InputError if the file is missing or has another form."""
     path = Path(path)
     files = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
     if not files or not all(file.is_file() for file in files):

@@ -1,10 +1,10 @@
-"""Text features of captions: FLAN-T5-XL's encoder, run once and kept (`make text-features`).
+"""Text features of captions: the output of FLAN-T5-XL's encoder, computed once and kept (`make text-features`).
 
 Follows LlamaGen at ce98ec4 (language/t5.py, language/extract_t5_feature.py, dataset/t2i.py, and the left padding of
-autoregressive/sample/sample_t2i.py): captions cleaned twice, cut at 120 tokens, padded on the right for the encoder in
-bfloat16; the generator gets them padded on the left with zeros. It keeps one float32 file a caption; here all are in
-one memory-mapped file of bfloat16, half the size and just as exact, for that is what the encoder computes in; what
-dtype=float32 computes is rounded to it."""
+autoregressive/sample/sample_t2i.py): captions are cleaned twice, cut at 120 tokens, and padded on the right for the
+encoder, which computes in bfloat16; the generator gets them padded on the left with zeros. LlamaGen keeps one float32
+file a caption. Here one memory-mapped file of bfloat16 holds all: half the size, and exact unless dtype=float32, whose
+output is rounded to bfloat16."""
 
 import hashlib
 import json
@@ -31,7 +31,7 @@ FORMAT, VERSION = "masc-text-features", 1
 FILES = ("features.npy", "offsets.npy", "captions.json")
 MAX_TOKENS = 120  # LlamaGen's cls_token_num for text
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
-SHARD = 1024  # captions: what an interruption loses at most
+SHARD = 1024  # captions; an interruption loses at most one shard a process
 
 # Shapes: M captions, B of a batch, C the encoder's width (2048), S the lengths of all captions together.
 
@@ -61,11 +61,11 @@ def extract_text_features(
     dtype: str = "bfloat16",
     accelerator: Accelerator | None = None,
 ) -> None:
-    """Write the directory of features of `captions` by the encoder stored at `encoder`, unless it is there.
+    """Write the features of `captions` to the directory `path`, unless they are there; `encoder` is a directory too.
 
-    Shards of 1024 captions, shared out among the processes, are kept until all are done, so the same command goes on
-    where it was interrupted. Every batch has the same shape, so the result depends neither on the number of processes
-    nor on interruptions; another batch size may round otherwise. Raises InputError if `path` holds other features."""
+    Processes share the captions in shards of 1024, and finished shards are kept: after an interruption the same command
+    continues. All batches have the same shape, so neither the number of processes nor an interruption changes the
+    result; another batch size may round differently. Raises InputError if `path` holds other features."""
     path, accelerator = Path(path), accelerator or patient_accelerator()
     if dtype not in DTYPES or batch_size < 1:
         raise InputError(f"dtype must be one of {', '.join(DTYPES)} and batch_size at least 1: {dtype!r}, {batch_size}")
@@ -79,7 +79,7 @@ def extract_text_features(
     }
     if _from_main(accelerator, lambda: _is_done(path, config)):
         return
-    # The hash in the name: shards of other captions, or of another encoder, are never taken up.
+    # The name holds a hash, so that shards of other captions or of another encoder are never used.
     key = hashlib.sha256(json.dumps(config).encode()).hexdigest()[:12]
     shards = path.with_name(f".{path.name}.{key}.shards")
     starts = range(0, len(captions), SHARD)
@@ -99,7 +99,7 @@ def extract_text_features(
 
 
 def _from_main(accelerator: Accelerator, compute: Callable[[], Any]) -> Any:
-    """The result of the main process, in every process; or its InputError, in the others by its message alone."""
+    """The result of `compute` on the main process, for every process. Its InputError is raised in every process."""
     answer, raised = [None, None], None
     if accelerator.is_main_process:
         try:
@@ -113,12 +113,12 @@ def _from_main(accelerator: Accelerator, compute: Callable[[], Any]) -> Any:
 
 
 def _is_done(path: Path, config: dict[str, Any]) -> bool:
-    """Whether these features are at `path` already; InputError if others are."""
+    """Whether `path` holds these features already; InputError if it holds others."""
     recover(path)
     if not path.exists():
         return False
     there = TextFeatures.load(path, verify=True).config
-    # The batch size changes a result by rounding at most, the encoder's directory not at all.
+    # The batch size changes only the rounding, the name of the encoder's directory nothing.
     decisive = config.keys() - {"batch_size", "encoder"}
     differing = [key for key in sorted(decisive) if there.get(key) != config[key]]
     if differing:
@@ -138,7 +138,7 @@ def _save_shard(path: Path, encoded: Iterator[np.ndarray]) -> None:
 
 
 def _load_encoder(directory: Path, dtype: str) -> tuple[Any, nn.Module]:
-    """The tokenizer and the encoder stored in a directory as on the hub; nothing is unpickled or executed."""
+    """The tokenizer and the encoder of a directory in the layout of the hub; nothing is unpickled or executed."""
     from transformers import AutoTokenizer, T5EncoderModel
 
     try:
@@ -147,13 +147,13 @@ def _load_encoder(directory: Path, dtype: str) -> tuple[Any, nn.Module]:
             directory, local_files_only=True, dtype=DTYPES[dtype], output_loading_info=True
         )
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError, UnpicklingError) as error:
-        raise InputError(f"cannot load a T5 encoder from {directory} ({error}); fetch it anew") from error
-    # The library would start what is missing from random numbers.
+        raise InputError(f"cannot load a T5 encoder from {directory} ({error}); download it again") from error
+    # The library would fill missing tensors with random numbers.
     unfit = sorted(map(str, found["missing_keys"] | found["mismatched_keys"]))
     if unfit:
         raise InputError(
-            f"the weights in {directory} are not those of its config.json: {len(unfit)} missing or of another shape, "
-            f"{', '.join(unfit[:3])}, ...; fetch it anew"
+            f"the weights in {directory} do not fit its config.json: {len(unfit)} missing or of another shape, "
+            f"{', '.join(unfit[:3])}, ...; download the encoder again"
         )
     return tokenizer, model.eval()
 
@@ -163,7 +163,7 @@ def _encode(texts: Sequence[str], tokenizer: Any, model: nn.Module, batch_size: 
     """The last hidden state of each caption without its padding, (length, C), as bit patterns of bfloat16."""
     for start in range(0, len(texts), batch_size):
         batch = [clean_caption(text) for text in texts[start : start + batch_size]]
-        # Filled up with its last caption: another shape could make the library sum in another order.
+        # A short batch is filled up with its last caption: in another shape the library may sum in another order.
         filled = batch + batch[-1:] * (batch_size - len(batch))
         tokens = tokenizer(
             filled,
@@ -181,7 +181,7 @@ def _encode(texts: Sequence[str], tokenizer: Any, model: nn.Module, batch_size: 
 
 
 def _join(shards: list[Path], captions: Captions, config: dict[str, Any], path: Path) -> None:
-    """All shards in one directory, written whole or not at all."""
+    """Write all shards to the directory `path`, whole or not at all."""
     lengths = np.concatenate([_read_shard(shard, "lengths") for shard in shards])
     width = _read_shard(shards[0], "features").shape[1]
     offsets = np.concatenate([[0], lengths.cumsum()]).astype(np.int64)
@@ -220,7 +220,7 @@ class TextFeatures:
     bits: np.ndarray  # (S, C) uint16: the bit patterns of bfloat16
     offsets: np.ndarray  # (M + 1,) int64: caption m has rows offsets[m] to offsets[m + 1]
     captions: list[str]
-    images: list[str] | None  # which image each caption is of, where the file named them
+    images: list[str] | None  # name of the image of each caption, if the file has names
     config: dict[str, Any]
     sha256: str  # of the features
 
@@ -232,7 +232,7 @@ class TextFeatures:
         return self.bits.shape[1]
 
     def batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Captions as the generator takes them: features (B, 120, C) float32, zeros first, and mask (B, 120) bool."""
+        """Captions in the generator's form: features (B, 120, C) float32, zeros first, and mask (B, 120) bool."""
         features = np.zeros((len(indices), MAX_TOKENS, self.dim), np.float32)
         mask = np.zeros((len(indices), MAX_TOKENS), bool)
         for row, index in enumerate(indices):
@@ -245,12 +245,11 @@ class TextFeatures:
         return torch.from_numpy(features), torch.from_numpy(mask)
 
     @staticmethod
-    def load(path: Path, encoder: str | None = None, verify: bool = False) -> "TextFeatures":
-        """Open a directory of features; `encoder` is the SHA-256 they must have been made with, if given.
+    def load(path: Path, verify: bool = False) -> "TextFeatures":
+        """The features in a directory.
 
-        The memory-mapped features are checked against their shape, and with `verify` against their SHA-256.
-
-        Raises MissingArtifact if it is missing, truncated, altered, of another version or of another encoder."""
+        The memory-mapped file is checked against its shape, and with `verify` against its SHA-256. Raises
+        MissingArtifact if the features are missing, truncated, altered or of another version."""
         path = Path(path)
         if not (path / "meta.json").exists():
             raise MissingArtifact("text features", path)
@@ -277,14 +276,6 @@ class TextFeatures:
         if bits.ndim != 2 or len(bits) != offsets[-1] or len(offsets) != len(captions["texts"]) + 1:
             problem = f"{path}/features.npy has shape {bits.shape}, its captions need {offsets[-1]} rows"
             raise MissingArtifact("text features", path, problem, remove=True)
-        if encoder not in (None, meta["config"]["encoder_sha256"]):
-            raise MissingArtifact(
-                "text features",
-                path,
-                f"{path} was made with the text encoder {meta['config']['encoder_sha256'][:12]}, but the one in use is "
-                f"{encoder[:12]}; make features with that one in another folder",
-                overrides={"out": "FOLDER"},
-            )
         return TextFeatures(
             bits, offsets, captions["texts"], captions["images"], meta["config"], meta["sha256"]["features.npy"]
         )

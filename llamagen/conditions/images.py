@@ -1,4 +1,4 @@
-"""What the images of a run show, by their row in its codes: a class, or one of their captions.
+"""Conditions of a run's images by their row in the codes: the class of an image, or one of its captions.
 
 Shapes: B images, C caption feature width, P positions of the condition."""
 
@@ -21,7 +21,7 @@ class Labels:
         self.labels = labels  # (M,) int64
 
     def batch(self, images: np.ndarray, uniforms: np.ndarray | None = None) -> tuple[Tensor, None]:
-        """Class numbers of the images (B,) -> (B,), and no mask."""
+        """The classes of the images with these rows: (B,) -> (B,) int64, and no mask."""
         return torch.from_numpy(self.labels[images]), None
 
 
@@ -29,14 +29,14 @@ class ImageCaptions:
     """The captions of each image, as text features."""
 
     def __init__(self, features: TextFeatures, counts: list[int]):
-        """`features` holds the captions of one image after another, `counts` (M,) how many each image has."""
+        """`features` holds the captions of one image after another; `counts` (M,) is their number for each image."""
         self.features, self.counts = features, np.array(counts)
         self.starts = np.cumsum(self.counts) - self.counts
 
     def batch(self, images: np.ndarray, uniforms: np.ndarray | None = None) -> tuple[Tensor, Tensor]:
-        """A caption of each image (B,): features (B, P, C) and mask (B, P).
+        """One caption of each image with these rows (B,): features (B, P, C) and mask (B, P).
 
-        Numbers (B,) in [0, 1) choose among its captions; without them it is the first."""
+        `uniforms` (B,) in [0, 1) choose among the captions of an image; without them the first is taken."""
         place = 0 if uniforms is None else (uniforms * self.counts[images]).astype(np.int64)
         return self.features.batch(self.starts[images] + place)
 
@@ -58,8 +58,8 @@ def check_features(config: ModelConfig, features: TextFeatures, path: Path) -> N
     if (MAX_TOKENS, features.dim) != (config.caption_tokens, config.caption_dim):
         raise InputError(
             f"{config.name} takes captions of {config.caption_tokens} x {config.caption_dim} numbers, {path} holds "
-            f"{MAX_TOKENS} x {features.dim} by {features.config['encoder']}; encode them with the model's encoder, or "
-            f"set model.caption_tokens={MAX_TOKENS} model.caption_dim={features.dim} for a model of your own"
+            f"{MAX_TOKENS} x {features.dim} by {features.config['encoder']}; take the model's encoder, or set "
+            f"model.caption_tokens={MAX_TOKENS} model.caption_dim={features.dim} for a model of your own"
         )
 
 
@@ -71,8 +71,8 @@ def open_captions(codes_path: Path, codes: Codes, features_path: Path) -> ImageC
     bare = [row for row in range(codes.num_images) if row >= len(captions) or not captions[row]]
     if bare:
         raise InputError(
-            f"image {bare[0]} and {len(bare) - 1} others in {codes_path} have no caption; train with model.condition="
-            "class, or extract codes of images with captions"
+            f"image {bare[0]} and {len(bare) - 1} others in {codes_path} have no caption; train with "
+            "model.condition=class, or extract codes of images that all have captions"
         )
     how = {"captions": f"{codes_path}/captions.json", "overrides": {"out": features_path}}
     with naming(**how):

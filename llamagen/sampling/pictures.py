@@ -1,7 +1,7 @@
-"""From drawn tokens to pictures: decoded in fixed units, written as they come, joined at the end.
+"""Images decoded from drawn tokens: in fixed units, written one by one, joined at the end.
 
-A picture is decoded beside the same fifteen others whatever the batch or the number of processes, so that its pixels
-depend on nothing but its tokens. The pictures are never in memory at once."""
+An image is always decoded in one batch with the same fifteen others, whatever the batch of the sampler or the number of
+processes, so its pixels depend on the tokens alone. Only a unit of images is in memory at a time."""
 
 import zipfile
 from collections.abc import Iterator
@@ -20,13 +20,13 @@ from masc.runtime.npy import write_npy
 from vq.interface import Tokenizer
 from vq.pixels import to_uint8
 
-UNIT = 16  # pictures decoded together
+UNIT = 16  # images decoded together
 
 
 def finish(images: Tensor, resolution: int | None) -> np.ndarray:
-    """Decoded images (B, 3, S, S) -> pictures (B, R, R, 3) uint8.
+    """Decoded images (B, 3, S, S) -> images (B, R, R, 3) uint8.
 
-    Another resolution R is reached by bicubic interpolation without antialiasing, before the rounding to uint8
+    Another resolution R comes from bicubic interpolation without antialiasing, before the rounding to uint8
     (FoundationVision/LlamaGen ce98ec4, autoregressive/sample/sample_c2i_ddp.py)."""
     if resolution is not None and images.shape[-1] != resolution:
         images = F.interpolate(images, size=(resolution, resolution), mode="bicubic")
@@ -39,7 +39,7 @@ def unit_starts(num_images: int) -> range:
 
 @torch.inference_mode()
 def decode_unit(tokenizer: Tokenizer, tokens: np.ndarray, resolution: int | None, device: torch.device) -> np.ndarray:
-    """Up to UNIT code grids (B, T) -> pictures (B, R, R, 3) uint8. A short unit is filled up by its last grid."""
+    """Up to UNIT code grids (B, T) -> images (B, R, R, 3) uint8. A short unit is filled up with its last grid."""
     filled = np.concatenate([tokens, np.repeat(tokens[-1:], UNIT - len(tokens), axis=0)])
     images = tokenizer.decode(torch.from_numpy(filled.astype(np.int64)).to(device))
     return finish(images, resolution)[: len(tokens)]
@@ -48,11 +48,12 @@ def decode_unit(tokenizer: Tokenizer, tokens: np.ndarray, resolution: int | None
 def decode_units(
     accelerator: Accelerator, tokenizer: Tokenizer, tokens: np.ndarray, folder: Path, form: str, resolution: int | None
 ) -> None:
-    """Decode tokens (M, T) into `folder`: one PNG a picture, or one .npy a unit. What is there is kept; processes
-    share the units."""
+    """Decode tokens (M, T) into `folder`: one PNG an image, or one .npy a unit.
+
+    Units that are there are kept; processes share the others."""
     waiting = [start for start in unit_starts(len(tokens)) if not _is_done(folder, form, start, len(tokens))]
     mine = waiting[accelerator.process_index :: accelerator.num_processes]
-    for start in tqdm(mine, desc="pictures", unit="unit", disable=None if accelerator.is_main_process else True):
+    for start in tqdm(mine, desc="decode", unit="unit", disable=None if accelerator.is_main_process else True):
         pictures = decode_unit(tokenizer, tokens[start : start + UNIT], resolution, accelerator.device)
         if form == "png":
             for index, picture in enumerate(pictures, start):
@@ -78,7 +79,7 @@ def _is_done(folder: Path, form: str, start: int, num_images: int) -> bool:
 
 
 def read_units(folder: Path, form: str, num_images: int) -> Iterator[np.ndarray]:
-    """The pictures of a folder in order, a unit (B, R, R, 3) at a time."""
+    """The images of a folder in order, a unit (B, R, R, 3) at a time."""
     for start in unit_starts(num_images):
         if form == "npz":
             yield np.load(_unit_path(folder, start))
@@ -88,7 +89,7 @@ def read_units(folder: Path, form: str, num_images: int) -> Iterator[np.ndarray]
 
 
 def join_npz(folder: Path, num_images: int, path: Path) -> None:
-    """ADM's layout: one array `arr_0` (M, R, R, 3) uint8 in an .npz, streamed a unit at a time."""
+    """Write the units of a folder in ADM's layout: one array `arr_0` (M, R, R, 3) uint8 in an .npz."""
     with (
         replacing(path) as temporary,
         zipfile.ZipFile(temporary, "w") as archive,
