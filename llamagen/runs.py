@@ -21,7 +21,7 @@ from llamagen.training.checkpoint import (
 from llamagen.training.config import TrainConfig, load_config
 from llamagen.training.inputs import RunInputs, load_inputs
 from llamagen.training.stream import group_labels
-from masc.runtime.artifacts import Codebook, InputError
+from masc.runtime.artifacts import Codebook, InputError, MissingArtifact
 from masc.runtime.run import differences
 from vq.interface import Tokenizer
 from vq.pretrained import load_decoder
@@ -39,10 +39,10 @@ class Run:
 
     @cached_property
     def config(self) -> TrainConfig:
-        """The config that the run was trained with; InputError if there is no run."""
+        """The config that the run was trained with; MissingArtifact if there is no run."""
         file = self.directory / "config.yaml"
         if not file.exists():
-            raise InputError(f"no run at {self.directory} (no config.yaml); train it with `make train`")
+            raise MissingArtifact("run", self.directory, f"no run at {self.directory} (no config.yaml)")
         config = load_config(file)
         config.run_dir = str(self.directory)
         return config

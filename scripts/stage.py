@@ -54,6 +54,9 @@ COMMANDS = {
     "codes": ("codes", "DATA", "TOKENIZER"),
     "imported codes": ("import-codes", "DATA", "TOKENIZER"),
     "tree": ("tree", "TREE", "TOKENIZER", "K"),
+    "run": ("train",),
+    "samples": ("sample", "RUN", "RELEASE", "SAMPLES"),
+    "captions": ("coco-captions",),
     "text features": ("text-features", "CAPTIONS"),
     "weights": ("weights", "NAME"),
 }

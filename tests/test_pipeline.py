@@ -17,6 +17,7 @@ from pipeline import ReproduceConfig, reproduce
 from reproduce import plan
 from script_runner import run_script
 from stage import load_config
+from user_errors import tells
 
 from llamagen.evaluation.fid import evaluate_fid
 from llamagen.evaluation.images import EvalFidConfig, ExtractorConfig
@@ -138,7 +139,7 @@ def test_samples_of_other_weights_or_settings_are_not_taken_for_done(page, plann
     config = SampleConfig(run=str(directory), **{k: v for k, v in settings.items() if k != "sampling"})
     assert not is_sampled(config)  # guidance 1, not 2
     assert unmeasured(EvaluateConfig(run=str(directory), samples=["guidance-2"])) == []
-    with pytest.raises(InputError, match="make sample RUN="):
+    with tells("make sample RUN="):
         unmeasured(EvaluateConfig(run=str(directory), samples=["nonesuch"]))
     manifest = directory / "samples/guidance-2/manifest.json"
     manifest.write_text(manifest.read_text().replace('"use_ema": false', '"use_ema": true'))

@@ -19,7 +19,6 @@ from llamagen.evaluation.images import EvalFidConfig, first_images
 from masc.runtime.artifacts import InputError, MissingArtifact, naming, write_text
 from metrics.clip_score import MODEL, NAME, Clip, clip_cosines, clip_score, load_clip
 from metrics.coco_protocol import (
-    MAKE,
     CocoProtocolConfig,
     captions_file,
     choose_captions,
@@ -98,10 +97,9 @@ def make_captions(config: ChoiceConfig) -> Path:
     path = captions_file(Path(config.artifacts), config.split, config.num_images, config.caption_seed)
     if not path.exists():
         if config.coco is None:
-            raise InputError(
-                f"no captions are chosen yet ({path}); say where COCO lies, as in `{MAKE}`. Its annotations come by "
-                "`make weights NAME=coco-annotations`"
-            )
+            annotations = MissingArtifact("weights", path, name="coco-annotations")
+            problem = f"no captions at {path}; choose them from COCO's annotations, whose folder is FOLDER"
+            raise MissingArtifact("captions", path, problem, overrides={"coco": "FOLDER"}, first=[annotations])
         save_captions(path, choose_captions(Path(config.coco), config.split, config.num_images, config.caption_seed))
     load_captions(path)
     return path

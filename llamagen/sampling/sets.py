@@ -13,7 +13,7 @@ import torch
 from llamagen.release import Release
 from llamagen.runs import Run
 from llamagen.sampling.pictures import UNIT, decode_unit
-from masc.runtime.artifacts import InputError, hash_arrays
+from masc.runtime.artifacts import InputError, MissingArtifact, hash_arrays
 from metrics.streams import Pictures, open_samples
 from vq.interface import Tokenizer, device_of
 
@@ -74,15 +74,19 @@ class SampleSet:
     @cached_property
     def _stored_manifest(self) -> bytes:
         if not self.is_drawn:
-            raise InputError(
-                f"no samples at {self.directory}; draw them with `make sample RUN={self.source.directory} "
-                f'ARGS="name={self.name}"`'
+            is_run = isinstance(self.source, Run)
+            raise MissingArtifact(
+                "samples",
+                self.directory,
+                samples=self.name,
+                run=self.source.directory if is_run else None,
+                release=None if is_run else self.source.config.name,
             )
         return (self.directory / "manifest.json").read_bytes()
 
     @cached_property
     def manifest(self) -> dict[str, Any]:
-        """Settings and hashes that decide the samples; InputError if none are drawn."""
+        """Settings and hashes that decide the samples; MissingArtifact if none are drawn."""
         return json.loads(self._stored_manifest)
 
     @property
