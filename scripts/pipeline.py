@@ -23,7 +23,7 @@ from masc.runtime.run import read_metrics
 from masc.tree import Partition, Tree
 from metrics.tokenizer import TokenizerTest
 from reports.reproduction import ReportInputs, write_report
-from reports.runs import Run as ReportedRun
+from reports.runs import RunRecord
 from vq.codebook import make_codebook
 from vq.codes.extract import extract_codes
 from vq.interface import TokenizerConfig, tokenizer_path
@@ -97,7 +97,7 @@ def reproduce(config: ReproduceConfig, planned: list[PlannedRun]) -> Path:
 
     for _ in _stage(8, ["page"], "page"):
         inputs = ReportInputs(
-            runs=[ReportedRun.load(run.config.directory) for run in planned],
+            runs=[RunRecord.load(run.config.directory) for run in planned],
             sample_sets=list(sets),
             attribution=sources["train"].attribution,
             tokenizer=model,

@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
-from reports.runs import NATS, Curve, Run
+from reports.runs import NATS, Curve, RunRecord
 
 METRIC_WORDS = {NATS: "held-out nats per token", "train/nats_per_token": "training nats per token"}
 INK, GRID = "#1c2430", "#e3e6ea"
@@ -41,7 +41,7 @@ def colours(labels: list[str]) -> dict[str, str]:
     return {label: COLOURS[index % len(COLOURS)] for index, label in enumerate(dict.fromkeys(labels))}
 
 
-def convergence(runs: list[Run], target: float | None) -> str:
+def convergence(runs: list[RunRecord], target: float | None) -> str:
     """Held-out nats per token against images seen and against training seconds, one line a run."""
     palette = colours([run.label for run in runs])
     with mpl.rc_context(STYLE):
@@ -54,7 +54,7 @@ def convergence(runs: list[Run], target: float | None) -> str:
         return svg(figure)
 
 
-def _curves(axis: Axes, runs: list[Run], unit: str, palette: dict[str, str], target: float | None) -> None:
+def _curves(axis: Axes, runs: list[RunRecord], unit: str, palette: dict[str, str], target: float | None) -> None:
     _lines(axis, [(run.label, run.curve) for run in runs], NATS, unit, palette, target)
 
 
@@ -107,7 +107,7 @@ def curve_figure(
 
 
 def overview(
-    runs: list[Run], target: float | None, grids: dict[str, np.ndarray], sheets: dict[str, np.ndarray]
+    runs: list[RunRecord], target: float | None, grids: dict[str, np.ndarray], sheets: dict[str, np.ndarray]
 ) -> bytes:
     """One picture of a report, as PNG bytes: convergence, samples of some heads, clusters of some trees."""
     palette = colours([run.label for run in runs])

@@ -15,7 +15,7 @@ from metrics.results import Protocol, Role, check_keys
 from reports import figures
 from reports.claims import on_other_trees, state_claims
 from reports.page import render_page
-from reports.runs import BASELINE, Run, TimeToTarget, time_to_target
+from reports.runs import BASELINE, RunRecord, TimeToTarget, time_to_target
 from reports.tokenizer_tables import FILES
 from reports.tree import figures as tree_figures
 from reports.tree.patches import cluster_sheet, token_patches
@@ -30,7 +30,7 @@ SAMPLE_METRICS = ("FD-lite0", "IS-lite0", "precision-lite0", "recall-lite0")
 class ReportInputs:
     """What a report is made of; `tokenizer`, `trees` and `codes` may be missing for a report on runs alone."""
 
-    runs: list[Run]
+    runs: list[RunRecord]
     sample_sets: list[str]  # the first is the headline
     attribution: str = ""
     tokenizer: Tokenizer | None = None
@@ -40,9 +40,9 @@ class ReportInputs:
     partitions: dict[str, Partition] = field(default_factory=dict)  # by tree name, at the default K
 
 
-def group_by_label(runs: list[Run]) -> dict[str, list[Run]]:
+def group_by_label(runs: list[RunRecord]) -> dict[str, list[RunRecord]]:
     """Runs of one head and tree, over seeds, in order of first appearance."""
-    groups: dict[str, list[Run]] = {}
+    groups: dict[str, list[RunRecord]] = {}
     for run in runs:
         groups.setdefault(run.label, []).append(run)
     return groups
@@ -56,7 +56,7 @@ def mean_and_spread(values: list[float]) -> dict[str, float | None]:
     }
 
 
-def summarise(runs: list[Run], sample_sets: list[str]) -> list[dict[str, Any]]:
+def summarise(runs: list[RunRecord], sample_sets: list[str]) -> list[dict[str, Any]]:
     """One row a head: likelihood, time to the flat head's final value, sample metrics; means over seeds."""
     groups = group_by_label(runs)
     baselines = {run.seed: run for run in groups.get(BASELINE, [])}
@@ -107,7 +107,7 @@ def _mean_time(times: list[TimeToTarget]) -> dict[str, float | int | None]:
     }
 
 
-def sample_grids(runs: list[Run], name: str) -> dict[str, np.ndarray]:
+def sample_grids(runs: list[RunRecord], name: str) -> dict[str, np.ndarray]:
     """The first samples of each head's first seed: the same labels and random numbers in each grid."""
     grids = {}
     for label, members in group_by_label(runs).items():

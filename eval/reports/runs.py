@@ -31,8 +31,8 @@ Curve = dict[str, np.ndarray]  # `images`, `step`, `seconds` (NaN where not know
 
 
 @dataclass(frozen=True)
-class Run:
-    """One trained run on disk."""
+class RunRecord:
+    """What a trained run left behind: config, provenance and metrics. `llamagen.runs.Run` opens the run itself."""
 
     directory: Path
     config: dict[str, Any]
@@ -40,7 +40,7 @@ class Run:
     rows: list[dict[str, float]]
 
     @staticmethod
-    def load(directory: Path) -> "Run":
+    def load(directory: Path) -> "RunRecord":
         """Raises InputError if the directory holds no run with validation results."""
         directory = Path(directory)
         for name in FILES:
@@ -56,7 +56,7 @@ class Run:
                 f"a file of {directory} is cut short or not of a run ({words}); restore it, or train anew"
             ) from error
         _check_config(config, provenance, directory)
-        run = Run(directory, config, provenance, _check_rows(rows, directory))
+        run = RunRecord(directory, config, provenance, _check_rows(rows, directory))
         if not run.curve["step"].size:
             raise InputError(f"{directory} has no validation results yet; go on training it with `make train`")
         return run
@@ -197,7 +197,7 @@ def time_between(
     return TimeToTarget(t0, t)
 
 
-def time_to_target(run: Run, baseline: Run, axis: str) -> TimeToTarget:
+def time_to_target(run: RunRecord, baseline: RunRecord, axis: str) -> TimeToTarget:
     """Time on `axis` (`images` or `seconds`) at which a run's held-out nats reach the baseline's final value, against
     the time at which the baseline itself first does."""
     time = time_between(run.curve, baseline.curve, NATS, axis, baseline.final_nats)

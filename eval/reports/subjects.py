@@ -15,7 +15,7 @@ from masc.runtime.run import flatten
 from metrics.results import Results
 from reports.doctor.doctor import read_results
 from reports.published import label_of
-from reports.runs import FILES, Run
+from reports.runs import FILES, RunRecord
 
 PARTS = ("checkpoints", "samples", "eval", "wandb")  # folders of a run, which hold no others
 
@@ -25,7 +25,7 @@ class Subject:
     """A run, the sample sets of a release, or a file of results about pictures from elsewhere."""
 
     place: Path
-    run: Run | None
+    run: RunRecord | None
     results: dict[str, Results]  # by file name without .json
     grids: dict[str, Path]  # by sample set
     name: str = ""
@@ -74,7 +74,7 @@ def find_subjects(
     found, skipped = [], []
     for directory in _candidates(root):
         try:
-            run = Run.load(directory) if any((directory / name).exists() for name in FILES) else None
+            run = RunRecord.load(directory) if any((directory / name).exists() for name in FILES) else None
         except InputError as error:
             skipped.append({"place": str(directory), "reason": str(error)})
             continue

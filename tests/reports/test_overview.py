@@ -11,7 +11,7 @@ from stage import load_config
 
 from masc.runtime.artifacts import InputError
 from reports.overview import OverviewConfig, embed, time_text, write_overview
-from reports.runs import NATS, Run
+from reports.runs import NATS, RunRecord
 from reports.subjects import find_subjects
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
@@ -57,7 +57,7 @@ def test_rows_of_another_kind_are_refused(tmp_path, line):
     with (directory / "metrics.jsonl").open("a") as file:
         file.write(line + "\n")
     with pytest.raises(InputError, match=r"as number 4 in .*metrics.jsonl"):
-        Run.load(directory)
+        RunRecord.load(directory)
 
 
 def test_a_half_written_run_a_broken_file_and_a_broken_picture_are_named(tmp_path):

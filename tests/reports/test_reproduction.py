@@ -9,7 +9,7 @@ import yaml
 from masc.runtime.artifacts import InputError
 from reports.claims import state_claims
 from reports.reproduction import ReportInputs, summarise, write_report
-from reports.runs import NATS, Run, TimeToTarget, reached_at, time_to_target
+from reports.runs import NATS, RunRecord, TimeToTarget, reached_at, time_to_target
 
 
 def make_run(root, label, seed, nats, seconds_a_step=1.0):
@@ -36,7 +36,7 @@ def make_run(root, label, seed, nats, seconds_a_step=1.0):
             row |= {"val/level_0_nats": value - 0.5, "val/level_1_nats": 0.5}
         rows.append(row)
     (directory / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return Run.load(directory)
+    return RunRecord.load(directory)
 
 
 def test_the_time_a_curve_reaches_a_value_is_interpolated():
@@ -139,8 +139,8 @@ def test_samples_are_shown_without_a_tree(tmp_path):
 
 def test_a_run_without_results_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"no config.yaml in .*make train"):
-        Run.load(tmp_path)
+        RunRecord.load(tmp_path)
     run = make_run(tmp_path, "flat", 0, [7, 6])
     (run.directory / "metrics.jsonl").write_text("")
     with pytest.raises(InputError, match="no validation results yet"):
-        Run.load(run.directory)
+        RunRecord.load(run.directory)

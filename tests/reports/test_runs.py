@@ -8,7 +8,7 @@ from stage import load_config
 
 from llamagen.training.config import TrainConfig
 from masc.runtime.artifacts import InputError
-from reports.runs import NATS, Run
+from reports.runs import NATS, RunRecord
 from reports.subjects import find_subjects
 
 
@@ -19,7 +19,7 @@ def change(directory, **more):
 
 @pytest.mark.parametrize("head", ["flat", "masc"])
 def test_a_run_without_them_gets_the_label_and_volatile_keys_of_its_config(tmp_path, head):
-    run = Run.load(make_run(tmp_path, head))
+    run = RunRecord.load(make_run(tmp_path, head))
     config = load_config("train", TrainConfig, [f"head={head}", "model=llamagen-b", "tokenizer_name=vq16"])
     assert run.label == config.label == head
     assert set(run.volatile) == set(config.volatile)
@@ -45,7 +45,7 @@ def test_the_levels_of_a_tree_stand_in_their_order(tmp_path):
     row |= {f"val/level_{level}_nats": float(level) for level in (10, 2, 0, 1, *range(3, 10), 11)}
     with (directory / "metrics.jsonl").open("a") as file:
         file.write(json.dumps(row) + "\n")
-    assert Run.load(directory).final_level_nats == [float(level) for level in range(12)]
+    assert RunRecord.load(directory).final_level_nats == [float(level) for level in range(12)]
 
 
 @pytest.mark.parametrize("more", [{"label": 3}, {"volatile": "seed"}])
@@ -53,4 +53,4 @@ def test_a_provenance_of_another_form_is_refused(tmp_path, more):
     directory = make_run(tmp_path)
     change(directory, **more)
     with pytest.raises(InputError, match=r"expected names and values in .*provenance.json"):
-        Run.load(directory)
+        RunRecord.load(directory)
