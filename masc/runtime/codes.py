@@ -31,17 +31,17 @@ SHARD_SIZE = 1024  # images that share a checksum
 
 @dataclass(frozen=True, eq=False)
 class Codes:
-    """Tokens of M images in V views, with what is needed to draw and to name them."""
+    """Tokens of M images in V views, with labels, groups and names of the classes."""
 
     tokens: np.ndarray  # (M, V, T) uint16 or uint32, memory-mapped
     labels: np.ndarray  # (M,) int64
-    groups: np.ndarray  # (M,) int64: variants of one picture share a group
+    groups: np.ndarray  # (M,) int64: variants of one image share a group
     class_names: list[str]
     num_tokens: int  # N
     codebook_sha256: str
     sha256: str  # of codes.npy
     config: dict[str, Any]
-    is_used: np.ndarray | None = None  # (N,) bool: tokens that occur; None where it was not recorded
+    is_used: np.ndarray | None = None  # (N,) bool: whether each token occurs; None in older codes
 
     @property
     def num_images(self) -> int:
@@ -57,7 +57,7 @@ class Codes:
 
 
 def code_type(num_tokens: int) -> np.dtype:
-    """The smallest type of tokens below N that numpy and torch both read."""
+    """The smallest type for tokens below N that both NumPy and torch read."""
     return np.dtype(np.uint16 if num_tokens <= 2**16 else np.uint32)
 
 
@@ -81,8 +81,10 @@ def save_codes(
     keys: Sequence[str] = (),
     failures: Sequence[str] = (),
 ) -> None:
-    """Write a directory of codes: tokens below num_tokens, (M, V, T) or shards of it one after another, of any
-    length; labels (M,), groups (M,), captions and keys (M or none), a line for each failure."""
+    """Write a directory of codes.
+
+    `tokens` is one array (M, V, T) below `num_tokens`, or its shards of any length one after another; labels (M,),
+    groups (M,); captions and keys M or none; `failures` has a line for each image that could not be read."""
     if isinstance(tokens, np.ndarray):
         whole = tokens
         tokens = (whole[start : start + SHARD_SIZE] for start in range(0, len(whole), SHARD_SIZE))
@@ -118,7 +120,7 @@ def save_codes(
 
 @dataclass
 class _Written:
-    """What is recorded of the tokens while they are written."""
+    """Checksums and used tokens, recorded while the tokens are written."""
 
     num_tokens: int  # N
     where: str
@@ -129,7 +131,7 @@ class _Written:
         self.is_used = np.zeros(self.num_tokens, np.bool_)
 
     def pack(self, shards: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-        """The shards in the type of the file, checked and recorded one after another."""
+        """The shards in the type of the file. Each is checked and recorded when it is read."""
         for shard in shards:
             check_tokens(shard, self.num_tokens, self.where)
             packed = np.ascontiguousarray(shard, code_type(self.num_tokens))
@@ -174,6 +176,7 @@ def load_codes(path: Path, codebook_sha256: str) -> Codes:
     try:
         tokens = np.load(path / "codes.npy", mmap_mode="r", allow_pickle=False)
         order = {name: np.load(path / f"{name}.npy", allow_pickle=False) for name in ("labels", "groups")}
+        is_used = np.load(path / "used.npy", allow_pickle=False) if "used_sha256" in meta else None
     except (OSError, ValueError, EOFError) as error:
         raise MissingArtifact("codes", path, f"{path} holds no codes, or truncated ones ({error})") from error
     if meta["codebook_sha256"] != codebook_sha256:
@@ -189,7 +192,6 @@ def load_codes(path: Path, codebook_sha256: str) -> Codes:
     if hash_arrays(order) != meta.get("order_sha256"):
         raise MissingArtifact("codes", path, f"labels or groups in {path} were altered")
     _check_labels(order["labels"], meta["class_names"], path)
-    is_used = np.load(path / "used.npy", allow_pickle=False) if "used_sha256" in meta else None
     if is_used is not None and hash_arrays({"used": is_used}) != meta["used_sha256"]:
         raise MissingArtifact("codes", path, f"{path}/used.npy was altered")
     return Codes(
@@ -205,9 +207,9 @@ def load_codes(path: Path, codebook_sha256: str) -> Codes:
 
 
 def verify_codes(path: Path) -> int:
-    """Read all tokens and compare each shard with its checksum; the number of shards.
+    """Read all tokens, compare each shard with its checksum, and return the number of shards.
 
-    Raises MissingArtifact naming the first shard that differs and its images."""
+    Raises MissingArtifact with the number and the images of the first shard that differs."""
     meta = read_meta(path)
     tokens, start = np.load(Path(path) / "codes.npy", mmap_mode="r", allow_pickle=False), 0
     for number, shard in enumerate(meta["shards"]):
@@ -238,7 +240,7 @@ def used_tokens(codes: Codes) -> np.ndarray:
 
 
 def load_captions(path: Path) -> list[list[str]]:
-    """The captions of each image in a directory of codes; several, one or none an image."""
+    """The captions of each image in a directory of codes; an image may have none or several."""
     return [texts_of(entry) for entry in json.loads((Path(path) / "captions.json").read_text())]
 
 

@@ -1,6 +1,6 @@
-"""A run's directory and what is written there beside the results: config, provenance, metrics.
+"""The directory of a run, with its config, provenance and metrics.
 
-The directory's name is deterministic, so that the same command finds its own earlier work and goes on."""
+Its name is deterministic, so the same command finds its earlier work and continues."""
 
 import contextlib
 import json
@@ -26,7 +26,7 @@ PACKAGES = (
 
 
 def plain(config: Any) -> Any:
-    """A config dataclass as JSON-like values (paths as strings), for config.yaml and artefact headers."""
+    """A config dataclass as plain values (paths as strings), for config.yaml and the headers of artefacts."""
     if is_dataclass(config) and not isinstance(config, type):
         config = asdict(config)
     if isinstance(config, dict):
@@ -48,9 +48,8 @@ def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def differences(there: dict[str, Any], now: dict[str, Any], volatile: tuple[str, ...] = ()) -> str:
-    """A line for each key whose value differs between two flat configs; empty if none does.
-
-    Keys that begin with one of `volatile` may differ."""
+    """A line for each key whose value differs between two flat configs; keys that begin with one of `volatile` are
+    ignored."""
     changed = [key for key in sorted(there | now) if there.get(key) != now.get(key) and not key.startswith(volatile)]
     return "\n".join(f"  {key}: {there.get(key)!r} there, {now.get(key)!r} now" for key in changed)
 
@@ -87,9 +86,9 @@ def open_run(
     """Create the run directory with config.yaml and provenance.json, or check that they agree.
 
     provenance.json keeps `label` (of `run_label`) and `volatile` for readers that do not know the config's classes.
-    Raises InputError naming every key that differs if another config, or another parent artefact,
-    already made results there. Keys that begin with one of `volatile` change no result and may differ. `upgrade`
-    gives a stored config of an earlier version the keys of this one."""
+    Keys that begin with one of `volatile` do not affect results and may differ. `upgrade` gives a stored config of an
+    earlier version the keys of this one. Raises InputError with all differing keys if the directory holds results of
+    another config or of other parent artefacts."""
     import yaml
 
     path = Path(path)
@@ -103,7 +102,7 @@ def open_run(
         if lines:
             raise InputError(
                 f"{path} holds a run with another config:\n{lines}\nChoose another directory with "
-                f"RUN_DIR=..., or delete this one with `rm -r {path}` to train it anew"
+                f"RUN_DIR=..., or delete this one with `rm -r {path}` to train it again"
             )
         return
     write_json(
@@ -144,7 +143,7 @@ class MetricsLog:
     """Appends rows to metrics.jsonl: {"step": 10, "train/nats_per_token": 5.3, ...}."""
 
     def __init__(self, path: Path, resume_step: int):
-        """Opens the log and drops what an interrupted run wrote beyond the step it resumes from."""
+        """Open the log and drop rows after `resume_step`, which an interrupted run wrote."""
         self.path = Path(path)
         kept = [row for row in read_metrics(self.path) if row["step"] <= resume_step] if resume_step else []
         write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
@@ -155,7 +154,7 @@ class MetricsLog:
 
 
 def read_metrics(path: Path) -> list[dict[str, float | int]]:
-    """Rows of a metrics.jsonl in order; empty if there is none. A last line cut short is passed over."""
+    """Rows of a metrics.jsonl in order; empty if there is no file. Broken lines are skipped with a warning."""
     if not Path(path).exists():
         return []
     rows = []
@@ -163,5 +162,5 @@ def read_metrics(path: Path) -> list[dict[str, float | int]]:
         try:
             rows.append(json.loads(line))
         except json.JSONDecodeError:
-            logger.warning("passing over a broken line in %s: %.60s", path, line)
+            logger.warning("skipping a broken line in %s: %.60s", path, line)
     return rows

@@ -1,7 +1,7 @@
-"""What every tokenizer is, and the config that names one.
+"""The interface of a tokenizer, and the config that names one.
 
-A tokenizer is any torch module with the members of `Tokenizer`; a config names its class, so that a user's own
-plugs in by an entry in `configs/tokenizer` (docs/own-tokenizer.md shows one).
+A tokenizer is any torch module with the members of `Tokenizer`. The config names its class, so a user's own tokenizer
+needs only a file in `configs/tokenizer` (docs/own-tokenizer.md shows one).
 
 Shapes: B images, S x S pixels, T positions in raster order, N tokens, d code dimension."""
 
@@ -25,14 +25,18 @@ SHIPPED = resources.files("vq") / "weights"
 
 
 class Tokenizer(Protocol):
-    """Images <-> tokens. An `nn.Module`, in evaluation mode when a stage uses it."""
+    """Images <-> tokens. An `nn.Module`, in evaluation mode when a stage uses it.
+
+    An image is a square of S x S pixels. It becomes one square grid of T = (S / downsample)^2 tokens in raster order,
+    so T alone gives the grid. A tokenizer with another layout (several scales, a rectangle, a 1D sequence) does not fit
+    this interface: the extraction of codes, `Codes.grid`, the LlamaGen backbone and `decode` rely on the square."""
 
     num_tokens: int  # N
-    downsample: int  # pixels a token and side
+    downsample: int  # pixels per token on each side
 
     @property
     def codebook(self) -> "Tensor":
-        """The effective vectors, as they are compared and decoded: (N, d)."""
+        """The effective vectors, in the form that is compared and decoded: (N, d)."""
 
     def encode(self, images: "Tensor") -> "Tensor":
         """(B, 3, S, S) float32 in [-1, 1] -> (B, T) int64, T = (S / downsample)^2."""
@@ -43,12 +47,12 @@ class Tokenizer(Protocol):
 
 @dataclass(kw_only=True)
 class TokenizerConfig:
-    """Which tokenizer: its class, how it is made, and where its weights are."""
+    """Class, options and weights of a tokenizer."""
 
     name: str
     target: str  # its class, as package.module:Class
     options: dict[str, Any] = field(default_factory=dict)  # keyword arguments of the class
-    # A file of weights in the class's own layout; None: trained here (`make tokenizer`) or shipped.
+    # File of weights in the class's own layout; None: weights trained by this project, or shipped with it.
     weights: str | None = None
 
     def __post_init__(self) -> None:
@@ -68,7 +72,7 @@ class TokenizerConfig:
 
 
 def tokenizer_path(config: TokenizerConfig, artifacts: Path) -> Path:
-    """The weights of a tokenizer: the file its config names, else the user's own if trained, else those shipped."""
+    """The file of a tokenizer's weights: the one in its config, else the one trained here, else the shipped one."""
     if config.weights is not None:
         return existing_weights(Path(config.weights), f"the tokenizer {config.name}", "tokenizer.weights")
     trained = Path(artifacts) / config.name / "tokenizer.safetensors"
@@ -84,5 +88,5 @@ def tokenizer_path(config: TokenizerConfig, artifacts: Path) -> Path:
 
 
 def device_of(model: "nn.Module") -> "torch.device":
-    """Where a tokenizer's tensors are; a tokenizer may have buffers only."""
+    """The device of a tokenizer's tensors. A tokenizer may have buffers only."""
     return next(itertools.chain(model.parameters(), model.buffers())).device

@@ -15,8 +15,8 @@ from vq.interface import Tokenizer, TokenizerConfig, tokenizer_path
 def load_tokenizer(path: Path, config: TokenizerConfig) -> Tokenizer:
     """The tokenizer stored at `path`, in evaluation mode, float32.
 
-    A class whose published files have a layout of their own turns it into its state dict by a method
-    `from_release(checkpoint, path)`. Raises InputError if the file has other sizes than `config`."""
+    A class whose published files have another layout has a method `from_release(checkpoint, path)` that returns the
+    state dict. Raises InputError if the sizes in the file differ from `config`."""
     model = config.build()
     if config.weights is None:
         _check_sizes(path, config, model)
@@ -37,9 +37,9 @@ def _check_sizes(path: Path, config: TokenizerConfig, model: Any) -> None:
 
 
 def load_decoder(codebook: Codebook, artifacts: Path, weights: str | None = None) -> Tokenizer:
-    """The tokenizer whose codebook this is, in evaluation mode. `weights` says where its file is by now.
+    """The tokenizer of a codebook, in evaluation mode. `weights` is its file if it has moved.
 
-    Raises InputError if the weights in use are not those the codebook was read from."""
+    Raises InputError if the codebook was made from other weights."""
     config = TokenizerConfig(**codebook.meta.config)
     if weights is not None:
         config = replace(config, weights=weights)
@@ -54,4 +54,6 @@ def _config_in(path: Path) -> dict[str, Any]:
         with safe_open(path, "pt") as file:
             return json.loads((file.metadata() or {})["config"])
     except (SafetensorError, KeyError) as error:
-        raise InputError(f"{path} is not a tokenizer of this project, or is truncated ({error})") from error
+        raise InputError(
+            f"{path} is not a tokenizer of this project, or it is truncated ({error}); train it again"
+        ) from error

@@ -63,8 +63,8 @@ def small(tmp_path_factory):
 
 @pytest.fixture
 def pictures(tmp_path):
-    """A function that opens 50 pictures of five classes on disk, anew."""
-    root = tmp_path / "pictures"
+    """A function that opens 50 images of five classes on disk, anew."""
+    root = tmp_path / "images"
     for n in range(NUM_PICTURES):
         file = root / "train" / f"class {n % 5}" / f"{n:02d}.jpg"
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -124,7 +124,7 @@ def test_ten_crops_are_tokenized_view_by_view(pictures, small, tmp_path):
 def test_an_interrupted_extraction_goes_on_to_the_same_bytes(pictures, small, tmp_path, monkeypatch, num_workers):
     model, codebook = small
     settings = ExtractConfig(batch_size=10, shard_size=8, num_workers=num_workers, max_failed_share=0.1)
-    (tmp_path / "pictures" / "train" / "class 2" / "22.jpg").write_bytes(b"no picture")
+    (tmp_path / "images" / "train" / "class 2" / "22.jpg").write_bytes(b"no image")
     views = Views("center-flip")
     extract_codes(model, pictures(), views, codebook, tmp_path / "whole", settings)
     for shards in (2, 1):
@@ -147,7 +147,7 @@ def test_finished_shards_of_other_images_or_settings_are_made_anew(pictures, sma
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         stop_after(patch, 3)
         extract_codes(model, pictures(), Views("center"), codebook, tmp_path / "codes", settings)
-    (tmp_path / "pictures" / "train" / "class 0" / "00.jpg").write_bytes(ilsvrc.jpeg(77, size=(50, 50)))
+    (tmp_path / "images" / "train" / "class 0" / "00.jpg").write_bytes(ilsvrc.jpeg(77, size=(50, 50)))
     damaged = tmp_path / ".codes.shards" / "000001.npz"
     damaged.write_bytes(damaged.read_bytes()[:-100])
     extract_codes(model, pictures(), Views("center"), codebook, tmp_path / "codes", settings)
@@ -159,7 +159,7 @@ def test_finished_shards_of_other_images_or_settings_are_made_anew(pictures, sma
 
 def test_unreadable_pictures_are_listed_and_left_out(pictures, small, tmp_path):
     model, codebook = small
-    broken = tmp_path / "pictures" / "train" / "class 3" / "13.jpg"
+    broken = tmp_path / "images" / "train" / "class 3" / "13.jpg"
     broken.write_bytes(broken.read_bytes()[:-200])
     extract_codes(model, pictures(), Views("center"), codebook, tmp_path / "codes", SETTINGS)  # one is let pass
     codes = load_codes(tmp_path / "codes", codebook.meta.sha256)
@@ -183,7 +183,7 @@ def test_unreadable_pictures_are_listed_and_left_out(pictures, small, tmp_path):
 def test_a_split_without_pictures_is_refused(squares, small, tmp_path):
     model, codebook = small
     none = replace(squares, split="val", pixels=squares.pixels[:0], labels=squares.labels[:0], keys=())
-    with pytest.raises(InputError, match="squares has no val pictures"):
+    with pytest.raises(InputError, match="squares has no val images"):
         extract_codes(model, none, Views("center"), codebook, tmp_path / "codes", SETTINGS)
 
 
@@ -204,17 +204,17 @@ def test_a_tokenizer_of_buffers_only_is_a_tokenizer(squares, small, tmp_path):
 
 def test_too_many_unreadable_pictures_stop_the_run_until_they_are_mended(pictures, small, tmp_path):
     model, codebook = small
-    whole = [tmp_path / "pictures" / "train" / f"class {n % 5}" / f"{n:02d}.jpg" for n in (3, 24)]
+    whole = [tmp_path / "images" / "train" / f"class {n % 5}" / f"{n:02d}.jpg" for n in (3, 24)]
     saved = [file.read_bytes() for file in whole]
     for file in whole:
         file.write_bytes(b"")
     settings = ExtractConfig(shard_size=5, num_workers=0)
-    with pytest.raises(InputError, match=r"2 of the 50 pictures .* more than the 1 allowed.*codes/train-failures.txt"):
+    with pytest.raises(InputError, match=r"2 of the 50 images .* more than the 1 allowed.*codes/train-failures.txt"):
         extract_codes(model, pictures(), Views("center"), codebook, tmp_path / "codes" / "train", settings)
     listed = (tmp_path / "codes" / "train-failures.txt").read_text()
     assert [line.partition(":")[0] for line in listed.splitlines()] == ["class 3/03.jpg", "class 4/24.jpg"]
     strict = ExtractConfig(shard_size=5, num_workers=0, max_failed_share=0.0)
-    with pytest.raises(InputError, match="1 of the 50 pictures"):
+    with pytest.raises(InputError, match="1 of the 50 images"):
         extract_codes(model, pictures(), Views("center"), codebook, tmp_path / "codes" / "strict", strict)
     for file, data in zip(whole, saved, strict=True):
         file.write_bytes(data)
@@ -227,7 +227,7 @@ def test_missing_pictures_count_as_unreadable(small, tmp_path):
     model, codebook = small
     ilsvrc.class_folders(tmp_path)
     source = load_images("imagenet", "train", 16, tmp_path)
-    with pytest.raises(InputError, match=r"1280167 of the 1281167 pictures of imagenet train are missing"):
+    with pytest.raises(InputError, match=r"1280167 of the 1281167 images of imagenet train are missing"):
         extract_codes(model, source, Views("center"), codebook, tmp_path / "codes", SETTINGS)
 
 
@@ -279,8 +279,8 @@ def test_images_that_do_not_fit_the_tokenizer_are_refused(squares, small, tmp_pa
     path = tokenizer_path(config, tmp_path)
     model = load_tokenizer(path, config)
     codebook = make_codebook(config, path, tmp_path / "codebook.npz", model)
-    with pytest.raises(InputError, match="16 pixels a side, the tokenizer takes 32"):
+    with pytest.raises(InputError, match="16 pixels a side, but the tokenizer takes 32"):
         extract_codes(model, squares, Views("center"), codebook, tmp_path / "codes", SETTINGS)
     odd = replace(squares, pixels=np.zeros((50, 18, 18, 3), np.uint8))
-    with pytest.raises(InputError, match="squares have 18 pixels a side, the tokenizer takes multiples of 4"):
+    with pytest.raises(InputError, match="squares have 18 pixels a side, but the tokenizer takes multiples of 4"):
         extract_codes(model, odd, Views("center"), codebook, tmp_path / "codes", SETTINGS)

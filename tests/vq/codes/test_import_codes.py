@@ -144,7 +144,7 @@ def broken_copy(tmp_path, file, array):
     ("file", "array", "words"),
     [
         ("imagenet32_codes/2.npy", None, r"1 of the 4 files .* the first is 2.npy"),
-        ("imagenet32_codes/2.npy", b"\x93NUMPY", r"imagenet32_codes/2.npy is missing, truncated or no array"),
+        ("imagenet32_codes/2.npy", b"\x93NUMPY", r"imagenet32_codes/2.npy is missing, truncated or not an array"),
         ("imagenet32_codes/2.npy", np.full((1, 2, 256), 64), r"token 64 is outside the codebook of 64 .*/2.npy"),
         (
             "imagenet32_codes/2.npy",

@@ -1,4 +1,4 @@
-"""Codes to look at: checksums, the spread of the classes, and a grid of decoded pictures with their labels."""
+"""Check of packed codes: checksums, sizes of the classes, and a grid of decoded images with their labels."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,29 +17,29 @@ LINE = 12  # pixels of a line of text
 
 @dataclass(frozen=True)
 class Checked:
-    """What was found in one directory of codes."""
+    """Result of the check of one directory of codes."""
 
     num_images: int
     num_views: int
     num_shards: int
-    num_classes: int  # with at least one image
-    smallest_class: int  # images
+    num_classes: int  # classes with at least one image
+    smallest_class: int  # number of images
     largest_class: int
-    usage: float  # share of the codebook among the pictures shown
+    usage: float  # share of the codebook in the images shown
 
     def __str__(self) -> str:
         return (
             f"{self.num_images} images, {self.num_views} view(s), {self.num_shards} shards match their checksums; "
-            f"{self.num_classes} classes of {self.smallest_class} to {self.largest_class} images; the pictures shown "
+            f"{self.num_classes} classes of {self.smallest_class} to {self.largest_class} images; the images shown "
             f"use {self.usage:.1%} of the codebook"
         )
 
 
 def check_codes(model: Tokenizer, codebook: Codebook, path: Path, picture: Path, num_shown: int, seed: int) -> Checked:
-    """Verify the codes at `path` and write a PNG of `num_shown` random entries, decoded, to `picture`.
+    """Verify the codes at `path`, and write a PNG of `num_shown` random entries, decoded, to `picture`.
 
-    Under each stand its number, its view, its label and the label's name. Raises InputError as `load_codes` and
-    `verify_codes` do."""
+    The text below each image gives its number, view, label and the name of the label. Raises InputError as `load_codes`
+    and `verify_codes` do."""
     codes = load_codes(path, codebook.meta.sha256)
     num_shards = verify_codes(path)
     keys = (path / "keys.txt").read_text().splitlines()
@@ -72,7 +72,7 @@ def _note(codes: Codes, keys: list[str], row: int, view: int) -> list[str]:
 
 
 def _write_grid(path: Path, pictures: np.ndarray, notes: list[list[str]]) -> None:
-    """Pictures in rows of eight, each with its lines of text below."""
+    """Write the images to a PNG, in rows of eight, each with its lines of text below."""
     side = max(pictures.shape[1], 128)  # room for the text
     width, height = side + 8, side + 8 + LINE * len(notes[0])
     columns = min(8, len(pictures))

@@ -1,11 +1,11 @@
-"""From images to packed codes, shared by processes and gone on with after an interruption.
+"""Extraction of packed codes from images, by one or several processes, resumed after an interruption.
 
-The work is cut into shards of a fixed number of images, and these into fixed batches: the bytes of the result depend
-neither on the number of processes nor on interruptions. A finished shard lies beside the result, in a folder
-`.NAME.shards`, until all are joined.
+The work is cut into shards of a fixed number of images, and a shard into fixed batches. The bytes of the result
+therefore do not depend on the number of processes or on interruptions. Finished shards lie beside the result, in the
+folder `.NAME.shards`, until all are joined.
 
-What LlamaGen's autoregressive/train/extract_codes_c2i.py (FoundationVision/LlamaGen, ce98ec4) writes, view for view;
-differs: it takes one image a batch, and begins anew when interrupted.
+The views are those of LlamaGen's autoregressive/train/extract_codes_c2i.py (FoundationVision/LlamaGen, ce98ec4).
+Differs: LlamaGen takes one image a batch and starts again after an interruption.
 
 Shapes: B images, V views, S x S pixels, T positions."""
 
@@ -46,15 +46,15 @@ def extract_codes(
     path: Path,
     settings: ExtractConfig | None = None,
 ) -> None:
-    """Write the codes of some views of every picture, unless they are there; all processes call it alike.
+    """Write the codes of the given views of every image to `path`, unless they are there. Every process calls this.
 
-    Raises InputError if the pictures do not fit the tokenizer, or if more of them are missing or unreadable than
-    settings allow; the message names the file that lists them."""
+    Raises InputError if the images do not fit the tokenizer, or if more images are missing or unreadable than the
+    settings allow; the message then names the file that lists them."""
     settings, state, resolution = settings or ExtractConfig(), patient_state(), images.pixels.shape[1]
     if resolution % model.downsample:
         raise InputError(
-            f"the images of {images.name} have {resolution} pixels a side, the tokenizer takes multiples of "
-            f"{model.downsample}; choose DATA and TOKENIZER that agree"
+            f"the images of {images.name} have {resolution} pixels a side, but the tokenizer takes multiples of "
+            f"{model.downsample}; choose another DATA or TOKENIZER"
         )
     config = {
         "source": images.name,
@@ -66,13 +66,11 @@ def extract_codes(
         "tokenizer_sha256": codebook.meta.parents["tokenizer"],
     }
     if not len(images):
-        raise InputError(
-            f"{images.name} has no {images.split} pictures; add some, or leave {images.split} out of splits"
-        )
+        raise InputError(f"{images.name} has no {images.split} images; add some, or leave {images.split} out of splits")
     shards = Shards(path.with_name(f".{path.name}.shards"), images, config, codebook, settings)
     if state.is_main_process:
         recover(path)
-        for leftover in path.parent.glob(f".{path.name}.*.partial"):  # of a process that died while it joined
+        for leftover in path.parent.glob(f".{path.name}.*.partial"):  # from a process that died while it joined shards
             shutil.rmtree(leftover)
     state.wait_for_everyone()
     done = _is_done(path, codebook, config, images)
@@ -83,10 +81,10 @@ def extract_codes(
     if done:
         return
     own = range(state.process_index, shards.count, state.num_processes)
-    # What is left is dealt anew, so that all have as much to do after an interruption.
+    # The remaining shards are divided again, so that after an interruption all processes have equal work.
     todo = sorted(gather_object([shard for shard in own if not shards.is_done(shard)]))
     todo = todo[state.process_index :: state.num_processes]
-    shards.check_failures()  # pictures that are missing count from the start
+    shards.check_failures()  # missing images count from the start
     state.wait_for_everyone()
     _fill(shards, todo, model, _Decoded(images, views, resolution), settings.workers(images, state.num_processes))
     state.wait_for_everyone()
@@ -98,17 +96,19 @@ def extract_codes(
 
 
 def _is_done(path: Path, codebook: Codebook, config: dict[str, Any], images: ImageSource) -> bool:
-    """Whether the codes of these images are at `path`. Imported ones are kept, whatever the images."""
+    """Whether the codes of these images are at `path`. Imported codes count as those of any images."""
     try:
         meta = read_meta(path)
     except InputError:
         return False
-    if meta["config"].get("imported"):  # if they do not belong to the codebook, the user decides, not this stage
+    if meta["config"].get("imported"):  # only the user may replace them
         try:
             load_codes(path, codebook.meta.sha256)
         except MissingArtifact as error:
             raise MissingArtifact("imported codes", path, str(error), remove=True) from error
-        logger.info("%s holds imported codes, which are kept; delete them to extract anew: rm -r %s", path, path)
+        logger.info(
+            "%s holds imported codes, which are kept; to extract codes instead, delete them with rm -r %s", path, path
+        )
         return True
     try:
         found = load_codes(path, codebook.meta.sha256)
@@ -124,7 +124,7 @@ def _is_done(path: Path, codebook: Codebook, config: dict[str, Any], images: Ima
 
 @dataclass(frozen=True)
 class _Decoded(Dataset):
-    """Views of pictures by number: (V, S, S, 3) uint8, or why the picture cannot be read."""
+    """Views of images by number: (V, S, S, 3) uint8, or the reason why the image cannot be read."""
 
     images: ImageSource
     views: Views
@@ -139,14 +139,14 @@ class _Decoded(Dataset):
 
 
 def _collate(decoded: list[np.ndarray | str]) -> tuple[Tensor | None, dict[int, str]]:
-    """The readable pictures (B, V, S, S, 3) uint8, and the others by place in the batch."""
+    """The readable images (B, V, S, S, 3) uint8, and the reasons of the others by place in the batch."""
     views = [torch.from_numpy(item) for item in decoded if isinstance(item, np.ndarray)]
     failures = {place: item for place, item in enumerate(decoded) if isinstance(item, str)}
     return torch.stack(views) if views else None, failures
 
 
 def _fill(shards: Shards, todo: list[int], model: Tokenizer, decoded: _Decoded, num_workers: int) -> None:
-    """Make the shards `todo`, decoding ahead over their borders."""
+    """Write the shards `todo`. Images of the next shard are decoded before a shard ends."""
     num_views = len(decoded.views.names)
     step = max(1, shards.settings.batch_size // num_views)
     batches = [
@@ -184,7 +184,9 @@ def _join(shards: Shards, images: ImageSource, codebook: Codebook, path: Path, c
     failed = [row for shard in range(shards.count) for row in shards.failures(shard)]
     rows = np.setdiff1d(np.arange(len(images)), failed)
     if not rows.size:
-        raise InputError(f"none of the {len(images)} {images.split} pictures of {images.name} can be read")
+        raise InputError(
+            f"none of the {len(images)} {images.split} images of {images.name} can be read; check data.path"
+        )
 
     def tokens() -> Iterator[np.ndarray]:
         return (shards.load(shard) for shard in tqdm(range(shards.count), desc="joining shards", disable=None))

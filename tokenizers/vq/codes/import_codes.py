@@ -1,11 +1,11 @@
-"""Codes in the layout that LlamaGen's extraction writes, turned into ours.
+"""Import of codes in the layout of LlamaGen's extraction.
 
 FoundationVision/LlamaGen (ce98ec4), autoregressive/train/extract_codes_c2i.py writes FOLDER/imagenet256_codes/0.npy,
 1.npy ... (1, V, T) int64 with FOLDER/imagenet256_labels/0.npy ... (1,) int64; extract_codes_t2i.py writes
-FOLDER/0.npy ... (1, T) int64 without labels. The number is the image's place in ImageFolder's order.
+FOLDER/0.npy ... (1, T) int64 without labels. The number is the place of the image in ImageFolder's order.
 
-Its sampler pads the last round of the processes, which leaves a few repeats of the first images past the end: for
-ImageNet they are cut at ILSVRC's number, elsewhere at `num_images`."""
+LlamaGen's sampler fills up the last round of the processes, so a few of the first images are repeated at the end. They
+are cut off at ILSVRC's number of images for ImageNet, and at `num_images` for other data."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,17 +21,18 @@ from vq.data import DataConfig
 from vq.interface import TokenizerConfig
 from vq.readers.imagenet import NUM_IMAGES, wnids
 
-CENTRE = {1: 0, 2: 0, 10: FIVE.index("centre")}  # which of so many views is the centre crop
+CENTRE = {1: 0, 2: 0, 10: FIVE.index("centre")}  # number of views -> place of the centre crop
 
 
 def import_codes(
     folders: list[Path], data: DataConfig, split: str, codebook: Codebook, path: Path, num_images: int | None = None
 ) -> int:
-    """Write the codes of LlamaGen's `folders` to `path`: one folder a crop range of ten-crop, else one.
+    """Write the codes of LlamaGen's `folders` to `path` and return the number of images.
 
-    `num_images` cuts what the sampler padded; None takes ILSVRC's number for ImageNet where there are more files, and
-    all files elsewhere. Returns the number of images. Raises InputError naming the file if a number is missing, or
-    if a file is truncated or has another shape, a token outside the codebook or a label outside the classes."""
+    There is one folder for each crop range of ten-crop, otherwise one folder. Files from number `num_images` on are
+    ignored; None means ILSVRC's number for ImageNet, and all files for other data. Raises InputError with the name of
+    the file if a number is missing, or if a file is truncated or has another shape, a token outside of the codebook or
+    a label outside of the classes."""
     views = data.views(split)
     per_folder = 10 if views.crops == "ten-crop" else len(views.names)
     if len(folders) != len(views.names) // per_folder:
@@ -40,7 +41,7 @@ def import_codes(
             f"{len(folders)}; name them with folders=[...]"
         )
     if len({Path(folder).resolve() for folder in folders}) < len(folders):
-        raise InputError(f"the same folder was named twice: {', '.join(map(str, folders))}; each range has its own")
+        raise InputError(f"the same folder was named twice: {', '.join(map(str, folders))}; name one for each range")
     sets = [_Numbered(folder, f"{data.source}{data.resolution}") for folder in folders]
     count = num_images or sets[0].count
     if num_images is None and data.source == "imagenet":
@@ -49,7 +50,9 @@ def import_codes(
         one.check(count, path.with_name(f"{path.name}-missing.txt"))
     is_labelled = sets[0].labels is not None
     if not is_labelled and data.source in ("imagenet", "folder"):
-        raise InputError(f"no labels beside {sets[0].codes}: expected {sets[0].folder}/{sets[0].stem}_labels/0.npy")
+        raise InputError(
+            f"no labels beside {sets[0].codes}: expected {sets[0].folder}/{sets[0].stem}_labels/0.npy; put them there"
+        )
     labels = _read_labels(sets, count) if is_labelled else np.zeros(count, np.int64)
     names = list(wnids()) if data.source == "imagenet" else [str(n) for n in range(int(labels.max()) + 1)]
     if labels.max() >= len(names):
@@ -84,7 +87,7 @@ def import_codes(
 
 
 def _num_positions(codebook: Codebook, data: DataConfig) -> int | None:
-    """Tokens an image by the codebook's tokenizer; None for a codebook that does not name it."""
+    """Tokens of an image by the codebook's tokenizer; None if the codebook does not name it."""
     if "target" not in codebook.meta.config:
         return None
     with torch.device("meta"):
@@ -92,18 +95,18 @@ def _num_positions(codebook: Codebook, data: DataConfig) -> int | None:
 
 
 def _check_imagenet(labels: np.ndarray, one: "_Numbered", split: str) -> None:
-    """Raise InputError unless the labels are those of ILSVRC in ImageFolder's order: every class, one after another."""
+    """Raise InputError unless the labels are ILSVRC's in ImageFolder's order: every class, one after another."""
     follows, found = np.isin(np.diff(labels), (0, 1)), len(np.unique(labels))
     if found != len(wnids()) or not follows.all():
         where = "" if follows.all() else f", and their order breaks after {int((~follows).argmax())}.npy"
         raise InputError(
             f"the labels in {one.labels} are not those of ImageNet {split} in the order of its sorted class folders: "
-            f"there are {found} classes{where}; a part of it comes in with num_images=N"
+            f"there are {found} classes{where}; import a part with num_images=N"
         )
 
 
 class _Numbered:
-    """A folder of files 0.npy, 1.npy ..., with the labels beside it if there are any."""
+    """A folder of files 0.npy, 1.npy ..., and the folder of their labels if there is one."""
 
     def __init__(self, folder: Path, stem: str):
         self.folder, self.stem = Path(folder), stem
@@ -113,8 +116,8 @@ class _Numbered:
         self.numbers = {int(file.stem) for file in self.codes.glob("*.npy") if file.stem.isdigit()}
         if not self.numbers:
             raise InputError(
-                f"no codes of LlamaGen in {folder}: expected {stem}_codes/0.npy, or 0.npy; name the folder that its "
-                "--code-path named with folders=[FOLDER]"
+                f"no codes of LlamaGen in {folder}: expected {stem}_codes/0.npy, or 0.npy; name the folder of its "
+                "--code-path with folders=[FOLDER]"
             )
 
     @property
@@ -122,7 +125,7 @@ class _Numbered:
         return max(self.numbers) + 1
 
     def check(self, count: int, listed: Path) -> None:
-        """Raise InputError, having listed them in `listed`, if any of the numbers 0..count-1 is missing."""
+        """If any of the numbers 0..count-1 is missing, list them in the file `listed` and raise InputError."""
         missing = sorted(set(range(count)) - self.numbers)
         if missing:
             write_text(listed, "".join(f"{number}.npy\n" for number in missing))
@@ -137,14 +140,14 @@ class _Numbered:
         try:
             array = np.load(file, allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
-            raise InputError(f"{file} is missing, truncated or no array ({error}); extract it again") from error
+            raise InputError(f"{file} is missing, truncated or not an array ({error}); extract it again") from error
         if array.dtype.kind not in "iu":
-            raise InputError(f"{file} holds {array.dtype}, expected whole numbers")
+            raise InputError(f"{file} holds {array.dtype}, expected whole numbers; extract it again")
         return array
 
 
 def _read_labels(sets: list[_Numbered], count: int) -> np.ndarray:
-    """(M,) int64; InputError if two folders disagree."""
+    """The labels of all images: (M,) int64. Raises InputError if two folders differ."""
     labels = np.empty((len(sets), count), np.int64)
     for row, one in enumerate(sets):
         for number in tqdm(range(count), desc=f"labels of {one.folder.name}", disable=None):
@@ -155,8 +158,8 @@ def _read_labels(sets: list[_Numbered], count: int) -> np.ndarray:
     differing = np.flatnonzero((labels != labels[0]).any(axis=0))
     if differing.size:
         raise InputError(
-            f"{sets[0].labels} and {sets[-1].labels} hold other labels, the first in {differing[0]}.npy; they are not "
-            "of the same images in the same order"
+            f"the labels in {sets[0].labels} and {sets[-1].labels} differ, first in {differing[0]}.npy; extract the "
+            "same images in the same order"
         )
     return labels[0]
 
@@ -164,7 +167,7 @@ def _read_labels(sets: list[_Numbered], count: int) -> np.ndarray:
 def _shards(
     sets: list[_Numbered], count: int, views: Views, per_folder: int, num_tokens: int, num_positions: int | None
 ) -> Iterator[np.ndarray]:
-    """(B, V, T) after one another; T is `num_positions`, or that of the first file where it is not known."""
+    """Shards (B, V, T) one after another; T is `num_positions`, or that of the first file if it is None."""
     bar = tqdm(total=count, desc="codes", unit="image", disable=None)
     for start in range(0, count, SHARD_SIZE):
         rows = []

@@ -1,4 +1,4 @@
-"""The finished part of an extraction of codes: shards on disk, and the pictures that could not be read.
+"""Finished part of an extraction of codes: shards on disk, and the images that could not be read.
 
 Shapes: B images, V views, T positions."""
 
@@ -24,12 +24,12 @@ SHARD_VERSION = 1
 
 @dataclass(kw_only=True)
 class ExtractConfig:
-    """How codes are extracted."""
+    """Settings of the extraction of codes."""
 
-    batch_size: int = 64  # views at a time on the device
-    shard_size: int = SHARD_SIZE  # images that are done again after an interruption, at most
-    num_workers: int | None = None  # that decode pictures; None: a process's share of the cores
-    # Of the pictures of a split: the run stops beyond it. One is let pass however small the split, unless it is 0.
+    batch_size: int = 64  # views on the device at once
+    shard_size: int = SHARD_SIZE  # most images that an interruption loses
+    num_workers: int | None = None  # processes that decode images; None: a process's share of the cores
+    # Maximum share of missing or unreadable images in a split. One is always tolerated unless this is 0.
     max_failed_share: float = 1e-4
 
     def __post_init__(self) -> None:
@@ -40,7 +40,7 @@ class ExtractConfig:
             raise ValueError(f"extraction.max_failed_share must lie in 0..1, found {self.max_failed_share}")
 
     def allowed(self, num_images: int) -> int:
-        """How many pictures may be missing or unreadable."""
+        """Maximum number of missing or unreadable images."""
         return max(int(self.max_failed_share * num_images), 1 if self.max_failed_share else 0)
 
     def workers(self, images: ImageSource, num_processes: int) -> int:
@@ -72,12 +72,12 @@ class Shards:
         return self.folder / f"{shard:06d}.npz"
 
     def failures(self, shard: int) -> dict[int, str]:
-        """Row and reason of each picture of a shard that could not be read."""
+        """Reasons of a shard's unreadable images, by row."""
         file = self.file(shard).with_suffix(".failures.json")
         return {int(row): reason for row, reason in json.loads(file.read_text())} if file.exists() else {}
 
     def parents(self, shard: int) -> dict[str, str]:
-        """What a shard is made from: it is made anew if any of it changes."""
+        """Hashes of everything a shard is made from. If one changes, the shard is made again."""
         rows, settings = self.rows(shard), self.settings
         made_by = {key: value for key, value in self.config.items() if key != "images_sha256"}
         made_by |= {"batch_size": settings.batch_size, "shard_size": settings.shard_size}
@@ -88,8 +88,8 @@ class Shards:
         }
 
     def clear(self, everything: bool) -> None:
-        """Remove what cannot be gone on with: shards with unreadable pictures, which may be mended by now, and
-        those of a larger set; or all of them."""
+        """Remove shards that cannot be reused: those with unreadable images (they may be readable now) and those of a
+        larger set; with `everything`, all."""
         if everything:
             shutil.rmtree(self.folder, ignore_errors=True)
         for file in self.folder.glob("*.failures.json"):
@@ -106,16 +106,16 @@ class Shards:
         try:
             _, meta = load_npz(self.file(shard), "codes-shard", SHARD_VERSION)
         except InputError as error:
-            logger.warning("%s; it is made anew", error)
+            logger.warning("%s; it is made again", error)
             return False
         if meta.parents != self.parents(shard):
-            logger.warning("%s was made from other images or another config; it is made anew", self.file(shard))
+            logger.warning("%s was made from other images or another config; it is made again", self.file(shard))
             return False
         return True
 
     def save(self, shard: int, tokens: np.ndarray, failures: dict[int, str]) -> None:
-        """Write the tokens (B, V, T) of the readable pictures of a shard; raise InputError if too many are not."""
-        if failures:  # before the tokens: a shard that is there has its failures beside it
+        """Write the tokens (B, V, T) of a shard's readable images; InputError if too many are unreadable."""
+        if failures:  # before the tokens, so that no shard is without its failures
             write_text(self.file(shard).with_suffix(".failures.json"), json.dumps(sorted(failures.items())))
         tokens = tokens.astype(code_type(self.codebook.num_tokens))
         save_npz(self.file(shard), "codes-shard", SHARD_VERSION, {"tokens": tokens}, {}, self.parents(shard))
@@ -126,7 +126,7 @@ class Shards:
         return load_npz(self.file(shard), "codes-shard", SHARD_VERSION)[0]["tokens"]
 
     def list_failures(self) -> list[str]:
-        """A line for each picture that is missing or could not be read, in any process."""
+        """A line for each missing or unreadable image, of all processes."""
         lines = [f"{name}: missing" for name in self.images.missing]
         for file in sorted(self.folder.glob("*.failures.json")):
             lines += [f"{self.images.keys[row]}: {reason}" for row, reason in json.loads(file.read_text())]
@@ -137,14 +137,14 @@ class Shards:
         return self.folder.with_name(f"{self.images.split}-failures.txt")
 
     def check_failures(self) -> None:
-        """Raise InputError, having listed them, if more pictures are missing or unreadable than allowed."""
+        """If more images are missing or unreadable than allowed, list them in a file and raise InputError."""
         total = len(self.images) + len(self.images.missing)
         lines, allowed = self.list_failures(), self.settings.allowed(total)
         if len(lines) > allowed:
             write_text(self.failures_file, "".join(f"{line}\n" for line in lines))
             raise InputError(
-                f"{len(lines)} of the {total} pictures of {self.images.name} {self.images.split} are missing or cannot "
-                f"be read, more than the {allowed} allowed; the first is {lines[0]}. All that were found are listed in "
-                f"{self.failures_file}. Mend them and type the same command, which goes on where it was; or "
-                'allow more with ARGS="extraction.max_failed_share=0.01"'
+                f"{len(lines)} of the {total} images of {self.images.name} {self.images.split} are missing or cannot "
+                f"be read, more than the {allowed} allowed; the first is {lines[0]}. {self.failures_file} lists those "
+                "found so far. Repair them and type the same command, which continues where it stopped; or allow more "
+                'with ARGS="extraction.max_failed_share=0.01"'
             )
