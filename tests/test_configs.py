@@ -3,12 +3,13 @@
 import pytest
 import yaml
 from pipeline import ReproduceConfig
-from stage import CONFIGS, load_config
+from stage import CONFIGS, SCHEMAS, load_config
 
 from llamagen.backbones.base import DataShape
 from llamagen.evaluation.images import EvalFidConfig
 from llamagen.model import build_model, count_parameters
 from llamagen.training.config import TrainConfig
+from masc.heads.config import CONFIGS as HEAD_CONFIGS
 from masc.runtime.artifacts import InputError
 
 
@@ -40,6 +41,14 @@ def test_tuned_values_reach_the_run_they_are_for():
         assert (config.optim.learning_rate, config.optim.table_scale) == (tuned["learning_rate"], tuned["table_scale"])
         assert config.steps == 600
     assert load_config("train", TrainConfig, ["model=llamagen-xl"]).optim.learning_rate == 2e-4  # MASC, App. A
+
+
+def test_every_head_has_a_schema_and_a_choice():
+    schemas = {f"{kind}_schema": f"{config.__module__}:{config.__name__}" for kind, config in HEAD_CONFIGS.items()}
+    assert SCHEMAS["head"] == {"head_schema": "masc.heads.config:HeadConfig", **schemas}
+    for head in choices("head"):
+        config = load_config("train", TrainConfig, ["model=llamagen-tiny", "data=twemoji", f"head={head}"])
+        assert type(config.head) is HEAD_CONFIGS[config.head.kind] and config.head.name == head
 
 
 def test_the_main_job_composes():
