@@ -12,6 +12,7 @@ from llamagen.runs import Run
 from llamagen.sampling.sets import SampleSet
 from llamagen.training.likelihood import image_nats
 from metrics.lite0 import load_extractor, load_reference, measure_images
+from metrics.reference import reference_file
 from metrics.results import Results, row
 from vq.readers import load_images
 
@@ -27,7 +28,7 @@ class EvaluateConfig:
 
 def reference_path(artifacts: str, data: str) -> Path:
     """File of the reference features of a data set."""
-    return Path(artifacts) / "references" / f"{data}-lite0.npz"
+    return reference_file(Path(artifacts), f"{data}-lite0")
 
 
 def likelihood(run: Run) -> list[dict[str, Any]]:

@@ -1,0 +1,67 @@
+"""Sample sets on disk: what they hold, and what results say about them."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from user_errors import tells
+
+from llamagen.release import Release
+from llamagen.runs import Run
+from llamagen.sampling.draw import sample
+from llamagen.sampling.filters import SamplingConfig
+from llamagen.sampling.plan import SampleConfig
+from llamagen.sampling.sets import SampleSet
+from masc.runtime.artifacts import InputError
+
+
+@pytest.fixture
+def samples(tiny_release, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = SampleConfig(
+        release=tiny_release,
+        num_images=12,
+        labels="balanced",
+        form="tokens",
+        sampling=SamplingConfig(guidance=2.0),
+        name="a",
+    )
+    return sample(config)
+
+
+def test_a_set_that_is_not_drawn_names_the_command(tiny_release, tmp_path):
+    run = SampleSet(Run(tmp_path / "run"), "mine")
+    assert not run.is_drawn and run.directory == tmp_path / "run" / "samples" / "mine"
+    with tells(r"no samples at .*/run/samples/mine.*make sample RUN="):
+        run.protocol()
+    with tells(r"no samples at runs/c2i_tiny/samples/b.*make sample .*RELEASE=c2i_tiny"):
+        SampleSet(Release(tiny_release, Path("artifacts")), "b").protocol()
+
+
+def test_the_manifest_is_read_once_and_is_what_results_name(samples):
+    file = samples.directory / "manifest.json"
+    wanted = hashlib.sha256(file.read_bytes()).hexdigest()
+    about = samples.protocol()
+    file.unlink()
+    assert samples.protocol() == about and about["manifest_sha256"] == wanted
+    assert about["guidance"] == 2.0 and about["labels"] == "balanced" and about["num_images"] == 12
+    assert samples.source.protocol(samples.manifest)["resolution"] == 12
+    with pytest.raises(InputError, match="no samples at"):
+        _ = SampleSet(samples.source, "a").manifest
+
+
+def test_tokens_are_decoded_at_the_resolution_they_were_drawn_for(samples):
+    images = samples.open_images(torch.device("cpu"))
+    assert len(images) == 12 and images.read(3, 5).shape == (2, 12, 12, 3)
+    whole = images.read(0, 12)
+    assert np.array_equal(images.read(7, 12), whole[7:]) and samples.tokens.shape == (12, 16)
+
+
+def test_evidence_counts_the_labels_of_the_images_measured(samples):
+    counted = {"classes": 10, "present": 10, "fewest": 1, "most": 2, "sorted": False}
+    assert samples.label_evidence() == counted
+    assert samples.label_evidence(10) == counted | {"most": 1, "sorted": True}
+    (samples.directory / "labels.npy").unlink()
+    assert samples.label_evidence() is None  # captions were shown
