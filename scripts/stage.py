@@ -58,6 +58,8 @@ COMMANDS = {
     "samples": ("sample", "RUN", "RELEASE", "SAMPLES"),
     "captions": ("coco-captions",),
     "text features": ("text-features", "CAPTIONS"),
+    "reference": ("reference", "DATA"),
+    "results": ("eval-fid", "RUN"),
     "weights": ("weights", "NAME"),
 }
 

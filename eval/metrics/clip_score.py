@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from masc.runtime.artifacts import InputError, hash_file
+from masc.runtime.artifacts import InputError, MissingArtifact, hash_file
 from metrics.bootstrap import bootstrap_interval
 from metrics.inception import ARITHMETIC, exact_arithmetic
 from metrics.results import row
@@ -80,20 +80,21 @@ def load_clip(path: Path, sha256: str | None = None, device: torch.device | str 
         ) from error
     path = Path(path)
     if not path.exists():
-        raise InputError(f"no weights of {name} at {path}; download them with `make weights NAME={NAME}`")
+        raise MissingArtifact("weights", path, f"no weights of {name} at {path}", name=NAME)
     found = hash_file(path)
     if sha256 is not None and found != sha256:
-        raise InputError(
-            f"the weights in {path} have SHA-256 {found}, expected {sha256}: truncated, or another network. Remove "
-            f"the file and type `make weights NAME={NAME}`"
-        )
+        problem = f"the weights in {path} have SHA-256 {found}, expected {sha256}: truncated, or another network"
+        raise MissingArtifact("weights", path, problem, remove=True, name=NAME)
     try:
         with _quietly():
             model = open_clip.create_model(name, pretrained=str(path), weights_only=True)
     except (RuntimeError, KeyError, AttributeError, TypeError, UnpicklingError, EOFError, SafetensorError) as error:
-        raise InputError(
+        raise MissingArtifact(
+            "weights",
+            path,
             f"{path} does not hold the tensors of {name} ({str(error).splitlines()[0]}); OpenAI's own ViT-B-32.pt is a "
-            f"program, which is not run here. Take open_clip's copy of its tensors: `make weights NAME={NAME}`"
+            "program, which is not run here. Take open_clip's copy of its tensors",
+            name=NAME,
         ) from error
     model = model.eval().requires_grad_(False).to(device)
     # The defaults are OpenAI's: shorter side by bicubic, centre crop, its mean and deviation.

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from masc.runtime.artifacts import InputError, hash_file, write_json, write_text
+from masc.runtime.artifacts import InputError, MissingArtifact, hash_file, write_json, write_text
 from masc.runtime.streams import Purpose, random_stream
 from metrics.evaluators import TF1_BILINEAR
 from metrics.protocol import ProtocolConfig
@@ -26,7 +26,6 @@ from vq.readers.coco import find_annotations, load_coco, read_annotations
 from vq.readers.stored import CroppedPixels, StoredImages
 
 FORMAT, VERSION = "masc-coco-captions", 1
-MAKE = 'make coco-captions ARGS="coco=FOLDER"'
 PAIRINGS = ("all", "paired")
 
 
@@ -179,15 +178,14 @@ def load_captions(path: Path) -> CaptionList:
     Raises InputError if there are none, a choice was altered, or it is COCO's whole annotations."""
     path = Path(path)
     if not path.is_file():
-        raise InputError(f"no captions at {path}; choose them with `{MAKE}`")
+        raise _missing_choice(path, f"no captions at {path}")
     try:
         if path.suffix == ".json":
             return _load_choice(path)
         texts = read_table(path) if path.suffix == ".csv" else path.read_text("utf-8").split("\n")
     except (UnicodeDecodeError, json.JSONDecodeError, csv.Error, KeyError, TypeError) as error:
-        raise InputError(
-            f"cannot read the captions of {path} ({type(error).__name__}: {error}); choose them anew with `{MAKE}`"
-        ) from error
+        problem = f"cannot read the captions of {path} ({type(error).__name__}: {error})"
+        raise _missing_choice(path, problem) from error
     texts = [text.strip() for text in texts]
     while texts and not texts[-1]:
         texts.pop()
@@ -195,6 +193,10 @@ def load_captions(path: Path) -> CaptionList:
         where = f"line {texts.index('') + 1} is empty" if texts else "there is nothing in it"
         raise InputError(f"{path} must hold a caption a line, but {where}; image i shows caption i, so none may lack")
     return CaptionList(texts)
+
+
+def _missing_choice(path: Path, problem: str, remove: bool = False) -> MissingArtifact:
+    return MissingArtifact("captions", path, problem, remove=remove, overrides={"coco": "FOLDER"})
 
 
 def read_table(path: Path) -> list[str]:
@@ -219,15 +221,16 @@ def _load_choice(path: Path) -> CaptionList:
     content = json.loads(path.read_text("utf-8"))
     info = content["info"] if isinstance(content, dict) and isinstance(content.get("info"), dict) else {}
     if (info.get("format"), info.get("version")) != (FORMAT, VERSION):
-        raise InputError(
+        raise _missing_choice(
+            path,
             f"{path} is no choice of captions, one an image in the order of the samples; if it is COCO's own file, "
-            f"choose from it with `{MAKE}`"
+            "choose from it",
         )
     rows = content["annotations"]
     texts, images, own = ([row[key] for row in rows] for key in ("caption", "image_id", "caption_id"))
     found = CaptionList(texts, images, own, {key: info[key] for key in ("split", "seed", "annotations_sha256")})
     if (found.sha256, found.ids_sha256) != (info["captions_sha256"], info["ids_sha256"]):
-        raise InputError(f"{path} does not match its own SHA-256; remove it and choose anew with `{MAKE}`")
+        raise _missing_choice(path, f"{path} does not match its own SHA-256", remove=True)
     return found
 
 

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from masc.runtime.artifacts import InputError, hash_file
+from masc.runtime.artifacts import InputError, MissingArtifact, hash_file
 from metrics.evaluators import NAME, SHA256_PREFIX
 
 POOLED, SPATIAL, CLASSES = 2048, 2023, 1008
@@ -201,16 +201,17 @@ def load_inception(path: Path, sha256: str | None = None, device: torch.device |
     Raises InputError if there is no file, it has another hash, or it does not hold these 566 tensors."""
     path = Path(path)
     if not path.exists():
-        raise InputError(
-            f"no Inception weights at {path}; download them with `make weights NAME={NAME}`, or copy "
-            f"pt_{NAME}-{SHA256_PREFIX}.pth there"
-        )
+        problem = f"no Inception weights at {path}; copy pt_{NAME}-{SHA256_PREFIX}.pth there"
+        raise MissingArtifact("weights", path, f"{problem}, or download it", name=NAME)
     found, expected = hash_file(path), sha256 or SHA256_PREFIX
     if not found.startswith(expected):
-        raise InputError(
+        raise MissingArtifact(
+            "weights",
+            path,
             f"the Inception weights in {path} have SHA-256 {found}, expected {expected}"
-            f"{'' if sha256 else '...'}: truncated, or another network, whose numbers compare with nobody's. Remove "
-            f"the file and type `make weights NAME={NAME}`"
+            f"{'' if sha256 else '...'}: truncated, or another network, whose numbers compare with nobody's",
+            remove=True,
+            name=NAME,
         )
     try:
         state = torch.load(path, weights_only=True, map_location="cpu")

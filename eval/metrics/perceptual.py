@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from masc.runtime.artifacts import InputError, hash_file
+from masc.runtime.artifacts import MissingArtifact, hash_file
 from vq.pixels import to_tensor
 
 logger = logging.getLogger(__name__)
@@ -76,20 +76,23 @@ def load_lpips(
 
     None, with a warning, where there is no such file; InputError where it is another, or truncated."""
     path, known = lpips_path(folder, backbone), BACKBONES[backbone]
-    how = f"make weights NAME={known.release}"
     if not path.exists():
-        logger.warning("LPIPS is left out: there is no %s; download it with `%s`", path, how)
+        logger.warning("LPIPS is left out: there is no %s; type `make weights NAME=%s`", path, known.release)
         return None
     found, expected = hash_file(path), sha256 or known.sha256
     if not found.startswith(expected):
-        raise InputError(
-            f"{path} has SHA-256 {found}, expected {expected}{'' if sha256 else '...'}: truncated, or another network. "
-            f"Remove it and type `{how}`"
+        raise MissingArtifact(
+            "weights",
+            path,
+            f"{path} has SHA-256 {found}, expected {expected}{'' if sha256 else '...'}: truncated, or another network",
+            remove=True,
+            name=known.release,
         )
     model = Lpips(backbone)
     try:
         model.load_backbone(torch.load(path, weights_only=True, map_location="cpu"))
     except (KeyError, RuntimeError, AttributeError, TypeError, UnpicklingError, EOFError) as error:
-        raise InputError(f"{path} does not hold torchvision's weights of {path.stem} ({error}); `{how}`") from error
+        problem = f"{path} does not hold torchvision's weights of {path.stem} ({error})"
+        raise MissingArtifact("weights", path, problem, remove=True, name=known.release) from error
     model.sha256 = found
     return model.eval().requires_grad_(False).to(device)

@@ -19,7 +19,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
-from masc.runtime.artifacts import InputError, hash_arrays, hash_file, replacing, reuse_npz, save_npz
+from masc.runtime.artifacts import InputError, MissingArtifact, hash_arrays, hash_file, replacing, reuse_npz, save_npz
 from masc.runtime.npy import write_npy
 from masc.runtime.streams import Purpose, random_stream
 from metrics.evaluators import RESIZE, SHA256_PREFIX
@@ -75,14 +75,19 @@ def find_reference(name: str, artifacts: Path, weights: Path, resize: str) -> Pa
     if Path(name).exists():
         return Path(name)
     if resize != RESIZE["adm"]:
-        raise InputError(
-            f"no reference {name!r}: neither {made} nor a path. This protocol has the resize {resize}: make one "
-            f'with it by `make reference DATA=imagenet256 ARGS="resize={resize} data.path=FOLDER"`, or name a folder '
-            "of PNG files"
+        raise MissingArtifact(
+            "reference",
+            made,
+            f"no reference {name!r}: neither {made} nor a path. This protocol has the resize {resize}: name a folder "
+            "of PNG files, or make a reference with this resize",
+            data="imagenet256",
+            overrides={"resize": resize, "data.path": "FOLDER"},
         )
-    raise InputError(
-        f"no reference {name!r}: neither {made} nor a path. Make it with `make reference DATA=...`, download ADM's "
-        "with `make weights NAME=adm-imagenet256`, or name a folder of PNG files or an .npz"
+    raise MissingArtifact(
+        "reference",
+        made,
+        f"no reference {name!r}: neither {made} nor a path. Name a folder of PNG files, an .npz or adm-imagenet256 "
+        "(ADM's, which can be downloaded), or make this reference",
     )
 
 
@@ -135,10 +140,8 @@ def _check_pinned(name: str, path: Path, sha256: str, weights: Path) -> None:
     """Raise InputError if a reference of the registry has other bytes than are known, or than were first downloaded."""
     pinned = pin_of(RELEASES[name], RELEASES[name].files[0], weights).sha256
     if pinned and sha256 != pinned:
-        raise InputError(
-            f"{path} has SHA-256 {sha256}, expected {pinned}: damaged, or another reference. Remove it and type "
-            f"`make weights NAME={name}`"
-        )
+        problem = f"{path} has SHA-256 {sha256}, expected {pinned}: damaged, or another reference"
+        raise MissingArtifact("weights", path, problem, remove=True, name=name)
 
 
 def hash_of(config: dict[str, Any]) -> str:
@@ -178,10 +181,12 @@ def _check_origin(path: Path, stored: dict[str, np.ndarray], header: dict, model
         )
     made_with = header.get("extractor_sha256", model.sha256), header.get("resize", RESIZE["adm"])
     if made_with != (model.sha256, resize):
-        raise InputError(
+        raise MissingArtifact(
+            "reference",
+            path,
             f"the statistics in {path} are of the extractor {made_with[0][:12]} with the resize {made_with[1]}; this "
-            f"protocol has {model.sha256[:12]} and {resize}, and the two cannot be compared. Make a reference for it: "
-            f'`make reference DATA=... ARGS="resize={resize} name=..."`'
+            f"protocol has {model.sha256[:12]} and {resize}, and the two cannot be compared. Make a reference for it",
+            overrides={"resize": resize, "name": "..."},
         )
 
 

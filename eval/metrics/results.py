@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from masc.runtime.artifacts import InputError, write_json
+from masc.runtime.artifacts import InputError, MissingArtifact, write_json
 
 VERSION = 1
 
@@ -221,7 +221,7 @@ class Results:
         """The results in a file. Raises InputError if it is missing, is no file of results, or has an unknown key."""
         path = Path(path)
         if not path.exists():
-            raise InputError(f"no results at {path}; measure with `make eval-fid` or `make eval-lite`")
+            raise MissingArtifact("results", path)
         try:
             content = json.loads(path.read_text())
         except (json.JSONDecodeError, UnicodeDecodeError) as error:

@@ -177,9 +177,7 @@ def write_report(inputs: ReportInputs, directory: Path) -> Path:
 
     Raises InputError if there are no runs."""
     if not inputs.runs:
-        raise InputError(
-            "no trained runs to report on; train one with `make train`, or everything with `make reproduce`"
-        )
+        raise InputError("no trained runs to report on; name at least one head and one seed")
     table = summarise(inputs.runs, inputs.sample_sets)
     tokenizer = tokenizer_figures(inputs.tokenizer_results)
     claims = state_claims(table, tokenizer.get("results"), inputs.sample_sets)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from masc.runtime.artifacts import InputError
+from masc.runtime.artifacts import InputError, MissingArtifact
 from masc.runtime.run import read_metrics
 from metrics.results import Results
 from reports.published import label_of
@@ -45,7 +45,7 @@ class RunRecord:
         directory = Path(directory)
         for name in FILES:
             if not (directory / name).exists():
-                raise InputError(f"no {name} in {directory}; train the run with `make train`")
+                raise MissingArtifact("run", directory, f"no {name} in {directory}")
         try:
             config = yaml.safe_load((directory / "config.yaml").read_text())
             provenance = json.loads((directory / "provenance.json").read_text())
@@ -58,7 +58,7 @@ class RunRecord:
         _check_config(config, provenance, directory)
         run = RunRecord(directory, config, provenance, _check_rows(rows, directory))
         if not run.curve["step"].size:
-            raise InputError(f"{directory} has no validation results yet; go on training it with `make train`")
+            raise MissingArtifact("run", directory, f"{directory} has no validation results yet; resume its training")
         return run
 
     @property

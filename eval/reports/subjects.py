@@ -10,7 +10,7 @@ from typing import Any
 
 from PIL import Image
 
-from masc.runtime.artifacts import InputError
+from masc.runtime.artifacts import InputError, MissingArtifact
 from masc.runtime.run import flatten
 from metrics.results import Results
 from reports.doctor.doctor import read_results
@@ -89,10 +89,8 @@ def find_subjects(
         found += [Subject(path, None, results, {})] * bool(results)
     if not found and is_required:
         reasons = "".join(f"\n  {each['place']}: {each['reason']}" for each in skipped)
-        raise InputError(
-            f"no run and no results in {', '.join(map(str, [root, *files]))}; train with `make train`, measure with "
-            f"`make eval-fid`, or say where they are with RUNS=...{reasons}"
-        )
+        problem = f"no run and no results in {', '.join(map(str, [root, *files]))}{reasons}"
+        raise MissingArtifact("run", root, f"{problem}\nSay where they are with RUNS=..., or train a run")
     return _named(found), skipped
 
 

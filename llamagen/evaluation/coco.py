@@ -52,7 +52,7 @@ class ClipConfig:
         try:
             path = weights_path(NAME, folder)
         except InputError as error:
-            logger.warning("no CLIP score: %s", error)
+            logger.warning("no CLIP score: %s (make weights NAME=%s)", error, NAME)
             return None
         release = RELEASES[NAME]
         pinned = pin_of(release, release.files[0], folder).sha256

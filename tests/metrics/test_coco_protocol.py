@@ -7,6 +7,7 @@ import pytest
 from coco_folder import file_name, make_coco
 from PIL import Image
 from torchvision import transforms
+from user_errors import tells
 
 from llamagen.conditions.captions import read_captions
 from masc.runtime.artifacts import InputError, hash_file
@@ -103,7 +104,7 @@ def test_llamagens_table_is_read_as_llamagen_reads_it(tmp_path):
 
 
 def test_what_is_no_list_of_captions_is_refused(coco, tmp_path):
-    with pytest.raises(InputError, match=r"is no choice of captions.*choose from it with `make coco-captions"):
+    with tells(r"is no choice of captions.*choose from it; type `make coco-captions"):
         load_captions(coco / "annotations" / "captions_val2014.json")
     (tmp_path / "gap.txt").write_text("a\n\nb\n")
     with pytest.raises(InputError, match="line 2 is empty"):

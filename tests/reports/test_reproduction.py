@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import yaml
+from user_errors import tells
 
 from masc.runtime.artifacts import InputError
 from reports.claims import state_claims
@@ -138,7 +139,7 @@ def test_samples_are_shown_without_a_tree(tmp_path):
 
 
 def test_a_run_without_results_is_refused(tmp_path):
-    with pytest.raises(InputError, match=r"no config.yaml in .*make train"):
+    with tells(r"no config.yaml in .*make train"):
         RunRecord.load(tmp_path)
     run = make_run(tmp_path, "flat", 0, [7, 6])
     (run.directory / "metrics.jsonl").write_text("")

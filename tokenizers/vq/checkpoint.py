@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from masc.runtime.artifacts import InputError
+from masc.runtime.artifacts import InputError, MissingArtifact
 
 # Classes of training frameworks in published checkpoints. Their objects are replaced by empty ones.
 FRAMEWORKS = ("pytorch_lightning.", "lightning.", "lightning_fabric.")
@@ -37,7 +37,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     No code of the file runs."""
     path = Path(path)
     if not path.exists():
-        raise InputError(f"no checkpoint at {path}; download it with `make weights`, or give another path")
+        raise MissingArtifact("weights", path, f"no checkpoint at {path}; give another path, or download it")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)

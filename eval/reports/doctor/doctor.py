@@ -6,7 +6,7 @@ or the pictures. Each rule looks for one; a rule is a function from a case to fi
 from collections.abc import Sequence
 from pathlib import Path
 
-from masc.runtime.artifacts import InputError
+from masc.runtime.artifacts import InputError, MissingArtifact
 from metrics.results import Results
 from reports.doctor import evidence, rules
 from reports.doctor.rules import TOLERANCE, Case, Finding, agrees, beside, deviations, of_same_is
@@ -79,7 +79,7 @@ def read_results(run: str | None, results: str | None) -> dict[Path, Results]:
     paths = [Path(results)] if results else sorted(Path(run, "eval").glob("*.json"))
     paths = [path for path in paths if results or path.stem != "likelihood"]
     if not paths:
-        raise InputError(f"no results in {Path(run, 'eval')}; measure with `make eval-fid RUN={run}`")
+        raise MissingArtifact("results", Path(run, "eval"), f"no results in {Path(run, 'eval')}", run=run)
     return {path: Results.load(path) for path in paths}
 
 

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 from download_server import FaultyHandler, FaultyServer, serving
+from user_errors import tells
 
 from masc.runtime.artifacts import InputError
 from vq.hub import fetch as hub
@@ -65,7 +66,7 @@ def test_a_reference_arrives_whole_and_is_pinned_by_its_own_hash(server, tmp_pat
 @pytest.mark.parametrize("etag", ['"0x8D9"', ""])
 def test_an_interrupted_download_goes_on(server, tmp_path, etag):
     server.cut, server.failures, server.etag = 90_000, 1, etag
-    with pytest.raises(InputError, match=r"503.*MASC_MIRROR.*goes on from it"):
+    with tells(r"503.*continues from it.*MASC_MIRROR"):
         hub.fetch(NAME, tmp_path)
     (partial,) = tmp_path.glob(".*.incomplete")
     kept = partial.stat().st_size
@@ -115,7 +116,7 @@ def test_a_redirect_to_another_place_is_followed(server, tmp_path):
 def test_a_file_that_is_there_is_never_replaced(server, tmp_path):
     path = hub.fetch(NAME, tmp_path)
     path.write_bytes(CONTENT[::-1])
-    with pytest.raises(InputError, match=rf"SHA-256 .*expected {SHA256}.*Remove"):
+    with pytest.raises(InputError, match=rf"SHA-256 .*expected {SHA256}.*remove"):
         hub.fetch(NAME, tmp_path)
     assert path.read_bytes() == CONTENT[::-1]
     path.write_bytes(CONTENT[:-1])
@@ -180,5 +181,5 @@ def test_what_the_server_lacks_or_no_server_is_said(server, tmp_path, monkeypatc
     with pytest.raises(InputError, match=rf"there is no {FILE} in .*\(404"):
         hub.fetch(NAME, tmp_path)
     monkeypatch.setenv("MASC_MIRROR", "http://127.0.0.1:9")
-    with pytest.raises(InputError, match=r"no network: http://127\.0\.0\.1:9/.*MASC_MIRROR.*by hand"):
+    with tells(r"no network: http://127\.0\.0\.1:9/.*by hand.*MASC_MIRROR"):
         hub.fetch(NAME, tmp_path)

@@ -28,9 +28,9 @@ from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from huggingface_hub.file_download import http_get
 from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
 
-from masc.runtime.artifacts import InputError, hash_file
+from masc.runtime.artifacts import InputError, MissingArtifact, hash_file
 from masc.runtime.locks import lock_file
-from vq.hub.pins import LOCK, Pin, how_to_get, key_of, lock, pin_of
+from vq.hub.pins import LOCK, Pin, key_of, lock, missing_file, pin_of
 from vq.hub.releases import RELEASES, Release, RemoteFile
 
 logger = logging.getLogger(__name__)
@@ -64,7 +64,7 @@ def release(name: str) -> Release:
     for found in RELEASES.values():
         if name in (found.name, *(file.name for file in found.files if len(found.files) == 1)):
             return found
-    raise InputError(f"there are no weights called {name!r}; choose NAME in `make weights NAME=...` from:\n{listing()}")
+    raise InputError(f"there are no weights called {name!r}; NAME can be:\n{listing()}")
 
 
 def listing() -> str:
@@ -87,12 +87,10 @@ def weights_path(name: str, folder: Path) -> Path:
     for file in found.files:
         path, size = found.place(file, folder), pin_of(found, file, folder).size
         if not path.exists():
-            raise InputError(f"no {path}; {how_to_get(found, file, folder)}")
+            raise missing_file(found, file, folder, f"no {path}")
         if size and path.stat().st_size != size:
-            raise InputError(
-                f"{path} has {path.stat().st_size} bytes, expected {size}: it is truncated or another file. Remove it; "
-                f"then {how_to_get(found, file, folder)}"
-            )
+            problem = f"{path} has {path.stat().st_size} bytes, expected {size}: it is truncated or another file"
+            raise missing_file(found, file, folder, problem, remove=True)
     return found.path(folder)
 
 
@@ -107,7 +105,7 @@ def fetch(name: str, folder: Path) -> Path:
         if path.exists():
             _check_present(found, file, path, folder)
         elif not found.is_remote:
-            raise InputError(f"{name} cannot be downloaded; {how_to_get(found, file, folder)}")
+            raise missing_file(found, file, folder, f"{name} cannot be downloaded here")
         else:
             _download(found, file, path, folder)
     return found.path(folder)
@@ -215,12 +213,12 @@ def _download(found: Release, file: RemoteFile, path: Path, folder: Path) -> Non
 @contextlib.contextmanager
 def _plainly(found: Release, file: RemoteFile, url: str, folder: Path, partial: Path | None = None) -> Iterator[None]:
     """Turn the client's errors into InputErrors."""
-    kept = f"; {partial.name} is kept and the same command goes on from it" if partial is not None else ""
-    instead = f"To get it, {how_to_get(found, file, folder)}{kept}"
+    kept = f"; {partial.name} is kept, and the same command continues from it" if partial is not None else ""
     try:
         yield
     except OfflineModeIsEnabled as error:
-        raise InputError(f"HF_HUB_OFFLINE is set, so nothing was asked of {url}; unset it. {instead}") from error
+        problem = f"HF_HUB_OFFLINE is set, so {url} was not asked; unset it{kept}"
+        raise missing_file(found, file, folder, problem) from error
     except HfHubHTTPError as error:
         status = error.response.status_code
         if status == 404:
@@ -228,9 +226,10 @@ def _plainly(found: Release, file: RemoteFile, url: str, folder: Path, partial: 
                 f"there is no {file.name} in {found.origin} (404 from {url}); if it moved, correct "
                 "tokenizers/vq/hub/releases.py"
             ) from error
-        raise InputError(f"the server answered {status} for {url}. {instead}") from error
+        raise missing_file(found, file, folder, f"the server answered {status} for {url}{kept}") from error
     except httpx2.TransportError as error:
-        raise InputError(f"no network: {url} could not be reached ({error}). {instead}") from error
+        problem = f"no network: {url} could not be reached ({error}){kept}"
+        raise missing_file(found, file, folder, problem) from error
     except OSError as error:
         if error.errno is not None:  # an error of the disk; the client's check of the length has no number
             raise
@@ -250,9 +249,12 @@ def _verify(found: Release, file: RemoteFile, path: Path, pin: Pin, announced: A
         checks.append(("git SHA-1", _git_hash(path), announced.git_sha1))
     for what, here, expected in checks:
         if expected and here != expected:
-            raise InputError(
+            raise MissingArtifact(
+                "weights",
+                path,
                 f"{file.name} has the {what} {here}, expected {expected} ({found.origin}): it is damaged, or another "
-                f"file. Remove {path} if it still exists, and type `make weights NAME={found.name}`"
+                f"file; remove {path} if it still exists",
+                name=found.name,
             )
     return sha256
 

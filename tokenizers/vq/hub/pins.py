@@ -4,7 +4,7 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from masc.runtime.artifacts import InputError, write_json
+from masc.runtime.artifacts import InputError, MissingArtifact, write_json
 from masc.runtime.locks import lock_file
 from vq.hub.releases import RELEASES, Release, RemoteFile
 
@@ -52,17 +52,24 @@ def _read(folder: Path) -> dict[str, dict[str, str | int]]:
         raise InputError(f"{path} is broken ({error}); delete it to accept the current downloads") from error
 
 
-def how_to_get(found: Release, file: RemoteFile, folder: Path) -> str:
-    """How to get a missing file of a release; the text begins with a verb."""
-    pin = pin_of(found, file, folder)
+def missing_file(found: Release, file: RemoteFile, folder: Path, problem: str, remove: bool = False) -> InputError:
+    """The error for a file of a release that is missing or wrong: `problem`, and how to get the file.
+
+    `remove` says that the wrong file must be deleted first."""
+    pin, place = pin_of(found, file, folder), found.place(file, folder)
     known = [f"{pin.size} bytes"] * bool(pin.size) + [f"SHA-256 {pin.sha256}"] * bool(pin.sha256)
     expected = f" ({', '.join(known)})" if known else ""
     if not found.is_remote:
-        return f"download it from {found.source} and copy it to {found.place(file, folder)}{expected}"
+        removed = "remove it, " if remove else ""
+        return InputError(f"{problem}; {removed}download it from {found.source} and copy it to {place}{expected}")
     mirror = "HF_ENDPOINT" if found.repository else "MASC_MIRROR"
-    return (
-        f"type `make weights NAME={found.name}`, with {mirror} set to a mirror if the server cannot be reached, "
-        f"or copy {file.name} of {found.origin} by hand to {found.place(file, folder)}{expected}"
+    return MissingArtifact(
+        "weights",
+        place,
+        f"{problem}; copy {file.name} of {found.origin} by hand to {place}{expected}, or download it, with {mirror} "
+        "set to a mirror if the server cannot be reached",
+        remove=remove,
+        name=found.name,
     )
 
 
@@ -73,8 +80,8 @@ def existing_weights(path: Path, owner: str, option: str) -> Path:
     the config key that names it."""
     if path.exists():
         return path
-    how = "copy it there"
+    problem = f'no weights of {owner} at {path}; name their file with ARGS="{option}=PATH"'
     for found in RELEASES.values():
         if found.path(path.parent) == path:
-            how = how_to_get(found, found.files[0], path.parent)
-    raise InputError(f'no weights of {owner} at {path}; {how}, or name their file with ARGS="{option}=PATH"')
+            raise missing_file(found, found.files[0], path.parent, problem)
+    raise InputError(f"{problem}, or copy it there")
