@@ -16,6 +16,7 @@ from llamagen.conditions.features import TextFeatures
 from llamagen.conditions.images import check_text_model
 from llamagen.evaluation.fid import Evaluation
 from llamagen.evaluation.images import EvalFidConfig, first_images
+from llamagen.sampling.sets import SampleSet
 from masc.runtime.artifacts import InputError, MissingArtifact, naming, write_text
 from metrics.clip_score import MODEL, NAME, Clip, clip_cosines, clip_score, load_clip
 from metrics.coco_protocol import (
@@ -120,6 +121,7 @@ class CocoEvaluation(Evaluation):
     def __init__(self, config: EvalCocoConfig):
         """Finds captions and their features; raises InputError if they are missing or do not fit the images."""
         super().__init__(config)
+        self.samples = self.found if isinstance(self.found, SampleSet) else None
         if self.samples is not None:
             check_text_model(self.samples.source.config.model, "captions")
         self.captions_path = _captions_file(config, self.state)

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from llamagen.evaluation.images import EvalFidConfig, find_samples, first_images, open_images
+from llamagen.evaluation.images import EvalFidConfig, find_images, first_images, open_images
 from llamagen.evaluation.saved import save_beside
 from masc.runtime.device import patient_state
 from metrics.features import compute_features
@@ -28,7 +28,7 @@ class Evaluation:
     def __init__(self, config: EvalFidConfig):
         """Raises InputError if the run or the images do not exist."""
         self.config, self.state = config, patient_state()
-        self.samples = find_samples(config)
+        self.found = find_images(config)
 
     @cached_property
     def model(self) -> Inception:
@@ -68,7 +68,7 @@ class Evaluation:
 
         References and weights are looked for before anything is drawn or measured."""
         config, state, references = self.config, self.state, self.references()
-        images = open_images(config, self.samples, state.device)
+        images = open_images(config, self.found, state.device)
         pictures = self.choose(images.pictures)
         features, written = {}, []
         for name, protocol in config.protocols.items():

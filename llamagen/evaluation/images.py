@@ -122,43 +122,39 @@ def first_images(pictures: Pictures, wanted: int | None) -> Pictures:
     return FirstPictures(pictures, wanted)
 
 
-def find_samples(config: EvalFidConfig) -> SampleSet | None:
-    """The sample set to be measured, drawn already or not; None for other images.
+def find_images(config: EvalFidConfig) -> SampleSet | Pictures:
+    """The sample set to be measured, drawn already or not, or any other images.
 
     Raises InputError if there is no such run, or there are no such images."""
     drawing = config.sample_config
-    if drawing is not None:
-        return SampleSet(drawing.open_source(), drawing.name)
-    open_samples(Path(config.samples))  # its InputError
-    return None
+    return open_samples(Path(config.samples)) if drawing is None else SampleSet(drawing.open_source(), drawing.name)
 
 
-def open_images(config: EvalFidConfig, samples: SampleSet | None, device: torch.device) -> MeasuredImages:
-    """The images to be measured; `samples` are those that `find_samples` gave, and are drawn first if need be."""
-    drawing = config.sample_config
-    if samples is None or drawing is None:
-        return _open_other_images(config)
-    if not samples.is_drawn:
-        sample(drawing, source=samples.source)
-    _warn_if_otherwise(samples, drawing)
-    pictures = samples.open_images(device)
-    about = {**samples.protocol(), "file_type": pictures.file_type, "images_sha256": pictures.sha256}
-    about |= samples.source.protocol(samples.manifest)
-    evidence = {**_file_evidence(pictures), **samples.source.evidence()}
-    labels = samples.label_evidence(config.num_images)
+def open_images(config: EvalFidConfig, found: SampleSet | Pictures, device: torch.device) -> MeasuredImages:
+    """The images that `find_images` found, ready to be measured. Samples are drawn if they are not there."""
+    if not isinstance(found, SampleSet):
+        return _other_images(config, found)
+    drawing, source = config.sample_config, found.source
+    if not found.is_drawn:
+        sample(drawing, source=source)
+    _warn_if_otherwise(found, drawing)
+    pictures = found.open_images(device)
+    about = {**found.protocol(), "file_type": pictures.file_type, "images_sha256": pictures.sha256}
+    about |= source.protocol(found.manifest)
+    evidence = {**_file_evidence(pictures), **source.evidence()}
+    labels = found.label_evidence(config.num_images)
     if labels is not None:
         evidence["labels"] = labels
-    out = Path(config.out) if config.out else samples.source.directory / "eval"
-    return MeasuredImages(pictures, out / samples.name, about, evidence)
+    out = Path(config.out) if config.out else source.directory / "eval"
+    return MeasuredImages(pictures, out / found.name, about, evidence)
 
 
-def _open_other_images(config: EvalFidConfig) -> MeasuredImages:
-    place = Path(config.samples)
-    pictures = open_samples(place)
-    about = {"images": str(place), "images_sha256": pictures.sha256, "file_type": pictures.file_type}
+def _other_images(config: EvalFidConfig, pictures: Pictures) -> MeasuredImages:
+    place, sha256 = Path(config.samples), pictures.sha256
+    about = {"images": str(place), "images_sha256": sha256, "file_type": pictures.file_type}
     # A folder's name may have dots in it: v1.0 is not v1.5. Other images of that name keep their results.
     name = place.absolute().name if place.is_dir() else place.stem
-    results = Path(config.out or PICTURES) / f"{name}-{pictures.sha256[:8]}"
+    results = Path(config.out or PICTURES) / f"{name}-{sha256[:8]}"
     return MeasuredImages(pictures, results, about, _file_evidence(pictures))
 
 
