@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -45,15 +46,33 @@ def samples(tmp_path):
     return open_samples(tmp_path / "samples.npz")
 
 
-@pytest.fixture
-def made(tmp_path):
-    path = tmp_path / "artifacts" / "references" / "noise-train.npz"
-    make_reference(path, source(), MODEL, "tf1-bilinear", 25, 0, 7, STATE)
-    return path
-
-
 def load(tmp_path, name="noise-train", model=MODEL, resize="tf1-bilinear"):
     return load_statistics(name, tmp_path / "artifacts", tmp_path / "weights", model, resize, 7, STATE)
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    """A place with a reference in artifacts/, and the reference as it was first loaded: a factor of 2048 x 2048 takes
+    seconds."""
+    place = tmp_path_factory.mktemp("shared")
+    path = place / "artifacts" / "references" / "noise-train.npz"
+    make_reference(path, source(), MODEL, "tf1-bilinear", 25, 0, 7, STATE)
+    return place, load(place)
+
+
+@pytest.fixture
+def made(shared, tmp_path):
+    """The reference alone, in artifacts/ of the test's own place."""
+    path = tmp_path / "artifacts" / "references" / "noise-train.npz"
+    path.parent.mkdir(parents=True)
+    return Path(shutil.copy(shared[0] / "artifacts" / "references" / path.name, path))
+
+
+@pytest.fixture
+def features_kept(shared, made):
+    """The features of the reference, beside it."""
+    for file in (shared[0] / "artifacts" / "references").glob("features-*.npz"):
+        shutil.copy(file, made.parent)
 
 
 def protocol(**changes):
@@ -116,7 +135,7 @@ def test_statistics_that_cannot_be_compared_are_refused(made, tmp_path):
         load(tmp_path, "nothing", resize="pil-bicubic")
 
 
-def test_a_reference_of_the_registry_must_be_the_published_one(made, tmp_path):
+def test_a_reference_of_the_registry_must_be_the_published_one(made, features_kept, tmp_path):
     place = RELEASES["adm-imagenet64"].path(tmp_path / "weights")
     place.parent.mkdir()
     shutil.copy(made, place)
@@ -126,16 +145,16 @@ def test_a_reference_of_the_registry_must_be_the_published_one(made, tmp_path):
         load(tmp_path, "adm-imagenet64")
 
 
-def test_a_references_features_are_kept(made, tmp_path):
-    first = load(tmp_path)
-    kept = sorted((tmp_path / "artifacts" / "references").glob("features-*.npz"))
+def test_a_references_features_are_kept(shared):
+    place, first = shared
+    kept = sorted((place / "artifacts" / "references").glob("features-*.npz"))
     assert len(kept) == 1
 
     class NoNetwork(StandIn):
         def forward(self, images):
             raise AssertionError("the features are there already")
 
-    again = load(tmp_path, model=NoNetwork())
+    again = load(place, model=NoNetwork())
     assert np.array_equal(first.neighbours, again.neighbours) and len(first.neighbours) == 25
     assert (first.split, first.size, first.name) == ("train", 60, "noise-train")
     np.testing.assert_allclose(again.pooled.covariance, first.pooled.covariance, atol=1e-9)
@@ -177,7 +196,7 @@ def test_pictures_without_statistics_are_measured_as_a_reference(tmp_path, sampl
     )
 
 
-def test_a_protocols_rows_hold_the_protocol_in_full(made, tmp_path, samples):
+def test_a_protocols_rows_hold_the_protocol_in_full(made, features_kept, tmp_path, samples):
     found = compute_features(samples, MODEL, "tf1-bilinear", 16, STATE)
     results = measure(protocol(), found, load(tmp_path), MODEL, {"images": "samples", "guidance": 2.0}, 5)
     assert [row["metric"] for row in results.rows] == ["FID", "sFID", "IS", "precision", "recall"]

@@ -122,6 +122,7 @@ def test_the_whole_golden_evaluation(inception, golden):
     assert score == pytest.approx(expected["adm_real_code"]["IS_gen_split5000"], abs=1e-6)
 
 
+@pytest.mark.slow
 def test_torch_fidelity_agrees_live(inception, fidelity):
     from torch_fidelity import metric_fid, metric_isc, metric_prc
 

@@ -29,7 +29,7 @@ def subset(source, rows):
 @pytest.fixture(scope="module")
 def reference(images, tmp_path_factory):
     source, extractor = images
-    small = subset(source, np.random.default_rng(0).permutation(draw_variants(source, np.random.default_rng(0)))[:400])
+    small = subset(source, np.random.default_rng(0).permutation(draw_variants(source, np.random.default_rng(0)))[:200])
     path = tmp_path_factory.mktemp("reference") / "reference.npz"
     made = load_reference(path, "small", small.sha256, lambda: small, extractor)
     stored = load_reference(path, "small", small.sha256, None, None)  # nothing is needed
@@ -55,7 +55,7 @@ def test_training_images_rank_before_reconstructions_before_shuffled_codes(image
     # None of the pictures measured is in the reference: else training images would only be found again.
     source, extractor = images
     variants = draw_variants(source, np.random.default_rng(0))
-    pictures = source.pixels[np.random.default_rng(0).permutation(variants)[400:700]]
+    pictures = source.pixels[np.random.default_rng(0).permutation(variants)[200:350]]
     tokens = encode_pixels(emoji32, pictures)
     shuffled = np.random.default_rng(0).permutation(tokens.ravel()).reshape(tokens.shape)
     sets = (pictures, decode_pixels(emoji32, tokens), decode_pixels(emoji32, shuffled))
