@@ -39,7 +39,7 @@ class Codes:
     class_names: list[str]
     num_tokens: int  # N
     codebook_sha256: str
-    sha256: str  # of codes.npy
+    sha256: str  # SHA-256 of codes.npy
     config: dict[str, Any]
     is_used: np.ndarray | None = None  # (N,) bool: whether each token occurs; None in older codes
 
@@ -53,6 +53,7 @@ class Codes:
 
     @property
     def grid(self) -> int:
+        """Tokens on each side of the square code grid."""
         return round(self.num_positions**0.5)
 
 

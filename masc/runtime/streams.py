@@ -1,7 +1,8 @@
 """Streams of random numbers: a stream is a function of a seed, a purpose and an index such as the step.
 
 NumPy seeds a generator with a list of whole numbers, its key. The key of a stream is [seed, purpose, index ...]. Two
-purposes therefore draw different numbers from one seed, and the number of processes changes nothing."""
+purposes therefore draw different numbers from one seed (older exceptions stand at the end of the list), and the number
+of processes does not matter. Initial weights and FAISS take the seed itself, in generators of torch and FAISS."""
 
 from enum import IntEnum
 

@@ -10,6 +10,7 @@ from download_server import FaultyHandler, FaultyServer, serving
 from user_errors import tells
 
 from masc.runtime.artifacts import InputError
+from masc.runtime.locks import lock_file
 from vq.hub import fetch as hub
 from vq.hub.pins import Pin, lock
 from vq.hub.releases import RELEASES, Release, RemoteFile
@@ -72,6 +73,18 @@ def test_an_interrupted_download_goes_on(server, tmp_path, etag):
     kept = partial.stat().st_size
     assert hub.fetch(NAME, tmp_path).read_bytes() == CONTENT
     assert 80_000 < kept <= 90_000 and server.requests[-1] == ("GET", PATH, f"bytes={kept}-")
+
+
+def test_two_processes_do_not_download_one_file(server, tmp_path):
+    server.cut, server.failures = 90_000, 1
+    with pytest.raises(InputError, match="503"):
+        hub.fetch(NAME, tmp_path)
+    (partial,) = tmp_path.glob(".*.incomplete")
+    kept = partial.read_bytes()
+    with lock_file(partial), pytest.raises(InputError, match=rf"another process is downloading .*{FILE}; wait for it"):
+        hub.fetch(NAME, tmp_path)
+    assert partial.read_bytes() == kept
+    assert hub.fetch(NAME, tmp_path).read_bytes() == CONTENT
 
 
 def test_what_was_kept_beyond_the_size_is_dropped(server, tmp_path):
