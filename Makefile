@@ -90,13 +90,13 @@ reproduce:  ## the main job on the embedded data: images to report (SEEDS=0,1,2 
 	$(PYTHON) scripts/reproduce.py seeds=[$(SEEDS)] $(if $(K),num_clusters=$(K)) $(ARGS)
 
 tokenizer:  ## train the small tokenizer: TOKENIZER=emoji32
-	$(PYTHON) scripts/train_tokenizer.py tokenizer=$(TOKENIZER) data=$(if $(filter emoji64,$(TOKENIZER)),twemoji64,$(DATA)) $(ARGS)
+	$(PYTHON) scripts/tokenizer.py tokenizer=$(TOKENIZER) data=$(if $(filter emoji64,$(TOKENIZER)),twemoji64,$(DATA)) $(ARGS)
 
 codebook:  ## effective codebook of a tokenizer: TOKENIZER=emoji32
 	$(PYTHON) scripts/codebook.py tokenizer=$(TOKENIZER) $(ARGS)
 
 codes:  ## images to packed codes: DATA=imagenet256 TOKENIZER=vq16 GPUS=8 ARGS=data.path=/data/ILSVRC
-	$(LAUNCH) scripts/extract_codes.py data=$(DATA) tokenizer=$(TOKENIZER) $(ARGS)
+	$(LAUNCH) scripts/codes.py data=$(DATA) tokenizer=$(TOKENIZER) $(ARGS)
 
 check-codes:  ## verify the checksums of codes and decode a grid of random entries: DATA=... TOKENIZER=...
 	$(PYTHON) scripts/check_codes.py data=$(DATA) tokenizer=$(TOKENIZER) $(ARGS)
@@ -118,7 +118,7 @@ endif
 embedded-inputs:
 	@test -e artifacts/$(TOKENIZER)/codes/$(DATA)/val/meta.json \
 		|| { $(PYTHON) scripts/codebook.py tokenizer=$(TOKENIZER) \
-		&& $(PYTHON) scripts/extract_codes.py data=$(DATA) tokenizer=$(TOKENIZER); }
+		&& $(PYTHON) scripts/codes.py data=$(DATA) tokenizer=$(TOKENIZER); }
 	@test $(HEAD) = flat || $(PYTHON) scripts/tree.py tree=$(TREE) tokenizer_name=$(TOKENIZER) $(CLUSTERS) $(filter tree.%,$(ARGS))
 
 train:  ## train or go on: MODEL=llamagen-tiny HEAD=masc DATA=twemoji SEED=0 GPUS=1 NODES=1
@@ -141,7 +141,7 @@ text-features:  ## FLAN-T5-XL features of captions: CAPTIONS=captions_val2014.js
 	$(if $(CAPTIONS),,$(error say which captions: make $@ CAPTIONS=captions_val2014.json))$(LAUNCH) scripts/text_features.py 'captions="$(CAPTIONS)"' $(ARGS)
 
 eval-tokenizer:  ## PSNR, SSIM, LPIPS, rFID, codebook usage, semantic replacement: TOKENIZER=emoji32 K=512
-	$(PYTHON) scripts/evaluate_tokenizer.py tokenizer=$(TOKENIZER) data=$(DATA) $(if $(K),num_clusters=[$(K)]) $(ARGS)
+	$(PYTHON) scripts/eval_tokenizer.py tokenizer=$(TOKENIZER) data=$(DATA) $(if $(K),num_clusters=[$(K)]) $(ARGS)
 
 reference:  ## statistics of an image source in ADM's layout, for FID: DATA=imagenet256 GPUS=8 ARGS=data.path=/data/ILSVRC
 	$(LAUNCH) scripts/reference.py data=$(DATA) $(ARGS)
@@ -157,10 +157,10 @@ eval-coco:  ## FID, IS, CLIP score on COCO-30k: RUN=..., RELEASE=t2i_XL_stage1_2
 	$(LAUNCH) scripts/eval_coco.py $(if $(RUN)$(RELEASE),$(SUBJECT) $(if $(filter-out default,$(SAMPLES)),samples=$(SAMPLES)),$(PICTURES)) $(ARGS)
 
 eval-replacement:  ## the semantic replacement test alone: TOKENIZER=emoji32 K=512,256 ARGS=+tree@trees.ward=ward
-	$(PYTHON) scripts/evaluate_tokenizer.py reconstruction=false tokenizer=$(TOKENIZER) data=$(DATA) $(if $(K),num_clusters=[$(K)]) $(ARGS)
+	$(PYTHON) scripts/eval_tokenizer.py reconstruction=false tokenizer=$(TOKENIZER) data=$(DATA) $(if $(K),num_clusters=[$(K)]) $(ARGS)
 
 eval-lite:  ## likelihood, FD-lite0, IS-lite0, precision, recall: RUN=... SAMPLES=default
-	$(NEED_RUN)$(PYTHON) scripts/evaluate.py 'run="$(RUN)"' samples=[$(SAMPLES)] $(ARGS)
+	$(NEED_RUN)$(PYTHON) scripts/eval_lite.py 'run="$(RUN)"' samples=[$(SAMPLES)] $(ARGS)
 
 doctor:  ## what is probably wrong with results: RUN=runs/llamagen-b/flat/seed0, or RESULTS=.../default-adm.json
 	$(if $(RESULTS),,$(NEED_RUN))$(PYTHON) scripts/doctor.py $(if $(RESULTS),'results="$(RESULTS)"','run="$(RUN)"') $(ARGS)

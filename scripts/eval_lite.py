@@ -16,4 +16,4 @@ def main(config: EvaluateConfig) -> None:
 
 
 if __name__ == "__main__":
-    run_stage("evaluate", EvaluateConfig, main)
+    run_stage("eval_lite", EvaluateConfig, main)

@@ -70,4 +70,4 @@ def main(stage: EvaluateTokenizerStage) -> None:
 
 
 if __name__ == "__main__":
-    run_stage("evaluate_tokenizer", EvaluateTokenizerStage, main)
+    run_stage("eval_tokenizer", EvaluateTokenizerStage, main)

@@ -140,14 +140,14 @@ def _script(name: str, *overrides: str) -> list[str]:
 
 def _tokenizer_job(config: ReproduceConfig, layout: Layout, ks: list[int], test: TokenizerTest) -> Job:
     command = _script(
-        "evaluate_tokenizer",
+        "eval_tokenizer",
         f"tokenizer={config.tokenizer.name}",
         f"data={config.data}",
         f"num_clusters=[{','.join(map(str, ks))}]",
         f"num_images={config.num_samples}",
         f"artifacts={config.artifacts}",
     )
-    log = layout.evaluation / "evaluate_tokenizer.log"
+    log = layout.evaluation / "eval_tokenizer.log"
     return Job("measuring the tokenizer", command, log, lambda: test.is_done(layout.evaluation), total=0)
 
 
@@ -188,6 +188,6 @@ def _sample_job(run: PlannedRun, name: str, guidance: float, config: ReproduceCo
 def _evaluate_job(run: PlannedRun, sets: list[str], config: ReproduceConfig) -> Job:
     directory = run.config.directory
     settings = EvaluateConfig(run=str(directory), samples=sets)
-    command = _script("evaluate", f"run={directory}", f"samples=[{','.join(sets)}]")
-    log, total = directory / "evaluate.log", config.num_samples * len(sets)
+    command = _script("eval_lite", f"run={directory}", f"samples=[{','.join(sets)}]")
+    log, total = directory / "eval_lite.log", config.num_samples * len(sets)
     return Job(f"measuring {directory}", command, log, lambda: not unmeasured(settings), total=total)

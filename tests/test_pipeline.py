@@ -215,8 +215,8 @@ def test_a_job_that_is_done_is_not_started(tmp_path):
         "tree",
         "sample",
         "reproduce",
-        "evaluate",
-        "extract_codes",
+        "eval_lite",
+        "codes",
         "check_codes",
         "import_codes",
         "codebook",
@@ -228,15 +228,15 @@ def test_a_job_that_is_done_is_not_started(tmp_path):
         "eval_fid",
         "eval_coco",
         "coco_captions",
-        "evaluate_tokenizer",
+        "eval_tokenizer",
         "tree_report",
-        "train_tokenizer",
+        "tokenizer",
         "doctor",
         "report",
     ],
 )
 def test_every_script_explains_itself(script, capsys):
-    arguments = ["run=x"] if script in ("sample", "evaluate", "export", "doctor", "eval_fid", "eval_coco") else []
+    arguments = ["run=x"] if script in ("sample", "eval_lite", "export", "doctor", "eval_fid", "eval_coco") else []
     arguments += ["+protocol@protocols.adm=adm"] * (script == "eval_fid")
     run_script(script, "--help", *arguments)
     assert "KEY=VALUE" in capsys.readouterr().out

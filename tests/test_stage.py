@@ -97,3 +97,19 @@ def test_a_stage_ends_with_the_command_and_without_a_traceback(monkeypatch, tmp_
         run_stage("tree", TreeStage, main)
     path = tmp_path / "mine" / "codebook.npz"
     assert caught.value.code == f"error: no codebook at {path}; type `make codebook TOKENIZER=mine`"
+
+
+def test_target_script_and_config_of_a_stage_have_one_name(root):
+    stages = {}
+    for file in (root / "scripts").glob("*.py"):
+        found = re.search(r'run_stage\("([a-z_]+)"', file.read_text())
+        stages |= {file.stem: found[1]} if found else {}
+    assert all(name == stage for name, stage in stages.items())
+    assert {file.stem for file in CONFIGS.glob("*.yaml")} == set(stages)
+    recipes = re.findall(r"^([a-z-]+):.*## .*\n((?:\t.*\n)+)", MAKEFILE, re.MULTILINE)
+    started = {target: set(re.findall(r"scripts/([a-z_]+)\.py", recipe)) for target, recipe in recipes}
+    # The replacement test is one part of what eval_tokenizer measures.
+    assert started.pop("eval-replacement") == {"eval_tokenizer"}
+    assert {target: names for target, names in started.items() if names} == {
+        name.replace("_", "-"): {name} for name in stages
+    }

@@ -13,7 +13,7 @@ import ilsvrc
 import numpy as np
 import pytest
 import torch
-from extract_codes import CodesStage, main
+from codes import CodesStage, main
 from stage import load_config
 
 from masc.runtime.artifacts import InputError
@@ -264,7 +264,7 @@ def test_two_processes_give_the_bytes_of_one(tmp_path, root):
     options += ["extraction.shard_size=5", "extraction.batch_size=4", "extraction.num_workers=1"]
     main(load_config("codes", CodesStage, [*options, f"artifacts={tmp_path / 'one'}"]))
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command = [sys.executable, *launch, "scripts/extract_codes.py", *options, f"artifacts={tmp_path / 'two'}"]
+    command = [sys.executable, *launch, "scripts/codes.py", *options, f"artifacts={tmp_path / 'two'}"]
     environment = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
