@@ -39,6 +39,8 @@ ON_GPUS = $(PYTHON) -m accelerate.commands.launch --num_processes $(shell echo $
 ON_CPUS = ACCELERATE_USE_CPU=1 $(PYTHON) -m torch.distributed.run --nproc_per_node $(GPUS) --nnodes $(NODES) \
 	--node_rank $(MACHINE_RANK) --master_addr $(MAIN_HOST) --master_port $(MAIN_PORT)
 LAUNCH = $(if $(filter-out 1,$(GPUS)$(NODES:1=)),$(if $(filter --cpu,$(LAUNCH_DEVICE)),$(ON_CPUS),$(ON_GPUS)),$(PYTHON))
+# Benchmarks import the scripts, and the stand-ins of the tests.
+BENCH = PYTHONPATH=scripts:tests $(PYTHON)
 CLUSTERS = $(if $(K),head.num_clusters=$(K))
 comma := ,
 NEED_RUN = $(if $(RUN),,$(error say which run: make $@ RUN=runs/llamagen-tiny/masc/seed0))
@@ -169,25 +171,25 @@ report:  ## every run found on one page, published rows beside ours: RUNS=runs A
 	$(PYTHON) scripts/report.py $(if $(RUNS),'runs="$(RUNS)"') $(ARGS)
 
 sweep:  ## the learning-rate grid behind configs/tuned
-	$(PYTHON) benchmarks/sweep.py $(ARGS)
+	$(BENCH) benchmarks/sweep.py $(ARGS)
 
 bench-tree:  ## time and memory of the tree against fastcluster, SciPy, scikit-learn and the O(N^3) loop
-	$(PYTHON) benchmarks/tree.py $(ARGS)
+	$(BENCH) benchmarks/tree.py $(ARGS)
 
 bench-data:  ## speed of code loading against one .npy file an image: ARGS="--llamagen /path/to/LlamaGen"
-	$(PYTHON) benchmarks/data.py $(ARGS)
+	$(BENCH) benchmarks/data.py $(ARGS)
 
 bench-tokenizers:  ## speed of VQ-16 against LlamaGen's class: ARGS="--llamagen /path/to/LlamaGen"
-	$(PYTHON) benchmarks/vq16.py $(ARGS)
+	$(BENCH) benchmarks/vq16.py $(ARGS)
 
 bench-eval:  ## the evaluation against SciPy's matrix square root and torch-fidelity: ARGS="--images 2000"
-	$(PYTHON) benchmarks/evaluation.py $(ARGS)
+	$(BENCH) benchmarks/evaluation.py $(ARGS)
 
 bench-sample:  ## images per second against the released decoding loop
-	$(PYTHON) benchmarks/sampling.py $(ARGS)
+	$(BENCH) benchmarks/sampling.py $(ARGS)
 
 bench:  ## speed against LlamaGen's own code: ARGS="--llamagen /path/to/LlamaGen"
-	$(PYTHON) benchmarks/speed.py $(ARGS)
+	$(BENCH) benchmarks/speed.py $(ARGS)
 
 test:  ## the default tests: CPU, no network, about nine minutes
 	$(PYTHON) -m pytest -q --durations=10 $(ARGS)

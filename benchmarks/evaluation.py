@@ -32,7 +32,6 @@ from masc.runtime.artifacts import hash_file, write_json
 from metrics.frechet import Gaussian, frechet_distance
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.append(str(ROOT / "tests"))
 DIMENSIONS = 2048
 
 

@@ -17,20 +17,18 @@ import time
 from pathlib import Path
 
 import torch
+from released_loop import ReleasedLoop
+from stage import load_config
+
+from llamagen.backbones.base import DataShape
+from llamagen.model import ARModel, build_model
+from llamagen.sampling.filters import SamplingConfig
+from llamagen.sampling.generate import generate, image_uniforms
+from llamagen.training.config import TrainConfig
+from masc.heads.config import FlatConfig
+from masc.runtime.artifacts import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "benchmarks")]
-
-from released_loop import ReleasedLoop  # noqa: E402
-from stage import load_config  # noqa: E402
-
-from llamagen.backbones.base import DataShape  # noqa: E402
-from llamagen.model import ARModel, build_model  # noqa: E402
-from llamagen.sampling.filters import SamplingConfig  # noqa: E402
-from llamagen.sampling.generate import generate, image_uniforms  # noqa: E402
-from llamagen.training.config import TrainConfig  # noqa: E402
-from masc.heads.config import FlatConfig  # noqa: E402
-from masc.runtime.artifacts import write_json  # noqa: E402
 
 
 def build(name: str, grid: int, precision: str, device: torch.device) -> ARModel:

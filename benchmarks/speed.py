@@ -15,24 +15,21 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from stage import load_config
+
+from llamagen.backbones.base import DataShape
+from llamagen.model import build_model
+from llamagen.sampling.filters import SamplingConfig
+from llamagen.sampling.generate import generate, image_uniforms
+from llamagen.train import attention_kernel
+from llamagen.training.config import TrainConfig
+from llamagen.training.optim import build_optimizer
+from masc.linkage import average_linkage
+from masc.runtime.artifacts import write_json
+from masc.runtime.device import resolve_precision
+from masc.tree import Tree
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "scripts"))
-
-from stage import load_config  # noqa: E402
-
-from llamagen.backbones.base import DataShape  # noqa: E402
-from llamagen.model import build_model  # noqa: E402
-from llamagen.sampling.filters import SamplingConfig  # noqa: E402
-from llamagen.sampling.generate import generate, image_uniforms  # noqa: E402
-from llamagen.train import attention_kernel  # noqa: E402
-from llamagen.training.config import TrainConfig  # noqa: E402
-from llamagen.training.optim import build_optimizer  # noqa: E402
-from masc.linkage import average_linkage  # noqa: E402
-from masc.runtime.artifacts import write_json  # noqa: E402
-from masc.runtime.device import resolve_precision  # noqa: E402
-from masc.tree import Tree  # noqa: E402
-
 BATCH, SHAPE = 32, DataShape(num_tokens=1024, num_classes=9, num_positions=64)
 TRAIN, SAMPLE = "train step, 32 images", "sample 50 images, guidance 2"
 

@@ -9,20 +9,17 @@ too: mildly optimistic, for all heads alike."""
 
 import argparse
 import itertools
-import sys
 from pathlib import Path
 
+from jobs import available_cores, run_jobs
+from pipeline import train_job
+from stage import load_config
+
+from llamagen.training.config import TrainConfig
+from masc.runtime.artifacts import write_text
+from reports.runs import RunRecord
+
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "scripts"))
-
-from jobs import available_cores, run_jobs  # noqa: E402
-from pipeline import train_job  # noqa: E402
-from stage import load_config  # noqa: E402
-
-from llamagen.training.config import TrainConfig  # noqa: E402
-from masc.runtime.artifacts import write_text  # noqa: E402
-from reports.runs import Run  # noqa: E402
-
 MODEL = "llamagen-tiny"
 HEADS = ["flat", "masc", "masc-two-level"]
 
@@ -69,7 +66,7 @@ def main() -> None:
     for head in arguments.heads:
         cells = {}
         for rate, scale in itertools.product(arguments.rates, arguments.scales):
-            runs = [Run.load(planned[head, rate, scale, seed][0].directory) for seed in arguments.seeds]
+            runs = [RunRecord.load(planned[head, rate, scale, seed][0].directory) for seed in arguments.seeds]
             nats = sum(run.final_nats for run in runs) / len(runs)
             cells[rate, scale] = (nats, sum(run.train_nats for run in runs) / len(runs))
         best = min(cells, key=lambda point: cells[point][0])

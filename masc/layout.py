@@ -26,6 +26,11 @@ class Layout:
         return Path(self.root) / self.tokenizer
 
     @property
+    def weights(self) -> Path:
+        """The file of weights of a tokenizer that was trained here."""
+        return self.folder / "tokenizer.safetensors"
+
+    @property
     def codebook(self) -> Path:
         """The file of the codebook."""
         return self.folder / "codebook.npz"
@@ -139,3 +144,18 @@ class Layout:
                 f"K must lie between 1 and the {codebook.num_tokens} tokens of {self.tokenizer}, found "
                 f"{num_clusters}; try K={codebook.num_tokens // 2}"
             )
+
+
+def reference_file(root: Path, name: str) -> Path:
+    """The file of a reference of the metrics that was made here."""
+    return Path(root) / "references" / f"{name}.npz"
+
+
+def captions_file(root: Path, name: str) -> Path:
+    """The file of a list of captions that was made here; `name` has a suffix."""
+    return Path(root) / "coco" / name
+
+
+def text_features_folder(root: Path, captions: Path) -> Path:
+    """The folder of the text features of a file of captions."""
+    return Path(root) / "text" / Path(captions).stem

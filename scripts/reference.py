@@ -6,8 +6,9 @@ from pathlib import Path
 from stage import run_stage
 
 from llamagen.evaluation.images import ExtractorConfig
+from masc.layout import reference_file
 from masc.runtime.device import patient_state
-from metrics.reference import make_reference, reference_file
+from metrics.reference import make_reference
 from metrics.resize import RESIZES
 from vq.data import DataConfig
 from vq.readers import load_images

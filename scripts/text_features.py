@@ -7,6 +7,7 @@ from stage import run_stage
 
 from llamagen.conditions.captions import read_captions
 from llamagen.conditions.features import TextFeatures, extract_text_features
+from masc.layout import text_features_folder
 from masc.runtime.artifacts import InputError
 from vq.hub.fetch import weights_path
 
@@ -28,7 +29,7 @@ def main(stage: TextFeaturesStage) -> None:
     """Write artifacts/text/<name of the captions>: features, captions and image names, to be loaded as TextFeatures."""
     if not stage.captions:
         raise InputError("say which captions: make text-features CAPTIONS=captions_val2014.json")
-    out = Path(stage.out or f"artifacts/text/{Path(stage.captions).stem}")
+    out = Path(stage.out or text_features_folder(Path("artifacts"), Path(stage.captions)))
     captions = read_captions(Path(stage.captions), stage.first_only, stage.column, stage.first_sentence)
     given = Path(stage.encoder)
     encoder = given if given.is_dir() else weights_path(stage.encoder, Path(stage.weights))

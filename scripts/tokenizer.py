@@ -5,6 +5,7 @@ from pathlib import Path
 
 from stage import run_stage
 
+from masc.layout import Layout
 from vq.data import DataConfig
 from vq.interface import TokenizerConfig
 from vq.readers import load_images
@@ -21,7 +22,7 @@ class TokenizerStage:
 
 def main(stage: TokenizerStage) -> None:
     """Train a tokenizer on the images of DATA and write artifacts/<tokenizer>/tokenizer.safetensors."""
-    path = Path(stage.artifacts) / stage.tokenizer.name / "tokenizer.safetensors"
+    path = Layout(Path(stage.artifacts), stage.tokenizer.name).weights
     train, held_out = (
         load_images(stage.data.source, split, stage.data.resolution, stage.data.path) for split in ("train", "val")
     )

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from masc.layout import captions_file
 from masc.runtime.artifacts import InputError, MissingArtifact, hash_file, write_json, write_text
 from masc.runtime.streams import Purpose, random_stream
 from metrics.evaluators import TF1_BILINEAR
@@ -153,9 +154,9 @@ def _one_line(text: str) -> str:
     return " ".join(text.splitlines()).strip()
 
 
-def captions_file(artifacts: Path, split: str, num_images: int, seed: int) -> Path:
-    """Where a choice lies."""
-    return Path(artifacts) / "coco" / f"captions_{split}-{num_images}-seed{seed}.json"
+def choice_file(artifacts: Path, split: str, num_images: int, seed: int) -> Path:
+    """The file of a choice of captions."""
+    return captions_file(artifacts, f"captions_{split}-{num_images}-seed{seed}.json")
 
 
 def save_captions(path: Path, captions: CaptionList) -> None:

@@ -19,6 +19,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
+from masc.layout import reference_file
 from masc.runtime.artifacts import InputError, MissingArtifact, hash_arrays, hash_file, replacing, reuse_npz, save_npz
 from masc.runtime.npy import write_npy
 from masc.runtime.streams import Purpose, random_stream
@@ -91,10 +92,6 @@ def find_reference(name: str, artifacts: Path, weights: Path, resize: str) -> Pa
     )
 
 
-def reference_file(artifacts: Path, name: str) -> Path:
-    return Path(artifacts) / "references" / f"{name}.npz"
-
-
 def load_statistics(
     name: str, artifacts: Path, weights: Path, model: Inception, resize: str, batch_size: int, state: PartialState
 ) -> ReferenceStatistics | None:
@@ -112,7 +109,7 @@ def load_statistics(
     if name in RELEASES:
         _check_pinned(name, path, sha256, weights)
     config = {"reference": sha256, "extractor": model.sha256, "resize": resize}
-    cache = Path(artifacts) / "references" / f"features-{hash_of(config)}.npz"
+    cache = reference_file(artifacts, f"features-{hash_of(config)}")
     kept = reuse_npz(cache, "reference-features", FEATURES_VERSION, config, {})
     state.wait_for_everyone()  # every process looks before the main one writes, so that all take the same way
     found = compute_features(pictures, model, resize, batch_size, state) if kept is None and pictures else None

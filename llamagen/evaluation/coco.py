@@ -17,17 +17,18 @@ from llamagen.conditions.images import check_text_model
 from llamagen.evaluation.fid import Evaluation
 from llamagen.evaluation.images import EvalFidConfig, first_images
 from llamagen.sampling.sets import SampleSet
+from masc.layout import captions_file, reference_file, text_features_folder
 from masc.runtime.artifacts import InputError, MissingArtifact, naming, write_text
 from metrics.clip_score import MODEL, NAME, Clip, clip_cosines, clip_score, load_clip
 from metrics.coco_protocol import (
     CocoProtocolConfig,
-    captions_file,
+    choice_file,
     choose_captions,
     coco_source,
     load_captions,
     save_captions,
 )
-from metrics.reference import make_reference, reference_file
+from metrics.reference import make_reference
 from metrics.streams import FilePictures, Pictures
 from vq.hub.fetch import weights_path
 from vq.hub.pins import pin_of
@@ -95,7 +96,7 @@ def make_captions(config: ChoiceConfig) -> Path:
     """Write the captions to be shown, unless they are there, and return their file."""
     if config.captions is not None:
         return _as_lines(Path(config.captions), Path(config.artifacts))
-    path = captions_file(Path(config.artifacts), config.split, config.num_images, config.caption_seed)
+    path = choice_file(Path(config.artifacts), config.split, config.num_images, config.caption_seed)
     if not path.exists():
         if config.coco is None:
             annotations = MissingArtifact("weights", path, name="coco-annotations")
@@ -110,7 +111,7 @@ def _as_lines(path: Path, artifacts: Path) -> Path:
     """The path of LlamaGen's table as lines, for `make text-features`; other files as they are."""
     if path.suffix != ".csv":
         return path
-    lines = artifacts / "coco" / f"{path.stem}.txt"
+    lines = captions_file(artifacts, f"{path.stem}.txt")
     write_text(lines, "".join(f"{text}\n" for text in load_captions(path).texts))
     return lines
 
@@ -141,7 +142,7 @@ class CocoEvaluation(Evaluation):
     def _find_features(self) -> Path:
         """The folder of text features that samples are drawn from; InputError if they are of other captions."""
         path = self.captions_path
-        folder = Path(self.config.captions or Path(self.config.extractor.artifacts) / "text" / path.stem)
+        folder = Path(self.config.captions or text_features_folder(Path(self.config.extractor.artifacts), path))
         with naming({"out": folder}, captions=path):
             problem = self._mismatch(f"the text features in {folder}", TextFeatures.load(folder).config)
             if problem:

@@ -11,8 +11,8 @@ from llamagen.evaluation.saved import holds
 from llamagen.runs import Run
 from llamagen.sampling.sets import SampleSet
 from llamagen.training.likelihood import image_nats
+from masc.layout import reference_file
 from metrics.lite0 import load_extractor, load_reference, measure_images
-from metrics.reference import reference_file
 from metrics.results import Results, row
 from vq.readers import load_images
 

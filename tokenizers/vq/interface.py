@@ -12,6 +12,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from masc.layout import Layout
 from masc.runtime.artifacts import InputError, MissingArtifact
 from masc.runtime.targets import check_target, load_class
 from vq.hub.pins import existing_weights
@@ -75,7 +76,7 @@ def tokenizer_path(config: TokenizerConfig, artifacts: Path) -> Path:
     """The file of a tokenizer's weights: the one in its config, else the one trained here, else the shipped one."""
     if config.weights is not None:
         return existing_weights(Path(config.weights), f"the tokenizer {config.name}", "tokenizer.weights")
-    trained = Path(artifacts) / config.name / "tokenizer.safetensors"
+    trained = Layout(artifacts, config.name).weights
     shipped = Path(str(SHIPPED)) / f"{config.name}.safetensors"
     if trained.exists():
         return trained
