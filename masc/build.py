@@ -1,4 +1,4 @@
-"""From a codebook to tree.npz: which clustering, built how."""
+"""Configs of clusterings, and building and storing a tree or a partition from a codebook."""
 
 import resource
 import time
@@ -18,8 +18,8 @@ from masc.runtime.run import differences, provenance
 from masc.tree import Partition, Tree, load_tree, save_tree
 from masc.variants import LINKAGES, linkage_merges
 
-TREES = ("linkage", "random")  # serve every k
-PARTITIONS = {  # made at one k, from vectors, k and a seed
+TREES = ("linkage", "random")  # can be cut at every K
+PARTITIONS = {  # made at one K, from vectors, K and a seed
     "kmeans": kmeans,
     "kmeans-sklearn": kmeans_sklearn,
     "kmeans-balanced": kmeans_balanced,
@@ -30,19 +30,19 @@ METHODS = (*TREES, *PARTITIONS, "mapping")
 
 @dataclass(kw_only=True)
 class TreeConfig:
-    """A clustering of the codebook by name."""
+    """A clustering of the codebook. A method ignores the settings that are not its own; the file stores them all."""
 
     name: str
     method: str  # one of METHODS
     linkage: str = "average"  # of `linkage`
     metric: str = "euclidean"  # of `linkage`
-    num_neighbours: int = 10  # of the metrics that have neighbours
+    num_neighbours: int = 10  # of the metrics geodesic, mutual-reachability and local-scaling
     seed: int = 0  # of k-means and of random clusters
-    mapping: str | None = None  # the file that `mapping` imports
-    cluster_size: int = 128  # of an imported permutation
-    separate_dead: str | None = None  # data whose training codes say which tokens are dead; None: all are alive
-    engine: str = "auto"  # of average linkage: one of masc.linkage.ENGINES, all of which give one tree
-    coarsest: int = 1  # clusters at which average linkage may stop
+    mapping: str | None = None  # of `mapping`: the file to import
+    cluster_size: int = 128  # of `mapping`, if the file is a permutation
+    separate_dead: str | None = None  # data whose training codes define dead tokens; None: no token is dead
+    engine: str = "auto"  # of average linkage: one of masc.linkage.ENGINES, which all give the same tree
+    coarsest: int = 1  # number of clusters at which average linkage may stop
 
     def __post_init__(self) -> None:
         for key, choices in (("method", METHODS), ("linkage", LINKAGES), ("metric", METRICS), ("engine", ENGINES)):
@@ -51,13 +51,13 @@ class TreeConfig:
         if self.coarsest < 1:
             raise ValueError(f"tree.coarsest must be at least 1, found {self.coarsest}")
         if self.separate_dead and self.method == "mapping":
-            raise ValueError("tree.separate_dead is for clusterings made here; an imported mapping has every token")
+            raise ValueError("tree.separate_dead is for clusterings made here; an imported mapping has all tokens")
         if self.coarsest > 1 and not self.is_masc:
-            raise ValueError("tree.coarsest is for average linkage of euclidean distances; other trees go to the root")
+            raise ValueError("tree.coarsest is for average linkage of euclidean distances; other trees end at the root")
 
     @property
     def needs_k(self) -> bool:
-        """Whether the result is a partition at one k rather than a tree."""
+        """Whether the result is a partition at one K and not a tree."""
         return self.method not in TREES
 
     @property
@@ -67,24 +67,24 @@ class TreeConfig:
 
     @property
     def has_engine(self) -> bool:
-        """Whether average linkage of Euclidean distances is at the bottom of it."""
+        """Whether the tree is built by average linkage of Euclidean distances."""
         return self.is_masc or self.method == "random"
 
     def settings(self, num_clusters: int) -> dict[str, Any]:
-        """Everything that decides the result: what the file says of itself."""
+        """The settings that decide the result; the file stores them in its header."""
         settings = asdict(self) | ({"num_clusters": num_clusters} if self.needs_k else {})
-        # An imported mapping is known by the hash of its file, not by where that lies.
+        # An imported mapping is identified by the hash of its file, not by its path.
         return {key: value for key, value in settings.items() if key not in ("engine", "coarsest", "mapping")}
 
     def file_name(self, num_clusters: int) -> str:
-        """A tree serves every k, a partition one."""
+        """Name of the file; only a partition has K in it."""
         apart = f"-{self.separate_dead}-dead-apart" if self.separate_dead else ""
         return f"{self.name}{apart}-k{num_clusters}.npz" if self.needs_k else f"{self.name}{apart}.npz"
 
 
 @dataclass(frozen=True)
 class Usage:
-    """Which tokens the training codes of some data use."""
+    """The tokens that occur in the training codes of a data set."""
 
     is_used: np.ndarray  # (N,) bool
     codes_sha256: str
@@ -95,7 +95,7 @@ def make_tree(
 ) -> tuple[Tree | Partition, Meta]:
     """The tree or partition of a codebook, built and written to `path` unless it is there.
 
-    `usage` is what `config.separate_dead` asks for."""
+    `usage` belongs to the data of `config.separate_dead`. Raises InputError if `path` holds other settings."""
     settings, parents = config.settings(num_clusters), {}
     if config.method == "mapping":
         if config.mapping is None:
@@ -118,9 +118,9 @@ def make_tree(
 def _reuse(
     path: Path, settings: dict[str, Any], parents: dict[str, str], codebook: Codebook, config: TreeConfig
 ) -> tuple[Tree | Partition, Meta] | None:
-    """What is at `path`, if it was made from these parents, goes down far enough, and by the engine asked for.
+    """The tree or partition at `path` if it has these parents and the engine of `config`, and goes down far enough.
 
-    Raises InputError for a clustering of this codebook by other settings: it is not thrown away for a name."""
+    Raises InputError for a clustering of this codebook by other settings, so that it is not overwritten."""
     try:
         made, meta = load_tree(path, codebook)
     except InputError:
@@ -128,8 +128,8 @@ def _reuse(
     lines = differences(meta.config, settings)
     if lines:
         raise InputError(
-            f"{path} holds another clustering of that name:\n{lines}\nGive this one a name of its own, by a file in "
-            f"configs/tree or tree.name=..., or delete the other with `rm {path}`"
+            f"{path} holds another clustering of that name:\n{lines}\nGive the new one another name, by a file in "
+            f"configs/tree or tree.name=..., or delete the old one with `rm {path}`"
         )
     same_parents = meta.parents == {"codebook": codebook.meta.sha256, **parents}
     deep_enough = not isinstance(made, Tree) or made.coarsest <= config.coarsest
@@ -138,7 +138,7 @@ def _reuse(
 
 
 def peak_mib() -> int:
-    """The most memory this process has had so far, in MiB (Linux)."""
+    """Peak memory of this process so far in MiB (Linux)."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 
 
@@ -147,8 +147,8 @@ def build_tree(
 ) -> tuple[Tree | Partition, dict[str, Any]]:
     """The tree (`linkage`, `random`) or the partition in K clusters of a codebook, and how it was made.
 
-    `random` is the average-linkage tree with its tokens permuted: random, and of the same sizes at each k. Of dead
-    tokens, where `is_used` (N,) says which they are, one cluster is made and the rest is built without them."""
+    `random` is the average-linkage tree with permuted tokens, so its clusters have the same sizes at each K. With
+    `is_used` (N,) the dead tokens become one cluster, and the rest is built without them."""
     vectors = codebook.vectors
     if is_used is not None and is_used.all():
         is_used = None
@@ -159,7 +159,7 @@ def build_tree(
     if config.needs_k:
         if is_used is not None and not 2 <= num_clusters <= len(vectors) + 1:
             raise InputError(
-                f"with {len(vectors)} used tokens and the dead in one cluster, k must lie between 2 and "
+                f"with {len(vectors)} used tokens and the dead in one cluster, K must lie between 2 and "
                 f"{len(vectors) + 1}, found {num_clusters}"
             )
         partition = _make_partition(config, vectors, num_clusters - (is_used is not None))
@@ -170,7 +170,7 @@ def build_tree(
                 f"tree.coarsest must not exceed the {codebook.num_tokens} tokens of the codebook, found "
                 f"{config.coarsest}"
             )
-        of_used = max(1, config.coarsest - (is_used is not None))  # the dead are one cluster more
+        of_used = max(1, config.coarsest - (is_used is not None))  # the dead tokens are one more cluster
         found = average_linkage(vectors, config.engine, min(of_used, len(vectors)))
         tree = Tree(found.merges, len(vectors))
         about = {"engine": found.engine, "why": found.why, "tied_merges": found.tied_merges}
@@ -189,6 +189,6 @@ def _make_partition(config: TreeConfig, vectors: np.ndarray, num_clusters: int) 
     if partition.num_clusters != num_clusters:
         raise InputError(
             f"{config.mapping} holds {partition.num_clusters} clusters, not {num_clusters}; "
-            f"say so with K={partition.num_clusters}"
+            f"set K={partition.num_clusters}"
         )
     return partition

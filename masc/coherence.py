@@ -1,6 +1,7 @@
-"""How much alike the tokens of a cluster are, and how far two clusterings agree.
+"""Similarity of the tokens within clusters, and agreement of two clusterings.
 
-A pair is two distinct tokens of one cluster, in either order; a mean over pairs weighs each cluster by its pairs.
+A pair is two distinct tokens of one cluster, without order. In a mean over pairs each cluster counts by its number of
+pairs.
 
 Shapes: N tokens, d dimensions, K clusters."""
 
@@ -11,7 +12,7 @@ import numpy as np
 from masc.runtime.artifacts import InputError
 from masc.tree import Partition
 
-BLOCK = 1024  # members that are compared with as many others at once: 8 MiB of distances
+BLOCK = 1024  # rows and columns of the distances in memory at once: 8 MiB
 
 
 @dataclass(frozen=True)
@@ -23,14 +24,14 @@ class WithinClusters:
 
 
 def num_pairs(partition: Partition) -> int:
-    """How many pairs of tokens share a cluster: what `intra_cluster_distance` has to look at."""
+    """Number of pairs of tokens that share a cluster; the time of `intra_cluster_distance` grows with it."""
     return int((partition.sizes * (partition.sizes - 1) // 2).sum())
 
 
 def intra_cluster_distance(vectors: np.ndarray, partition: Partition) -> WithinClusters:
-    """Mean Euclidean distance of the pairs within clusters, exact: vectors (N, d). A token alone is at distance 0.
+    """Exact mean Euclidean distance of the pairs within clusters: vectors (N, d). It is 0 for a cluster of one token.
 
-    O(d) time a pair and BLOCK x BLOCK memory; `num_pairs` says how many there are."""
+    O(d) time for each of `num_pairs` pairs, and BLOCK x BLOCK memory."""
     vectors = _checked(vectors, partition)
     sums, sizes = np.zeros(partition.num_clusters), partition.sizes
     for cluster in np.flatnonzero(sizes > 1):
@@ -40,9 +41,10 @@ def intra_cluster_distance(vectors: np.ndarray, partition: Partition) -> WithinC
 
 
 def intra_cluster_similarity(vectors: np.ndarray, partition: Partition) -> WithinClusters:
-    """Mean cosine similarity of the pairs within clusters: vectors (N, d), O(N d). A token alone has similarity 1.
+    """Mean cosine similarity of the pairs within clusters: vectors (N, d). It is 1 for a cluster of one token.
 
-    With unit vectors u the sum over ordered pairs is |sum u|^2 - sum |u|^2. A zero vector is like none other (0)."""
+    O(N d) time: with unit vectors u the sum over ordered pairs is |sum u|^2 - sum |u|^2. The similarity of a zero
+    vector to any other is 0."""
     vectors = _checked(vectors, partition)
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
     units = np.divide(vectors, norms, out=np.zeros_like(vectors), where=norms > 0)
@@ -52,9 +54,10 @@ def intra_cluster_similarity(vectors: np.ndarray, partition: Partition) -> Withi
 
 
 def residual_variance(vectors: np.ndarray, partition: Partition) -> float:
-    """The share of the variance of the vectors (N, d) that is left inside clusters, 0 to 1: O(N d).
+    """Share of the variance of the vectors (N, d) that remains within clusters, from 0 to 1, in O(N d) time.
 
-    Squared distances to the cluster's mean over squared distances to the mean of all: what k-means minimises."""
+    It is the sum of squared distances to the clusters' means, which k-means minimises, over the sum of squared
+    distances to the mean of all vectors."""
     vectors = _checked(vectors, partition)
     vectors = vectors - vectors.mean(axis=0)
     total = float((vectors**2).sum())
@@ -66,13 +69,13 @@ def residual_variance(vectors: np.ndarray, partition: Partition) -> float:
 def agreement(a: Partition, b: Partition) -> dict[str, float]:
     """Adjusted Rand index `ari` and adjusted mutual information `ami` of two partitions of N tokens.
 
-    1 for the same partition, near 0 for independent ones. AMI is scikit-learn's (arithmetic mean of the entropies),
-    with its expectation summed over pairs of distinct sizes rather than of clusters: seconds for N of 262,144.
-    Raises InputError if the partitions have different numbers of tokens."""
+    Both are 1 for equal partitions and near 0 for independent ones. AMI has scikit-learn's definition (arithmetic mean
+    of the entropies). Its expectation is summed over pairs of distinct sizes instead of pairs of clusters, which takes
+    seconds at N = 262,144. Raises InputError if the partitions have different numbers of tokens."""
     from sklearn.metrics import adjusted_rand_score, mutual_info_score
 
     if a.num_tokens != b.num_tokens:
-        raise InputError(f"two partitions of one codebook must have as many tokens: {a.num_tokens}, {b.num_tokens}")
+        raise InputError(f"both partitions must have the same number of tokens, found {a.num_tokens}, {b.num_tokens}")
     if np.array_equal(a.cluster_of, b.cluster_of):  # canonical labels; the formula would be 0 / 0 at K = 1 and K = N
         return {"ari": 1.0, "ami": 1.0}
     expected = _expected_information(a.sizes, b.sizes)

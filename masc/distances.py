@@ -1,7 +1,7 @@
-"""Distances between tokens other than the paper's, for the question whether its metric matters (MASC, Eq. 3).
+"""Distances between tokens: the paper's metric (MASC, Eq. 3) and others to compare it with.
 
-All are dense: N (N - 1) / 2 float64 in the order of SciPy's pdist, 1.1 GB at N = 16,384. Neighbours never count the
-token itself. Exact duplicates are at distance 0 in every metric."""
+All are dense: N (N - 1) / 2 float64 in the order of SciPy's pdist, 1.1 GB at N = 16,384. A token is not its own
+neighbour. Exact duplicates are at distance 0 in every metric."""
 
 from collections.abc import Iterator
 
@@ -10,7 +10,7 @@ import numpy as np
 from masc.runtime.artifacts import InputError
 
 METRICS = ("euclidean", "cosine", "geodesic", "mutual-reachability", "local-scaling")
-MAX_DENSE = 32_768  # tokens: 4.3 GB of distances, and as much again for the tools that copy them
+MAX_DENSE = 32_768  # tokens: 4.3 GB of distances, and twice as much in tools that copy them
 BLOCK = 256  # rows of the full matrix that are in memory at once
 
 
@@ -20,12 +20,13 @@ def condensed_distances(vectors: np.ndarray, metric: str, num_neighbours: int = 
     euclidean            the paper's (Eq. 3)
     cosine               1 - cos
     geodesic             shortest paths on the graph of nearest neighbours (Isomap, Tenenbaum et al. 2000)
-    mutual-reachability  max(core_i, core_j, d_ij), core being the distance to the last neighbour (HDBSCAN,
-                         Campello et al. 2013; its min_samples counts the token itself, so is one more)
-    local-scaling        d_ij / sqrt(s_i s_j), s being that same distance (Zelnik-Manor & Perona 2004, 7 neighbours)
+    mutual-reachability  max(core_i, core_j, d_ij), where core is the distance to the last neighbour (HDBSCAN,
+                         Campello et al. 2013; its min_samples counts the token itself, so it is larger by one)
+    local-scaling        d_ij / sqrt(s_i s_j), where s is the distance to the last neighbour (Zelnik-Manor & Perona
+                         2004, 7 neighbours)
 
-    `num_neighbours` serves the last three. Raises InputError if N is above MAX_DENSE, if `num_neighbours` is not
-    in 1..N-1, and where a metric is undefined: cosine of a zero vector, local scaling of heaped duplicates."""
+    The last three use `num_neighbours`. Raises InputError if N is above MAX_DENSE, if `num_neighbours` is not in
+    1..N-1, and where a metric is undefined: cosine of a zero vector, local scaling of many equal vectors."""
     from scipy.spatial.distance import pdist
 
     num_tokens = len(vectors)
@@ -61,14 +62,14 @@ def condensed_distances(vectors: np.ndarray, metric: str, num_neighbours: int = 
 
 
 def _cosine(vectors: np.ndarray) -> np.ndarray:
-    """1 - cos as half the squared distance of the unit vectors: never negative, and 0 for duplicates."""
+    """1 - cos, computed as half the squared distance of the unit vectors, so at least 0, and 0 for duplicates."""
     from scipy.spatial.distance import pdist
 
     norms = np.linalg.norm(vectors, axis=1)
     if not norms.all():
         zero = np.flatnonzero(norms == 0)
         raise InputError(
-            f"the cosine metric needs vectors other than zero, but rows {zero[:5].tolist()} are zero "
+            f"the cosine metric needs nonzero vectors, but rows {zero[:5].tolist()} are zero "
             f"({len(zero)} in all); use the euclidean metric, or remove them from the codebook"
         )
     distances = pdist(vectors / norms[:, None], "sqeuclidean")
@@ -77,7 +78,7 @@ def _cosine(vectors: np.ndarray) -> np.ndarray:
 
 
 def _require_scale(scale: np.ndarray, num_neighbours: int) -> None:
-    """Raise InputError if a token has no scale: all its neighbours are its duplicates."""
+    """Raise InputError if a token has the scale 0, because all its neighbours are duplicates of it."""
     heaped = np.flatnonzero(scale == 0)
     if len(heaped):
         raise InputError(
@@ -88,7 +89,7 @@ def _require_scale(scale: np.ndarray, num_neighbours: int) -> None:
 
 
 def _rows(distances: np.ndarray, num_tokens: int) -> Iterator[tuple[int, np.ndarray]]:
-    """Each token i with its distances to i+1..N-1: a view into the condensed matrix."""
+    """Pairs of a token i and its distances to i+1..N-1, a view into the condensed matrix."""
     start = 0
     for token in range(num_tokens - 1):
         stop = start + num_tokens - 1 - token
@@ -97,7 +98,7 @@ def _rows(distances: np.ndarray, num_tokens: int) -> Iterator[tuple[int, np.ndar
 
 
 def _nearest(vectors: np.ndarray, num_neighbours: int) -> tuple[np.ndarray, np.ndarray]:
-    """The nearest other tokens, exact, ascending: (N, d) -> distances (N, n) float64, tokens (N, n) int64.
+    """The n nearest other tokens of each, nearest first: (N, d) -> distances (N, n) float64, tokens (N, n) int64.
 
     O(N^2 d) time, BLOCK x N memory."""
     from scipy.spatial.distance import cdist
@@ -119,9 +120,9 @@ def _nearest(vectors: np.ndarray, num_neighbours: int) -> tuple[np.ndarray, np.n
 def _geodesic(vectors: np.ndarray, num_neighbours: int) -> np.ndarray:
     """Shortest paths on the symmetrised graph of nearest neighbours, its components joined by shortest edges.
 
-    Exact duplicates are one vertex, whose neighbours are other vertices: an edge of length 0 would be no edge of a
-    sparse matrix, and a heap of dead codes would have neighbours in itself only. N Dijkstras, O(n N^2 log N): 74 s of
-    one thread at N = 16,384, n = 10, where the other metrics take 2 to 5 s."""
+    Exact duplicates are one vertex. Otherwise many equal dead codes would only have each other as neighbours, and a
+    sparse matrix has no edges of length 0. N runs of Dijkstra's algorithm take O(n N^2 log N) time: 74 s of one thread
+    at N = 16,384, n = 10, while the other metrics take 2 to 5 s."""
     from scipy.sparse.csgraph import dijkstra
 
     distinct, vertex_of = np.unique(vectors, axis=0, return_inverse=True)
@@ -150,7 +151,7 @@ def _neighbour_graph(vectors: np.ndarray, num_neighbours: int):
     bridges = _bridges(vectors, component_of)
     if bridges:
         length, tail, head = zip(*bridges, strict=True)
-        graph = graph + csr_array((length, (tail, head)), shape=graph.shape)  # between components: no edge is there
+        graph = graph + csr_array((length, (tail, head)), shape=graph.shape)  # components share no edge
     return graph.maximum(graph.T).tocsr()
 
 
@@ -161,7 +162,7 @@ def _bridges(vectors: np.ndarray, component_of: np.ndarray) -> list[tuple[float,
     bridges = []
     outside = np.flatnonzero(component_of != component_of[0])
     entered = np.flatnonzero(component_of == component_of[0])
-    nearest = np.full(len(vectors), np.inf)  # to what the tree has reached
+    nearest = np.full(len(vectors), np.inf)  # distance to the part that the tree has reached
     source = np.zeros(len(vectors), np.int64)
     while len(outside):
         for start in range(0, len(entered), BLOCK):

@@ -1,4 +1,4 @@
-"""Partitions made elsewhere: IAR's permutation of the codebook, and plain mappings token -> cluster."""
+"""Partitions from files of others: IAR's permutation of the codebook, and plain mappings token -> cluster."""
 
 from pathlib import Path
 from pickle import UnpicklingError
@@ -13,13 +13,13 @@ TORCH_SUFFIXES = (".pt", ".pth")
 
 
 def import_partition(path: Path, num_tokens: int, cluster_size: int = 128) -> Partition:
-    """The partition of N tokens that a file holds, by its suffix.
+    """The partition of N tokens in a file. The suffix decides what the file holds:
 
     .pt, .pth  IAR's permutation, a bare integer tensor (N,): mapping[token] is the token's place in the reordered
-               codebook, of which each run of `cluster_size` places is a cluster (IAR: 128)
-    .npy       the cluster of each token, integers (N,), every one of 0..K-1 present
+               codebook, and every `cluster_size` consecutive places are a cluster (IAR: 128)
+    .npy       the cluster of each token, integers (N,), with all of 0..K-1 present
 
-    Nothing is unpickled beyond tensors. Raises InputError naming the file for anything else."""
+    Only tensors are unpickled. Raises InputError naming the file if it holds anything else."""
     path = Path(path)
     if path.suffix not in (*TORCH_SUFFIXES, ".npy"):
         raise InputError(f"a mapping is a .pt, .pth (IAR's permutation) or .npy file (token -> cluster), found {path}")
@@ -33,7 +33,9 @@ def import_partition(path: Path, num_tokens: int, cluster_size: int = 128) -> Pa
             f"{mapping.shape} in {path}; it was made for another tokenizer, or is no mapping"
         )
     if mapping.min() < 0:
-        raise InputError(f"{path} holds {mapping.min()} for token {mapping.argmin()}; a mapping is never negative")
+        raise InputError(
+            f"{path} holds {mapping.min()} for token {mapping.argmin()}; a mapping has no negative numbers"
+        )
     if is_permutation:
         return Partition(_places_to_clusters(mapping, cluster_size, path))
     missing = np.setdiff1d(np.arange(min(int(mapping.max()) + 1, num_tokens)), mapping)
@@ -71,10 +73,10 @@ def _load_tensor(path: Path) -> np.ndarray:
         loaded = torch.load(path, weights_only=True, map_location="cpu")
     except UnpicklingError as error:
         raise InputError(
-            f"{path} holds pickled code or is no torch file, and was not run; save the bare integer tensor with "
+            f"{path} holds pickled code, which was not run, or is no torch file; save the bare integer tensor with "
             "torch.save"
         ) from error
-    except Exception as error:  # on damaged bytes torch raises almost any type, AssertionError among them
+    except Exception as error:  # for damaged bytes torch raises errors of many types, AssertionError too
         raise InputError(f"{path} is truncated or is no torch file ({_first_line(error)}); copy it again") from error
     if not isinstance(loaded, torch.Tensor) or loaded.layout != torch.strided or loaded.dtype.is_floating_point:
         found = f"{loaded.layout} {loaded.dtype}" if isinstance(loaded, torch.Tensor) else type(loaded).__name__
@@ -85,7 +87,7 @@ def _load_tensor(path: Path) -> np.ndarray:
 def _load_array(path: Path) -> np.ndarray:
     """The array in a .npy file; InputError if it holds something else or is broken."""
     try:
-        loaded = np.load(path, allow_pickle=False, mmap_mode="r")  # a header that lies about its size allocates nothing
+        loaded = np.load(path, allow_pickle=False, mmap_mode="r")  # so a wrong size in the header allocates nothing
     except (OSError, EOFError, ValueError, TokenError) as error:  # TokenError: a damaged header
         raise InputError(
             f"{path} is truncated, holds Python objects or is no .npy file ({_first_line(error)}); save the integers "

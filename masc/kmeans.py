@@ -1,6 +1,6 @@
-"""Partitions beside MASC's tree: k-means (App. A.3), k-means in clusters of equal size (IAR), and random ones.
+"""Partitions to compare with MASC's tree: k-means (App. A.3), k-means in clusters of equal size (IAR), random clusters.
 
-None has a tree: each makes K clusters at once, and another K is another run."""
+They have no tree: each method makes K clusters at once, and every K needs a new run."""
 
 import warnings
 
@@ -11,15 +11,15 @@ from masc.runtime.streams import Purpose, random_stream
 from masc.tree import Partition
 
 MAX_BALANCED_ROUNDS = 100  # IAR's limit
-# The least time at N = 16,384, d = 8, for K = 128 and 8,192; they change rounding at most.
-LISTED = 16  # nearest centres that a token is offered at once
-SEARCHED = 128  # tokens that are offered centres at once
+# Fastest values at N = 16,384, d = 8, for K = 128 and 8,192. They change results by rounding at most.
+LISTED = 16  # nearest centres in one list of a token
+SEARCHED = 128  # tokens in one search
 
 
 def kmeans(vectors: np.ndarray, num_clusters: int, seed: int, num_starts: int = 10) -> Partition:
-    """Lloyd's k-means with random starting points, best of `num_starts` (MASC, App. A.3: 10).
+    """The best of `num_starts` runs of Lloyd's k-means from random starting points (MASC, App. A.3: 10).
 
-    FAISS in place of the paper's scikit-learn. A cluster that ends empty gets the token farthest from its own
+    FAISS replaces the paper's scikit-learn. A cluster that ends empty gets the token that is farthest from its own
     centre. Raises InputError if K is not in 1..N."""
     import faiss
 
@@ -40,19 +40,19 @@ def kmeans(vectors: np.ndarray, num_clusters: int, seed: int, num_starts: int = 
 
 
 def kmeans_sklearn(vectors: np.ndarray, num_clusters: int, seed: int) -> Partition:
-    """The paper's recipe to the letter: scikit-learn, init='random', 10 runs, the one of lowest inertia (App. A.3).
+    """The paper's exact recipe: scikit-learn, init='random', 10 runs, the run of lowest inertia (App. A.3).
 
-    Lloyd's algorithm, scikit-learn's default, in blocks: O(N K d) a round and little memory, where Elkan's would
-    keep N x K bounds. One thread at N = 16,384, d = 8: 5 s for K = 128, 27 s for K = 8,192. A cluster that ends
-    empty (fewer than K distinct vectors) gets the token farthest from its own centre. Raises InputError if K is not
-    in 1..N."""
+    It uses Lloyd's algorithm, scikit-learn's default: O(N K d) time a round and little memory, while Elkan's keeps
+    N x K bounds. One thread takes 5 s for K = 128 and 27 s for K = 8,192 at N = 16,384, d = 8. A cluster that ends
+    empty (there are fewer than K distinct vectors) gets the token that is farthest from its own centre. Raises
+    InputError if K is not in 1..N."""
     from sklearn.cluster import KMeans
     from sklearn.exceptions import ConvergenceWarning
 
     _require_clusters(num_clusters, len(vectors))
     engine = KMeans(num_clusters, init="random", n_init=10, algorithm="lloyd", random_state=seed)
     with warnings.catch_warnings():
-        # Fewer distinct vectors than K: said of every start, and mended below.
+        # With fewer distinct vectors than K every start warns; `_fill_empty` corrects the result.
         warnings.filterwarnings("ignore", "Number of distinct clusters", ConvergenceWarning)
         labels = engine.fit(np.ascontiguousarray(vectors, np.float32)).labels_
     return Partition(_fill_empty(labels.astype(np.int64), vectors, num_clusters))
@@ -60,11 +60,11 @@ def kmeans_sklearn(vectors: np.ndarray, num_clusters: int, seed: int) -> Partiti
 
 def _require_clusters(num_clusters: int, num_tokens: int) -> None:
     if not 1 <= num_clusters <= num_tokens:
-        raise InputError(f"k must lie between 1 and the codebook's {num_tokens} tokens, found {num_clusters}")
+        raise InputError(f"K must lie between 1 and the codebook's {num_tokens} tokens, found {num_clusters}")
 
 
 def _fill_empty(labels: np.ndarray, vectors: np.ndarray, num_clusters: int) -> np.ndarray:
-    """Give each empty cluster the token farthest from its own centre among clusters of more than one."""
+    """The labels, with a token moved into each empty cluster: the one farthest from its centre in a larger cluster."""
     sizes = np.bincount(labels, minlength=num_clusters)
     for empty in np.flatnonzero(sizes == 0):
         sums = np.zeros((num_clusters, vectors.shape[1]))
@@ -80,16 +80,17 @@ def _fill_empty(labels: np.ndarray, vectors: np.ndarray, num_clusters: int) -> n
 
 
 def kmeans_balanced(vectors: np.ndarray, num_clusters: int, seed: int) -> Partition:
-    """K-means in clusters of equal size, after IAR: N / K tokens each, or sizes that differ by one.
+    """K-means in clusters of equal size (N / K tokens, or sizes that differ by one), as IAR does it.
 
-    Each round sorts the tokens by distance to their nearest centre and hands them, in that order, to the nearest
-    centre with room; the centres become means. It ends when nothing changes, at the latest after
-    MAX_BALANCED_ROUNDS. The rounds need not descend, so the one of least squared distance to its means is kept.
+    Each round sorts the tokens by distance to their nearest centre and gives them, in this order, to the nearest
+    centre that is not full; then the centres become means. The rounds end when no label changes, at the latest after
+    MAX_BALANCED_ROUNDS. A round may be worse than the one before, so the round with the smallest squared distance to
+    its means is returned.
 
-    IAR's description leaves open, and chosen here: the first centres are K tokens drawn without replacement; one
-    start; where K does not divide N, the first N mod K clusters that ask for one more token get it; equal distances
-    fall as FAISS lists them. One thread at N = 16,384, d = 8: 7 s for K = 128, 50 s for K = 8,192, little memory.
-    Raises InputError if K is not in 1..N."""
+    IAR does not describe the following choices. The first centres are K tokens drawn without replacement. There is one
+    start. If K does not divide N, the first N mod K clusters that reach N // K tokens may take one more. Equal
+    distances are ordered as FAISS lists them. One thread takes 7 s for K = 128 and 50 s for K = 8,192 at N = 16,384,
+    d = 8. Raises InputError if K is not in 1..N."""
     _require_clusters(num_clusters, len(vectors))
     vectors = np.ascontiguousarray(vectors, np.float32)
     centres = vectors[random_stream(seed, Purpose.FIRST_CENTRES).choice(len(vectors), num_clusters, replace=False)]
@@ -110,7 +111,7 @@ def kmeans_balanced(vectors: np.ndarray, num_clusters: int, seed: int) -> Partit
 
 
 def _assign_balanced(vectors: np.ndarray, centres: np.ndarray) -> np.ndarray:
-    """Each token's centre, those nearest to one first, each to the nearest with room: (N, d), (K, d) -> (N,)."""
+    """The centre of each token, (N, d), (K, d) -> (N,): the tokens nearest to a centre choose first."""
     import faiss
 
     base, extra = divmod(len(vectors), len(centres))  # `extra` centres take one token more
@@ -127,7 +128,7 @@ def _assign_balanced(vectors: np.ndarray, centres: np.ndarray) -> np.ndarray:
                 if sizes[centre] < base or (extra and sizes[centre] == base):
                     break
             else:
-                break  # all that were listed have filled up since: list again from this token on
+                break  # all listed centres are full by now: search again from this token
             extra -= sizes[centre] == base
             sizes[centre] += 1
             labels[order[done]] = centre
@@ -139,7 +140,8 @@ def _assign_balanced(vectors: np.ndarray, centres: np.ndarray) -> np.ndarray:
 def random_balanced(num_tokens: int, num_clusters: int, seed: int) -> Partition:
     """Random clusters of equal size: N / K tokens each, or sizes that differ by one.
 
-    The paper's random baseline leaves its sizes unsaid; `masc.tree.Tree.shuffled` has those of MASC instead.
+    The paper does not say how large the clusters of its random baseline are; `masc.tree.Tree.shuffled` has the sizes
+    of MASC's clusters.
     Raises InputError if K is not in 1..N."""
     _require_clusters(num_clusters, num_tokens)
     return Partition(random_stream(seed, Purpose.RANDOM_CLUSTERS).permutation(num_tokens) % num_clusters)

@@ -67,7 +67,7 @@ class Layout:
         return MissingArtifact("tree", path, **self._tree_facts(tree, num_clusters))
 
     def _tree_facts(self, tree: TreeConfig, num_clusters: int | None) -> dict[str, Any]:
-        """What the command that makes a tree must say."""
+        """The facts and overrides of the command that makes a tree."""
         mapping = tree.mapping or ("PATH" if tree.method == "mapping" else None)
         given = {"tree.separate_dead": tree.separate_dead, "tree.mapping": mapping}
         return {

@@ -1,14 +1,14 @@
 """Average-linkage clustering of a VQ codebook (MASC, Sec. 3.2, Algorithm 1).
 
 The distance of two clusters is the mean Euclidean distance over all pairs of their vectors (Eq. 3), and the closest
-two are merged until one is left. Two engines give that one tree:
+two clusters are merged until one is left. Two engines give the same tree:
 
     dense   all N (N - 1) / 2 distances, then fastcluster's nearest-neighbour chain (Mullner 2013): O(N^2) time and
-            memory, 2.1 GB at N = 16,384. The oracle.
+            memory, 2.1 GB at N = 16,384. Tests compare the other engine with it.
     sparse  certified nearest clusters in rounds (`masc.sparse`): memory linear in N, and several to fifty times as fast
             (`make bench-tree`)
 
-Where several pairs are equally close, Algorithm 1 leaves open which comes first; the engines may then differ."""
+If several pairs are equally close, Algorithm 1 does not say which is merged first; then the engines may differ."""
 
 import logging
 import time
@@ -30,21 +30,21 @@ TIE = 1e-12  # heights that agree to this relative difference are called equal
 
 @dataclass(frozen=True)
 class Linkage:
-    """A dendrogram and how it came about."""
+    """A dendrogram, the engine that built it, and the reason for this engine."""
 
     merges: np.ndarray  # (N - coarsest, 4) float64 in SciPy's linkage layout
     engine: str  # "dense" or "sparse"
     why: str
     seconds: float
-    tied_merges: int | None = None  # whose partner was one of several equally near; None: the engine cannot tell
+    tied_merges: int | None = None  # merges with several equally near partners; None: the engine does not count them
 
 
 def average_linkage(vectors: np.ndarray, engine: str = "auto", coarsest: int = 1) -> Linkage:
     """Dendrogram of the vectors (N, d), down to `coarsest` clusters.
 
-    Row i of the merges joins clusters `merges[i, 0]` and `merges[i, 1]` (numbers below N are tokens, N + j is what row
-    j made) at height `merges[i, 2]` into one of `merges[i, 3]` tokens; heights ascend. `auto` takes dense up to SMALL
-    tokens, sparse beyond, and dense again if sparse met ties and N is at most DENSE_FOR_TIES.
+    Row i of the merges joins clusters `merges[i, 0]` and `merges[i, 1]` at height `merges[i, 2]` into a cluster of
+    `merges[i, 3]` tokens. Numbers below N are tokens, N + j is the cluster of row j. Heights ascend. `auto` takes dense
+    up to SMALL tokens and sparse above; it repeats with dense if sparse met ties and N is at most DENSE_FOR_TIES.
     Raises InputError for fewer than two vectors, non-finite values, an unknown engine, `coarsest` not in 1..N, or
     dense above MAX_DENSE tokens."""
     num_tokens = len(vectors)
@@ -89,7 +89,9 @@ def average_linkage(vectors: np.ndarray, engine: str = "auto", coarsest: int = 1
 
 
 def count_equal_heights(merges: np.ndarray) -> int:
-    """How many merges (N - coarsest, 4) are as high as the one before, above 0: a cut between is one of several."""
+    """Number of merges (N - coarsest, 4) with the height of the merge before, above 0.
+
+    A cut between two equal heights is one of several valid cuts."""
     heights = merges[:, 2]
     return int(((np.diff(heights) <= TIE * heights[1:]) & (heights[1:] > 0)).sum())
 

@@ -1,4 +1,4 @@
-"""What a clustering of a codebook is like, in numbers: what `make tree` prints."""
+"""Numbers that describe a clustering of a codebook, and the summary that `make tree` prints."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -22,7 +22,7 @@ def describe(vectors: np.ndarray, partition: Partition) -> dict[str, float]:
 
 
 def usual_ks(made: Tree | Partition, asked: int) -> list[int]:
-    """The K to describe: the one asked for, N / 2, N / 4 and N / 8, as far as the clustering has them."""
+    """The K to describe: `asked`, N / 2, N / 4 and N / 8, if the clustering has them."""
     if isinstance(made, Partition):
         return [made.num_clusters]
     wanted = {asked, *(made.num_tokens // share for share in (2, 4, 8))}
@@ -30,7 +30,7 @@ def usual_ks(made: Tree | Partition, asked: int) -> list[int]:
 
 
 def _ties(tree: Tree, tied_merges: int | None) -> str:
-    """What a reader must know of ties: a cut between two equal heights is one of several."""
+    """A text about ties, because a cut between two equal heights is one of several valid cuts."""
     equal = count_equal_heights(tree.merges)
     words = f"heights above 0 equal to the one before: {equal}" if equal else "no two heights above 0 are equal"
     return words + (f", {tied_merges} merges had several equally near partners" if tied_merges else "")
@@ -43,7 +43,7 @@ def summarise_tree(
     dead: dict[str, np.ndarray],
     ks: Sequence[int],
 ) -> list[str]:
-    """Lines for a person: the codebook, how the tree was made, and its partitions at each K."""
+    """Lines of text: the codebook, how the tree was made, and its partitions at each K."""
     num_tokens, dims = vectors.shape
     duplicates = num_tokens - len(np.unique(vectors + np.float32(0), axis=0))
     never_used = ", ".join(f"{len(tokens)} of {num_tokens} never used by {data}" for data, tokens in dead.items())

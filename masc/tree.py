@@ -1,6 +1,6 @@
 """The tree over a codebook, and the partitions it is cut into.
 
-A Tree is stored uncut; k is chosen when it is used. K-means has no tree: it makes a Partition at once."""
+A Tree is stored uncut, and K is chosen when it is used. Methods without a tree, as k-means, make a Partition."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,14 +16,14 @@ from masc.runtime.streams import Purpose, random_stream
 
 @dataclass(frozen=True, eq=False)
 class Partition:
-    """N tokens in K clusters. Clusters are numbered by their lowest token: the canonical labels."""
+    """N tokens in K clusters. Clusters are numbered in the order of their lowest tokens."""
 
     cluster_of: np.ndarray  # (N,) int64
 
     def __post_init__(self) -> None:
         labels = np.asarray(self.cluster_of)
         if labels.ndim != 1 or labels.dtype.kind not in "iu" or len(labels) == 0 or labels.min() < 0:
-            raise InputError(f"a partition is one cluster number a token, found {labels.dtype} {labels.shape}")
+            raise InputError(f"a partition has one cluster number for each token, found {labels.dtype} {labels.shape}")
         present, first = np.unique(labels, return_index=True)
         if len(present) != labels.max() + 1:
             missing = np.setdiff1d(np.arange(labels.max() + 1), present)
@@ -52,11 +52,11 @@ class Partition:
 
     @cached_property
     def offsets(self) -> np.ndarray:
-        """Where each cluster starts in `members`: (K + 1,) int64."""
+        """The start of each cluster in `members`, and their end: (K + 1,) int64."""
         return np.concatenate([[0], np.cumsum(self.sizes)])
 
     def cut(self, num_clusters: int) -> "Partition":
-        """This partition, which has one K only; InputError for another."""
+        """This partition if it has K clusters; InputError otherwise."""
         if num_clusters != self.num_clusters:
             raise InputError(
                 f"a fixed partition in {self.num_clusters} clusters cannot be cut into {num_clusters}; make the one "
@@ -65,7 +65,7 @@ class Partition:
         return self
 
     def with_dead(self, is_used: np.ndarray) -> "Partition":
-        """This partition of the used tokens as one of all N, the dead ones in one cluster more: `is_used` (N,) bool."""
+        """This partition of the used tokens, with one more cluster for the dead: `is_used` (N,) bool."""
         cluster_of = np.full(len(is_used), self.num_clusters)
         cluster_of[is_used] = self.cluster_of
         return Partition(cluster_of)
@@ -75,7 +75,7 @@ class Partition:
 class Tree:
     """A dendrogram over N tokens, in SciPy's linkage layout (see `masc.linkage.average_linkage`).
 
-    It may end at a coarsest cut, of which it knows nothing coarser."""
+    It may end above the root, at a coarsest cut."""
 
     merges: np.ndarray  # (N - coarsest, 4) float64
     num_tokens: int = 0  # N; 0: one more than merges, for a tree that goes to the root
@@ -108,11 +108,11 @@ class Tree:
         return self.num_tokens - len(self.merges)
 
     def cut(self, num_clusters: int) -> Partition:
-        """The partition with exactly K clusters: the first N - K merges done."""
+        """The partition in exactly K clusters: the result of the first N - K merges."""
         num_tokens = self.num_tokens
         if not 1 <= num_clusters <= num_tokens:
             raise InputError(
-                f"k must lie between 1 and the {num_tokens} tokens of the tree, found {num_clusters}; "
+                f"K must lie between 1 and the {num_tokens} tokens of the tree, found {num_clusters}; "
                 f"try K={num_tokens // 2}"
             )
         if num_clusters < self.coarsest:
@@ -121,7 +121,7 @@ class Tree:
                 f"further, with ARGS=tree.coarsest={num_clusters}"
             )
         num_merges = num_tokens - num_clusters
-        # Downward from the last merge done: each cluster hands its own number to its two children.
+        # From the last merge downwards, each cluster passes its number on to its two children.
         root_of = np.arange(num_tokens + num_merges)
         children = self.merges[:num_merges, :2].astype(np.int64)
         for row in range(num_merges - 1, -1, -1):
@@ -129,21 +129,21 @@ class Tree:
         return Partition(np.unique(root_of[:num_tokens], return_inverse=True)[1])
 
     def cuts(self, ks: Sequence[int]) -> list[Partition]:
-        """The partitions in each of several K, coarsest first: each nested in the one before, as the levels of a
-        head must be."""
+        """The partitions at several K, coarsest first. Each is nested in the one before."""
         return [self.cut(k) for k in sorted(set(ks))]
 
     def shuffled(self, seed: int) -> "Tree":
-        """The same shape and heights over randomly permuted tokens: at every k a random partition with
-        exactly this tree's cluster sizes."""
+        """A tree of the same shape and heights over randomly permuted tokens.
+
+        Its cut at any K is a random partition with the cluster sizes of this tree."""
         permutation = random_stream(seed, Purpose.SHUFFLED_TREE).permutation(self.num_tokens)
         return Tree(_relabelled(self.merges, permutation, self.num_tokens), self.num_tokens)
 
     def with_dead(self, is_used: np.ndarray) -> "Tree":
-        """This tree over the used tokens as one over all N: `is_used` (N,) bool, as many true as the tree has tokens.
+        """This tree over the used tokens, extended to all N: `is_used` (N,) bool is true for the tokens of this tree.
 
-        The dead tokens are merged first, at height 0, into one cluster, which joins the rest last. So every cut but
-        the finest keeps them apart, in one cluster of its K."""
+        The dead tokens are merged first, at height 0. Their cluster is merged with the rest last. So every cut, if it
+        is coarse enough to hold them in one cluster, keeps them apart from the rest."""
         used, dead = np.flatnonzero(is_used), np.flatnonzero(~is_used)
         num_tokens = len(is_used)
         if len(used) != self.num_tokens:
@@ -166,11 +166,11 @@ class Tree:
         return Tree(merges, num_tokens)
 
 
-Clustering = Tree | Partition  # what `cut(k)` gives a partition of: any k of a tree, or the one k of a partition
+Clustering = Tree | Partition  # both have `cut`: a tree at any K, a partition at its own K only
 
 
 def _relabelled(merges: np.ndarray, tokens: np.ndarray, first_made: int) -> np.ndarray:
-    """Merges with token t called tokens[t] and what row j made called first_made + j."""
+    """The merges with new numbers: tokens[t] for token t, and first_made + j for the cluster of row j."""
     children = merges[:, :2].astype(np.int64)
     is_token = children < len(tokens)
     children = np.where(is_token, tokens[np.where(is_token, children, 0)], children - len(tokens) + first_made)
@@ -188,9 +188,9 @@ def save_tree(
     parents: dict[str, str] | None = None,
     about: dict[str, Any] | None = None,
 ) -> Meta:
-    """Write a tree (uncut) or a partition with the hash of the codebook it belongs to, and of its other `parents`.
+    """Write an uncut tree or a partition, with the hashes of its codebook and its other `parents`.
 
-    `about` says how it was made, which decides nothing."""
+    `about` records how it was made; the reader compares nothing with it."""
     if made.num_tokens != codebook.num_tokens:
         raise InputError(f"the tree has {made.num_tokens} tokens, the codebook {codebook.num_tokens} ({path})")
     if isinstance(made, Tree):
@@ -201,7 +201,7 @@ def save_tree(
 
 
 def load_tree(path: Path, codebook: Codebook) -> tuple[Tree | Partition, Meta]:
-    """Read what `save_tree` wrote; InputError if it belongs to another codebook, or is no tree."""
+    """The tree or partition that `save_tree` wrote; MissingArtifact if it is broken or of another codebook."""
     arrays, meta = load_npz(path, "tree", VERSION)
     require_parent(meta, "codebook", codebook.meta.sha256, path)
     try:

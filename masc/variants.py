@@ -1,6 +1,7 @@
-"""Linkages and metrics beside the paper's average linkage of Euclidean distances (MASC, Sec. 3.2): the ablations.
+"""Other linkages and metrics than the paper's average linkage of Euclidean distances (MASC, Sec. 3.2), for ablations.
 
-All by fastcluster (Mullner 2013) in O(N^2) to O(N^2 log N) time, on the distances of `masc.distances`."""
+fastcluster (Mullner 2013) computes all of them in O(N^2) to O(N^2 log N) time from the distances of
+`masc.distances`."""
 
 import numpy as np
 
@@ -8,15 +9,15 @@ from masc.distances import condensed_distances
 from masc.runtime.artifacts import InputError
 
 LINKAGES = ("average", "single", "complete", "centroid", "ward")
-EUCLIDEAN_ONLY = ("centroid", "ward")  # they compare means of vectors, which other metrics do not have
+EUCLIDEAN_ONLY = ("centroid", "ward")  # they compare means of vectors, which only this metric defines
 
 
 def linkage_merges(vectors: np.ndarray, linkage: str, metric: str, num_neighbours: int) -> np.ndarray:
     """Dendrogram of the vectors (N, d): merges (N - 1, 4) float64 in SciPy's linkage layout, heights ascending.
 
-    `linkage` is one of LINKAGES, `metric` one of `masc.distances.METRICS`. Centroid linkage may invert (a merge
-    lower than the one before it): the order of the merges is kept, so that a cut at k is still the first N - k
-    merges done, and the stored heights are their running maxima.
+    `linkage` is one of LINKAGES, `metric` one of `masc.distances.METRICS`. With centroid linkage a merge may be lower
+    than the merge before. Then the order of the merges is kept and the stored heights are their running maxima, so a
+    cut at K is still the result of the first N - K merges.
     Raises InputError for centroid and ward with a metric other than euclidean, and as `condensed_distances` does."""
     import fastcluster
 

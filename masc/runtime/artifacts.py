@@ -1,7 +1,7 @@
-"""Files that stages hand to one another: versioned, hashed, written whole or not at all.
+"""Files that one stage writes and others read: versioned, hashed, written completely or not at all.
 
-Every artefact carries its format version, the config that made it and the SHA-256 of what it was made
-from. Nothing here is ever unpickled."""
+The header of every artefact holds its format version, the config that made it and the SHA-256 of its inputs. Nothing
+is unpickled."""
 
 import contextlib
 import errno
@@ -71,7 +71,7 @@ def naming(overrides: dict[str, Any] | None = None, **facts: Any) -> Iterator[No
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary name beside `path`, renamed to it on success and removed on failure.
 
-    A directory is first moved aside: if the process dies between the two renames, `recover` brings it back."""
+    An existing directory is first renamed; `recover` restores it if the process dies before the second rename."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
@@ -90,7 +90,7 @@ def replacing(path: Path) -> Iterator[Path]:
             raise InputError(
                 f"no space left while writing {path} "
                 f"({shutil.disk_usage(path.parent).free / 2**20:.0f} MiB free on its disk); nothing was kept. "
-                "Free some space and run the same command again: it continues where it was"
+                "Free some space and run the same command again: it continues from its last files"
             ) from error
         raise
     finally:
@@ -105,13 +105,13 @@ def _aside(path: Path) -> Path:
 
 
 def recover(path: Path) -> None:
-    """Bring back the directory that `replacing` had moved aside when its process died."""
+    """Restore the directory that `replacing` had renamed when its process died."""
     if not path.exists() and _aside(path).exists():
         _aside(path).rename(path)
 
 
 def _is_full(error: Exception) -> bool:
-    """Whether a write failed for want of space; safetensors and torch say so in words only."""
+    """Whether a write failed because the disk is full; safetensors and torch say so only in the message."""
     if isinstance(error, OSError):
         return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     words = ("No space left", "os error 28", "File too large", "os error 27", "inline_container")
@@ -119,18 +119,18 @@ def _is_full(error: Exception) -> bool:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file whole or not at all."""
+    """Write a text file completely or not at all."""
     with replacing(path) as temporary:
         temporary.write_text(text)
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write a JSON file whole or not at all, keys in the order given."""
+    """Write a JSON file completely or not at all, keys in the given order."""
     write_text(path, json.dumps(content, indent=1) + "\n")
 
 
 def hash_arrays(arrays: dict[str, np.ndarray]) -> str:
-    """SHA-256 over names, types, shapes and bytes: the identity of an artefact, whatever file holds it."""
+    """SHA-256 over names, types, shapes and bytes. It identifies an artefact independently of its file."""
     digest = hashlib.sha256()
     for name in sorted(arrays):
         array = np.ascontiguousarray(arrays[name])
@@ -147,13 +147,13 @@ def hash_file(path: Path) -> str:
 
 @dataclass(frozen=True)
 class Meta:
-    """What an artefact says about itself."""
+    """The header of an artefact."""
 
     kind: str
     sha256: str
     config: dict[str, Any] = field(default_factory=dict)
     parents: dict[str, str] = field(default_factory=dict)  # kind of parent -> its SHA-256
-    about: dict[str, Any] = field(default_factory=dict)  # how it was made; decides nothing
+    about: dict[str, Any] = field(default_factory=dict)  # how it was made; never compared
 
 
 def save_npz(
@@ -165,7 +165,7 @@ def save_npz(
     parents: dict[str, str],
     about: dict[str, Any] | None = None,
 ) -> Meta:
-    """Write an artefact of one .npz file and return what it says about itself."""
+    """Write an artefact as one .npz file and return its header."""
     meta = Meta(kind, hash_arrays(arrays), config, parents, about or {})
     header = json.dumps({"format": f"masc-{kind}", "version": version, **vars(meta)})
     with replacing(path) as temporary, temporary.open("wb") as file:
@@ -203,7 +203,7 @@ def load_npz(path: Path, kind: str, version: int) -> tuple[dict[str, np.ndarray]
 def reuse_npz(
     path: Path, kind: str, version: int, config: dict[str, Any], parents: dict[str, str]
 ) -> tuple[dict[str, np.ndarray], Meta] | None:
-    """What is at `path` if it was made by the same config from the same parents; None if it must be made."""
+    """Arrays and header at `path` if the config and the parents are the same; None if the artefact must be made."""
     try:
         arrays, meta = load_npz(path, kind, version)
     except InputError:
@@ -224,7 +224,7 @@ def require_parent(meta: Meta, kind: str, sha256: str, where: Path) -> None:
 
 @dataclass(frozen=True)
 class Codebook:
-    """The effective vectors of a tokenizer: as the quantizer compares them, not its raw weight."""
+    """The effective vectors of a tokenizer, as the quantizer compares them; they may differ from its raw weights."""
 
     vectors: np.ndarray  # (N, d) float32
     meta: Meta

@@ -74,7 +74,7 @@ def test_a_clustering_is_not_replaced_by_another_of_its_name(layout):
     codebook = layout.load_codebook()
     layout.make_tree(TreeConfig(name="masc", method="linkage"), N, codebook)
     ward = TreeConfig(name="masc", method="linkage", linkage="ward")
-    with pytest.raises(InputError, match=r"linkage: 'average' there, 'ward' now[^$]*a name of its own[^$]*rm "):
+    with pytest.raises(InputError, match=r"linkage: 'average' there, 'ward' now[^$]*another name[^$]*rm "):
         layout.make_tree(ward, N, codebook)
     Codebook.save(layout.codebook, blobs(N, 4, seed=9), {}, {})  # but one of another codebook is of no use
     assert layout.make_tree(ward, N, layout.load_codebook())[1].config["linkage"] == "ward"
