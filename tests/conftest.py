@@ -25,7 +25,7 @@ for search in ("kdtree", "lists"):
 
 def pytest_collection_finish(session):
     """Compile the sparse engine on another core, while the first tests run: its own tests come later."""
-    if any("sparse" in item.path.parts for item in session.items):
+    if not session.config.option.collectonly and any("sparse" in item.path.parts for item in session.items):
         environment = os.environ | {"PYTHONPATH": str(ROOT / "tests")}
         process = subprocess.Popen([sys.executable, "-c", COMPILE], cwd=ROOT, env=environment)
         session.config.add_cleanup(process.wait)
