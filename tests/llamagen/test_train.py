@@ -84,11 +84,11 @@ def test_a_run_is_not_gone_on_with_in_other_shares_or_precision(small_run, monke
     monkeypatch.setattr(_Loop, "step", lambda self, index: step(self, index) if index < 5 else 1 / 0)
     with pytest.raises(ZeroDivisionError):
         train(small_run("head=flat"))
-    with pytest.raises(InputError, match=r"begun in fp32 with 1 share\(s\).*now fp32 with 2"):
+    with pytest.raises(InputError, match=r"started in fp32 with 1 share\(s\).*now fp32 with 2"):
         train(small_run("head=flat", "micro_batches=2"))
     path = small_run("head=flat").directory / "checkpoints/last/progress.json"
     path.write_text(path.read_text().replace("fp32", "bf16"))
-    with pytest.raises(InputError, match="begun in bf16"):
+    with pytest.raises(InputError, match="started in bf16"):
         train(small_run("head=flat"))
 
 
