@@ -1,8 +1,8 @@
 """Confidence intervals by resampling the images of a sample set (Efron 1979).
 
-What varies is the draw of the samples; the reference stays. A Frechet distance of a resample is biased upwards (it
-holds fewer distinct images), so the interval is the estimate -+ 1.96 standard deviations of the resamples, not their
-quantiles."""
+Only the samples are drawn again; the reference stays the same. The Frechet distance of a resample is biased upwards,
+because the resample holds fewer distinct images. The interval is therefore the estimate -+ 1.96 standard deviations of
+the resamples, not a pair of their quantiles."""
 
 import math
 from collections.abc import Callable
@@ -25,9 +25,10 @@ def bootstrap_interval(
     bounds: tuple[float, float] = (0.0, math.inf),
     seed: int = 0,
 ) -> dict[str, Any] | None:
-    """The 95% interval of `value`, which `compute` gives for resampled indices (M,); None with fewer than 2 replicates.
+    """The 95% interval of `value`, or None with fewer than 2 replicates.
 
-    It is cut at `bounds`, beyond which the metric has no values. Costs `replicates` evaluations of `compute`."""
+    `compute` gives the metric of resampled indices (M,) and is called `replicates` times. The interval is cut at
+    `bounds`, the range of the metric."""
     if replicates < 2:
         return None
     rng = random_stream(seed, Purpose.BOOTSTRAP)

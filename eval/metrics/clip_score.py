@@ -1,9 +1,9 @@
 """CLIP score (Hessel et al. 2021) with OpenAI's ViT-B/32, in the form that LlamaGen reports.
 
-It is the plain mean cosine of picture and text embeddings, without the paper's factor 2.5, without times 100 and
-without a cut at zero, of "A photo depicts " + caption (FoundationVision/LlamaGen ce98ec4,
-evaluations/t2i/evaluation.py; its splicing of tokens gives the tokens of that text). Differs: float32 throughout, where
-OpenAI's loader computes in half precision on GPUs. Network and tokenizer are open_clip's, of the extra `t2i`."""
+The score is the mean cosine of the image embedding and the embedding of "A photo depicts " + caption. It has neither
+the paper's factor 2.5, nor a factor 100, nor a cut at zero. Follows FoundationVision/LlamaGen (ce98ec4),
+evaluations/t2i/evaluation.py, whose splicing of tokens gives the tokens of that text. Differs: float32 throughout,
+where OpenAI's loader computes in half precision on GPUs. Network and tokenizer come from open_clip (extra `t2i`)."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -29,16 +29,16 @@ from metrics.inception import ARITHMETIC, exact_arithmetic
 from metrics.results import row
 from metrics.streams import Pictures, read_batches
 
-NAME = "clip-vit-b-32"  # of its weights in the registry
+NAME = "clip-vit-b-32"  # of the weights in the registry
 # OpenAI trained with x sigmoid(1.702 x). open_clip's plain ViT-B-32 has the exact GELU: it loads the same tensors
-# without a word, and gives other embeddings.
+# without a warning and gives different embeddings.
 MODEL = "ViT-B-32-quickgelu"
 TEXT = "A photo depicts "
 
 
 @dataclass(frozen=True, eq=False)
 class Clip:
-    """The two towers, and what they are fed through."""
+    """The image and text networks, with the functions that prepare their inputs."""
 
     model: nn.Module
     transform: Callable[[Image.Image], Tensor]
@@ -68,14 +68,14 @@ class Clip:
 
 
 def load_clip(path: Path, sha256: str | None = None, device: torch.device | str = "cpu", name: str = MODEL) -> Clip:
-    """The network `name` of open_clip with the weights of a file, which has the SHA-256 given if any.
+    """open_clip's network `name` with the weights of a file, whose SHA-256 is checked if one is given.
 
-    Raises InputError if open_clip is not installed, or the file is missing, has another hash or other tensors."""
+    Raises InputError if open_clip is not installed, or if the file is missing, has another hash or other tensors."""
     try:
         import open_clip
     except ImportError as error:
         raise InputError(
-            "the CLIP score needs the package open-clip-torch, of this project's extra `t2i`; type `make setup`, or "
+            "the CLIP score needs the package open-clip-torch from this project's extra `t2i`; type `make setup`, or "
             "install the extra: pip install -e '.[t2i]'"
         ) from error
     path = Path(path)
@@ -104,7 +104,7 @@ def load_clip(path: Path, sha256: str | None = None, device: torch.device | str 
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Without open_clip's account of its steps, which it gives to the root logger."""
+    """Silence open_clip's log of its steps, which goes to the root logger."""
     before = logging.root.manager.disable
     logging.disable(logging.INFO)
     try:
@@ -116,12 +116,12 @@ def _quietly() -> Iterator[None]:
 def clip_cosines(
     pictures: Pictures, texts: list[str], clip: Clip, batch_size: int = 64, state: PartialState | None = None
 ) -> np.ndarray:
-    """The cosine of each picture and its text, TEXT before it: (M,) float64; the same in every process.
+    """The cosine of each image and TEXT plus its caption: (M,) float64, the same in every process.
 
-    Raises InputError unless there are as many texts as pictures."""
+    Raises InputError if the numbers of texts and images differ."""
     if len(pictures) != len(texts):
         raise InputError(
-            f"picture i is compared with caption i, but there are {len(pictures):,} pictures and {len(texts):,} texts"
+            f"image i is compared with caption i, but there are {len(pictures):,} images and {len(texts):,} texts"
         )
     state = state or PartialState(cpu=not torch.cuda.is_available())
     starts = range(0, len(pictures), batch_size)[state.process_index :: state.num_processes]
@@ -140,7 +140,7 @@ def clip_cosines(
 
 
 def clip_score(cosines: np.ndarray, clip: Clip, about: dict[str, Any], replicates: int) -> dict[str, Any]:
-    """The row of the mean cosine, with its interval; `about` says where pictures and captions come from."""
+    """The row of the mean cosine, with its interval. `about` holds the origin of images and captions."""
     value = float(cosines.mean())
     interval = bootstrap_interval(value, len(cosines), lambda drawn: float(cosines[drawn].mean()), replicates)
     return row("CLIP score", value, {**clip.protocol, **about, "num_images": len(cosines)}, interval)

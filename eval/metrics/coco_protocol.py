@@ -1,9 +1,8 @@
-"""COCO-30k: which captions are shown, which pictures the samples are compared with, and how both are cropped.
+"""The COCO-30k protocol: captions of the samples, reference images, and the crop of both.
 
-There is no agreed "COCO FID": numbers of the same model differ with the split, the choice of captions, the references
-(all pictures of val2014, or those whose captions were shown), the crop and the resize. Each of them is named here, and
-goes into every result. LlamaGen's crop is that of its evaluations/t2i/evaluation.py (ce98ec4); its captions are a table
-without image ids."""
+There is no agreed "COCO FID". The numbers of one model change with the split, the captions, the references (all images
+of val2014, or the images of the captions), the crop and the resize. All of them go into every result. LlamaGen's crop
+follows its evaluations/t2i/evaluation.py (ce98ec4); its captions are a table without image ids."""
 
 import csv
 import hashlib
@@ -31,26 +30,26 @@ PAIRINGS = ("all", "paired")
 
 
 def lanczos_crop(picture: Image.Image, size: int) -> np.ndarray:
-    """LlamaGen's: the centre square of the shorter side's length, then Lanczos to (S, S, 3) uint8."""
+    """LlamaGen's crop: the largest centre square, resized by Lanczos to (S, S, 3) uint8."""
     side = min(picture.size)
     left, top = (round((length - side) / 2) for length in picture.size)  # to even, as torchvision rounds
     square = picture.crop((left, top, left + side, top + side))
     return np.asarray(square.resize((size, size), Image.Resampling.LANCZOS))
 
 
-# A picture that has the size already stays as it is under either.
+# Neither changes an image that already has the size.
 CROPS: dict[str, Callable[[Image.Image, int], np.ndarray]] = {"adm": center_crop, "lanczos": lanczos_crop}
 
 
 @dataclass(kw_only=True)
 class CocoProtocolConfig(ProtocolConfig):
-    """A protocol whose references are made of COCO's pictures."""
+    """A protocol with references made from COCO's images."""
 
     reference: str = "COCO's pictures, which make eval-coco reads"
     num_images: int = 30_000
     size: int = 256  # pixels a side, of references and samples
-    crop: str = "adm"  # how they get there, one of CROPS
-    pairing: str = "all"  # references: `all` pictures of the split, or the `paired` ones, whose captions were shown
+    crop: str = "adm"  # one of CROPS
+    pairing: str = "all"  # references: `all` images of the split, or `paired`: only the images of the captions
     clip_score: bool = True
 
     def __post_init__(self) -> None:
@@ -74,7 +73,7 @@ class CocoProtocolConfig(ProtocolConfig):
         return {"reference_images": self.pairing}
 
     def reference_name(self, split: str, ids_sha256: str | None) -> str:
-        """The name of its reference: what decides the pictures, and what differs from ADM's and TensorFlow's way."""
+        """The name of the reference: size, split, pairing, and crop and resize where they are not the default."""
         paired = f"-paired-{ids_sha256[:8]}" if self.pairing == "paired" else ""
         crop = "" if self.crop == "adm" else f"-{self.crop}"
         resize = "" if self.resize == TF1_BILINEAR else f"-{self.resize}"
@@ -83,40 +82,40 @@ class CocoProtocolConfig(ProtocolConfig):
 
 @dataclass(frozen=True)
 class CaptionList:
-    """M captions; sample i shows caption i. Image and caption ids (M,) where the file has them."""
+    """M captions; sample i shows caption i. The ids (M,) are None if the file has none."""
 
     texts: list[str]
     image_ids: list[int] | None = None
     caption_ids: list[int] | None = None
-    about: dict[str, Any] | None = None  # split, seed and source of a choice
+    about: dict[str, Any] | None = None  # split, seed and source of the selection
 
     def __len__(self) -> int:
         return len(self.texts)
 
     @property
     def sha256(self) -> str:
-        """Of the texts and image ids: `captions_sha256` of the text features that are made of them."""
+        """SHA-256 of the texts and image ids; equal to `captions_sha256` of text features made from them."""
         images = None if self.image_ids is None else list(map(str, self.image_ids))
         return hashlib.sha256(json.dumps({"texts": self.texts, "images": images}).encode()).hexdigest()
 
     @property
     def ids(self) -> str:
-        """A line `image_id caption_id` for each."""
+        """One line `image_id caption_id` for each caption."""
         return "".join(f"{image} {own}\n" for image, own in zip(self.image_ids, self.caption_ids, strict=True))
 
     @property
     def ids_sha256(self) -> str | None:
-        """Of those lines; None without ids."""
+        """SHA-256 of the lines of `ids`, or None without ids."""
         return None if self.image_ids is None else hashlib.sha256(self.ids.encode()).hexdigest()
 
     def first(self, count: int) -> "CaptionList":
-        """Those of the first samples."""
+        """The captions of the first `count` samples."""
         images, own = (None if ids is None else ids[:count] for ids in (self.image_ids, self.caption_ids))
         return CaptionList(self.texts[:count], images, own, self.about)
 
     @property
     def protocol(self) -> dict[str, Any]:
-        """What is known of the choice."""
+        """Metadata of the selection."""
         chosen = "in order, without image ids: paired with samples by place alone"
         if self.about is not None:
             chosen = f"{self.about['split']}, one caption an image, seed {self.about['seed']}"
@@ -125,21 +124,21 @@ class CaptionList:
 
 
 def choose_captions(root: Path, split: str, num_images: int, seed: int) -> CaptionList:
-    """One caption each of `num_images` images of a split (val2014), drawn by `seed`, in the order of their image ids.
+    """One caption for each of `num_images` images of a split, drawn by `seed`, in the order of the image ids.
 
-    The order of the annotations changes nothing. Raises InputError if they are missing, or of fewer images."""
+    The order of the annotations does not matter. Raises InputError if they are missing or cover fewer images."""
     if not Path(root).is_dir():
-        raise InputError(f'no folder {root} with COCO in it; name it with ARGS="coco=FOLDER"')
+        raise InputError(f'no folder {root}; name the folder of COCO with ARGS="coco=FOLDER"')
     file = find_annotations(Path(root), split)
     _, captions = read_annotations(file)
     if not 1 <= num_images <= len(captions):
         raise InputError(
-            f"{num_images:,} images were asked for, but {file} has captions of {len(captions):,}; set num_images"
+            f"{num_images:,} images were requested, but {file} has captions of {len(captions):,}; set num_images"
         )
     rng = random_stream(seed, Purpose.COCO_CAPTIONS)
     ids = sorted(captions)
     order, draws = rng.permutation(len(ids)), rng.random(len(ids))
-    rows = np.sort(order[:num_images])  # fewer images are a part of more, with the same captions
+    rows = np.sort(order[:num_images])  # a smaller selection is a part of a larger one
     chosen = [ids[row] for row in rows]
     kept = [captions[ids[row]][int(draws[row] * len(captions[ids[row]]))] for row in rows]
     return CaptionList(
@@ -160,9 +159,9 @@ def choice_file(artifacts: Path, split: str, num_images: int, seed: int) -> Path
 
 
 def save_captions(path: Path, captions: CaptionList) -> None:
-    """Write a choice in COCO's own form, which `make text-features` takes, and its ids as lines beside it.
+    """Write a selection in COCO's own format, which `make text-features` reads, and its ids as lines beside it.
 
-    `id` is the place, for readers go by it; the annotation's own id is `caption_id`."""
+    `id` is the position, because readers sort by it; the annotation's own id is `caption_id`."""
     write_text(path.with_suffix(".ids.txt"), captions.ids)
     header = {"format": FORMAT, "version": VERSION, **captions.protocol, **captions.about}
     rows = zip(captions.image_ids, captions.caption_ids, captions.texts, strict=True)
@@ -174,9 +173,9 @@ def save_captions(path: Path, captions: CaptionList) -> None:
 
 
 def load_captions(path: Path) -> CaptionList:
-    """Captions in the order of the samples: a choice (.json), a line each (.txt), or LlamaGen's table (.csv).
+    """Captions in the order of the samples: a selection (.json), one a line (.txt), or LlamaGen's table (.csv).
 
-    Raises InputError if there are none, a choice was altered, or it is COCO's whole annotations."""
+    Raises InputError if there are none, if a selection was altered, or if the file holds all of COCO's annotations."""
     path = Path(path)
     if not path.is_file():
         raise _missing_choice(path, f"no captions at {path}")
@@ -191,8 +190,8 @@ def load_captions(path: Path) -> CaptionList:
     while texts and not texts[-1]:
         texts.pop()
     if not texts or not all(texts):
-        where = f"line {texts.index('') + 1} is empty" if texts else "there is nothing in it"
-        raise InputError(f"{path} must hold a caption a line, but {where}; image i shows caption i, so none may lack")
+        where = f"line {texts.index('') + 1} is empty" if texts else "the file is empty"
+        raise InputError(f"{path} must hold one caption a line, but {where}; image i shows caption i, so write all")
     return CaptionList(texts)
 
 
@@ -201,19 +200,19 @@ def _missing_choice(path: Path, problem: str, remove: bool = False) -> MissingAr
 
 
 def read_table(path: Path) -> list[str]:
-    """The captions of LlamaGen's coco_captions.csv: a line `Prompt`, then one a row.
+    """The captions of LlamaGen's coco_captions.csv: a line `Prompt`, then one caption a row.
 
-    Read as LlamaGen reads it: tabs between columns, and quotation marks by csv's rule, which takes them off one row
-    ('"Head shot" of a zebra ...')."""
+    Read as LlamaGen reads it: with tabs between columns and csv's rule for quotation marks, which removes them from
+    one row ('"Head shot" of a zebra ...')."""
     with path.open(newline="", encoding="utf-8") as file:
         rows = list(csv.reader(file, delimiter="\t"))
     if not rows or rows[0] != ["Prompt"] or any(len(row) != 1 for row in rows):
-        raise InputError(f"expected a line `Prompt` and then a caption a line in {path}, found {rows[:1]}")
+        raise InputError(f"expected a line `Prompt` and then one caption a line in {path}, found {rows[:1]}")
     broken = [number for number, (text,) in enumerate(rows[1:], 1) if len(text.splitlines()) > 1]
     if broken:
         raise InputError(
-            f"caption {broken[0]} of {path} goes over several lines: a quotation mark opens it that none closes. "
-            "Image i shows caption i, so every caption needs one line"
+            f"caption {broken[0]} of {path} spans several lines: its opening quotation mark is never closed. "
+            "Image i shows caption i, so write every caption on one line"
         )
     return [row[0] for row in rows[1:]]
 
@@ -236,9 +235,9 @@ def _load_choice(path: Path) -> CaptionList:
 
 
 def coco_source(root: Path, split: str, size: int, crop: str, image_ids: list[int] | None = None) -> StoredImages:
-    """COCO's pictures of a split, or those of some ids in their order, as references: (M, S, S, 3) when indexed.
+    """COCO's images of a split, or the images of `image_ids` in that order, as references: (M, S, S, 3) when indexed.
 
-    Raises InputError if a picture that is asked for is missing."""
+    Raises InputError if one of `image_ids` is missing."""
     source = load_coco(Path(root), split, size)
     rows = np.arange(len(source))
     if image_ids is not None:
@@ -246,8 +245,8 @@ def coco_source(root: Path, split: str, size: int, crop: str, image_ids: list[in
         lost = [image_id for image_id in image_ids if image_id not in row_of]
         if lost:
             raise InputError(
-                f"the captions are of {len(lost)} images that are not among the pictures of {split} in {root}, image "
-                f"{lost[0]} first; they were chosen from another split or year, or the pictures are incomplete"
+                f"{len(lost)} images of the captions, image {lost[0]} first, are not among the images of {split} in "
+                f"{root}: the captions were chosen from another split or year, or the images are incomplete"
             )
         rows = np.array([row_of[image_id] for image_id in image_ids])
     members = source.members.take(rows)
@@ -263,7 +262,7 @@ def coco_source(root: Path, split: str, size: int, crop: str, image_ids: list[in
 
 
 class CroppedPictures(FirstPictures):
-    """The first pictures of a set, cropped as the references are; those of the right size stay as they are."""
+    """The first images of a set, cropped like the references. Images of the right size stay unchanged."""
 
     def __init__(self, pictures: Pictures, count: int, size: int, crop: str):
         super().__init__(pictures, count)
@@ -277,13 +276,13 @@ class CroppedPictures(FirstPictures):
 
 
 def describe(protocol: dict[str, Any]) -> str:
-    """What a number of COCO must never be said without: split, numbers, references, crop, resize."""
+    """The protocol of a COCO result in words: split, counts, references, crop, resize."""
     crop = f"{protocol['crop']} crop to {protocol['image_size']}"
     if "reference" not in protocol:
         extra = f"text {protocol['text']!r}" if "text" in protocol else f"{protocol['resize']}"
         return f"{protocol['num_images']:,} samples for captions of {protocol['captions']}; {crop}, {extra}"
     references = "the paired" if protocol["reference_images"] == "paired" else "all"
     return (
-        f"{protocol['num_images']:,} samples against {references} {protocol['reference_size']:,} pictures of "
+        f"{protocol['num_images']:,} samples against {references} {protocol['reference_size']:,} images of "
         f"{protocol['reference_split']}; {crop}, {protocol['resize']} to 299"
     )

@@ -1,6 +1,6 @@
-"""How well pictures keep what others show, pair by pair and as a set: PSNR, SSIM, LPIPS, Frechet distance.
+"""Similarity of images to their originals, by pairs and as a set: PSNR, SSIM, LPIPS, Frechet distance.
 
-All are of uint8 pictures; the first three are means over pairs."""
+All images are uint8; the first three metrics are means over pairs."""
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,12 +17,12 @@ from vq.quality import MAX_PSNR, peak_signal_to_noise
 PSNR, SSIM, LPIPS = "PSNR (dB)", "SSIM", "LPIPS"
 WANG = {"data_range": 255, "gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}  # Wang et al. 2004
 # FoundationVision/LlamaGen, tokenizer/tokenizer_image/reconstruction_vq_ddp.py at 5a50452: a uniform 7 x 7 window, and
-# a range of 2 for pictures in [0, 1]: the constants are four times Wang's and the values higher.
+# a range of 2 for images in [0, 1]: the constants are four times Wang's and the values higher.
 LLAMAGEN = {"data_range": 2.0}
 
 
 def structural_similarity(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """SSIM of each pair of uint8 pictures by scikit-image, Gaussian window: (B, H, W, 3), (B, H, W, 3) -> (B,)."""
+    """SSIM of each pair of uint8 images by scikit-image, Gaussian window: (B, H, W, 3), (B, H, W, 3) -> (B,)."""
     return _similarities(a, b, WANG)
 
 
@@ -43,13 +43,13 @@ def _similarities(a: np.ndarray, b: np.ndarray, options: dict[str, Any]) -> np.n
 
 @dataclass(frozen=True)
 class Judges:
-    """What pictures are judged by, beside PSNR and SSIM."""
+    """The networks that compare images, in addition to PSNR and SSIM."""
 
     spaces: tuple[Space, ...]
     lpips: Lpips | None = None
 
     def compare(self, pictures: np.ndarray, originals: np.ndarray) -> dict[str, np.ndarray]:
-        """Each metric of pairs of uint8 pictures: (B, H, W, 3), (B, H, W, 3) -> (B,)."""
+        """Each metric of pairs of uint8 images: (B, H, W, 3), (B, H, W, 3) -> (B,)."""
         values = {
             PSNR: np.minimum(peak_signal_to_noise(pictures, originals), MAX_PSNR),
             SSIM: structural_similarity(pictures, originals),
@@ -57,7 +57,7 @@ class Judges:
         return values if self.lpips is None else values | {LPIPS: self.lpips(pictures, originals)}
 
     def protocol(self, metric: str) -> dict[str, Any]:
-        """How the judges measure a metric."""
+        """Protocol keys of a metric."""
         if metric == PSNR:
             return {"pixels": "uint8", "at_most": MAX_PSNR}
         if metric == SSIM:
@@ -68,7 +68,7 @@ class Judges:
 
 
 class PictureSet:
-    """Statistics of a set of pictures in each space, batch by batch; memory does not grow with their number."""
+    """Statistics of a set of images in each space, batch by batch; memory is constant."""
 
     def __init__(self, judges: Judges):
         self.spaces = judges.spaces
@@ -79,25 +79,25 @@ class PictureSet:
             moments.add(space.pool(pictures))
 
     def gaussians(self) -> dict[str, Gaussian]:
-        """By what the space calls its Frechet distance."""
+        """Statistics by the name of the space's Frechet distance."""
         return {space.frechet: found.gaussian() for space, found in zip(self.spaces, self._moments, strict=True)}
 
 
 class Comparison:
-    """Pictures against those that they should equal, batch by batch."""
+    """Comparison of images with their originals, batch by batch."""
 
     def __init__(self, judges: Judges):
         self._judges, self._pictures = judges, PictureSet(judges)
         self._pairs: dict[str, list[np.ndarray]] = {}
 
     def add(self, pictures: np.ndarray, originals: np.ndarray) -> None:
-        """uint8 (B, H, W, 3), (B, H, W, 3)."""
+        """Add images and their originals: uint8 (B, H, W, 3), (B, H, W, 3)."""
         for metric, values in self._judges.compare(pictures, originals).items():
             self._pairs.setdefault(metric, []).append(values)
         self._pictures.add(pictures)
 
     def values(self, originals: dict[str, Gaussian]) -> dict[str, float]:
-        """Every metric, given the statistics of the originals in each space."""
+        """The value of every metric, given the statistics of the originals in each space."""
         means = {metric: float(np.concatenate(values).mean()) for metric, values in self._pairs.items()}
         found = self._pictures.gaussians()
         return means | {name: frechet_distance(found[name], originals[name]) for name in found}

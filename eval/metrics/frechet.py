@@ -1,8 +1,8 @@
 """Frechet distance of two feature sets (Heusel et al. 2017), exact also with fewer samples than dimensions.
 
-No matrix square root is taken. With covariances S = F^T F the trace of (S_a S_b)^(1/2) is the nuclear norm of
-F_a F_b^T: the singular values of a small matrix where there are fewer samples than dimensions, else the square roots
-of the eigenvalues of F_b S_a F_b^T. F_b, a Cholesky factor, depends on the reference alone and is kept with it."""
+No matrix square root is computed. With covariances S = F^T F the trace of (S_a S_b)^(1/2) is the nuclear norm of
+F_a F_b^T. With fewer samples than dimensions it comes from the singular values of a small matrix, otherwise from the
+eigenvalues of F_b S_a F_b^T. F_b, a Cholesky factor, depends only on the reference and is kept with it."""
 
 from collections.abc import Iterable
 from functools import cached_property
@@ -17,7 +17,7 @@ from masc.runtime.artifacts import InputError
 
 
 class Gaussian:
-    """Mean (D,) and covariance of a feature set: from its samples if M <= D, else as a matrix (D, D)."""
+    """Mean (D,) and covariance of a feature set: as centred samples if M <= D, otherwise as a matrix (D, D)."""
 
     def __init__(self, mean: Tensor, covariance: Tensor | None = None, rows: Tensor | None = None):
         self.mean = mean
@@ -26,7 +26,7 @@ class Gaussian:
 
     @classmethod
     def from_factor(cls, mean: Tensor, factor: Tensor) -> "Gaussian":
-        """From a factor that was kept: with as many rows as dimensions, that of a matrix, else samples."""
+        """From a stored factor: the factor of a matrix if it has as many rows as dimensions, otherwise samples."""
         if len(factor) < len(mean):
             return cls(mean, rows=factor)
         kept = cls(mean)
@@ -35,7 +35,7 @@ class Gaussian:
 
     @classmethod
     def of(cls, features: np.ndarray | Tensor, device: torch.device | str = "cpu") -> "Gaussian":
-        """Of features (M, D), M >= 2; unbiased covariance. Raises InputError for anything else or non-finite values."""
+        """From features (M, D), with unbiased covariance. Raises InputError if M < 2 or a value is not finite."""
         moments = Moments(features.shape[-1], device)
         for start in range(0, len(features), 4096):
             moments.add(torch.as_tensor(features[start : start + 4096]))
@@ -51,13 +51,13 @@ class Gaussian:
 
     @cached_property
     def factor(self) -> Tensor:
-        """F (R, D) with F^T F the covariance. Costs D^3 / 3 multiplications, many more if it is singular."""
+        """F (R, D) with F^T F equal to the covariance. Costs D^3 / 3 multiplications, many more if it is singular."""
         if self.rows is not None:
             return self.rows
         lower, failed = torch.linalg.cholesky_ex(self.covariance)
         if not failed:
             return lower.T
-        values, vectors = torch.linalg.eigh(self.covariance)  # singular: dimensions that never vary
+        values, vectors = torch.linalg.eigh(self.covariance)  # singular: some dimensions never vary
         return values.clamp_min(0).sqrt()[:, None] * vectors.T
 
     @property
@@ -68,12 +68,12 @@ class Gaussian:
 def frechet_distance(a: np.ndarray | Gaussian, b: np.ndarray | Gaussian) -> float:
     """|mu_a - mu_b|^2 + Tr(S_a + S_b - 2 (S_a S_b)^(1/2)) of features (M, D), (M', D) or their statistics.
 
-    `b` is the reference, whose factor is kept for the next distance. Raises InputError for other dimensions, fewer than
-    2 samples or non-finite features."""
+    `b` is the reference; its factor is kept for the next distance. Raises InputError if the dimensions differ, if there
+    are fewer than 2 samples, or if a feature is not finite."""
     a, b = (one if isinstance(one, Gaussian) else Gaussian.of(one) for one in (a, b))
     if a.dim != b.dim:
         raise InputError(
-            f"a Frechet distance needs features of one dimension, found {a.dim} and {b.dim}: they are of different "
+            f"a Frechet distance needs features of one dimension, found {a.dim} and {b.dim}: they come from different "
             "extractors"
         )
     if a.rows is None and b.rows is None:
@@ -85,9 +85,9 @@ def frechet_distance(a: np.ndarray | Gaussian, b: np.ndarray | Gaussian) -> floa
 
 
 class Moments:
-    """Running mean and covariance in float64, about the first batch's mean, so that nothing cancels.
+    """Running mean and covariance in float64, about the first batch's mean, so that no digits cancel.
 
-    The samples themselves are kept until there are more than dimensions: memory is D^2, whatever M."""
+    The samples are kept while there are no more of them than dimensions. Memory is D^2 for any M."""
 
     def __init__(self, dim: int, device: torch.device | str = "cpu"):
         self.count = 0
@@ -97,10 +97,10 @@ class Moments:
         self._rows: list[Tensor] = []
 
     def add(self, features: Tensor) -> None:
-        """Features (B, D); InputError if any is not finite."""
+        """Add features (B, D); InputError if one is not finite."""
         if features.ndim != 2 or features.shape[1] != len(self._sum):
             raise InputError(
-                f"expected features (B, {len(self._sum)}), found {tuple(features.shape)}: they are of another extractor"
+                f"expected features (B, {len(self._sum)}), found {tuple(features.shape)} of another extractor"
             )
         if not features.isfinite().all():
             raise InputError("features are not finite; the images or the extractor are broken")
@@ -116,7 +116,7 @@ class Moments:
             self._fold()
 
     def _fold(self) -> None:
-        """Turn kept samples into sums of products about the shift."""
+        """Replace the kept samples by sums of products about the shift."""
         if self._products is None:
             self._products = torch.zeros(len(self._sum), len(self._sum), dtype=torch.float64, device=self._sum.device)
         for rows in self._rows:
@@ -125,7 +125,7 @@ class Moments:
         self._rows = []
 
     def cpu(self) -> "Moments":
-        """The same on the CPU, to be sent to another process."""
+        """A copy on the CPU, which can be sent to another process."""
         other = Moments(len(self._sum))
         other.count, other._sum, other._rows = self.count, self._sum.cpu(), [rows.cpu() for rows in self._rows]
         other._products = None if self._products is None else self._products.cpu()
@@ -133,7 +133,7 @@ class Moments:
         return other
 
     def merge(self, others: Iterable["Moments"]) -> None:
-        """Take in the samples of other moments: those of other processes."""
+        """Add the samples of other moments, such as those of other processes."""
         for other in others:
             if other._products is None:
                 for rows in other._rows:

@@ -1,12 +1,12 @@
 """The Inception network of FID (inception-2015-12-05), its features and its logits, in plain PyTorch.
 
-The network is the one that torch-fidelity and pytorch-fid load: the same 566 tensors under the same names, with
-TensorFlow's quirks (averages that leave out the padding, a maximum in the last block's pool). Differs in speed, not in
-value: batch norms are folded into their convolutions in float64, 1 x 1 convolutions that read the same input are one,
-the one after an average pool comes before it (both are linear), memory is channels-last.
+torch-fidelity and pytorch-fid load the same network: the same 566 tensors under the same names, with TensorFlow's
+quirks (averages that leave out the padding, a maximum in the last block's pool). Differs in speed, not in value: batch
+norms are folded into their convolutions in float64, 1 x 1 convolutions of the same input are joined, a 1 x 1
+convolution after an average pool is moved before it (both are linear), and memory is channels-last.
 
 Shapes: B images; 2048 pooled features; 2023 spatial features: the first 7 channels of Mixed_6d's first branch, 17 x 17,
-laid out as TensorFlow does, (row, column, channel). They are ADM's for sFID (openai/guided-diffusion,
+in TensorFlow's layout (row, column, channel). ADM uses them for sFID (openai/guided-diffusion,
 evaluations/evaluator.py: mixed_6/conv)."""
 
 import contextlib
@@ -27,7 +27,7 @@ SIDE = 299  # pixels of the network's input
 SPATIAL_CHANNELS = 7
 BATCH_NORM_EPSILON = 0.001
 
-# Convolutions before the blocks: output channels, kernel, stride, padding; a maximum pool follows where one is named.
+# Convolutions before the blocks: output channels, kernel, stride, padding. A maximum pool follows those of POOL_AFTER.
 STEM = {
     "Conv2d_1a_3x3": (32, 3, 2, 0),
     "Conv2d_2a_3x3": (32, 3, 1, 0),
@@ -44,9 +44,9 @@ Kernel = int | tuple[int, int]
 class Plan:
     """The branches of a block.
 
-    `heads` are 1 x 1 convolutions of the block's input: name -> output channels. `tails` are the others: name -> what
-    is read, output channels, kernel, stride. `pool` says what is done to the input beside: `average` after the head
-    branch_pool, `maximum` for a tail to read as `pool`, `halve` as the branch branch_pool itself."""
+    `heads` are 1 x 1 convolutions of the block's input: name -> output channels. `tails` are the other convolutions:
+    name -> input, output channels, kernel, stride. `pool` is the pooling branch: `average` pools the head branch_pool,
+    `maximum` pools the block's input for a tail that reads `pool`, `halve` is the branch branch_pool itself."""
 
     heads: dict[str, int]
     tails: dict[str, tuple[str, int, Kernel, int]]
@@ -135,7 +135,7 @@ SPATIAL_BLOCK = "Mixed_6d"
 
 
 class Block(nn.Module):
-    """Branches of one input, joined along the channels."""
+    """Several branches of one input, joined along the channels."""
 
     def __init__(self, plan: Plan, in_channels: int):
         super().__init__()
@@ -167,7 +167,7 @@ class Block(nn.Module):
 
 
 class Inception(nn.Module):
-    """Pictures to features; `load_inception` makes one with weights."""
+    """The network from images to features; `load_inception` loads its weights."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -196,9 +196,9 @@ class Inception(nn.Module):
 
 
 def load_inception(path: Path, sha256: str | None = None, device: torch.device | str = "cpu") -> Inception:
-    """The network with the weights of a file: the published one, or the one whose SHA-256 is given.
+    """The network with the weights of a file: the published file, or one with the SHA-256 that is given.
 
-    Raises InputError if there is no file, it has another hash, or it does not hold these 566 tensors."""
+    Raises InputError if the file is missing, has another hash, or does not hold the 566 tensors."""
     path = Path(path)
     if not path.exists():
         problem = f"no Inception weights at {path}; copy pt_{NAME}-{SHA256_PREFIX}.pth there"
@@ -224,7 +224,7 @@ def load_inception(path: Path, sha256: str | None = None, device: torch.device |
 
 
 def _folded(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The published tensors as this network's: convolutions with biases, the heads of a block as one."""
+    """The published tensors in this network's layout: convolutions with biases, the heads of a block joined."""
     weights, used = {}, {"fc.weight", "fc.bias"}
 
     def fold(name: str) -> tuple[Tensor, Tensor]:
@@ -244,13 +244,13 @@ def _folded(state: dict[str, Tensor]) -> dict[str, Tensor]:
             weights[f"{block}.{name}.weight"], weights[f"{block}.{name}.bias"] = fold(f"{block}.{name}")
     left = sorted(state.keys() - used)
     if left:
-        raise KeyError(f"{len(left)} tensors that the network has no place for, {left[0]}")
+        raise KeyError(f"{len(left)} tensors that the network does not have, such as {left[0]}")
     return weights | {"fc.weight": state["fc.weight"], "fc.bias": state["fc.bias"]}
 
 
 @contextlib.contextmanager
 def exact_arithmetic() -> Iterator[None]:
-    """True float32 products on GPUs and CPUs while inside: no TF32, no bf16, no autocast."""
+    """Compute in true float32 on GPUs and CPUs inside this context: no TF32, no bf16, no autocast."""
     backends = (
         torch.backends.cuda.matmul,
         torch.backends.cudnn.conv,

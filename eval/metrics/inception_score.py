@@ -1,4 +1,4 @@
-"""The Inception Score (Salimans et al. 2016) over any classifier's logits, in the forms its evaluators give it."""
+"""The Inception Score (Salimans et al. 2016) from any classifier's logits, as ADM and torch-fidelity define it."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ FORMS: dict[str, dict[str, Any]] = {
 
 
 def form_chunks(form: str, num_images: int) -> list[np.ndarray]:
-    """The images that each split of a form holds, by index."""
+    """The image indices of each split."""
     if form == "adm":
         size = FORMS["adm"]["chunk"]
         return [np.arange(start, min(start + size, num_images)) for start in range(0, num_images, size)]
@@ -27,8 +27,8 @@ def form_chunks(form: str, num_images: int) -> list[np.ndarray]:
 def inception_score(logits: np.ndarray | Tensor, chunks: list[np.ndarray] | None = None) -> float:
     """Mean over chunks of exp(mean KL(p(y | x) || p(y))), logits (M, classes), in float64.
 
-    Without chunks all samples are one: with a thousand samples ten splits would each see too few for p(y). Both ADM and
-    torch-fidelity take logits without the layer's bias."""
+    Without `chunks` all samples form one chunk: with a thousand samples, each of ten splits would hold too few for
+    p(y). ADM and torch-fidelity both use logits without the layer's bias."""
     logits = torch.as_tensor(logits)
     chunks = [np.arange(len(logits))] if chunks is None else [chunk for chunk in chunks if len(chunk)]
     return float(np.mean([_one_score(logits[torch.from_numpy(chunk).to(logits.device)]) for chunk in chunks]))

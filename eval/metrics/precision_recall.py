@@ -1,8 +1,9 @@
 """Improved precision and recall (Kynkaanniemi et al. 2019): k-nearest-neighbour balls in feature space.
 
-Squared distances by matrix products in float32, about the reference's mean so that little cancels, a block of rows at a
-time. ADM's evaluator (openai/guided-diffusion, evaluations/evaluator.py, DistanceBlock) computes them in half precision
-and falls back to float32 for a block that overflows; `half` does as it does, norms, products and sums each rounded.
+Squared distances are matrix products in float32, one block of rows at a time. The reference's mean is subtracted first,
+so that few digits cancel. ADM's evaluator (openai/guided-diffusion, evaluations/evaluator.py, DistanceBlock) computes
+them in half precision and falls back to float32 for a block that overflows. `half` follows it: norms, products and sums
+are rounded one by one.
 
 Shapes: (M, D) samples, (M', D) reference."""
 
@@ -12,7 +13,7 @@ from torch import Tensor
 
 NEIGHBOUR = 3
 BLOCK = 2048  # rows a block: memory is BLOCK x M, never M x M
-HALF_BLOCK = 10_000  # rows and columns of ADM's blocks: the whole of one falls back
+HALF_BLOCK = 10_000  # rows and columns of ADM's blocks; a whole block falls back
 
 
 def precision_recall(
@@ -23,7 +24,8 @@ def precision_recall(
 ) -> tuple[float, float]:
     """Share of samples inside a reference ball, and of reference points inside a sample ball.
 
-    A ball reaches to its centre's third-nearest neighbour, itself not counted. Costs (M + M')^2 D multiplications."""
+    The radius of a ball is the distance from its centre to the third-nearest other point. Costs (M + M')^2 D
+    multiplications."""
     inside, covered = inside_balls(samples, reference, half, device)
     return float(inside.mean()), float(covered.mean())
 
@@ -36,7 +38,7 @@ def inside_balls(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Which samples lie inside a reference ball (M,), and which reference points inside a sample ball (M',)."""
     a, b = (torch.as_tensor(features).to(device, torch.float32) for features in (samples, reference))
-    if not half:  # half precision rounds what it is given
+    if not half:  # ADM rounds the features as they are
         centre = b.mean(0)
         a, b = a - centre, b - centre
     radii_a, radii_b = _radii(a, half), _radii(b, half)
@@ -50,7 +52,7 @@ def inside_balls(
 
 def _radii(points: Tensor, half: bool) -> Tensor:
     """Squared distance of each point to its third-nearest neighbour: (M,)."""
-    count = min(NEIGHBOUR + 1, len(points))  # the nearest is itself
+    count = min(NEIGHBOUR + 1, len(points))  # the nearest point is the point itself
     nearest = torch.full((len(points), count), torch.inf, device=points.device)
     for rows, _, distance in _blocks(points, points, half):
         both = torch.cat([nearest[rows], distance.topk(min(count, distance.shape[1]), largest=False).values], 1)
@@ -59,7 +61,7 @@ def _radii(points: Tensor, half: bool) -> Tensor:
 
 
 def _blocks(a: Tensor, b: Tensor, half: bool):
-    """Squared distances a block at a time: slices of rows and columns, (rows, columns) float32."""
+    """Blocks of squared distances: slices of rows and columns, and the distances (rows, columns) float32."""
     height, width = (HALF_BLOCK, HALF_BLOCK) if half else (BLOCK, len(b))
     for top in range(0, len(a), height):
         rows = slice(top, min(top + height, len(a)))

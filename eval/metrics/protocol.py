@@ -1,7 +1,7 @@
-"""Evaluation protocols: which reference, resize and definitions make a number, and the numbers of one.
+"""Evaluation protocols (reference, resize, definitions) and their metrics.
 
-`adm` is ADM's and LlamaGen's (FID, sFID, IS, precision, recall), `paper` is MASC's (torch-fidelity, Appendix A.4). The
-same features serve all protocols of one resize."""
+`adm` is the protocol of ADM and LlamaGen (FID, sFID, IS, precision, recall), `paper` is MASC's (torch-fidelity,
+Appendix A.4). Protocols with the same resize share features."""
 
 import logging
 from collections.abc import Callable
@@ -30,17 +30,17 @@ METRICS = ("FID", "sFID", "IS", "precision", "recall")
 
 @dataclass(kw_only=True)
 class ProtocolConfig:
-    """How pictures become numbers."""
+    """Definition of a protocol."""
 
     name: str
     evaluator: str  # whose definitions: adm, torch-fidelity, pytorch-fid, clean-fid
-    reference: str  # of the registry (`make weights`), made here (`make reference`), or a path
+    reference: str  # name in the registry (`make weights`), name of one from `make reference`, or a path
     metrics: list[str]  # some of METRICS
     resize: str = TF1_BILINEAR
     inception_score: str = "adm"  # how the images are split: adm or torch-fidelity
     half_precision_distances: bool = False  # precision and recall as ADM rounds them
-    num_images: int = 50000  # what the published numbers are of
-    labels: str | None = None  # how samples that are drawn for it are labelled; None: the sampler's own way
+    num_images: int = 50000  # images of the published numbers
+    labels: str | None = None  # labels of samples that are drawn for this protocol; None: the sampler's default
 
     def __post_init__(self) -> None:
         unknown = [metric for metric in self.metrics if metric not in METRICS]
@@ -55,7 +55,7 @@ class ProtocolConfig:
 
     @property
     def preparation(self) -> tuple[Any, ...]:
-        """What decides the output of `prepare`: protocols with the same one share their features."""
+        """Values that determine the output of `prepare`; protocols with equal values share their features."""
         return ()
 
     def prepare(self, pictures: Pictures) -> Pictures:
@@ -64,7 +64,7 @@ class ProtocolConfig:
 
     @property
     def about_reference(self) -> dict[str, Any]:
-        """What results against the reference must say beside the reference's own description."""
+        """Further protocol keys of the rows that use the reference."""
         return {}
 
 
@@ -76,9 +76,9 @@ def measure(
     about: dict[str, Any],
     replicates: int = 20,
 ) -> Results:
-    """The metrics of a protocol, each with a bootstrap interval where its samples are at hand (all but sFID).
+    """The metrics of a protocol, with bootstrap intervals for all but sFID, whose features are not kept.
 
-    `about` says where the pictures come from. A metric whose reference is missing is left out with a warning."""
+    `about` holds the origin of the images. A metric without its part of the reference is left out with a warning."""
     num_images = len(found.pooled)
     common = {
         "protocol": config.name,
@@ -133,10 +133,12 @@ def _fid(
 def _inception_score(
     config: ProtocolConfig, found: ImageFeatures, model: Inception, common: dict[str, Any], replicates: int
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The score, and how it depends on the order of the images."""
+    """The row of the score, and its values for two orders of the images."""
     pooled = torch.from_numpy(found.pooled)
     weight = model.fc.weight
-    logits = torch.cat([part.to(weight) @ weight.T for part in pooled.split(4096)])  # without bias, as both evaluators
+    logits = torch.cat(
+        [part.to(weight) @ weight.T for part in pooled.split(4096)]
+    )  # without bias, like both evaluators
     chunks = form_chunks(config.inception_score, len(logits))
     value = inception_score(logits, chunks)
 
@@ -164,9 +166,9 @@ def _precision_recall(
     against: dict[str, Any],
     replicates: int,
 ) -> list[dict[str, Any]]:
-    """Shares, with intervals over the points that are tested, the balls left as they are."""
+    """Rows of both shares. Their intervals resample the tested points; the balls stay the same."""
     if reference.neighbours is None:
-        logger.warning("no precision and recall: %s holds statistics alone, no pictures arr_0", reference.name)
+        logger.warning("no precision and recall: %s holds only statistics, no images arr_0", reference.name)
         return []
     half = config.half_precision_distances
     shares = inside_balls(found.pooled, reference.neighbours, half, model.fc.weight.device)

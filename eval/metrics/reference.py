@@ -1,9 +1,9 @@
-"""What samples are compared with: statistics of a reference set in ADM's layout, and features for precision and recall.
+"""Reference sets: statistics in ADM's layout, and features for precision and recall.
 
-An .npz holds mu (2048,), sigma (2048, 2048), mu_s (2023,), sigma_s (2023, 2023) over the whole set and pictures `arr_0`
-for precision and recall (openai/guided-diffusion, evaluations/README.md). Its statistics hold for TensorFlow's resize
-and the published Inception weights alone; those made here (`make reference`) carry a header that says what they are of,
-and ADM's own evaluator reads them too."""
+An .npz holds mu (2048,), sigma (2048, 2048), mu_s (2023,), sigma_s (2023, 2023) of the whole set, and images `arr_0`
+for precision and recall (openai/guided-diffusion, evaluations/README.md). ADM's statistics are valid only for
+TensorFlow's resize and the published Inception weights. A file made by `make reference` has a header with its origin;
+ADM's own evaluator reads such a file too."""
 
 import json
 import logging
@@ -41,12 +41,12 @@ FEATURES_VERSION = 1
 
 @dataclass(frozen=True, eq=False)
 class ReferenceStatistics:
-    """A reference set as the metrics need it."""
+    """Statistics and features of a reference set, as the metrics use them."""
 
     name: str
     sha256: str
     split: str | None
-    size: int | None  # pictures behind the statistics
+    size: int | None  # number of images in the statistics
     pooled: Gaussian
     spatial: Gaussian | None
     neighbours: np.ndarray | None  # (M', 2048) float32 for precision and recall
@@ -65,9 +65,9 @@ class ReferenceStatistics:
 
 
 def find_reference(name: str, artifacts: Path, weights: Path, resize: str) -> Path:
-    """The file or folder of a reference: one of the registry, one made here, or a path.
+    """The file or folder of a reference: from the registry, made by `make reference`, or a path.
 
-    Raises InputError that says how to get it."""
+    Raises InputError if there is none."""
     if name in RELEASES:
         return weights_path(name, weights)
     made = reference_file(artifacts, name)
@@ -104,7 +104,7 @@ def load_statistics(
     if stored:
         _check_origin(path, stored, header, model, resize)
     pictures = _pictures_of(path, bool(stored))
-    # Gigabytes may have to be read for the hash.
+    # The file may have gigabytes: one process reads it.
     sha256 = _by_main(state, lambda: hash_file(path) if path.is_file() else pictures.sha256)
     if name in RELEASES:
         _check_pinned(name, path, sha256, weights)
@@ -134,7 +134,7 @@ def load_statistics(
 
 
 def _check_pinned(name: str, path: Path, sha256: str, weights: Path) -> None:
-    """Raise InputError if a reference of the registry has other bytes than are known, or than were first downloaded."""
+    """Raise InputError if a reference of the registry has another SHA-256 than its pin."""
     pinned = pin_of(RELEASES[name], RELEASES[name].files[0], weights).sha256
     if pinned and sha256 != pinned:
         problem = f"{path} has SHA-256 {sha256}, expected {pinned}: damaged, or another reference"
@@ -146,14 +146,14 @@ def hash_of(config: dict[str, Any]) -> str:
 
 
 def _read_statistics(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """What statistics an .npz holds, without its pictures, and the header of one made here."""
+    """The statistics in an .npz, and its header if `make reference` made it; both are empty without them."""
     try:
         with np.load(path, allow_pickle=False) as archive:
             stored = {key: archive[key] for key in STATISTICS if key in archive.files}
             header = json.loads(str(archive["header"])) if "header" in archive.files else {}
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(
-            f"{path} is no .npz of statistics, or is truncated ({error}); copy or make it again"
+            f"{path} is no .npz of statistics, or is truncated ({error}); copy it or make it again"
         ) from error
     if stored and not {"mu", "sigma"} <= stored.keys():
         raise InputError(f"{path} holds {', '.join(stored)} but not both mu and sigma; make it again")
@@ -164,15 +164,15 @@ def _check_origin(path: Path, stored: dict[str, np.ndarray], header: dict, model
     for key, array in stored.items():
         if array.shape != STATISTICS[key]:
             raise InputError(
-                f"{key} of {path} has shape {array.shape}, expected {STATISTICS[key]}: these are statistics of another "
-                "extractor"
+                f"{key} of {path} has shape {array.shape}, expected {STATISTICS[key]}: they come from another "
+                "extractor; take statistics of Inception features"
             )
         if not np.isfinite(array).all():
             raise InputError(f"{key} of {path} is not finite; copy or make it again")
     if "extractor_sha256" not in header and not model.sha256.startswith(SHA256_PREFIX):
         logger.warning(
-            "%s does not say which network its statistics are of, and ADM's are of the published one; the weights here "
-            "are others (%s), so FID and sFID mean nothing unless the statistics are of them",
+            "%s does not say which network its statistics come from (ADM's come from the published one); the weights "
+            "in use are others (%s), so FID and sFID mean nothing unless the statistics come from them",
             path,
             model.sha256[:12],
         )
@@ -188,7 +188,7 @@ def _check_origin(path: Path, stored: dict[str, np.ndarray], header: dict, model
 
 
 def _pictures_of(path: Path, has_statistics: bool) -> Pictures | None:
-    """The pictures of a reference; None for statistics alone."""
+    """The images of a reference; None if it holds only statistics."""
     if not has_statistics:
         return open_samples(path)
     with zipfile.ZipFile(path) as archive:
@@ -240,10 +240,10 @@ def make_reference(
     state: PartialState,
     more: dict[str, Any] | None = None,
 ) -> None:
-    """Write the reference of all pictures of a source, unless `path` holds it already; `more` says of the pictures
-    what the source does not.
+    """Write the reference of all images of a source, unless `path` holds it already.
 
-    Raises InputError if `path` holds a reference of other pictures, of another extractor or resize."""
+    `more`: further metadata of the images. Raises InputError if `path` holds a reference of other images, of another
+    extractor or of another resize."""
     rows = np.sort(random_stream(seed, Purpose.REFERENCE_IMAGES).permutation(len(source))[:num_kept])
     about = {
         "name": path.stem,
@@ -262,8 +262,8 @@ def make_reference(
         differing = [f"{key} {there.get(key)} there, {about[key]} now" for key in about if there.get(key) != about[key]]
         if differing:
             raise InputError(
-                f'{path} holds another reference: {", ".join(differing)}. Choose another with ARGS="name=...", or '
-                f"delete it with `rm {path}`"
+                f'{path} holds another reference: {", ".join(differing)}. Choose another name with ARGS="name=...", or '
+                f"delete the file with `rm {path}`"
             )
         return
     found = compute_features(SourcePictures(source), model, resize, batch_size, state)
@@ -273,9 +273,9 @@ def make_reference(
 
 
 def save_reference(path: Path, found: ImageFeatures, kept: Pictures, about: dict[str, Any]) -> None:
-    """Write a reference in ADM's layout: statistics of `found`, the pictures `kept`, and a header of what they are.
+    """Write a reference in ADM's layout: statistics of `found`, the images `kept`, and the header `about`.
 
-    The pictures are streamed, a batch at a time."""
+    The images are written batch by batch."""
     statistics = {
         "mu": found.gaussian.mean,
         "sigma": found.gaussian.covariance,

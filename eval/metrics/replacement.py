@@ -1,6 +1,6 @@
-"""Semantic Replacement Test (MASC, Sec. 4): does swapping tokens within their clusters change the picture?
+"""Semantic Replacement Test (MASC, Sec. 4): does swapping tokens within their clusters change the image?
 
-Shapes: M pictures, T positions, H x W pixels."""
+Shapes: M images, T positions, H x W pixels."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +18,7 @@ from vq.interface import Tokenizer
 from vq.pixels import decode_pixels, encode_pixels, image_grid
 
 BATCH = 64
-GRID_WIDTH, MOST_SHOWN = 2048, 24  # pixels and pictures a row
+GRID_WIDTH, MOST_SHOWN = 2048, 24  # pixels and images a row
 
 
 @dataclass(frozen=True)
@@ -31,14 +31,14 @@ class TreeCut:
 
 
 def draws(seed: int) -> np.random.Generator:
-    """The random numbers of a test: the same for every partition."""
+    """The random numbers of a test, equal for every partition."""
     return random_stream(seed, Purpose.REPLACEMENT)
 
 
 def replace_tokens(tokens: np.ndarray, partition: Partition, rng: np.random.Generator) -> np.ndarray:
-    """Every token replaced by a uniformly drawn member of its cluster, itself included: (M, T) -> (M, T).
+    """Replace every token by a uniformly drawn member of its cluster, which may be the token itself: (M, T) -> (M, T).
 
-    Takes M T numbers from `rng` in order, so that batches of any size give the same."""
+    Draws M T numbers from `rng` in order, so that the batch size does not change the result."""
     cluster = partition.cluster_of[tokens]
     draw = rng.random(tokens.shape)
     return partition.members[partition.offsets[cluster] + (draw * partition.sizes[cluster]).astype(np.int64)]
@@ -53,10 +53,10 @@ def measure_replacement(
     source: dict[str, Any],
     batch_size: int = BATCH,
 ) -> list[dict[str, Any]]:
-    """Every cut over all seeds, against the plain reconstructions: tree, K, largest cluster and rows of metrics.
+    """Results of each cut against the plain reconstructions: tree, K, largest cluster and rows of metrics.
 
-    A value is the mean over seeds; `sd_over_seeds` and `by_seed` stand in its protocol. Costs a decoding and the judges
-    for each picture, cut and seed; no picture is kept."""
+    A value is the mean over seeds; its protocol holds `sd_over_seeds` and `by_seed`. Every image is decoded and
+    compared once for each cut and seed; no image is kept."""
     plain = PictureSet(judges)
     found = {
         (place, seed): (cut.partition, draws(seed), Comparison(judges))
@@ -100,7 +100,7 @@ def _over_seeds(
 
 
 def shown_pictures(model: Tokenizer, originals: np.ndarray, cuts: list[TreeCut], seed: int) -> dict[str, np.ndarray]:
-    """The rows of the paper's Figure 4 by label: originals, reconstructions, and each cut's replaced ones."""
+    """The rows of the paper's Figure 4 by label: originals, reconstructions, and the replaced images of each cut."""
     tokens = encode_pixels(model, originals)
     rows = {"original": originals, "reconstruction": decode_pixels(model, tokens)}
     for cut in cuts:
@@ -110,12 +110,12 @@ def shown_pictures(model: Tokenizer, originals: np.ndarray, cuts: list[TreeCut],
 
 
 def num_shown(side: int) -> int:
-    """How many pictures of `side` pixels a row of the grid holds."""
+    """How many images of `side` pixels a row of the grid holds."""
     return max(4, min(MOST_SHOWN, GRID_WIDTH // side))
 
 
 def labelled_grid(rows: dict[str, np.ndarray]) -> Image.Image:
-    """Rows of pictures (M, H, W, 3) uint8 with their labels at the left; small pictures are magnified, unsmoothed."""
+    """A sheet of rows of images (M, H, W, 3) uint8 with labels at the left. Small images are enlarged."""
     scale = max(1, 64 // next(iter(rows.values())).shape[1])
     strips = {
         label: image_grid(row.repeat(scale, axis=1).repeat(scale, axis=2), len(row)) for label, row in rows.items()

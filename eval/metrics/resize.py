@@ -1,8 +1,8 @@
-"""The three ways in which FID's implementations bring a picture to 299 x 299 pixels. They differ by percents of FID.
+"""The three resizes to 299 x 299 pixels that FID's implementations use. They change FID by percents.
 
 `tf1-bilinear`: TensorFlow 1's ResizeBilinear, without half-pixel centres or antialiasing: ADM's evaluator and
 torch-fidelity. `half-pixel-bilinear`: torch's interpolate without antialiasing: pytorch-fid. `pil-bicubic`: Pillow's
-antialiased bicubic, a channel at a time in float32, without rounding: clean-fid, and LlamaGen's evaluation of text."""
+antialiased bicubic, one channel at a time in float32, without rounding: clean-fid, and LlamaGen's text evaluation."""
 
 from collections.abc import Callable
 
@@ -14,11 +14,11 @@ from torch import Tensor
 
 from metrics.evaluators import HALF_PIXEL_BILINEAR, PIL_BICUBIC, TF1_BILINEAR
 
-# Shapes: pictures (B, 3, H, W) uint8 -> (B, 3, S, S) float32 as `Inception` takes them, on the pictures' device.
+# Shapes: images (B, 3, H, W) uint8 -> (B, 3, S, S) float32 as `Inception` takes them, on the images' device.
 
 
 def tf1_bilinear(pictures: Tensor, side: int) -> Tensor:
-    """Rows and columns at i * in / out, the right and lower neighbour weighed by the fraction (float32, as there)."""
+    """TensorFlow 1's resize in float32: positions i * in / out, the fraction weights the right and lower neighbours."""
     x = pictures.float()
     for dim in (3, 2):  # columns first, as TensorFlow's kernel does
         size = x.shape[dim]
@@ -31,15 +31,15 @@ def tf1_bilinear(pictures: Tensor, side: int) -> Tensor:
 
 
 def half_pixel_bilinear(pictures: Tensor, side: int) -> Tensor:
-    """torch's own, on pictures in [0, 1] as pytorch-fid has them.
+    """torch's resize, on images in [0, 1] like pytorch-fid.
 
-    It gives the network 2 x - 1, not (255 x - 128) / 128: the same as if 255 were 256."""
+    pytorch-fid gives its network 2 x - 1, not (255 x - 128) / 128. The factor 256 in place of 255 has this effect."""
     small = pictures.float() / 255
     return F.interpolate(small, size=(side, side), mode="bilinear", align_corners=False) * 256
 
 
 def pil_bicubic(pictures: Tensor, side: int) -> Tensor:
-    """Pillow's, on the CPU; clipped to [0, 255] as clean-fid does."""
+    """Pillow's resize on the CPU, clipped to [0, 255] like clean-fid."""
     planes = pictures.cpu().numpy().astype(np.float32).reshape(-1, *pictures.shape[2:])
     resized = [np.asarray(Image.fromarray(plane).resize((side, side), Image.Resampling.BICUBIC)) for plane in planes]
     stacked = torch.from_numpy(np.stack(resized)).reshape(*pictures.shape[:2], side, side)

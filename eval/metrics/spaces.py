@@ -1,4 +1,4 @@
-"""Feature spaces in which two sets of pictures are compared, with what a Frechet distance is called in each."""
+"""Feature spaces in which two sets of images are compared, and the name of the Frechet distance in each."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,9 +19,9 @@ EVALUATOR = "adm"  # LlamaGen's rFID is ADM's evaluator on reconstructions
 
 @dataclass(frozen=True)
 class Space:
-    """A network's pooled features."""
+    """The space of a network's pooled features."""
 
-    frechet: str  # FID belongs to the Inception network alone
+    frechet: str  # name of its distance: FID belongs to the Inception network only
     dim: int
     device: torch.device
     protocol: dict[str, Any]
@@ -51,5 +51,5 @@ def inception_space(model: Inception) -> Space:
 
 
 def inception_path(folder: Path) -> Path | None:
-    """The Inception weights below the folder of `make weights`, under the name of either place that publishes them."""
+    """The Inception weights in the folder of `make weights`, by the file name of either source; None without them."""
     return next(iter(sorted(Path(folder).glob(f"*{NAME}-{SHA256_PREFIX}.pth"))), None)

@@ -1,7 +1,7 @@
-"""Pictures to be measured, read by number and never all in memory: folders, zips, WebDataset shards, ADM's .npz.
+"""Image sets that are read batch by batch: folders, zips, WebDataset shards, ADM's .npz.
 
-All pictures of a set have one size and three channels of eight bits; anything else is named and refused, for a resize
-or a rounding nobody sees is what makes an FID differ."""
+All images of a set must have one size and be 8-bit RGB; otherwise an error is raised, because a silent resize or
+rounding changes FID."""
 
 import hashlib
 import io
@@ -28,31 +28,31 @@ from vq.readers.stored import UNREADABLE
 logger = logging.getLogger(__name__)
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 READ_AHEAD = 4  # batches
-HASHED = 1000  # files whose bytes count
+HASHED = 1000  # files whose bytes enter the hash
 
 
 class Pictures(ABC):
-    """M pictures of one size."""
+    """M images of one size."""
 
     name: str
     file_type: str  # png, jpeg, npz, ...
-    is_sequential = False  # reading out of order costs a new start
+    is_sequential = False  # whether reading backwards starts again from the first image
 
     @abstractmethod
     def __len__(self) -> int: ...
 
     @abstractmethod
     def read(self, start: int, stop: int) -> np.ndarray:
-        """Pictures (B, H, W, 3) uint8."""
+        """Images `start` to `stop`: (B, H, W, 3) uint8."""
 
     @property
     @abstractmethod
     def sha256(self) -> str:
-        """What identifies the pictures. Of files: all names and sizes, and the bytes of a thousand evenly spread."""
+        """Hash that identifies the images. Of files it covers all names and sizes, and the bytes of 1,000 files."""
 
 
 class NpzPictures(Pictures):
-    """ADM's layout: `arr_0` (M, H, W, 3) uint8 in an .npz, read in place, or inflated in order if it is compressed."""
+    """Images of an .npz in ADM's layout, `arr_0` (M, H, W, 3) uint8: read in place, or in order if compressed."""
 
     file_type = "npz"
 
@@ -64,8 +64,7 @@ class NpzPictures(Pictures):
             raise
         except (OSError, RuntimeError, zipfile.BadZipFile, zlib.error, KeyError, ValueError, struct.error) as error:
             raise InputError(
-                f"{path} is no .npz with an array arr_0 of pictures, or is truncated ({error}); write it anew, or copy "
-                "it again"
+                f"{path} is no .npz with an array arr_0 of images, or is truncated ({error}); write it or copy it again"
             ) from error
 
     def _open(self) -> None:
@@ -95,7 +94,7 @@ class NpzPictures(Pictures):
         wanted = (stop - start) * self._picture_bytes
         data = self._inflate(start, wanted) if self.is_sequential else self._read_at(start, wanted)
         if len(data) != wanted:
-            raise InputError(f"{self.path} breaks off before picture {stop - 1}; copy it again")
+            raise InputError(f"{self.path} ends before image {stop - 1}; copy it again")
         return np.frombuffer(data, np.uint8).reshape(-1, *self.shape[1:])
 
     def _read_at(self, start: int, size: int) -> bytes:
@@ -107,11 +106,11 @@ class NpzPictures(Pictures):
         with self._lock:
             try:
                 if self._inflated is None or self._inflated[0] > start:
-                    member = zipfile.ZipFile(self.path).open("arr_0.npy")  # noqa: SIM115 (read on by the next call)
+                    member = zipfile.ZipFile(self.path).open("arr_0.npy")  # noqa: SIM115 (the next call reads on)
                     member.read(self._header_bytes)
                     self._inflated = (0, member)
                 position, member = self._inflated
-                while position < start:  # those of other processes
+                while position < start:  # images of other processes
                     member.read(self._picture_bytes)
                     position += 1
                 data = member.read(size)
@@ -126,18 +125,18 @@ class NpzPictures(Pictures):
 
 
 def _read_header(member: io.IOBase, name: str) -> tuple[tuple[int, int, int, int], int]:
-    """Shape of arr_0, and where its data begin."""
+    """Shape of arr_0, and the offset of its data."""
     version = np.lib.format.read_magic(member)
     reader = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
     shape, fortran_order, dtype = reader(member)
     if len(shape) != 4 or shape[3] != 3 or dtype != np.uint8 or fortran_order or not all(shape):
-        order = " in Fortran's order, which np.ascontiguousarray undoes" if fortran_order else ""
-        raise InputError(f"expected arr_0 of pictures (M, H, W, 3) uint8 in {name}, found {dtype} {shape}{order}")
+        order = " in Fortran order (np.ascontiguousarray changes it)" if fortran_order else ""
+        raise InputError(f"expected arr_0 of images (M, H, W, 3) uint8 in {name}, found {dtype} {shape}{order}")
     return shape, member.tell()
 
 
 class FilePictures(Pictures):
-    """Picture files of a folder, a zip or tars, in the order of their names."""
+    """Image files of a folder, a zip or tar files, in the order of their names."""
 
     def __init__(self, members: Members, name: str):
         self.members, self.name = members, name
@@ -159,25 +158,25 @@ class FilePictures(Pictures):
             picture = Image.open(io.BytesIO(data))
             mode = picture.mode
             if (data[:8] == PNG_SIGNATURE and data[24] == 16) or mode.startswith(("I", "F")):
-                raise InputError(f"{where} has 16 bits or more a channel (mode {mode}); expected 8: write uint8 pixels")
+                raise InputError(f"{where} has 16 bits or more a channel (mode {mode}); write uint8 pixels")
             if mode not in ("RGB", "L", "P", "1"):
-                raise InputError(f"{where} has the channels {mode}; expected RGB: write it without an alpha channel")
+                raise InputError(f"{where} has the channels {mode}; write it as RGB, without an alpha channel")
             pixels = np.asarray(picture.convert("RGB"))
         except InputError:
             raise
         except UNREADABLE as error:
-            raise InputError(f"{where} cannot be read ({error}); write it anew, or remove it") from error
+            raise InputError(f"{where} cannot be read ({error}); write it again, or remove it") from error
         if mode in ("L", "1"):
             if not self.num_grey:
-                logger.warning("%s is greyscale; such pictures are read with three equal channels", where)
+                logger.warning("%s is greyscale; such images are read with three equal channels", where)
             self.num_grey += 1
         if self._first is None:
             self._first = (pixels.shape, where)
         shape, first = self._first
         if pixels.shape != shape:
             raise InputError(
-                f"pictures of one size are needed: {first} has {shape[1]} x {shape[0]} pixels, {where} has "
-                f"{pixels.shape[1]} x {pixels.shape[0]}; crop them alike first"
+                f"images of one size are needed: {first} has {shape[1]} x {shape[0]} pixels, {where} has "
+                f"{pixels.shape[1]} x {pixels.shape[0]}; crop all images to one size first"
             )
         return pixels
 
@@ -192,7 +191,7 @@ class FilePictures(Pictures):
 
 
 class SourcePictures(Pictures):
-    """Some pictures of an image source, centre-cropped."""
+    """Some images of an image source, centre-cropped."""
 
     def __init__(self, source: ImageSource, rows: np.ndarray | None = None):
         self.source = source
@@ -211,7 +210,7 @@ class SourcePictures(Pictures):
 
 
 class FirstPictures(Pictures):
-    """The first pictures of a set; identified as the set is."""
+    """The first images of a set, with the hash of the whole set."""
 
     def __init__(self, pictures: Pictures, count: int):
         self.pictures, self.count = pictures, count
@@ -230,9 +229,9 @@ class FirstPictures(Pictures):
 
 
 def open_samples(path: Path) -> Pictures:
-    """An .npz in ADM's layout, or the pictures of a folder, a zip, a tar, or a folder of tars (WebDataset).
+    """The images of an .npz in ADM's layout, a folder, a zip, a tar, or a folder of tars (WebDataset).
 
-    Raises InputError if there is nothing, or no picture in it."""
+    Raises InputError if the path is missing or holds no image."""
     path = Path(path)
     if not path.exists():
         raise InputError(f"no samples at {path}; name a folder of PNG files, or an .npz in ADM's layout")
@@ -240,7 +239,7 @@ def open_samples(path: Path) -> Pictures:
 
 
 def read_batches(pictures: Pictures, starts: Iterable[int], size: int) -> Iterator[tuple[int, np.ndarray]]:
-    """Batches by where they start, decoded ahead by threads: (start, (B, H, W, 3) uint8), in the order asked for."""
+    """Batches (start, (B, H, W, 3) uint8) in the order of `starts`; threads decode a few batches ahead."""
     workers = 1 if pictures.is_sequential else READ_AHEAD
     waiting: deque[tuple[int, Future[np.ndarray]]] = deque()
     with ThreadPoolExecutor(workers) as pool:

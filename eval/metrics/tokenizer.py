@@ -1,7 +1,7 @@
-"""Evaluation of a tokenizer: how well it reconstructs, which tokens it uses, and whether they stand in for one another.
+"""Evaluation of a tokenizer: reconstruction, use of tokens, and the semantic replacement test.
 
-Three files in one directory: tokenizer.json and replacement.json, each made anew when what it depends on changes, and
-replacement.png, the picture grid of the paper's Figure 4 (its pictures are in pictures.npz)."""
+Writes three files to one directory: tokenizer.json and replacement.json, which are measured again when their inputs
+change, and replacement.png, the image grid of the paper's Figure 4 (its images are in pictures.npz)."""
 
 import json
 import logging
@@ -44,23 +44,23 @@ from vq.quality import usage_and_perplexity
 logger = logging.getLogger(__name__)
 VERSION = 2
 FILES = {"reconstruction": "tokenizer.json", "replacement": "replacement.json"}
-EMBEDDED = "twemoji"  # whose samples are measured in the embedded feature space
+EMBEDDED = "twemoji"  # data whose samples are measured in the embedded feature space
 
 
 @dataclass(frozen=True)
 class TokenizerTest:
-    """What a tokenizer is measured on."""
+    """The images, trees and seeds that a tokenizer is measured with."""
 
     name: str
     weights: Path
-    train: ImageSource | None  # for the floors of sample metrics; None: none
+    train: ImageSource | None  # for the floors of sample metrics; None: they are left out
     held_out: ImageSource
     partitions: dict[str, dict[int, Partition]]  # by tree and K
     num_images: int = 1000  # at most, of each split
     seed: int = 0
     seeds: tuple[int, ...] = (0, 1, 2)  # of the replacement test
-    reconstruction: bool = True  # measure it, beside the replacement test
-    folder: Path = Path("weights")  # where weights of Inception and LPIPS lie, if they do
+    reconstruction: bool = True  # measure it, in addition to the replacement test
+    folder: Path = Path("weights")  # of the weights of Inception and LPIPS, if there are any
     backbone: str = "alex"  # of LPIPS
 
     @property
@@ -69,25 +69,25 @@ class TokenizerTest:
 
     @property
     def cuts(self) -> list[TreeCut]:
-        """The partitions, finest first."""
+        """The cuts of all trees, finest first."""
         cuts = [TreeCut(tree, k, one) for tree, by_k in self.partitions.items() for k, one in by_k.items()]
         return sorted(cuts, key=lambda cut: -cut.num_clusters)
 
     @cached_property
     def pictures(self) -> SourcePictures:
-        """The held-out pictures that are measured."""
+        """The held-out images to measure."""
         rows = random_stream(self.seed, Purpose.TOKENIZER_TEST).permutation(len(self.held_out))[: self.num_images]
         return SourcePictures(self.held_out, np.sort(rows))
 
     @property
     def about(self) -> dict[str, Any]:
-        """The part of every protocol that says which pictures went through which tokenizer."""
+        """Protocol keys of every row: the images and the tokenizer."""
         images = f"{self.held_out.name} {self.held_out.split}"
         return {**self.source, "images": images, "images_sha256": self.pictures.sha256}
 
     @property
     def inputs(self) -> dict[str, dict[str, Any]]:
-        """Everything that decides the results, by part; a part that is not asked for, or has no trees, is left out."""
+        """Everything that decides the results, by part. A part that is not requested or has no trees is left out."""
         optional = {"inception": inception_path(self.folder), "lpips": lpips_path(self.folder, self.backbone)}
         common = {
             "version": VERSION,
@@ -107,7 +107,7 @@ class TokenizerTest:
         return inputs
 
     def missing(self, directory: Path) -> list[str]:
-        """The parts whose results `directory` does not hold."""
+        """The parts without current results in `directory`."""
         return [part for part, inputs in self.inputs.items() if _inputs_of(directory / FILES[part]) != inputs]
 
     def is_done(self, directory: Path) -> bool:
@@ -120,17 +120,17 @@ def _inputs_of(file: Path) -> dict[str, Any] | None:
 
 
 def evaluate_tokenizer(model: Tokenizer, test: TokenizerTest, directory: Path, data: str, reference_path: Path) -> Path:
-    """Write what is missing of the test's results to `directory`, and return it.
+    """Measure the parts without current results, write them to `directory`, and return `directory`.
 
-    On a GPU if there is one, in true float32. Raises InputError where there is nothing to measure."""
+    Runs on a GPU if there is one, in true float32. Raises InputError if there are fewer than 2 images."""
     if len(test.pictures) < 2:
-        raise InputError(f"measuring a tokenizer needs at least 2 held-out pictures, found {len(test.pictures)}")
+        raise InputError(f"measuring a tokenizer needs at least 2 held-out images, found {len(test.pictures)}")
     missing = test.missing(directory)
     if not missing:
         return directory
     for part in missing:
         if _inputs_of(directory / FILES[part]) is not None:
-            logger.warning("replacing %s, which is of other settings; out=FOLDER keeps it", directory / FILES[part])
+            logger.warning("replacing %s, which has other settings; out=FOLDER keeps it", directory / FILES[part])
     device = patient_state().device
     model.to(device)
     extractor = load_extractor().to(device)
@@ -149,7 +149,7 @@ def evaluate_tokenizer(model: Tokenizer, test: TokenizerTest, directory: Path, d
 
 
 def load_judges(test: TokenizerTest, extractor: nn.Module, device: torch.device) -> Judges:
-    """Inception and LPIPS if their weights are at hand; the embedded space on embedded data, or without Inception."""
+    """Inception and LPIPS if their weights are there; the embedded space on embedded data or without Inception."""
     weights, spaces = inception_path(test.folder), []
     if weights is not None:
         spaces.append(inception_space(load_inception(weights, device=device)))
@@ -165,8 +165,8 @@ def load_judges(test: TokenizerTest, extractor: nn.Module, device: torch.device)
 
 
 def measure_reconstruction(model: Tokenizer, test: TokenizerTest, judges: Judges) -> list[dict[str, Any]]:
-    """Rows on held-out pictures: PSNR, SSIM, LPIPS, the Frechet distance of reconstructions to their originals, and
-    codebook usage and perplexity."""
+    """Rows of PSNR, SSIM, LPIPS, the Frechet distance of reconstructions to their originals, codebook usage and
+    perplexity, on held-out images."""
     pictures, originals, comparison = test.pictures, PictureSet(judges), Comparison(judges)
     counts, similarity = np.zeros(model.num_tokens, np.int64), []
     with tqdm(total=len(pictures), desc="reconstruction", unit="picture", disable=None) as bar:
@@ -205,7 +205,7 @@ def measure_reconstruction(model: Tokenizer, test: TokenizerTest, judges: Judges
 def measure_floors(
     model: Tokenizer, test: TokenizerTest, extractor: nn.Module, data: str, reference_path: Path
 ) -> dict[str, list[dict[str, Any]]]:
-    """What sample metrics would be of training images and of their reconstructions: the floor for any sampler."""
+    """Sample metrics of training images and of their reconstructions: the best values that a sampler can reach."""
     train, seed = test.train, test.seed
     reference = load_reference(reference_path, data, train.sha256, lambda: train, extractor)
     variants = draw_variants(train, random_stream(seed, Purpose.FLOOR_VARIANTS))
@@ -223,7 +223,7 @@ def measure_floors(
 
 
 def _write_pictures(model: Tokenizer, test: TokenizerTest, directory: Path) -> None:
-    """pictures.npz and replacement.png: some held-out pictures, evenly spread."""
+    """Write pictures.npz and replacement.png of some evenly spread held-out images."""
     side = test.pictures.read(0, 1).shape[1]
     spread = np.linspace(0, len(test.held_out) - 1, min(num_shown(side), len(test.held_out))).astype(int)
     shown = shown_pictures(model, SourcePictures(test.held_out, spread).read(0, len(spread)), test.cuts, test.seeds[0])

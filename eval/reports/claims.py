@@ -100,7 +100,7 @@ def _replacement(cases: list[dict[str, Any]]) -> list[dict[str, str]]:
     if {"masc", "random"} <= set(found):
         text = (
             f"Semantic replacement: with tokens swapped at random within MASC's clusters (K = {num_clusters}) the "
-            f"picture keeps {fmean(found['masc']):.1f} dB, within random clusters of the same sizes "
+            f"image keeps {fmean(found['masc']):.1f} dB, within random clusters of the same sizes "
             f"{fmean(found['random']):.1f} dB."
         )
         claims.append(_claim("measured", text))

@@ -127,7 +127,7 @@ def _title(members: list[Entry]) -> str:
         f"against {protocol['reference']}" if "reference" in protocol else "",
         f"{num_images:,} images" if isinstance(num_images, int) else "",
         f"resize {protocol['resize']}" if "resize" in protocol else "",
-        f"pictures of {protocol['image_size']} px" if protocol.get("image_size", 256) != 256 else "",
+        f"images of {protocol['image_size']} px" if protocol.get("image_size", 256) != 256 else "",
         captions_text(protocol),
         str(protocol.get("images", "")) if "codes_sha256" in protocol else "",
     ]
@@ -135,12 +135,12 @@ def _title(members: list[Entry]) -> str:
 
 
 def captions_text(protocol: dict[str, Any]) -> str:
-    """Which captions the pictures show, if they do."""
+    """Which captions the images show, if they do."""
     return f"captions {protocol['captions_sha256'][:8]}" if "captions_sha256" in protocol else ""
 
 
 def heading(entry: Entry, is_one_of_several: bool = False) -> str:
-    """A Frechet distance of fewer pictures than are published of is another number, and says so."""
+    """A Frechet distance of fewer images than are published of is another number, and says so."""
     num_images = entry.row["protocol"].get("num_images")
     name = str(entry.row["protocol"].get("protocol", ""))
     full = next((size for start, size in FULL_SIZE.items() if name.startswith(start)), 50_000)

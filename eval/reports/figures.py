@@ -1,4 +1,4 @@
-"""Figures of the report: SVG for lines, PNG for pictures, both as text that goes into one HTML file."""
+"""Figures of the report: SVG for lines, PNG for images, both as text that goes into one HTML file."""
 
 import base64
 import io
@@ -109,7 +109,7 @@ def curve_figure(
 def overview(
     runs: list[RunRecord], target: float | None, grids: dict[str, np.ndarray], sheets: dict[str, np.ndarray]
 ) -> bytes:
-    """One picture of a report, as PNG bytes: convergence, samples of some heads, clusters of some trees."""
+    """One image of a report, as PNG bytes: convergence, samples of some heads, clusters of some trees."""
     palette = colours([run.label for run in runs])
     with mpl.rc_context(STYLE):
         figure = plt.figure(figsize=(12, 6.3), layout="constrained")
@@ -158,7 +158,7 @@ def png(figure: Figure, dpi: int = 130) -> str:
 
 
 def picture(pixels: np.ndarray) -> str:
-    """A uint8 picture (H, W, 3) as a data URI."""
+    """A uint8 image (H, W, 3) as a data URI."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, format="png", optimize=True)
     return _data_uri(buffer.getvalue())

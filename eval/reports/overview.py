@@ -131,7 +131,7 @@ def sample_grids(subjects: list[Subject]) -> list[dict[str, str]]:
 
 
 def embed(path: Path, most: int = GRID_PIXELS) -> str:
-    """A picture as a data URI; one longer than `most` pixels is scaled down and coded as JPEG, for the page's size."""
+    """An image as a data URI; one longer than `most` pixels is scaled down and coded as JPEG, for the page's size."""
     with Image.open(path) as picture:
         if max(picture.size) <= most:
             return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"

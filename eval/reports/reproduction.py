@@ -151,7 +151,7 @@ def tree_section(inputs: ReportInputs, sheets: dict[str, np.ndarray]) -> dict[st
 
 
 def tokenizer_figures(directory: Path | None) -> dict[str, Any]:
-    """Results of the tokenizer and of the replacement test, whichever are there, with rows of pictures."""
+    """Results of the tokenizer and of the replacement test, whichever are there, with rows of images."""
     results: dict[str, Any] = {}
     files = [directory / name for name in FILES.values()] if directory else []
     for file in files:
@@ -276,12 +276,12 @@ def _tokenizer_lines(results: dict[str, Any]) -> list[str]:
     lines = []
     if "reconstruction" in results:
         count = results["reconstruction"][0]["protocol"]["num_images"]
-        lines += ["", f"| reconstruction of {count} held-out pictures | |", "|---|---|"]
+        lines += ["", f"| reconstruction of {count} held-out images | |", "|---|---|"]
         lines += [f"| {row['metric']} | {row['value']:.4g} |" for row in results["reconstruction"]]
     if "replacement" in results:
         metrics = [row["metric"] for row in results["replacement"][0]["metrics"]]
         count = results["replacement"][0]["metrics"][0]["protocol"]["num_images"]
-        heads = [f"replacement in {count} pictures, within", "K", *metrics]
+        heads = [f"replacement in {count} images, within", "K", *metrics]
         lines += ["", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
         for case in results["replacement"]:
             values = " | ".join(f"{row['value']:.4g}" for row in case["metrics"])

@@ -22,7 +22,7 @@ PARTS = ("checkpoints", "samples", "eval", "wandb")  # folders of a run, which h
 
 @dataclass(frozen=True)
 class Subject:
-    """A run, the sample sets of a release, or a file of results about pictures from elsewhere."""
+    """A run, the sample sets of a release, or a file of results about images from elsewhere."""
 
     place: Path
     run: RunRecord | None
@@ -119,12 +119,12 @@ def _load_all(paths: list[Path], skipped: list[dict[str, str]]) -> dict[str, Res
 
 
 def is_picture(path: Path, skipped: list[dict[str, str]], advice: str = "draw the samples again") -> bool:
-    """Whether a file is a whole picture; one that is not is added to `skipped`."""
+    """Whether a file is a whole image; one that is not is added to `skipped`."""
     try:
         with Image.open(path) as picture:
             picture.load()
     except (OSError, SyntaxError, ValueError) as error:
-        skipped.append({"place": str(path), "reason": f"no picture, or cut short ({error}); {advice}"})
+        skipped.append({"place": str(path), "reason": f"no image, or cut short ({error}); {advice}"})
         return False
     return True
 

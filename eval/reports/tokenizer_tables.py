@@ -1,7 +1,7 @@
 """Tables of tokenizers for the page over all runs: reconstruction, and semantic replacement.
 
 Read from what `make eval-tokenizer` and `make eval-replacement` write below `artifacts`. Tokenizers share a table only
-where they were measured on the same pictures."""
+where they were measured on the same images."""
 
 import json
 from dataclasses import dataclass
@@ -98,8 +98,8 @@ def tokenizer_tables(found: list[MeasuredTokenizer]) -> tuple[list[dict[str, Any
     tables = [_reconstruction(group) for group in groups]
     titles = [table["title"] for table in tables]
     for table in tables:
-        if titles.count(table["title"]) > 1:  # other pictures of the same source
-            table["title"] += f", pictures {str(table['pictures']['images_sha256'])[:8]}"
+        if titles.count(table["title"]) > 1:  # other images of the same source
+            table["title"] += f", images {str(table['pictures']['images_sha256'])[:8]}"
     names = dict.fromkeys(row["protocol"]["tokenizer"] for _, row in everything)
     placed = {_key(row) for table in tables for row in table["published"]}
     described = [_describe(row) for name in names for row in _rows_of(name)]
@@ -179,7 +179,7 @@ def _rows_of(name: str) -> list[PublishedRow]:
 
 
 def _is_of(row: PublishedRow, pictures: dict[str, Any], size: int | None) -> bool:
-    """Whether a published row is of as many pictures of the same set and size: `imagenet val` at 256 pixels is
+    """Whether a published row is of as many images of the same set and size: `imagenet val` at 256 pixels is
     imagenet256-val. Another set does not say its year, so none but ImageNet's agrees."""
     source, _, split = pictures["images"].partition(" ")
     ours = f"{source}{size}-{split}"

@@ -96,7 +96,7 @@ def test_the_score_is_the_plain_mean_with_its_interval_and_protocol(tiny, pictur
     assert about["extractor"] == TINY and about["extractor_sha256"] == hash_file(tiny)
     assert about["text"] == "A photo depicts <caption>" and "bicubic to 32" in about["preprocessing"]
     assert about["num_images"] == 7 and about["captions_sha256"] == "c" * 64
-    with pytest.raises(InputError, match="there are 7 pictures and 6 texts"):
+    with pytest.raises(InputError, match="there are 7 images and 6 texts"):
         clip_cosines(pictures, TEXTS[:6], clip, 3, STATE)
 
 

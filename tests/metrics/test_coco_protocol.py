@@ -92,7 +92,7 @@ def test_llamagens_table_is_read_as_llamagen_reads_it(tmp_path):
     assert captions.texts == ["A cat, on a mat", "Head shot of a zebra, with grass"]
     assert captions.ids_sha256 is None and "without image ids" in captions.protocol["captions"]
     for content, words in (
-        ('Prompt\n"a cat\na dog"\n', "caption 1 of .* goes over several lines"),
+        ('Prompt\n"a cat\na dog"\n', "caption 1 of .* spans several lines"),
         ("x" * 200_000, "field"),
     ):
         file.write_text(content)
@@ -117,14 +117,14 @@ def test_what_is_no_list_of_captions_is_refused(coco, tmp_path):
 
 
 def test_annotations_that_are_missing_of_another_year_or_too_few_are_named(coco, tmp_path):
-    with pytest.raises(InputError, match=r"no folder .*nowhere with COCO"):
+    with pytest.raises(InputError, match=r"no folder .*nowhere; name the folder of COCO"):
         choose_captions(tmp_path / "nowhere", "val2014", 5, 0)
     with pytest.raises(InputError, match=r"expected one file annotations/captions_val2014.json in .*, found none"):
         choose_captions(tmp_path, "val2014", 5, 0)
     other = make_coco(tmp_path / "later", split="val2017")
     with pytest.raises(InputError, match=r"captions_val2014.json in .*, found .*captions_val2017.json"):
         choose_captions(other, "val2014", 5, 0)
-    with pytest.raises(InputError, match=r"21 images were asked for, but .* has captions of 20"):
+    with pytest.raises(InputError, match=r"21 images were requested, but .* has captions of 20"):
         choose_captions(coco, "val2014", 21, 0)
 
 
@@ -144,7 +144,9 @@ def test_references_are_all_pictures_or_the_paired_ones_in_their_order(coco):
         assert np.array_equal(some.pixels[row], center_crop(stored, 16))
     lanczos = SourcePictures(coco_source(coco, "val2014", 16, "lanczos", [9])).read(0, 1)
     assert np.array_equal(lanczos[0], lanczos_crop(Image.open(coco / "val2014" / file_name(9)), 16))
-    with pytest.raises(InputError, match="captions are of 2 images that are not among the pictures of val2014"):
+    with pytest.raises(
+        InputError, match="2 images of the captions, image 4 first, are not among the images of val2014"
+    ):
         coco_source(coco, "val2014", 16, "adm", [3, 4, 5])
 
 
@@ -191,7 +193,7 @@ def test_no_number_is_said_without_what_it_is_of():
     about = {"num_images": 30000, "crop": "adm", "image_size": 256, "resize": "tf1-bilinear", "captions": "val2014"}
     against = {"reference": "x", "reference_images": "paired", "reference_size": 30000, "reference_split": "val2014"}
     said = describe({**about, **against})
-    for word in ("30,000 samples", "the paired 30,000 pictures of val2014", "adm crop to 256", "tf1-bilinear"):
+    for word in ("30,000 samples", "the paired 30,000 images of val2014", "adm crop to 256", "tf1-bilinear"):
         assert word in said
     assert "all 40,504 pictures of val2014" in describe(
         {**about, **against, "reference_images": "all", "reference_size": 40504}

@@ -115,7 +115,7 @@ def test_statistics_that_cannot_be_compared_are_refused(made, tmp_path):
         load(tmp_path, resize="pil-bicubic")
     other = StandIn()
     other.sha256 = "6" * 64
-    with pytest.raises(InputError, match="of the extractor 555555555555"):
+    with pytest.raises(InputError, match="from the extractor 555555555555"):
         load(tmp_path, model=other)
     np.savez(tmp_path / "lite.npz", mu=np.zeros(1280), sigma=np.eye(1280))
     with pytest.raises(InputError, match=r"mu of .* has shape \(1280,\), expected \(2048,\).*another extractor"):
@@ -180,7 +180,7 @@ def test_statistics_alone_give_no_precision(made, tmp_path, samples, caplog):
     rows = measure(protocol(), found, reference, MODEL, {}, 0).rows
     assert [row["metric"] for row in rows] == ["FID", "IS"]
     assert "no precision" in caplog.text and "no sFID" in caplog.text
-    assert "does not say which network its statistics are of" in caplog.text
+    assert "does not say which network its statistics come from" in caplog.text
 
 
 def test_pictures_without_statistics_are_measured_as_a_reference(tmp_path, samples):

@@ -104,7 +104,7 @@ def test_a_damaged_npz_is_named_when_its_pictures_are_read(tmp_path):
 def test_an_npz_of_something_else_is_refused(tmp_path):
     for array in (PIXELS[0], PIXELS.astype(np.float32), PIXELS[..., :1], PIXELS[:0], np.asfortranarray(PIXELS)):
         np.savez(tmp_path / "x.npz", array)
-        with pytest.raises(InputError, match=r"^expected arr_0 of pictures \(M, H, W, 3\) uint8") as refused:
+        with pytest.raises(InputError, match=r"^expected arr_0 of images \(M, H, W, 3\) uint8") as refused:
             open_samples(tmp_path / "x.npz")
         assert ("Fortran" in str(refused.value)) == (array.shape == PIXELS.shape and array.dtype == np.uint8)
     np.savez(tmp_path / "x.npz", pictures=PIXELS)

@@ -145,7 +145,7 @@ def test_only_what_has_changed_is_made_anew(evaluated, emoji32, tmp_path, monkey
 
 def test_a_single_held_out_picture_is_refused(evaluated, emoji32, tmp_path):
     test = replace(evaluated[0], num_images=1)
-    with pytest.raises(InputError, match="at least 2 held-out pictures, found 1"):
+    with pytest.raises(InputError, match="at least 2 held-out images, found 1"):
         evaluate_tokenizer(emoji32, test, tmp_path, "twemoji", tmp_path / "reference.npz")
 
 

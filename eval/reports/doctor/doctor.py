@@ -1,7 +1,7 @@
 """What is probably wrong with a result, by evidence (`make doctor`).
 
 Most "cannot reproduce FID" threads are mistakes of evaluation, and most leave a trace in the numbers, the protocol
-or the pictures. Each rule looks for one; a rule is a function from a case to findings."""
+or the images. Each rule looks for one; a rule is a function from a case to findings."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Rules of `make doctor` that judge what was seen of the pictures and what measured them; see doctor.py."""
+"""Rules of `make doctor` that judge what was seen of the images and what measured them; see doctor.py."""
 
 import math
 from collections.abc import Iterator
@@ -39,7 +39,7 @@ def tree_of_another_tokenizer(case: Case) -> Iterator[Finding]:
     yield Finding(
         "tree-tokenizer",
         "problem",
-        f"The tree was built from the tokenizer {tree[:12]}, the pictures were decoded by {tokenizer[:12]}: clusters "
+        f"The tree was built from the tokenizer {tree[:12]}, the images were decoded by {tokenizer[:12]}: clusters "
         "of one codebook name the wrong tokens of another.",
         "`make codebook TOKENIZER=...`, `make tree TOKENIZER=...` and train again with the tokenizer that decodes",
     )
@@ -69,13 +69,13 @@ def classes(case: Case) -> Iterator[Finding]:
     absent = seen["present"] < number and (uneven or expected)
     advice = f"{case.draw('labels=balanced')}, or labels=uniform as LlamaGen draws them"
     if absent:
-        text = f"{number - seen['present']:,} of {number:,} classes have no picture ({counts})."
+        text = f"{number - seen['present']:,} of {number:,} classes have no image ({counts})."
         yield Finding("classes-missing", "problem", text, advice)
     elif uneven:
         text = f"Labels are said to be {plan}, but there are {counts}: not a set of that plan."
         yield Finding("class-histogram", "problem", text, advice)
     elif case.protocol.get("protocol") == "paper" and plan not in (None, "balanced"):
-        text = f"MASC's protocol has equally many pictures of every class (50 of 1,000); these labels are {plan}."
+        text = f"MASC's protocol has equally many images of every class (50 of 1,000); these labels are {plan}."
         yield Finding("class-plan", "warning", text, case.draw("labels=balanced"))
 
 
@@ -91,22 +91,22 @@ def sorted_samples(case: Case) -> Iterator[Finding]:
     is_sorted = case.evidence.get("labels", {}).get("sorted", False) and score.get("chunks", 2) > 1
     if gap <= SORTED_GAP and not (is_sorted and not known):
         return
-    text = "The pictures lie sorted by class" if is_sorted else "The pictures seem to lie sorted in the file"
+    text = "The images lie sorted by class" if is_sorted else "The images seem to lie sorted in the file"
     if known:
         text += f": IS is {score['file_order']:.4g} over chunks in file order, {score['shuffled']:.4g} over shuffled"
     yield Finding(
         "sorted-samples",
         "problem" if known else "warning",
         f"{text}. The ADM evaluator takes chunks in file order, so its IS is too low.",
-        "report the shuffled IS, or write the pictures in random order of class",
+        "report the shuffled IS, or write the images in random order of class",
     )
 
 
 def jpeg(case: Case) -> Iterator[Finding]:
     types = case.evidence.get("file_types") or {str(case.protocol.get("file_type")): case.protocol.get("num_images", 0)}
-    files = [f"{number:,} pictures are files of {name}" for name, number in types.items() if "jpeg" in name]
+    files = [f"{number:,} images are files of {name}" for name, number in types.items() if "jpeg" in name]
     # Samples of ours are decoded from their tokens, and steps between 8-pixel blocks are then the decoder's own; small
-    # pictures hold too few blocks.
+    # images hold too few blocks.
     small = case.protocol.get("image_size", 256) < SMALLEST
     blockiness = None if small or case.protocol.get("images") == "samples" else case.evidence.get("blockiness")
     if not case.is_fid or not (files or (blockiness is not None and blockiness > BLOCKY)):
@@ -118,30 +118,30 @@ def jpeg(case: Case) -> Iterator[Finding]:
         "jpeg",
         "problem" if files else "warning",
         f"{'; '.join(seen)}. JPEG's blocks change features: FID moves by more than differences between methods.",
-        f"keep pictures as PNG or npz: {case.draw('form=png')}",
+        f"keep images as PNG or npz: {case.draw('form=png')}",
     )
 
 
 def resize(case: Case) -> Iterator[Finding]:
-    """Kernel before the extractor, sizes of the pictures, sharpness against the reference."""
+    """Kernel before the extractor, sizes of the images, sharpness against the reference."""
     protocol, sizes = case.protocol, case.evidence.get("image_sizes", {})
     kernel, expected = protocol.get("resize"), RESIZE.get(protocol.get("evaluator"))
     if case.is_fid and kernel and expected and kernel != expected:
         yield Finding(
             "resize-kernel",
             "problem",
-            f"Pictures reach the extractor by {kernel}, the {protocol['evaluator']} evaluator takes {expected}. "
+            f"Images reach the extractor by {kernel}, the {protocol['evaluator']} evaluator takes {expected}. "
             "pytorch-fid's half-pixel kernel alone shifts features by 1% and FID with them.",
             "measure with the kernel of the evaluator: `make eval-fid`",
         )
     side = case.protocol.get("drawn_at", 256)
-    small = side < 256 and set(sizes) == {f"{side}x{side}"}  # a model of small pictures: nothing to be mended
+    small = side < 256 and set(sizes) == {f"{side}x{side}"}  # a model of small images: nothing to be mended
     if case.is_fid and sizes and set(sizes) != {"256x256"} and not small:
         listed = ", ".join(f"{number:,} of {size}" for size, number in sorted(sizes.items()))
         yield Finding(
             "image-sizes",
             "problem" if len(sizes) > 1 else "warning",
-            f"Pictures are {listed}; published numbers are of 256x256 (384 is made 256 by bicubic, before rounding).",
+            f"Images are {listed}; published numbers are of 256x256 (384 is made 256 by bicubic, before rounding).",
             case.draw("resolution=256"),
         )
     sharpness = case.evidence.get("sharpness", {})
@@ -151,8 +151,8 @@ def resize(case: Case) -> Iterator[Finding]:
         yield Finding(
             "sharpness",
             "warning",
-            f"The pictures are {word}: their Laplacian is {ratio:.2f} of the reference's. They may have been {why}.",
-            "compare a sample with a reference picture by eye, and resize with antialiasing, once, to 256",
+            f"The images are {word}: their Laplacian is {ratio:.2f} of the reference's. They may have been {why}.",
+            "compare a sample with a reference image by eye, and resize with antialiasing, once, to 256",
         )
 
 
@@ -163,14 +163,14 @@ def weights(case: Case) -> Iterator[Finding]:
         yield Finding(
             "raw-weights",
             "warning",
-            "The run keeps averaged weights, but the pictures are drawn from the raw ones, often a worse model.",
+            "The run keeps averaged weights, but the images are drawn from the raw ones, often a worse model.",
             f"{case.draw('use_ema=true')}, and say which of the two is reported",
         )
     if kind == "average" and str(case.protocol.get("model")).startswith("llamagen"):
         yield Finding(
             "averaged-weights",
             "note",
-            "The pictures are drawn from averaged weights; LlamaGen's published numbers are of raw ones.",
+            "The images are drawn from averaged weights; LlamaGen's published numbers are of raw ones.",
             f"{case.draw(f'{owner}use_ema=false')} for a comparison with them",
         )
 

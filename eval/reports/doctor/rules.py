@@ -13,7 +13,7 @@ FEATURES = 2048  # of the pooled Inception layer
 # How far a fresh draw of 50,000 images may lie from a published number: our allowance, wider than the spread that
 # users of the same weights report. Relative for the first three, absolute for the others.
 TOLERANCE = {"FID": 0.02, "IS": 0.015, "sFID": 0.03, "precision": 0.01, "recall": 0.015}
-SAME_IS = 5e-4  # relative: the same pictures drawn again (LlamaGen#48: 193.6122 for 193.613)
+SAME_IS = 5e-4  # relative: the same images drawn again (LlamaGen#48: 193.6122 for 193.613)
 WRONG_FID, WRONG_PRECISION = 0.05, 0.03  # LlamaGen#48 and #53: 12% to 41% of FID, 0.09 of precision
 # configs/sampling: for looking, not for measuring.
 GALLERIES = {"gallery": {"guidance": 4.0, "top_k": 2000}, "gallery-masc": {"guidance": 2.5, "top_k": 0}}
@@ -54,7 +54,7 @@ class Case:
 
     @property
     def is_fid(self) -> bool:
-        """Whether this is about generated pictures in the space of FID."""
+        """Whether this is about generated images in the space of FID."""
         return "FID" in self.values
 
     @property
@@ -62,10 +62,10 @@ class Case:
         return str(self.protocol.get("protocol", "")).startswith("coco")
 
     def draw(self, setting: str = "") -> str:
-        """What draws such pictures anew, with another setting; a sample set is never replaced."""
+        """What draws such images anew, with another setting; a sample set is never replaced."""
         release = self.protocol.get("release")
         if not release and not self.protocol.get("model"):  # drawn by others
-            return f"make the pictures anew{f' ({setting})' if setting else ''}"
+            return f"make the images anew{f' ({setting})' if setting else ''}"
         subject = f"RELEASE={release}" if release else "RUN=..."
         stage = "eval-coco" if self.is_coco else "sample"  # which shows captions
         return f"`make {stage} {subject} SAMPLES=NEW_NAME{f' ARGS={setting}' if setting else ''}`"
@@ -95,7 +95,7 @@ def beside(case: Case, row: PublishedRow) -> str:
 
 
 def of_same_is(case: Case) -> list[PublishedRow]:
-    """Published rows of any model with the IS of the very same pictures, evaluator and number of images."""
+    """Published rows of any model with the IS of the very same images, evaluator and number of images."""
     score, wanted = case.values.get("IS", math.nan), [case.protocol.get(key) for key in ("evaluator", "num_images")]
     if None in wanted:
         return []
@@ -131,7 +131,7 @@ def wrong_reference(case: Case) -> Iterator[Finding]:
 
 def _same_pictures(case: Case) -> PublishedRow | None:
     """A published row with our IS and neither our FID nor our precision. Where nobody says which model drew the
-    pictures, only an IS that is equal to SAME_IS counts, and only with a precision that is off."""
+    images, only an IS that is equal to SAME_IS counts, and only with a precision that is off."""
     if "IS" not in case.values:
         return None
     known = case.protocol.get("model") is not None
@@ -148,7 +148,7 @@ def _same_pictures(case: Case) -> PublishedRow | None:
 
 
 def reconstruction(case: Case) -> Iterator[Finding]:
-    """Reconstructions against the reference for generated pictures: the FID that VQ-16's have there."""
+    """Reconstructions against the reference for generated images: the FID that VQ-16's have there."""
     protocol = case.protocol
     if protocol.get("model") or protocol.get("reference") not in TRAINING_STATISTICS or not case.is_fid:
         return
@@ -158,7 +158,7 @@ def reconstruction(case: Case) -> Iterator[Finding]:
             "note",
             f"FID {case.values['FID']:.4g} against {protocol['reference']}, training images, is what VQ-16's "
             "reconstructions have there (LlamaGen#34). If these are such, it is not their rFID, 2.19, which is against "
-            "the pictures that were reconstructed.",
+            "the images that were reconstructed.",
             "measure reconstructions against their originals: `make eval-tokenizer`",
         )
 
@@ -179,27 +179,27 @@ def few_images(case: Case) -> Iterator[Finding]:
     )
     if count <= FEATURES:
         text += (
-            f" {count:,} pictures cannot fill the covariance of {FEATURES:,} features (its rank is at most "
+            f" {count:,} images cannot fill the covariance of {FEATURES:,} features (its rank is at most "
             f"{count - 1:,}): the value is mostly bias."
         )
     elif not case.is_coco:
         most = VALIDATION_FID * (needed / count - 1)
-        text += f" For pictures no more varied than real ones that adds at most about {most:.2g}."
+        text += f" For images no more varied than real ones that adds at most about {most:.2g}."
     yield Finding("few-images", "problem", text, advice)
 
 
 def small_reference(case: Case) -> Iterator[Finding]:
     size, name = case.protocol.get("reference_size"), case.protocol.get("reference")
     needed = 30_000 if case.is_coco else 50_000
-    # ADM's file counts the 10,000 pictures that it keeps for precision and recall; its statistics are of all.
+    # ADM's file counts the 10,000 images that it keeps for precision and recall; its statistics are of all.
     if not case.is_fid or size is None or size >= needed or name == "adm-imagenet256":
         return
     if size > FEATURES and not is_imagenet(case.protocol):
-        return  # there may be no more pictures, and nothing published to compare with
+        return  # there may be no more images, and nothing published to compare with
     yield Finding(
         "small-reference",
         "warning",
-        f"The reference {name} is of {size:,} pictures, published ones are of at least {needed:,}. Few pictures raise "
+        f"The reference {name} is of {size:,} images, published ones are of at least {needed:,}. Few images raise "
         "FID" + (f", and {size:,} cannot fill the covariance of {FEATURES:,} features." if size <= FEATURES else "."),
         "make the reference of the whole training set: `make reference DATA=...`",
     )
@@ -215,7 +215,7 @@ def resolution(case: Case) -> Iterator[Finding]:
     yield Finding(
         "resolution",
         "problem",
-        f"{release} draws {right} x {right} pixels ({right // 16} tokens a side), but these pictures are said to be "
+        f"{release} draws {right} x {right} pixels ({right // 16} tokens a side), but these images are said to be "
         f"drawn at {drawn_at}: the positions are not those it was trained with.",
         f"`make sample RELEASE={release}`: the config of the release has its grid",
     )
@@ -237,7 +237,7 @@ def another_row(case: Case) -> Iterator[Finding]:
             f"other-{what}",
             "warning",
             f"The file says {said}, but the numbers are those of {row.describe()}: {beside(case, row)}.",
-            f"check which checkpoint and which {what} drew these pictures; {case.draw()} records both",
+            f"check which checkpoint and which {what} drew these images; {case.draw()} records both",
         )
         return
 

@@ -57,7 +57,7 @@ class TreeReportInputs:
     tokenizer: Tokenizer | None = None
     codes: Codes | None = None
     no_patches: str = ""
-    num_images: int = 1500  # pictures that are decoded to see what tokens look like
+    num_images: int = 1500  # images that are decoded to see what tokens look like
     seed: int = 0  # of the map, and of what is drawn at random for it and for the patches
     attribution: str = ""
 

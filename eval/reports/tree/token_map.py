@@ -99,7 +99,7 @@ def atlas(found: TokenMap, patches: np.ndarray, has_patch: np.ndarray, partition
 
     `patches` (N, side, side, 3) uint8 and whether each token has one (N,). The tokens that have one, or MAX_PATCHES
     of them drawn at random, are assigned to the cells so that the sum of squared moves is least.
-    Returns a picture (rows, columns, 3) uint8."""
+    Returns an image (rows, columns, 3) uint8."""
     from scipy.optimize import linear_sum_assignment
     from scipy.spatial.distance import cdist
 

@@ -259,7 +259,7 @@ def test_what_does_not_belong_together_is_refused(place, pictures, text_release,
     with pytest.raises(InputError, match=r"the text features in .* are of the captions"):
         config = of_release(text_release, caption_list=str(other), captions=f"artifacts/text/{path.stem}")
         evaluate_coco(replace(config, samples="anew"))
-    with pytest.raises(InputError, match="are not among the pictures of val2017"):
+    with pytest.raises(InputError, match="are not among the images of val2017"):
         make_coco(place / "later", split="val2017", ids=range(100, 140))
         later = config_of(coco="later", split="val2017", caption_list=str(path), samples=str(pictures))
         evaluate_coco(replace(later, protocols=protocols("paired")))
