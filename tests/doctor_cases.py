@@ -168,7 +168,7 @@ CASES = {
     ),
     "top-k": ({"top_k": 100}, {}, {}, "off-preset", "warning", ["top_k 100", "top_k 0"]),
     "a run's temperature": (RUN | {"temperature": 0.9}, {}, {}, "off-preset", "warning", ["temperature 0.9"]),
-    "LlamaGen's gallery": ({"guidance": 4.0, "top_k": 2000}, {}, {}, "gallery", "warning", ["looking"]),
+    "LlamaGen's gallery": ({"guidance": 4.0, "top_k": 2000}, {}, {}, "gallery", "warning", ["for viewing"]),
     "a 384 release at 256": (
         {"release": "c2i_B_384", "guidance": 2.25},
         {"FID": 30.0, "IS": 60.0},
@@ -218,9 +218,9 @@ CASES = {
         {"file_types": {"png": 49_000, "jpeg": 1000}},
         "jpeg",
         "problem",
-        ["1,000 pictures are files of jpeg"],
+        ["1,000 images are files of jpeg"],
     ),
-    "JPEG in its protocol only": ({"file_type": "jpeg"}, {}, {}, "jpeg", "problem", ["50,000 pictures"]),
+    "JPEG in its protocol only": ({"file_type": "jpeg"}, {}, {}, "jpeg", "problem", ["50,000 images"]),
     "once JPEG": (
         {"file_type": "png", "images": "pictures"},
         {},

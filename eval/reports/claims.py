@@ -1,4 +1,4 @@
-"""What a report's numbers support, and what they do not, in words that follow from the numbers."""
+"""Claims of a report: sentences with a verdict, computed from the numbers."""
 
 from statistics import fmean, stdev
 from typing import Any
@@ -15,11 +15,11 @@ TREE_WORDS = {"random": "random clusters of the same sizes", "kmeans": "k-means 
 def state_claims(
     table: list[dict[str, Any]], tokenizer: dict[str, Any] | None, sample_sets: list[str]
 ) -> list[dict[str, str]]:
-    """Sentences with a verdict each.
+    """Sentences, each with a verdict.
 
-    `supported` and `not supported` are for differences of likelihood between runs of several seeds, paired by
-    seed, whose two-sided Student interval of 95% excludes zero; `undecided` where it does not; `one seed` where
-    there is no more to go by; `measured` for facts without a test; `limit` for what no number here can say."""
+    Differences of likelihood are paired by seed and tested by a two-sided Student interval of 95%: `supported` and
+    `not supported` if the interval excludes zero, `undecided` if it contains zero, `one seed` without several seeds.
+    `measured` marks facts without a test, `limit` the limits of the experiment."""
     rows = {row["label"]: row for row in table}
     heads = [label for label in rows if label != BASELINE and split_label(label)[1] == "masc"]
     claims = []
@@ -47,7 +47,7 @@ def on_other_trees(head: str, labels: list[str]) -> dict[str, str]:
 
 
 def _compare(row: dict[str, Any], other: dict[str, Any], subject: str, than: str) -> dict[str, str]:
-    """Lower nats are better; the claim is that `row` is."""
+    """The claim that `row` has fewer nats per token, and so a better likelihood, than `other`."""
     mine, theirs = (dict(zip(r["seeds"], r["nats"]["by_seed"], strict=True)) for r in (row, other))
     differences = [mine[seed] - theirs[seed] for seed in mine if seed in theirs]
     if not differences:
@@ -63,7 +63,7 @@ def _compare(row: dict[str, Any], other: dict[str, Any], subject: str, than: str
     )
     if abs(mean) <= half:
         return _claim(
-            "undecided", f"{subject} neither better nor worse {than}, as far as can be told: {values}; {interval}."
+            "undecided", f"{subject} neither better nor worse {than} within the interval: {values}; {interval}."
         )
     verdict = "supported" if mean < 0 else "not supported"
     return _claim(verdict, f"{subject} {word} {than}: {values}; {interval}.")
@@ -74,8 +74,8 @@ def _decoding_cost(row: dict[str, Any]) -> list[dict[str, str]]:
         return []
     cluster, member = row["level_nats"]
     text = (
-        f"Of masc's {cluster + member:.3f} nats, {member:.3f} are the uniform draw of a member, which no training "
-        f"can lower; the clusters themselves cost {cluster:.3f}."
+        f"masc's {cluster + member:.3f} nats: {cluster:.3f} are the choice of the cluster, {member:.3f} are the "
+        "uniform draw of a member, which training cannot lower."
     )
     return [_claim("measured", text)]
 
@@ -117,7 +117,7 @@ def _replacement(cases: list[dict[str, Any]]) -> list[dict[str, str]]:
 
 
 def _signed(values: list[float]) -> str:
-    """The mean, and the standard deviation where there are several."""
+    """The mean, and the standard deviation of several values."""
     return f"{fmean(values):+.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "")
 
 
@@ -125,16 +125,16 @@ def _limits(table: list[dict[str, Any]]) -> list[dict[str, str]]:
     limits = [
         "One small data set, one small tokenizer and a short training: nothing here supports or refutes the paper in "
         "its own regime (16,384 tokens, ImageNet, 300 epochs).",
-        "Learning rates were chosen on these held-out images, for flat, masc and masc-two-level alike; masc on "
-        "another tree takes masc's.",
+        "Learning rates were chosen on these held-out images for flat, masc and masc-two-level; masc on another tree "
+        "uses masc's rate.",
     ]
     if min(len(row["seeds"]) for row in table) == 1:
-        limits.append("Some heads have one seed: differences no larger than those between seeds mean nothing.")
+        limits.append("Some heads have one seed: differences no larger than those between seeds prove nothing.")
     gap = max(row["nats"]["mean"] - row["train_nats"] for row in table)
     if gap > 0.3:
         limits.append(
-            f"Models memorise: training loss lies up to {gap:.2f} nats below held-out, and metrics against training "
-            "images reward that."
+            f"Models memorise: the training loss is up to {gap:.2f} nats below the held-out loss, and metrics against "
+            "training images reward that."
         )
     return [_claim("limit", text) for text in limits]
 

@@ -1,4 +1,4 @@
-"""Results of many subjects in tables, one a protocol, with seeds averaged and the published rows beside ours.
+"""Tables of all results: one table for each protocol, averages over seeds, and the published rows beside ours.
 
 Two numbers share a table only if their settings are equal, and a column only if their details are equal
 (`metrics.results.Role`)."""
@@ -15,7 +15,7 @@ from reports.published import PublishedRow, label_of, matching, rows_for
 from reports.subjects import Subject
 
 FULL_SIZE = {"coco": 30_000}  # images of the published numbers, by prefix of the protocol's name; otherwise 50,000
-# A published row is shown even if it differs from ours in these: each row of a table states its own.
+# A published row is shown even if it differs from ours in these keys, because every row states its own values.
 STATED_BY_ROW = ("guidance", "K", "epochs", "release", *Protocol.neutral())
 
 
@@ -38,12 +38,12 @@ class Entry:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What the number describes, without how it was measured and without the seed."""
+        """The keys of the protocol that say what the number describes, without measurement and seed."""
         return _part(self.protocol, Role.IDENTITY)
 
     @property
     def column(self) -> dict[str, Any]:
-        """How this metric was measured, beyond the table's protocol."""
+        """Keys that define this metric's column: details, and settings that differ from the table's."""
         protocol = self.row["protocol"]
         differing = {k: v for k, v in _part(protocol, Role.SETTING).items() if v != self.key.get(k)}
         return _part(protocol, Role.DETAIL) | differing
@@ -55,9 +55,10 @@ def _part(protocol: dict[str, Any], role: Role) -> dict[str, Any]:
 
 
 def entries(subjects: list[Subject]) -> list[Entry]:
-    """Every row of every results file. A row without a reference (IS, CLIP score) joins the table of its file's rows of
-    the same protocol and number of images, if they agree on one; where it was measured otherwise than the table, as
-    CLIP score is, that is said of its column."""
+    """All rows of all results files, with the key of their table.
+
+    A metric without a reference (IS, CLIP score) goes to the table of the rows of its file with the same protocol and
+    image count, if there is exactly one such table. If it was measured differently, its column heading says how."""
     found = []
     for subject in subjects:
         for file, results in subject.results.items():
@@ -79,7 +80,7 @@ def identity(content: Any) -> str:
 
 
 def group_by(items: Iterable[Any], key: Any) -> list[list[Any]]:
-    """Items whose keys are equal, in order of first appearance."""
+    """Groups of items with equal keys, in order of first appearance."""
     groups: dict[str, list[Any]] = {}
     for item in items:
         groups.setdefault(identity(key(item)), []).append(item)
@@ -87,7 +88,7 @@ def group_by(items: Iterable[Any], key: Any) -> list[list[Any]]:
 
 
 def compare(found: list[Entry]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Tables, and the published rows of the same models and methods that no table has room for."""
+    """The tables, and published rows of the same models and methods that match no table."""
     tables = [_table(members) for members in group_by(found, lambda entry: entry.key)]
     order = {"images": 0, "embedded": 1, "likelihood": 2}
     tables.sort(key=lambda table: (order[table["kind"]], -(table["protocol"].get("num_images") or 0)))
@@ -135,12 +136,12 @@ def _title(members: list[Entry]) -> str:
 
 
 def captions_text(protocol: dict[str, Any]) -> str:
-    """Which captions the images show, if they do."""
+    """The caption list of the images in words; empty without captions."""
     return f"captions {protocol['captions_sha256'][:8]}" if "captions_sha256" in protocol else ""
 
 
 def heading(entry: Entry, is_one_of_several: bool = False) -> str:
-    """A Frechet distance of fewer images than are published of is another number, and says so."""
+    """Column heading. FID and sFID of fewer images than published carry the image count."""
     num_images = entry.row["protocol"].get("num_images")
     name = str(entry.row["protocol"].get("protocol", ""))
     full = next((size for start, size in FULL_SIZE.items() if name.startswith(start)), 50_000)
@@ -152,7 +153,7 @@ def heading(entry: Entry, is_one_of_several: bool = False) -> str:
 
 
 def _average(group: list[Entry], columns: list[Entry]) -> list[dict[str, Any]]:
-    """One row of a family's seeds, or one each where a seed occurs twice and no average is due."""
+    """One row with the average over a family's seeds, or one row for each run if a seed occurs twice."""
     runs = group_by(group, lambda entry: str(entry.subject.place))
     seeds = [run[0].subject.seed for run in runs]
     if len(set(seeds)) < len(seeds):
@@ -179,7 +180,7 @@ def _row(runs: list[list[Entry]], columns: list[Entry]) -> dict[str, Any]:
 
 
 def _cell(rows: list[dict[str, Any]], num_runs: int) -> dict[str, Any]:
-    """Mean over seeds, standard deviation where there are several, and each seed's own interval."""
+    """Mean and standard deviation over seeds, and the value and interval of each seed."""
     values = [float(row["value"]) for row in rows]
     return {
         "mean": float(np.mean(values)),
@@ -193,7 +194,7 @@ def _cell(rows: list[dict[str, Any]], num_runs: int) -> dict[str, Any]:
 
 
 def settings_text(protocol: dict[str, Any]) -> str:
-    """How samples were drawn, in words; what is neutral is left unsaid."""
+    """Sampling settings in words, without neutral values."""
     words = [f"guidance {protocol['guidance']:g}"] if isinstance(protocol.get("guidance"), int | float) else []
     words += [
         f"{key.replace('_', ' ')} {protocol[key]}"
@@ -207,11 +208,11 @@ def settings_text(protocol: dict[str, Any]) -> str:
 
 
 def _published(members: list[Entry], metrics: list[str]) -> list[dict[str, Any]]:
-    """Published rows of our models and labels by the same evaluator, reference, number and size of images."""
+    """Published rows of our models and labels with the same evaluator, reference, image count and image size."""
     found: dict[int, tuple[PublishedRow, bool]] = {}
     for entry in members:
         protocol = entry.protocol | entry.key
-        if protocol.get("image_size", 256) != 256:  # all are measured at 256 pixels
+        if protocol.get("image_size", 256) != 256:  # all published rows are measured at 256 pixels
             continue
         exact = {id(row) for row in matching(protocol)}
         for row in matching(protocol, ignoring=STATED_BY_ROW):

@@ -1,7 +1,6 @@
-"""Curves over training of any metric, from metrics.jsonl and from sample sets drawn at several steps, and the time that
-each takes to a target.
+"""Training curves of any metric, from metrics.jsonl and from sample sets of several steps, and times to a target.
 
-Lines share a figure only where they were measured alike: on the same held-out codes, or by the same protocol."""
+Lines share a figure only if they were measured alike: on the same held-out codes, or by the same protocol."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,10 +25,10 @@ class Line:
 
     subject: Subject
     metric: str
-    alike: Any  # lines of other values belong to other figures
+    alike: Any  # lines with equal values share a figure
     title: str  # of the figure, in words
-    words: str  # what stands beside the vertical axis
-    settings: dict[str, Any]  # how the samples were drawn, if it is of samples
+    words: str  # label of the vertical axis
+    settings: dict[str, Any]  # of the samples; empty for a metric of metrics.jsonl
     curve: Curve
 
     @property
@@ -38,16 +37,16 @@ class Line:
 
 
 def all_lines(subjects: list[Subject], found: list[Entry], wanted: list[str]) -> list[Line]:
-    """Lines of at least two points of the metrics `wanted` (none: of all); held-out nats first, then metrics that have
-    a better direction. Raises InputError for a metric that nothing follows."""
+    """Lines of at least two points, for the metrics `wanted` or for all if it is empty.
+
+    Held-out nats come first, then metrics with a better direction. Raises InputError for a metric without a line."""
     lines = [line for subject in subjects for line in _from_log(subject)]
     lines += _from_results(found)
     there = dict.fromkeys(line.metric for line in lines)
     missing = [metric for metric in wanted if metric not in there]
     if missing:
         raise InputError(
-            f"no run follows {', '.join(missing)} over at least two points; metrics can be: "
-            f"{', '.join(there) or 'none'}"
+            f"no run has {', '.join(missing)} at two points or more; metrics can be: {', '.join(there) or 'none'}"
         )
     order = wanted or sorted(there, key=lambda metric: (metric != NATS, is_better_high(metric) is None))
     return [line for metric in order for line in lines if line.metric == metric]
@@ -67,14 +66,14 @@ def _from_log(subject: Subject) -> Iterator[Line]:
 
 
 def _from_results(found: list[Entry]) -> Iterator[Line]:
-    """Sample sets that differ in how long their run was trained are the points of one line."""
+    """Lines from sample sets of one run that differ only in the training step."""
     timed = [e for e in found if e.subject.run is not None and isinstance(e.row["protocol"].get("step"), int)]
 
     def settings(entry: Entry) -> dict[str, Any]:
         return {k: v for k, v in entry.settings.items() if k not in OVER_TIME} | {"seed": entry.protocol.get("seed")}
 
     for group in group_by(timed, lambda e: (str(e.subject.place), e.metric, e.key, e.column, settings(e))):
-        points = {entry.row["protocol"]["step"]: entry.row for entry in group}  # the same drawn twice is one point
+        points = {entry.row["protocol"]["step"]: entry.row for entry in group}  # equal steps are one point
         if len(points) < 2:
             continue
         first, rows = group[0], [points[step] for step in sorted(points)]
@@ -92,12 +91,12 @@ def _from_results(found: list[Entry]) -> Iterator[Line]:
 
 
 def draw(lines: list[Line], targets: dict[str, float], baseline: str) -> list[dict[str, Any]]:
-    """A figure for each metric and protocol: one SVG an axis, its times to target, and its points."""
+    """A figure for each metric and protocol: one SVG for each axis, the times to target, and the points."""
     followed = {line.metric for line in lines if is_better_high(line.metric) is not None}
     if set(targets) - followed:
         raise InputError(
-            f"targets names {', '.join(sorted(set(targets) - followed))}, which no curve here follows or which has no "
-            f"better direction; it can name: {', '.join(sorted(followed)) or 'nothing'}"
+            f"targets names {', '.join(sorted(set(targets) - followed))}, which has no curve here or no better "
+            f"direction; it can name: {', '.join(sorted(followed)) or 'nothing'}"
         )
     groups = group_by(lines, lambda line: (line.metric, line.alike))
     labels = [_labels(group) for group in groups]
@@ -106,7 +105,7 @@ def draw(lines: list[Line], targets: dict[str, float], baseline: str) -> list[di
 
 
 def _labels(group: list[Line]) -> list[str]:
-    """The subject of each line, and how its samples were drawn where lines of the figure differ in it."""
+    """Label of each line: its subject, and its sampling settings if they differ within the figure."""
     settings = [settings_text(line.settings) for line in group]
     differ = len(set(settings)) > 1
     return [
@@ -140,8 +139,10 @@ def _figure(
 
 
 def times_to_target(group: list[Line], labels: list[str], stated: float | None, baseline: str) -> list[dict[str, Any]]:
-    """For each line of one figure: its time to `stated`, or to the final value of the baseline of the same model, seed
-    and sampling, against the time at which that baseline first gets there. Without a baseline nothing can be said."""
+    """Times to target of the lines of one figure, compared with their baselines; lines without a baseline are left out.
+
+    The baseline of a line has the same model, seed and sampling. The target is `stated`, or else the final value of the
+    baseline."""
     better_high = is_better_high(group[0].metric)
     if better_high is None:
         return []

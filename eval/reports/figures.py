@@ -1,4 +1,4 @@
-"""Figures of the report: SVG for lines, PNG for images, both as text that goes into one HTML file."""
+"""Figures of the reports as text for one HTML file: SVG for lines, PNG for images."""
 
 import base64
 import io
@@ -67,8 +67,9 @@ def _lines(
     target: float | None,
     scale: float = 1.0,
 ) -> None:
-    """Curves under their labels; the second of a label and on, its other seeds, are paler. The untrained model at
-    step 0 is left out: it would squash the rest."""
+    """Draw labelled curves. Further curves of one label (other seeds) are paler.
+
+    The untrained model at step 0 is left out, because it would compress the rest of the axis."""
     labels = [label for label, _ in lines]
     for index, (label, curve) in enumerate(lines):
         shown = curve["step"] > 0
@@ -77,7 +78,7 @@ def _lines(
             curve[unit][shown] * scale,
             curve[metric][shown],
             color=palette[label],
-            label=label.replace("$", r"\$") if is_first else None,  # else it would be mathematics
+            label=label.replace("$", r"\$") if is_first else None,  # matplotlib reads $ as mathematics
             linewidth=1.8,
             alpha=1.0 if is_first else 0.45,
             marker="o" if shown.sum() < 12 else None,
@@ -91,8 +92,9 @@ def _lines(
 def curve_figure(
     lines: list[tuple[str, Curve]], metric: str, words: str, axis: str, palette: dict[str, str], target: float | None
 ) -> str:
-    """Any metric against `images`, `step` or `seconds` (drawn in hours): one SVG, whose ids are its own, so that
-    several of them may stand in one page."""
+    """A metric over `images`, `step` or `seconds` (drawn in hours) as one SVG.
+
+    Its ids are unique, so that a page can hold several figures."""
     name = {"images": "images seen", "step": "steps", "seconds": "training hours"}[axis]
     salt = f"masc {metric} {axis} {[label for label, _ in lines]} {[curve[metric].tolist() for _, curve in lines]}"
     with mpl.rc_context({**STYLE, "svg.hashsalt": salt, "svg.fonttype": "none"}):
@@ -109,7 +111,7 @@ def curve_figure(
 def overview(
     runs: list[RunRecord], target: float | None, grids: dict[str, np.ndarray], sheets: dict[str, np.ndarray]
 ) -> bytes:
-    """One image of a report, as PNG bytes: convergence, samples of some heads, clusters of some trees."""
+    """The overview image of a report as PNG bytes: convergence, samples of some heads, clusters of some trees."""
     palette = colours([run.label for run in runs])
     with mpl.rc_context(STYLE):
         figure = plt.figure(figsize=(12, 6.3), layout="constrained")
@@ -138,7 +140,7 @@ def _show(axis: Axes, pixels: np.ndarray, title: str) -> None:
 
 
 def svg(figure: Figure) -> str:
-    """A finished figure as an SVG element, without what would differ from one run to the next."""
+    """A finished figure as an SVG element without dates, so that equal figures have equal bytes."""
     buffer = io.StringIO()
     figure.tight_layout()
     figure.savefig(buffer, format="svg", metadata={"Date": None})

@@ -1,6 +1,6 @@
-"""The page over every run found (`make report`): tables by protocol, tokenizers, curves, times to target, samples.
+"""The page of all runs (`make report`): tables by protocol, tokenizers, curves, times to target, samples.
 
-One HTML file that needs no other, and its numbers as Markdown and JSON."""
+It is one self-contained HTML file; the numbers are also written as Markdown and JSON."""
 
 import base64
 import io
@@ -23,22 +23,22 @@ from reports.subjects import Subject, find_subjects
 from reports.tokenizer_tables import find_tokenizers, tokenizer_tables
 
 logger = logging.getLogger(__name__)
-GRID_PIXELS = 1024  # the longer side of a sample grid on the page; smaller ones stay as they are
-SHEET_PIXELS = 2 * GRID_PIXELS  # of a replacement grid, whose labels are to be read
+GRID_PIXELS = 1024  # maximum of the longer side of a sample grid on the page
+SHEET_PIXELS = 2 * GRID_PIXELS  # of a replacement grid, so that its labels stay readable
 AXIS_WORDS = {"images": "images seen", "step": "steps", "seconds": "hours"}
-MILLION = 1e6  # from which a count is written in millions
+MILLION = 1e6  # larger counts are written in millions
 
 
 @dataclass(kw_only=True)
 class OverviewConfig:
-    """What is reported on, and how."""
+    """Inputs and choices of the report."""
 
-    runs: str = "runs"  # every run and sample set below it
-    results: list[str] = field(default_factory=list)  # files of results elsewhere
-    artifacts: str = "artifacts"  # every tokenizer measured below it
-    metrics: list[str] = field(default_factory=list)  # whose curves are drawn; none: of all
-    targets: dict[str, float] = field(default_factory=dict)  # by metric; otherwise the baseline's final value
-    baseline: str = BASELINE  # label of the runs that time is measured against
+    runs: str = "runs"  # folder of runs and sample sets
+    results: list[str] = field(default_factory=list)  # further files of results
+    artifacts: str = "artifacts"  # folder of measured tokenizers
+    metrics: list[str] = field(default_factory=list)  # metrics with curves; empty: all
+    targets: dict[str, float] = field(default_factory=dict)  # by metric; default: the baseline's final value
+    baseline: str = BASELINE  # label of the runs that times are compared with
     output: str = "report"
 
     def __post_init__(self) -> None:
@@ -50,7 +50,7 @@ class OverviewConfig:
 def write_overview(config: OverviewConfig) -> Path:
     """Write index.html, all.md and all.json to the output folder; return the page's path.
 
-    Raises InputError if nothing that can be reported on is found."""
+    Raises InputError if there are neither runs nor results nor tokenizers."""
     tokenizers, broken = find_tokenizers(Path(config.artifacts))
     _warn(broken)
     files = [Path(path) for path in config.results]
@@ -109,7 +109,7 @@ def _warn(skipped: list[dict[str, str]]) -> None:
 
 
 def find_problems(subjects: list[Subject]) -> list[dict[str, Any]]:
-    """What `make doctor` finds wrong, problems first, each finding once with the files that it is true of."""
+    """Problems and then warnings of `make doctor`, each finding once with all its files."""
     files: dict[Finding, list[str]] = {}
     for subject in subjects:
         judged = {file: results for file, results in subject.results.items() if file != "likelihood"}
@@ -122,7 +122,7 @@ def find_problems(subjects: list[Subject]) -> list[dict[str, Any]]:
 
 
 def sample_grids(subjects: list[Subject]) -> list[dict[str, str]]:
-    """The grid of each sample set, no larger than it is seen."""
+    """The grid of each sample set, scaled down to the size on the page."""
     return [
         {"name": subject.name, "place": str(subject.place), "set": name, "image": embed(path)}
         for subject in subjects
@@ -131,7 +131,7 @@ def sample_grids(subjects: list[Subject]) -> list[dict[str, str]]:
 
 
 def embed(path: Path, most: int = GRID_PIXELS) -> str:
-    """An image as a data URI; one longer than `most` pixels is scaled down and coded as JPEG, for the page's size."""
+    """An image as a data URI. An image with a side over `most` pixels is scaled down and stored as JPEG."""
     with Image.open(path) as picture:
         if max(picture.size) <= most:
             return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
@@ -147,14 +147,14 @@ def number(value: float) -> str:
 
 
 def amount(value: float | None) -> str:
-    """A count in few figures: 960, 384.4M."""
+    """A count in a few digits: 960, 384.4M."""
     if value is None:
         return ""
     return f"{value / 1e6:,.1f}M" if value >= MILLION else f"{value:,.0f}"
 
 
 def cell_text(cell: dict[str, Any] | None) -> dict[str, str]:
-    """A number, and what is known of its uncertainty: the spread over seeds, or the one seed's own interval."""
+    """Text of a number and its uncertainty: the spread over seeds, or the interval of a single seed."""
     if cell is None:
         return {"value": "", "spread": "", "by_seed": ""}
     each = [
@@ -173,7 +173,7 @@ def cell_text(cell: dict[str, Any] | None) -> dict[str, str]:
 
 
 def spread_text(cell: dict[str, Any] | None) -> dict[str, str]:
-    """A tokenizer's number, and its spread over the seeds of the replacement test."""
+    """Text of a tokenizer's number and its spread over the seeds of the replacement test."""
     if cell is None:
         return {"value": "", "spread": ""}
     return {"value": number(cell["mean"]), "spread": "" if cell["sd"] is None else f"± {number(cell['sd'])} sd"}
@@ -186,7 +186,7 @@ def _uncertainty(interval: dict[str, Any] | None, error: float | None) -> str:
 
 
 def time_text(time: dict[str, float | None], axis: str) -> dict[str, str]:
-    """When a target is reached, and both ways to lay that beside the baseline's time."""
+    """Text of the time to a target, and of its ratio to the baseline's time in both forms."""
     if time["t"] is None:
         return {"t": "not reached", "speedup": "", "saved": ""}
     scaled = _hours(time["t"]) if axis == "seconds" else amount(time["t"])
@@ -205,7 +205,7 @@ def _hours(seconds: float) -> str:
 
 
 def finite(content: Any) -> Any:
-    """Content for JSON, which knows no NaN."""
+    """A copy of the content with None for NaN and infinity, which JSON does not have."""
     if isinstance(content, dict):
         return {key: finite(value) for key, value in content.items()}
     if isinstance(content, list | tuple):

@@ -1,4 +1,4 @@
-"""Pages: one HTML file each, from a template of this package and the style sheet that they share."""
+"""Pages as single HTML files, made from a template of this package and the common style sheet."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 
 def render_page(template: str, **content: Any) -> str:
-    """The page of a template beside this file; a value that the template names and `content` lacks is an error."""
+    """The page of a template in this package; a name that `content` lacks is an error."""
     environment = Environment(
         loader=PackageLoader("reports", ""),
         autoescape=True,

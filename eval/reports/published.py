@@ -1,6 +1,6 @@
-"""The published grid: what papers, repositories and users report, each number with its protocol and source.
+"""The published grid: numbers of papers, repositories and users, each with its protocol and source.
 
-The numbers are in published.yaml beside this file, where the marks of confidence are explained."""
+The numbers are in published.yaml in this folder, which explains the marks of confidence."""
 
 from dataclasses import dataclass, field, fields
 from functools import cache
@@ -17,13 +17,13 @@ METRICS = ("FID", "IS", "sFID", "precision", "recall", "rFID", "PSNR", "SSIM")
 KINDS = ("result", "real", "reconstruction", "report")
 CONFIDENCE = ("code", "paper", "repo", "2nd", "thread", "infer")
 IMAGENET = 1_281_167  # training images: an epoch
-# ADM's file holds the statistics of the whole training set, so a reference made of it is the same one.
+# ADM's file holds the statistics of the whole training set, so a reference made from that set is equal to it.
 TRAINING_STATISTICS = ("adm-imagenet256", "imagenet256-train")
 
 
 @dataclass(frozen=True, kw_only=True)
 class PublishedRow:
-    """A published number, or several of one evaluation; None where the source does not say."""
+    """One or several published numbers of one evaluation; a field is None if the source does not state it."""
 
     source: str  # table of a paper, or repository#thread
     confidence: str  # one of CONFIDENCE
@@ -36,12 +36,12 @@ class PublishedRow:
     epochs: int | None = None
     drawn_at: int | None = None  # pixels a side as decoded
     guidance: float | None = None  # 1.0: none
-    sampling: dict[str, Any] = field(default_factory=dict)  # other keys of SamplingConfig
+    sampling: dict[str, Any] = field(default_factory=dict)  # further keys of SamplingConfig
     evaluator: str | None = None
     reference: str | None = None
     num_images: int | None = None
     release: str | None = None  # the checkpoint that was measured, if it was released
-    preset: bool = False  # the settings that the release is known for
+    preset: bool = False  # whether these are the usual settings of the release
     hours: float | None = None  # of training
     acceleration_percent: float | None = None  # as printed
     cause: str | None = None  # of a report: what was wrong
@@ -55,17 +55,17 @@ class PublishedRow:
                 f"found {self.kind}, {self.confidence}, {sorted(self.values)} ({self.source})"
             )
         if (self.kind == "report") != (self.cause is not None):
-            raise ValueError(f"a report, and nothing else, states its cause ({self.source})")
+            raise ValueError(f"a row states a cause exactly if its kind is report ({self.source})")
         Protocol.check(self.sampling, f"published.yaml, {self.source},")
 
     @property
     def label(self) -> str | None:
-        """Head and, unless it is MASC's own, tree: as a run's directory is named."""
+        """The label of the row, as for a run: its head and, unless it is MASC's own, its tree."""
         return label_of(vars(self))
 
     @property
     def protocol(self) -> str:
-        """How the numbers were measured, in words; rows may share a table only where these are equal."""
+        """The protocol in words; rows share a table only if it is equal."""
         return ", ".join(
             (
                 f"{self.evaluator or 'unknown'} evaluator",
@@ -86,7 +86,9 @@ class PublishedRow:
 
 
 def label_of(protocol: dict[str, Any]) -> str | None:
-    """Head and, unless it is MASC's own, tree; a release is flat. None if there is no head."""
+    """The label of a protocol: its head and, unless it is MASC's own, its tree.
+
+    A release is flat. None if the protocol has neither head nor release."""
     head, tree = protocol.get("head"), protocol.get("tree")
     if head is None:
         return "flat" if protocol.get("release") else None
@@ -94,7 +96,7 @@ def label_of(protocol: dict[str, Any]) -> str | None:
 
 
 def parse_published(groups: list[dict[str, Any]]) -> tuple[PublishedRow, ...]:
-    """Rows of groups; a row overrides what its group says. Raises ValueError for a key that no row has."""
+    """Rows of all groups; the keys of a row override those of its group. Raises ValueError for an unknown key."""
     known, rows = {f.name for f in fields(PublishedRow)} - {"values"}, []
     for group in groups:
         shared = {key: value for key, value in group.items() if key != "rows"}
@@ -102,7 +104,7 @@ def parse_published(groups: list[dict[str, Any]]) -> tuple[PublishedRow, ...]:
             given = shared | row
             unknown = sorted(set(given) - known - set(METRICS))
             if unknown:
-                raise ValueError(f"published.yaml: no row has {', '.join(unknown)} ({given.get('source')})")
+                raise ValueError(f"published.yaml: unknown key {', '.join(unknown)} ({given.get('source')})")
             values = {key: float(given.pop(key)) for key in METRICS if key in given}
             rows.append(PublishedRow(values=values, **given))
     return tuple(rows)
@@ -115,17 +117,17 @@ def published() -> tuple[PublishedRow, ...]:
 
 
 def rows_for(model: str, head: str) -> list[PublishedRow]:
-    """Results of a model and a run's label (`flat`, `masc`, `masc-on-kmeans`), whatever their protocols."""
+    """Results of a model and a label (`flat`, `masc`, `masc-on-kmeans`) under any protocol."""
     return [row for row in published() if row.kind == "result" and (row.model, row.label) == (model, head)]
 
 
 def matching(protocol: dict[str, Any], ignoring: tuple[str, ...] = ()) -> list[PublishedRow]:
-    """Results that a number of this protocol may be laid beside.
+    """Published results that are comparable with a number of this protocol.
 
-    Model, label, drawn_at, evaluator and number of images are known on both sides and equal; reference, release, K,
-    guidance, epochs and the other sampling keys are equal where both sides know them. Resize and weights of the
-    extractor, where they are said, are the evaluator's own. `ignoring` passes keys over. A release is compared with
-    rows of that release only."""
+    Both sides state model, label, drawn_at, evaluator and number of images, and these are equal. Reference, K,
+    guidance, epochs and further sampling keys are equal if both sides state them. Resize and extractor weights, if
+    stated, are those of the evaluator. A release is compared only with rows of the same release. `ignoring` lists keys
+    that may differ."""
     ours = _comparable(protocol)
     return [row for row in published() if row.kind == "result" and not _differing(row, ours) - set(ignoring)]
 
@@ -135,13 +137,13 @@ def _comparable(protocol: dict[str, Any]) -> dict[str, Any]:
     return {
         **protocol,
         "label": label_of(protocol),
-        "guidance": None if guidance is None else max(float(guidance), 1.0),  # at most 1 is none
+        "guidance": None if guidance is None else max(float(guidance), 1.0),  # values up to 1 mean no guidance
         "epochs": None if seen is None else seen / IMAGENET,
     }
 
 
 def _differing(row: PublishedRow, ours: dict[str, Any]) -> set[str]:
-    """Keys in which a row and a protocol cannot be compared."""
+    """Keys that make a row and a protocol incomparable."""
     keys = {
         key
         for key in ("model", "label", "drawn_at", "evaluator", "num_images")
@@ -159,13 +161,13 @@ def _differing(row: PublishedRow, ours: dict[str, Any]) -> set[str]:
         keys.add("extractor_sha256")
     if row.evaluator in RESIZE and ours.get("resize", RESIZE[row.evaluator]) != RESIZE[row.evaluator]:
         keys.add("resize")
-    if not is_imagenet(ours):  # every row is of a model trained on it
+    if not is_imagenet(ours):  # all published models were trained on ImageNet
         keys.add("data")
     return keys
 
 
 def is_imagenet(protocol: dict[str, Any]) -> bool:
-    """Whether a model saw ImageNet, as all do that do not say what they saw."""
+    """Whether a model was trained on ImageNet; true if the protocol does not state the data."""
     return str(protocol.get("data", "imagenet")).startswith("imagenet")
 
 

@@ -1,4 +1,4 @@
-"""The report: runs, their curves, samples and metrics, as one HTML page, Markdown and JSON."""
+"""The report of `make reproduce`: runs, curves, samples and metrics as one HTML page, Markdown and JSON."""
 
 import json
 from dataclasses import dataclass, field
@@ -28,7 +28,7 @@ SAMPLE_METRICS = ("FD-lite0", "IS-lite0", "precision-lite0", "recall-lite0")
 
 @dataclass
 class ReportInputs:
-    """What a report is made of; `tokenizer`, `trees` and `codes` may be missing for a report on runs alone."""
+    """Inputs of a report. Tokenizer, codes and trees may be missing; the report then shows the runs only."""
 
     runs: list[RunRecord]
     sample_sets: list[str]  # the first is the headline
@@ -49,7 +49,7 @@ def group_by_label(runs: list[RunRecord]) -> dict[str, list[RunRecord]]:
 
 
 def mean_and_spread(values: list[float]) -> dict[str, float | None]:
-    """Mean over seeds, and the standard deviation where there are several."""
+    """Mean and standard deviation over seeds; the deviation is None for one seed."""
     return {
         "mean": float(np.mean(values)),
         "sd": float(np.std(values, ddof=1)) if len(values) > 1 else None,
@@ -96,7 +96,7 @@ def summarise(runs: list[RunRecord], sample_sets: list[str]) -> list[dict[str, A
 
 
 def _mean_time(times: list[TimeToTarget]) -> dict[str, float | int | None]:
-    """Means over seeds if all reached the target: a mean over those that did would flatter the head."""
+    """Means over seeds if all seeds reached the target; a mean over some of them would be too good."""
     reached = [time for time in times if time.reached is not None]
     complete = bool(times) and len(reached) == len(times)
     return {
@@ -128,7 +128,7 @@ def overview_labels(labels: list[str]) -> list[str]:
 
 
 def cluster_sheets(inputs: ReportInputs) -> dict[str, np.ndarray]:
-    """Clusters of each tree as decoded patches: one cluster a row, largest first."""
+    """Clusters of each tree as decoded patches: one cluster in a row, largest first."""
     if inputs.codes is None or inputs.tokenizer is None:
         return {}
     tokens = np.asarray(inputs.codes.tokens[:1500, 0]).astype(np.int64)
@@ -151,7 +151,7 @@ def tree_section(inputs: ReportInputs, sheets: dict[str, np.ndarray]) -> dict[st
 
 
 def tokenizer_figures(directory: Path | None) -> dict[str, Any]:
-    """Results of the tokenizer and of the replacement test, whichever are there, with rows of images."""
+    """Results of the tokenizer and of the replacement test, as far as they exist, with rows of images."""
     results: dict[str, Any] = {}
     files = [directory / name for name in FILES.values()] if directory else []
     for file in files:
@@ -224,7 +224,7 @@ def write_report(inputs: ReportInputs, directory: Path) -> Path:
 
 
 def protocols(inputs: ReportInputs, tokenizer: dict[str, Any] | None) -> dict[str, Any]:
-    """The protocol of each number on the page. Those of runs are given once: heads differ in their weights."""
+    """The protocol of each number on the page. Runs share one protocol, without the keys that differ between runs."""
     run, found = inputs.runs[0], {}
     for name in ["likelihood", *inputs.sample_sets]:
         for metric, row in run.results(name).items():

@@ -1,4 +1,4 @@
-"""Reading runs from their directories: curves, results, and the time each took to a target."""
+"""Runs read from their directories: curves, results, and times to a target."""
 
 import json
 import re
@@ -20,14 +20,14 @@ LEVEL_NATS = re.compile(r"val/level_(\d+)_nats")
 BASELINE = "flat"  # label of the runs that others are compared with
 AXES = ("images", "step", "seconds")
 FILES = ("config.yaml", "provenance.json", "metrics.jsonl")
-LOWER_IS_BETTER = ("nats", "loss", "FID", "FD-", "LPIPS")  # by what a metric's name holds, asked first
+LOWER_IS_BETTER = ("nats", "loss", "FID", "FD-", "LPIPS")  # parts of metric names; these are tried first
 HIGHER_IS_BETTER = ("IS", "precision", "recall", "CLIP score", "accuracy", "PSNR", "SSIM")
 # Volatile keys of runs that were made before provenance.json listed them.
 VOLATILE = (
     *("tracking.", "log_every", "checkpoint_every", "artifacts", "run_dir", "captions", "data.path", "micro_batches"),
     *("tree.engine", "tree.coarsest"),
 )
-Curve = dict[str, np.ndarray]  # `images`, `step`, `seconds` (NaN where not known) and the metric, all (P,)
+Curve = dict[str, np.ndarray]  # `images`, `step`, `seconds` (NaN if unknown) and the metric, all (P,)
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class RunRecord:
         except (yaml.YAMLError, json.JSONDecodeError, UnicodeDecodeError) as error:
             words = " ".join(str(error).split())
             raise InputError(
-                f"a file of {directory} is cut short or not of a run ({words}); restore it, or train anew"
+                f"a file of {directory} is truncated or not of a run ({words}); restore it, or train again"
             ) from error
         _check_config(config, provenance, directory)
         run = RunRecord(directory, config, provenance, _check_rows(rows, directory))
@@ -92,7 +92,7 @@ class RunRecord:
 
     @property
     def metrics(self) -> list[str]:
-        """What metrics.jsonl follows, in order of first appearance."""
+        """Names of the metrics in metrics.jsonl, in order of first appearance."""
         return [name for name in dict.fromkeys(key for row in self.rows for key in row) if name not in AXES]
 
     @property
@@ -108,7 +108,7 @@ class RunRecord:
 
     @property
     def train_nats(self) -> float:
-        """Training loss of the last rows logged, dropout on."""
+        """Mean training loss of the last 5 rows, with dropout."""
         values = [row["train/nats_per_token"] for row in self.rows if "train/nats_per_token" in row]
         return float(np.mean(values[-5:]))
 
@@ -119,45 +119,46 @@ class RunRecord:
 
 
 def _check_config(config: Any, provenance: Any, where: Path) -> None:
-    """Raise InputError unless they say what every reader of runs needs."""
+    """Raise InputError if config or provenance lacks what the reports need."""
     found = config if isinstance(config, dict) else {}
     parts = [part for part in ("model", "data", "head", "tree") if part in found or part in ("model", "data")]
     named = [isinstance(found.get(part), dict) and "name" in found[part] for part in parts]
     if not all(named) or not isinstance(found.get("seed"), int):
         raise InputError(
-            f"expected the config of a run (model.name, data.name, seed) in {where / 'config.yaml'}, found others; "
-            "restore it, or train anew"
+            f"expected the config of a run (model.name, data.name, seed) in {where / 'config.yaml'}; restore the file, "
+            "or train again"
         )
     kinds = {"label": str, "volatile": list}
     if not isinstance(provenance, dict) or not all(
         isinstance(provenance[name], kind) for name, kind in kinds.items() if name in provenance
     ):
-        raise InputError(f"expected names and values in {where / 'provenance.json'}; restore it, or train anew")
+        raise InputError(f"expected names and values in {where / 'provenance.json'}; restore the file, or train again")
 
 
 def _check_rows(rows: list[Any], where: Path) -> list[dict[str, float]]:
-    """The rows, if all say when they were measured, in numbers."""
+    """The rows unchanged. Raises InputError if one lacks an axis or holds another value than a number."""
     for number, row in enumerate(rows, start=1):
         if not (
             isinstance(row, dict) and set(AXES) <= set(row) and all(isinstance(v, int | float) for v in row.values())
         ):
             raise InputError(
                 f"expected {', '.join(AXES)} and numbers in every row, found {str(row)[:60]!r} as number {number} in "
-                f"{where / 'metrics.jsonl'}; mend or remove the line"
+                f"{where / 'metrics.jsonl'}; correct or remove the line"
             )
     return rows
 
 
 def is_better_high(metric: str) -> bool | None:
-    """Which way a metric is better; None where neither is (speed, learning rate) or its name does not tell."""
+    """Whether higher values of a metric are better; None if neither is (speed, learning rate) or it is unknown."""
     if any(word in metric for word in LOWER_IS_BETTER):
         return False
     return True if any(word in metric for word in HIGHER_IS_BETTER) else None
 
 
 def reached_at(x: np.ndarray, y: np.ndarray, target: float, better_high: bool = False) -> float | None:
-    """Where the curve first comes down to `target`, or up to it where high is better, linear between points; None if
-    it never does. Points that are not finite are passed over."""
+    """The first x at which the curve reaches `target`, linear between points; None if it never does.
+
+    The curve reaches the target from above, or from below if `better_high`. Points that are not finite are skipped."""
     known = np.isfinite(x) & np.isfinite(y)
     sign = -1.0 if better_high else 1.0
     x, y, target = x[known], sign * y[known], sign * target
@@ -173,26 +174,26 @@ def reached_at(x: np.ndarray, y: np.ndarray, target: float, better_high: bool = 
 
 @dataclass(frozen=True)
 class TimeToTarget:
-    """How soon a run reaches a value that its baseline reaches at `baseline`; both ways to say it."""
+    """The times at which a baseline and a run reach a target, and their ratio in two forms."""
 
     baseline: float | None
     reached: float | None
 
     @property
     def saved(self) -> float | None:
-        """1 - t / t0: the share of the baseline's time that is saved."""
+        """1 - t / t0: the saved share of the baseline's time."""
         return None if self.reached is None or not self.baseline else 1 - self.reached / self.baseline
 
     @property
     def speedup(self) -> float | None:
-        """t0 / t: how many times as fast."""
+        """t0 / t: how many times faster the run is."""
         return None if not self.reached or self.baseline is None else self.baseline / self.reached
 
 
 def time_between(
     curve: Curve, baseline: Curve, metric: str, axis: str, target: float, better_high: bool = False
 ) -> TimeToTarget:
-    """Time on `axis` at which a curve first reaches `target`, against the time at which its baseline does."""
+    """Times on `axis` at which a curve and its baseline first reach `target`."""
     t0, t = (reached_at(each[axis], each[metric], target, better_high) for each in (baseline, curve))
     return TimeToTarget(t0, t)
 

@@ -1,4 +1,4 @@
-"""What the page over all runs is of: every run, release and file of results that can be found and read."""
+"""Subjects of the page over all runs: every readable run, release and file of results."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from reports.doctor.doctor import read_results
 from reports.published import label_of
 from reports.runs import FILES, RunRecord
 
-PARTS = ("checkpoints", "samples", "eval", "wandb")  # folders of a run, which hold no others
+PARTS = ("checkpoints", "samples", "eval", "wandb")  # folders of a run, which contain no runs
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,12 @@ class Subject:
 
     @property
     def seed(self) -> int | None:
-        """Of training."""
+        """The seed of training; None without a run."""
         return None if self.run is None else self.run.seed
 
     @cached_property
     def family(self) -> str:
-        """Equal for runs that differ in their seed only."""
+        """A text that is equal for runs that differ only in their seed."""
         if self.run is None:
             return str(self.place)
         free = ("seed", *self.run.volatile)
@@ -45,7 +45,7 @@ class Subject:
         return json.dumps([self.run.label, config, self.run.provenance.get("parents", {})], sort_keys=True, default=str)
 
     def about(self, protocol: dict[str, Any]) -> dict[str, Any]:
-        """A row's protocol, with what the run's config adds to it: model, head, tree, K, data."""
+        """A row's protocol, completed with model, head, tree, K and data of the run's config."""
         if self.run is None:
             return protocol
         config = self.run.config
@@ -56,7 +56,7 @@ class Subject:
         return {key: value for key, value in names.items() if value is not None} | protocol
 
     def title(self) -> str:
-        """Model and label, or the release, or the file; not yet unique."""
+        """Model and label, or the release, or the file; two subjects may share a title."""
         first = next(iter(self.results.values()), None)
         known = self.about({} if first is None else first.rows[0]["protocol"])
         clusters = f", K = {known['K']}" if known.get("K") else ""
@@ -68,9 +68,9 @@ class Subject:
 def find_subjects(
     root: Path, files: list[Path], is_required: bool = True
 ) -> tuple[list[Subject], list[dict[str, str]]]:
-    """Everything below `root`, and results at `files` elsewhere; what cannot be read is listed with the reason.
+    """Subjects below `root` and results at `files`, and a list of unreadable places with reasons.
 
-    Raises InputError, with those reasons, if nothing is left and something `is_required`."""
+    Raises InputError with those reasons if no subject is found and one `is_required`."""
     found, skipped = [], []
     for directory in _candidates(root):
         try:
@@ -95,7 +95,7 @@ def find_subjects(
 
 
 def _candidates(root: Path) -> Iterator[Path]:
-    """Directories that hold a run, or sample sets, in order; links are followed, none twice."""
+    """Directories with a run or sample sets, in order. Links are followed; no directory comes twice."""
     seen = set()
     for place, folders, names in os.walk(root, followlinks=True):
         real = Path(place).resolve()
@@ -119,22 +119,22 @@ def _load_all(paths: list[Path], skipped: list[dict[str, str]]) -> dict[str, Res
 
 
 def is_picture(path: Path, skipped: list[dict[str, str]], advice: str = "draw the samples again") -> bool:
-    """Whether a file is a whole image; one that is not is added to `skipped`."""
+    """Whether a file is a complete image; otherwise it is added to `skipped`."""
     try:
         with Image.open(path) as picture:
             picture.load()
     except (OSError, SyntaxError, ValueError) as error:
-        skipped.append({"place": str(path), "reason": f"no image, or cut short ({error}); {advice}"})
+        skipped.append({"place": str(path), "reason": f"no image, or truncated ({error}); {advice}"})
         return False
     return True
 
 
 def _named(subjects: list[Subject]) -> list[Subject]:
-    """With one name a family; where two families share a title, the place of each one's first is added."""
+    """The subjects with names: one for each family. Families with equal titles get the place of their first subject."""
     families: dict[str, list[Subject]] = {}
     for subject in subjects:
         families.setdefault(subject.family, []).append(subject)
-    # A seed that was measured may know more of itself (K) than one that was not.
+    # A seed with results may have a longer title (with K) than a seed without.
     titles = {family: max((member.title() for member in members), key=len) for family, members in families.items()}
     names = {}
     for family, title in titles.items():

@@ -1,7 +1,7 @@
-"""Tables of tokenizers for the page over all runs: reconstruction, and semantic replacement.
+"""Tables of tokenizers for the page over all runs: reconstruction and semantic replacement.
 
-Read from what `make eval-tokenizer` and `make eval-replacement` write below `artifacts`. Tokenizers share a table only
-where they were measured on the same images."""
+The results come from `make eval-tokenizer` and `make eval-replacement`, below `artifacts`. Tokenizers share a table
+only if they were measured on the same images."""
 
 import json
 from dataclasses import dataclass
@@ -18,13 +18,13 @@ from reports.subjects import is_picture
 FILES = {"reconstruction": "tokenizer.json", "replacement": "replacement.json"}
 IMAGES = ("images", "num_images", "images_sha256")  # decide the table
 COLUMN = tuple(key for key in Protocol.keys(Role.SETTING, Role.DETAIL) if key not in IMAGES)  # decide the column
-# Published metrics by ours: every published SSIM is LlamaGen's own.
+# Names of published metrics by ours. Every published SSIM follows LlamaGen's definition.
 PUBLISHED = {"rFID": "rFID", "PSNR (dB)": "PSNR", "SSIM (LlamaGen's)": "SSIM"}
 
 
 @dataclass(frozen=True)
 class MeasuredTokenizer:
-    """Results of one tokenizer: rows of metrics.results, and for each tree and K its rows."""
+    """Results of one tokenizer: rows of reconstruction, and rows of replacement for each tree and K."""
 
     place: Path
     reconstruction: list[dict[str, Any]]
@@ -33,7 +33,7 @@ class MeasuredTokenizer:
 
     @property
     def rows(self) -> list[tuple[str, dict[str, Any]]]:
-        """Every number with the name of its file."""
+        """All rows, each with the name of its file."""
         replaced = [row for case in self.replacement for row in case["metrics"]]
         return [(FILES["reconstruction"], row) for row in self.reconstruction] + [
             (FILES["replacement"], row) for row in replaced
@@ -41,7 +41,7 @@ class MeasuredTokenizer:
 
 
 def find_tokenizers(root: Path) -> tuple[list[MeasuredTokenizer], list[dict[str, str]]]:
-    """The tokenizers measured below `root`; what cannot be read is listed with the reason."""
+    """The measured tokenizers below `root`, and a list of unreadable files with reasons."""
     found, skipped = [], []
     for place in sorted(root.glob("*/eval")):
         parts: dict[str, list[dict[str, Any]]] = {part: [] for part in FILES}
@@ -59,16 +59,16 @@ def find_tokenizers(root: Path) -> tuple[list[MeasuredTokenizer], list[dict[str,
 
 
 def _read(file: Path, part: str) -> list[dict[str, Any]]:
-    """The results in a file. Raises InputError if it is cut short or of another form."""
+    """The results in a file. Raises InputError if it is truncated, has another form, or an unknown key."""
     make = f"remove it and type `make eval-tokenizer TOKENIZER={file.parent.parent.name}`"
     try:
         content = json.loads(file.read_text())
     except ValueError as error:
-        raise InputError(f"{file} is cut short or no JSON ({error}); {make}") from error
+        raise InputError(f"{file} is truncated or no JSON ({error}); {make}") from error
     results = content.get(part) if isinstance(content, dict) else None
     is_whole = _is_row if part == "reconstruction" else _is_case
     if not isinstance(results, list) or not results or not all(map(is_whole, results)):
-        raise InputError(f"expected the results of {part} in {file}, found others or none; {make}")
+        raise InputError(f"expected the results of {part} in {file}; {make}")
     check_keys([row for each in results for row in each.get("metrics", [each])], file)
     return results
 
@@ -91,8 +91,8 @@ def _is_case(case: Any) -> bool:
 
 
 def tokenizer_tables(found: list[MeasuredTokenizer]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Tables of reconstruction and then of replacement, and the published rows of the same tokenizers that no table
-    has room for."""
+    """Tables of reconstruction and then of replacement, and published rows of the same tokenizers that match no
+    table."""
     everything = [(each.place, row) for each in found for row in each.reconstruction]
     groups = group_by(everything, lambda item: [item[1]["protocol"].get(key) for key in IMAGES])
     tables = [_reconstruction(group) for group in groups]
@@ -153,12 +153,12 @@ def _pictures_text(pictures: dict[str, Any]) -> str:
 
 
 def _column(row: dict[str, Any]) -> str:
-    """Equal where two numbers are of one metric, measured alike."""
+    """A text that is equal for numbers of one metric that were measured alike."""
     return identity([row["metric"], {key: v for key, v in row["protocol"].items() if key in COLUMN}])
 
 
 def _columns(rows: list[dict[str, Any]]) -> dict[str, str]:
-    """Headings by column: the metric and, where it was measured in several ways, what differs."""
+    """Heading of each column: the metric, and the keys that differ if it was measured in several ways."""
     ways = {column: json.loads(column) for column in dict.fromkeys(map(_column, rows))}
     headings = {}
     for column, (metric, how) in ways.items():
@@ -169,7 +169,7 @@ def _columns(rows: list[dict[str, Any]]) -> dict[str, str]:
 
 
 def _cells(rows: list[dict[str, Any]], columns: dict[str, str]) -> list[dict[str, Any] | None]:
-    """A value, and its spread over seeds where there are several, for each column."""
+    """The value of each column, with its spread over several seeds; None if it was not measured."""
     cells = {_column(row): {"mean": row["value"], "sd": row["protocol"].get("sd_over_seeds")} for row in rows}
     return [cells.get(column) for column in columns]
 
@@ -179,15 +179,16 @@ def _rows_of(name: str) -> list[PublishedRow]:
 
 
 def _is_of(row: PublishedRow, pictures: dict[str, Any], size: int | None) -> bool:
-    """Whether a published row is of as many images of the same set and size: `imagenet val` at 256 pixels is
-    imagenet256-val. Another set does not say its year, so none but ImageNet's agrees."""
+    """Whether a published row has the same image set, count and size: `imagenet val` at 256 pixels is imagenet256-val.
+
+    Other sets do not state their year, so only ImageNet's rows match."""
     source, _, split = pictures["images"].partition(" ")
     ours = f"{source}{size}-{split}"
     return (row.num_images, row.reference, row.drawn_at) == (pictures["num_images"], ours, size)
 
 
 def _value(row: PublishedRow, column: str) -> float | None:
-    """What a published row says of a column; its Inception is the published one."""
+    """The value of a published row for a column; None if ours was measured with other Inception weights."""
     metric, how = json.loads(column)
     is_published = str(how.get("extractor_sha256", SHA256_PREFIX)).startswith(SHA256_PREFIX)
     return row.values.get(PUBLISHED.get(metric, "")) if is_published else None

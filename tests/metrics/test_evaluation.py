@@ -161,7 +161,7 @@ def test_a_references_features_are_kept(shared):
 
 
 def test_processes_wait_as_often_whether_features_are_there_or_not(tmp_path, monkeypatch):
-    """Statistics without pictures need no exchange, so one process may find what another has just written."""
+    """Statistics without images need no exchange, so one process may find what another has just written."""
     waits = []
     monkeypatch.setattr(PartialState, "wait_for_everyone", lambda self: waits.append(1))
     np.savez(tmp_path / "bare.npz", mu=np.zeros(2048), sigma=np.eye(2048))

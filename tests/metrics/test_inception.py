@@ -17,7 +17,7 @@ from metrics.resize import RESIZES, half_pixel_bilinear, pil_bicubic, tf1_biline
 
 
 def pictures(count, size=64, seed=3):
-    """Smooth random pictures (B, 3, S, S) uint8, other than the golden ones."""
+    """Smooth random images (B, 3, S, S) uint8, other than the golden ones."""
     rng = np.random.default_rng(seed)
     small = torch.from_numpy(rng.integers(0, 256, (count, 3, 6, 6)).astype(np.float32))
     noise = torch.from_numpy(rng.normal(0, 8, (count, 3, size, size)).astype(np.float32))

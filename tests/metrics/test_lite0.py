@@ -1,4 +1,4 @@
-"""The embedded feature space ranks sets of pictures as people would."""
+"""The embedded feature space ranks sets of images as people would."""
 
 from pathlib import Path
 
@@ -52,7 +52,7 @@ def test_the_extractor_knows_its_classes_and_the_batch_changes_nothing(images):
 
 
 def test_training_images_rank_before_reconstructions_before_shuffled_codes(images, reference, emoji32):
-    # None of the pictures measured is in the reference: else training images would only be found again.
+    # None of the images measured is in the reference: else training images would only be found again.
     source, extractor = images
     variants = draw_variants(source, np.random.default_rng(0))
     pictures = source.pixels[np.random.default_rng(0).permutation(variants)[200:350]]

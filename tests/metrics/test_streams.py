@@ -1,4 +1,4 @@
-"""Pictures read by number from every kind of place, and what is refused."""
+"""Images read by number from every kind of place, and what is refused."""
 
 import io
 import tarfile
@@ -22,7 +22,7 @@ def png(pixels, **options):
 
 @pytest.fixture
 def places(tmp_path):
-    """The same pictures as a folder, a zip, WebDataset shards, and both kinds of .npz."""
+    """The same images as a folder, a zip, WebDataset shards, and both kinds of .npz."""
     folder, shards = tmp_path / "folder", tmp_path / "shards"
     folder.mkdir()
     shards.mkdir()

@@ -25,14 +25,14 @@ from vq.readers import load_images
 
 
 def first(source, count):
-    """The first pictures of a source, as a source."""
+    """The first images of a source, as a source."""
     fields = {name: getattr(source, name)[:count] for name in ("pixels", "labels", "keys")}
     return type(source)(**vars(source) | fields | {"groups": np.arange(count)})
 
 
 @pytest.fixture(scope="module")
 def evaluated(emoji32, tmp_path_factory):
-    """The evaluation of the shipped tokenizer on 40 training and 20 held-out pictures, as a test and where it is."""
+    """The evaluation of the shipped tokenizer on 40 training and 20 held-out images, as a test and where it is."""
     folder = tmp_path_factory.mktemp("eval")
     weights = folder / "tokenizer.bin"
     weights.write_bytes(b"weights")
@@ -79,7 +79,7 @@ def test_psnr_and_ssim_are_llamagens():
     rng = np.random.default_rng(0)
     a = rng.integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
     b = np.clip(a + rng.normal(0, 20, a.shape), 0, 255).astype(np.uint8)
-    # tokenizer/tokenizer_image/reconstruction_vq_ddp.py: both pictures float32 in [0, 1].
+    # tokenizer/tokenizer_image/reconstruction_vq_ddp.py: both images float32 in [0, 1].
     pairs = [(x.astype(np.float32) / 255, y.astype(np.float32) / 255) for x, y in zip(a, b, strict=True)]
     psnr = [peak_signal_noise_ratio(y, x) for x, y in pairs]
     np.testing.assert_allclose(peak_signal_to_noise(a, b), psnr, rtol=1e-5)
@@ -168,7 +168,7 @@ def test_stored_pictures_are_read_a_batch_at_a_time(evaluated, emoji32, tmp_path
     evaluate_tokenizer(emoji32, test, tmp_path, "folder256", tmp_path / "reference.npz")
     assert read == [4, 4, 1]
     found = json.loads((tmp_path / "tokenizer.json").read_text())
-    assert set(found) == {"inputs", "reconstruction"}  # no floors without training pictures
+    assert set(found) == {"inputs", "reconstruction"}  # no floors without training images
     assert "rFD-lite0" in rows_of(found["reconstruction"])
     assert "make weights NAME=inception-2015-12-05" in caplog.text
 

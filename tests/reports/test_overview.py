@@ -27,17 +27,17 @@ def test_hours_are_written_out_however_many():
 
 def test_a_metric_that_nothing_follows_is_refused(tmp_path):
     make_run(tmp_path)
-    with pytest.raises(InputError, match=r"no run follows FIDD .*val/nats_per_token"):
+    with pytest.raises(InputError, match=r"no run has FIDD .*val/nats_per_token"):
         write_overview(OverviewConfig(runs=str(tmp_path), metrics=["FIDD"], output=str(tmp_path / "report")))
 
 
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("config.yaml", "seed: [", "cut short"),
+        ("config.yaml", "seed: [", "truncated"),
         ("config.yaml", "seed: 0\nmodel: {name: a}\ndata: {name: b}\nhead: masc", "expected the config of a run"),
         ("config.yaml", "seed: 0\nmodel: {}\ndata: {name: b}", "expected the config of a run"),
-        ("provenance.json", "{", "cut short"),
+        ("provenance.json", "{", "truncated"),
         ("provenance.json", "[]", "expected names and values"),
         ("metrics.jsonl", "", "no validation results yet"),
     ],

@@ -1,4 +1,4 @@
-"""Tokenizers on the page over all runs: sets of pictures never mix, published rows stand where they belong."""
+"""Tokenizers on the page over all runs: image sets never mix, published rows are in the right table."""
 
 import json
 
@@ -174,7 +174,7 @@ ROW = row("PSNR (dB)", 20.8, about("vq16"))
 @pytest.mark.parametrize(
     ("part", "content", "words"),
     [
-        ("tokenizer", "{", "cut short"),
+        ("tokenizer", "{", "truncated"),
         ("tokenizer", [], "results of reconstruction"),
         ("tokenizer", {"reconstruction": []}, "results of reconstruction"),
         ("tokenizer", {"reconstruction": [ROW | {"value": "high"}]}, "results of reconstruction"),

@@ -1,7 +1,7 @@
-"""What is probably wrong with a result, by evidence (`make doctor`).
+"""Diagnosis of results: mistakes that their numbers, protocol and images show (`make doctor`).
 
-Most "cannot reproduce FID" threads are mistakes of evaluation, and most leave a trace in the numbers, the protocol
-or the images. Each rule looks for one; a rule is a function from a case to findings."""
+Most "cannot reproduce FID" threads are mistakes of evaluation, and most of these leave a trace in the numbers, the
+protocol or the images. Each rule looks for one mistake; a rule is a function from a case to findings."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,10 +36,10 @@ RULES = (  # the strongest evidence first
 
 
 def diagnose(results: Results, others: Sequence[Results] = ()) -> list[Finding]:
-    """Findings about a file of results, problems first, each kind by strength of evidence.
+    """Findings about a file of results: problems, warnings, notes, each by strength of evidence.
 
-    `others` are results that may be laid beside these. Where neither problem nor warning is found, the last finding
-    says which published row the numbers agree with, and within what, or that they do not."""
+    `others` are results that a reader may compare with these. Without problems and warnings, the last finding names the
+    published row that the numbers agree with and the tolerance, or says that they agree with none."""
     case = Case(results, tuple(others))
     found = [finding for rule in RULES for finding in rule(case)]
     found.sort(key=lambda finding: VERDICTS.index(finding.verdict))
@@ -51,31 +51,32 @@ def diagnose(results: Results, others: Sequence[Results] = ()) -> list[Finding]:
 def _nothing_wrong(case: Case) -> Finding:
     candidates = matching(case.protocol) if case.protocol.get("model") else of_same_is(case)
     rows = [row for row in candidates if case.is_fid and "FID" in row.values]
-    if not case.protocol.get("model"):  # it may be any: only what agrees in all is worth naming
+    if not case.protocol.get("model"):  # of any model: only a row that agrees in everything is named
         rows = [row for row in rows if agrees(case, row)]
     if not rows:
-        why = "no published row has this model and protocol" if case.is_fid else "nothing published is in this space"
-        return Finding("no-comparison", "fine", f"Nothing wrong is seen; {why}.")
+        why = "no published row has this model and protocol" if case.is_fid else "nothing is published in this space"
+        return Finding("no-comparison", "fine", f"No mistake found; {why}.")
     row = min(rows, key=lambda row: abs(deviations(case, row).get("FID", 0.0)))
     if agrees(case, row):
         limits = ", ".join(f"{metric} {TOLERANCE[metric]:g}" for metric in deviations(case, row))
-        text = f"Nothing wrong is seen. Agrees with {row.describe()}: {beside(case, row)}; allowed: {limits} "
+        text = f"No mistake found. Agrees with {row.describe()}: {beside(case, row)}; allowed: {limits} "
         return Finding("agrees", "fine", text + "(FID, IS and sFID relative).")
     return Finding(
         "unexplained",
         "note" if row.guidance is None else "warning",
-        f"No mistake is seen, yet the numbers are not those of {row.describe()}: {beside(case, row)}."
+        f"No mistake found, but the numbers differ from {row.describe()}: {beside(case, row)}."
         + (" Its guidance is not stated, so a sweep may find it." if row.guidance is None else ""),
-        "not in this file: whether rounding to bytes was by truncation, which weights file was read (compare its "
-        "SHA-256), what the model was trained on",
+        "check what this file does not state: whether rounding to bytes was by truncation, which weights file was read "
+        "(compare its SHA-256), what the model was trained on",
     )
 
 
 def read_results(run: str | None, results: str | None) -> dict[Path, Results]:
-    """The results of a run (all but its likelihood) or of one file, by path. Raises InputError if there are none or
-    they cannot be read."""
+    """The results of a run (all but its likelihood) or of one file, by path.
+
+    Raises InputError if there are none or they cannot be read."""
     if (run is None) == (results is None):
-        raise InputError("say which: make doctor RUN=runs/..., or RESULTS=runs/.../eval/default-adm.json")
+        raise InputError("name a run or a file: make doctor RUN=runs/..., or RESULTS=runs/.../eval/default-adm.json")
     paths = [Path(results)] if results else sorted(Path(run, "eval").glob("*.json"))
     paths = [path for path in paths if results or path.stem != "likelihood"]
     if not paths:

@@ -1,4 +1,4 @@
-"""Rules of `make doctor` that judge what was seen of the images and what measured them; see doctor.py."""
+"""Rules of `make doctor` about the images and about the networks that measured them; see doctor.py."""
 
 import math
 from collections.abc import Iterator
@@ -10,11 +10,11 @@ from metrics.results import Protocol
 from reports.doctor.rules import Case, Finding
 from reports.published import is_imagenet, label_of
 
-FALSE_ALARM = 1e-3  # chance that uniformly drawn labels are called uneven
+FALSE_ALARM = 1e-3  # probability that uniformly drawn labels are called uneven
 SORTED_GAP = 0.02  # relative: IS in file order below IS in shuffled chunks; two shuffles differ by far less
-# Eight photographs at 256 px: 1.01 as they are, 1.10 after JPEG of quality 90, 1.17 of 85, 1.27 of 75.
+# Blockiness of eight photographs at 256 px: 1.01 without JPEG, 1.10 with JPEG quality 90, 1.17 with 85, 1.27 with 75.
 BLOCKY, SMALLEST = 1.1, 128
-# The same, sharpness against their own: 0.40 enlarged from 128 px, 0.61 from 192 px.
+# Sharpness of the same photographs relative to the original: 0.40 enlarged from 128 px, 0.61 from 192 px.
 BLURRED, HARSH = 0.62, 1.6
 
 
@@ -27,7 +27,7 @@ def nonfinite(case: Case) -> Iterator[Finding]:
     yield Finding(
         "non-finite",
         "problem",
-        f"{' and '.join(seen)}: no value of this file means anything.",
+        f"{' and '.join(seen)}: no value of this file is valid.",
         "check the extractor's weights (`make eval-fid` verifies their SHA-256) and measure again in float32",
     )
 
@@ -40,16 +40,16 @@ def tree_of_another_tokenizer(case: Case) -> Iterator[Finding]:
         "tree-tokenizer",
         "problem",
         f"The tree was built from the tokenizer {tree[:12]}, the images were decoded by {tokenizer[:12]}: clusters "
-        "of one codebook name the wrong tokens of another.",
+        "of one codebook hold the wrong tokens of another.",
         "`make codebook TOKENIZER=...`, `make tree TOKENIZER=...` and train again with the tokenizer that decodes",
     )
 
 
 def classes(case: Case) -> Iterator[Finding]:
-    """Classes missing or unevenly drawn for the plan of labels.
+    """Classes that are missing, or drawn less evenly than the plan of labels allows.
 
-    `uniform`: the binomial tails of the fewest and of the most images a class, times the number of classes: a bound
-    that calls at most FALSE_ALARM of truly uniform draws uneven. `balanced` leaves nothing to chance."""
+    `uniform`: the binomial tails of the fewest and the most images of a class, times the number of classes. At most
+    FALSE_ALARM of uniform draws exceed this bound. `balanced`: the counts must be exact."""
     seen, count = case.evidence.get("labels"), case.protocol.get("num_images")
     if not seen or count is None:
         return
@@ -62,8 +62,8 @@ def classes(case: Case) -> Iterator[Finding]:
         "balanced": (fewest, most) != (count // number, -(-count // number)),
         "uniform": min(low, high) < FALSE_ALARM / 2,
     }.get(plan, False)
-    # Of a class half as common as the average: for labels as in ImageNet's training, or of an unknown plan. Classes of
-    # other data may be rarer.
+    # Expected even for a class half as common as the average: for training labels of ImageNet, or an unknown plan.
+    # Classes of other data may be rarer.
     is_known = plan != "training" or is_imagenet(case.protocol)
     expected = is_known and number * (1 - 0.5 / number) ** count < FALSE_ALARM
     absent = seen["present"] < number and (uneven or expected)
@@ -72,7 +72,7 @@ def classes(case: Case) -> Iterator[Finding]:
         text = f"{number - seen['present']:,} of {number:,} classes have no image ({counts})."
         yield Finding("classes-missing", "problem", text, advice)
     elif uneven:
-        text = f"Labels are said to be {plan}, but there are {counts}: not a set of that plan."
+        text = f"The file says that labels are {plan}, but there are {counts}: this is no set of that plan."
         yield Finding("class-histogram", "problem", text, advice)
     elif case.protocol.get("protocol") == "paper" and plan not in (None, "balanced"):
         text = f"MASC's protocol has equally many images of every class (50 of 1,000); these labels are {plan}."
@@ -80,8 +80,9 @@ def classes(case: Case) -> Iterator[Finding]:
 
 
 def sorted_samples(case: Case) -> Iterator[Finding]:
-    """ADM's IS is over consecutive chunks of the file: sorted by class, each chunk holds few classes. Order is nothing
-    to a single chunk."""
+    """Samples sorted by class: ADM's IS uses consecutive chunks of the file, and each sorted chunk holds few classes.
+
+    With a single chunk the order does not matter."""
     protocol = case.results["IS"]["protocol"] if "IS" in case.values else {}
     if protocol.get("form", protocol.get("evaluator")) != "adm":
         return
@@ -91,7 +92,7 @@ def sorted_samples(case: Case) -> Iterator[Finding]:
     is_sorted = case.evidence.get("labels", {}).get("sorted", False) and score.get("chunks", 2) > 1
     if gap <= SORTED_GAP and not (is_sorted and not known):
         return
-    text = "The images lie sorted by class" if is_sorted else "The images seem to lie sorted in the file"
+    text = "The images are sorted by class" if is_sorted else "The images seem to be sorted in the file"
     if known:
         text += f": IS is {score['file_order']:.4g} over chunks in file order, {score['shuffled']:.4g} over shuffled"
     yield Finding(
@@ -105,8 +106,8 @@ def sorted_samples(case: Case) -> Iterator[Finding]:
 def jpeg(case: Case) -> Iterator[Finding]:
     types = case.evidence.get("file_types") or {str(case.protocol.get("file_type")): case.protocol.get("num_images", 0)}
     files = [f"{number:,} images are files of {name}" for name, number in types.items() if "jpeg" in name]
-    # Samples of ours are decoded from their tokens, and steps between 8-pixel blocks are then the decoder's own; small
-    # images hold too few blocks.
+    # Our samples are decoded from tokens: the decoder itself may make steps between 8-pixel blocks. Small images hold
+    # too few blocks.
     small = case.protocol.get("image_size", 256) < SMALLEST
     blockiness = None if small or case.protocol.get("images") == "samples" else case.evidence.get("blockiness")
     if not case.is_fid or not (files or (blockiness is not None and blockiness > BLOCKY)):
@@ -117,31 +118,31 @@ def jpeg(case: Case) -> Iterator[Finding]:
     yield Finding(
         "jpeg",
         "problem" if files else "warning",
-        f"{'; '.join(seen)}. JPEG's blocks change features: FID moves by more than differences between methods.",
+        f"{'; '.join(seen)}. JPEG's blocks change the features, and FID by more than the differences between methods.",
         f"keep images as PNG or npz: {case.draw('form=png')}",
     )
 
 
 def resize(case: Case) -> Iterator[Finding]:
-    """Kernel before the extractor, sizes of the images, sharpness against the reference."""
+    """Resize before the extractor, sizes of the images, and sharpness relative to the reference."""
     protocol, sizes = case.protocol, case.evidence.get("image_sizes", {})
     kernel, expected = protocol.get("resize"), RESIZE.get(protocol.get("evaluator"))
     if case.is_fid and kernel and expected and kernel != expected:
         yield Finding(
             "resize-kernel",
             "problem",
-            f"Images reach the extractor by {kernel}, the {protocol['evaluator']} evaluator takes {expected}. "
-            "pytorch-fid's half-pixel kernel alone shifts features by 1% and FID with them.",
+            f"Images are resized for the extractor by {kernel}; the {protocol['evaluator']} evaluator uses {expected}. "
+            "pytorch-fid's half-pixel kernel alone changes features by 1%, and FID with them.",
             "measure with the kernel of the evaluator: `make eval-fid`",
         )
     side = case.protocol.get("drawn_at", 256)
-    small = side < 256 and set(sizes) == {f"{side}x{side}"}  # a model of small images: nothing to be mended
+    small = side < 256 and set(sizes) == {f"{side}x{side}"}  # a model of small images, not a mistake
     if case.is_fid and sizes and set(sizes) != {"256x256"} and not small:
         listed = ", ".join(f"{number:,} of {size}" for size, number in sorted(sizes.items()))
         yield Finding(
             "image-sizes",
             "problem" if len(sizes) > 1 else "warning",
-            f"Images are {listed}; published numbers are of 256x256 (384 is made 256 by bicubic, before rounding).",
+            f"Images are {listed}; published numbers use 256x256 (384 is resized to 256 by bicubic, before rounding).",
             case.draw("resolution=256"),
         )
     sharpness = case.evidence.get("sharpness", {})
@@ -151,8 +152,8 @@ def resize(case: Case) -> Iterator[Finding]:
         yield Finding(
             "sharpness",
             "warning",
-            f"The images are {word}: their Laplacian is {ratio:.2f} of the reference's. They may have been {why}.",
-            "compare a sample with a reference image by eye, and resize with antialiasing, once, to 256",
+            f"The images are {word}: their Laplacian is {ratio:.2f} times the reference's. They may have been {why}.",
+            "compare a sample with a reference image by eye, and resize once, with antialiasing, to 256",
         )
 
 
@@ -163,14 +164,14 @@ def weights(case: Case) -> Iterator[Finding]:
         yield Finding(
             "raw-weights",
             "warning",
-            "The run keeps averaged weights, but the images are drawn from the raw ones, often a worse model.",
-            f"{case.draw('use_ema=true')}, and say which of the two is reported",
+            "The run keeps averaged weights, but the images are drawn from the raw weights, which are often worse.",
+            f"{case.draw('use_ema=true')}, and state which weights you report",
         )
     if kind == "average" and str(case.protocol.get("model")).startswith("llamagen"):
         yield Finding(
             "averaged-weights",
             "note",
-            "The images are drawn from averaged weights; LlamaGen's published numbers are of raw ones.",
+            "The images are drawn from averaged weights; LlamaGen's published numbers use raw weights.",
             f"{case.draw(f'{owner}use_ema=false')} for a comparison with them",
         )
 
@@ -181,8 +182,9 @@ def label_map(case: Case) -> Iterator[Finding]:
     yield Finding(
         "label-map",
         "warning",
-        "Class numbers do not follow the sorted WordNet ids: with released weights class 360 shows no otter "
-        "(LlamaGen#76). FID over all classes hides it, if each is drawn equally often.",
+        "Class indices do not follow the sorted WordNet ids, so released weights draw other classes than requested: "
+        "class 360 shows no otter (LlamaGen#76). FID over all classes does not show it if each class is drawn equally "
+        "often.",
         "order the class folders by WordNet id and make the codes again: `make codes DATA=imagenet256`",
     )
 
@@ -224,7 +226,7 @@ def extractor(case: Case) -> Iterator[Finding]:
 
 
 def mixed_protocols(case: Case) -> Iterator[Finding]:
-    """Other FIDs of the same model that a reader might set beside this one and must not."""
+    """Other FIDs of the same model that are not comparable with this one."""
     if not case.is_fid:
         return
     ours, differing = case.protocol, set()

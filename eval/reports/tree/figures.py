@@ -16,30 +16,30 @@ from masc.tree import Partition, Tree
 from reports.figures import COLOURS, INK, STYLE, png, svg
 
 CUT, ABOVE, BELOW, WEDGE = "#d1495b", "#4a5568", "#2e7fb8", "#b9d4e8"
-WHOLE_TREE = 1024  # trees of so many tokens are drawn whole,
-UPPER_LEAVES = 256  # larger ones down to so many clusters
-DISTANCE = "average pairwise distance"  # what the height of an average-linkage merge is
+WHOLE_TREE = 1024  # trees of up to this many tokens are drawn completely
+UPPER_LEAVES = 256  # clusters at which the drawing of a larger tree ends
+DISTANCE = "average pairwise distance"  # meaning of the height of an average-linkage merge
 
 
 @dataclass(frozen=True)
 class UpperTree:
-    """The upper part of a tree: its highest merges, down to a number of clusters drawn as leaves."""
+    """The upper part of a tree: its highest merges, with clusters as leaves."""
 
     roots: list[int]  # left to right; several if the tree ends early
-    num_roots: int  # of the whole tree; the largest are shown
+    num_roots: int  # of the whole tree; only the largest are shown
     opened: set[int]  # the merges drawn
     leaves: list[int]  # left to right: tokens, and clusters drawn as wedges
 
 
 def upper_tree(tree: Tree, num_leaves: int) -> UpperTree:
-    """Open the highest merges until `num_leaves` clusters are left. O(N), whatever the depth.
+    """Open the highest merges until `num_leaves` clusters are left. Costs O(N) for any depth.
 
-    Of a tree that ends in many clusters, the largest num_leaves / 4 are shown."""
+    If a tree ends in many clusters, only the largest num_leaves / 4 are shown."""
     num_tokens, children = tree.num_tokens, tree.merges[:, :2].astype(np.int64)
     roots = np.setdiff1d(np.arange(num_tokens + len(children)), children)
     sizes = np.concatenate([np.ones(num_tokens), tree.merges[:, 3]])
     largest = roots[np.argsort(-sizes[roots], kind="stable")][: max(1, num_leaves // 4)]
-    # Merges are numbered from the lowest up, so the highest one is the one of the largest number.
+    # Merges are numbered from the lowest to the highest, so the highest merge has the largest number.
     waiting, opened = [-int(root) for root in largest], set()
     heapq.heapify(waiting)
     while len(waiting) < num_leaves and -waiting[0] >= num_tokens:
@@ -59,13 +59,13 @@ def upper_tree(tree: Tree, num_leaves: int) -> UpperTree:
 
 
 def cut_height(tree: Tree, num_clusters: int) -> float:
-    """A height between the last merge done and the first one not done when the tree is cut at K."""
+    """A height between the last merge below the cut at K and the first merge above it."""
     heights, done = tree.merges[:, 2], tree.num_tokens - num_clusters
     return float(heights[max(done - 1, 0)] + heights[min(done, len(heights) - 1)]) / 2
 
 
 def dendrogram(tree: Tree, num_clusters: int, height: str = DISTANCE) -> str:
-    """The tree with the height at which it is cut, the upper part if it is large, and its merge heights in order."""
+    """A figure of the tree (the upper part of a large one) with the height of the cut, and of its merge heights."""
     with mpl.rc_context(STYLE):
         figure, axes = plt.subplots(1, 2, figsize=(10.5, 4.0), width_ratios=(2.5, 1))
         _draw_tree(axes[0], tree, num_clusters)
@@ -146,7 +146,7 @@ def by_sizes(partitions: dict[str, Partition]) -> dict[str, Partition]:
 
 
 def cluster_sizes(partitions: dict[str, Partition]) -> str:
-    """The size of each cluster, largest first, one step line a partition."""
+    """A figure of the cluster sizes, largest first, one step line for each partition."""
     colours = palette(list(partitions))
     with mpl.rc_context(STYLE):
         figure, axis = plt.subplots(figsize=(5.2, 3.2))
@@ -165,7 +165,7 @@ def cluster_sizes(partitions: dict[str, Partition]) -> str:
 
 
 def size_histogram(partitions: dict[str, Partition]) -> str:
-    """The share of the tokens that lie in clusters of 1, 2, 3-4, 5-8, ... tokens, a bar a partition."""
+    """A figure of the share of tokens in clusters of 1, 2, 3-4, 5-8, ... tokens, one bar for each partition."""
     colours, shown = palette(list(partitions)), by_sizes(partitions)
     last = max(size_bin(partition.sizes).max() for partition in shown.values())
     with mpl.rc_context(STYLE):

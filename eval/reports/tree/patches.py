@@ -1,4 +1,4 @@
-"""Tokens as pictures: what each token looks like where it is used."""
+"""Patches: the pixels that a token decodes to, cut from decoded images."""
 
 import numpy as np
 
@@ -6,7 +6,7 @@ from masc.tree import Partition
 
 
 def token_patches(tokens: np.ndarray, pictures: np.ndarray, num_tokens: int, margin: int) -> np.ndarray:
-    """A decoded patch of each token, from the middle one of its uses: (N, side, side, 3) uint8.
+    """A decoded patch of each token, taken from the middle one of its uses: (N, side, side, 3) uint8.
 
     `tokens` (M, T) and their decoded `pictures` (M, H, W, 3); a patch shows the token's own cell and `margin`
     pixels around it, white beyond the edge. A token that is never used is white."""
@@ -26,9 +26,9 @@ def token_patches(tokens: np.ndarray, pictures: np.ndarray, num_tokens: int, mar
 
 
 def cluster_sheet(patches: np.ndarray, partition: Partition, rows: int, columns: int, gap: int = 2) -> np.ndarray:
-    """One cluster a row, its members' patches side by side: clusters of graded sizes, largest first.
+    """A sheet with one cluster in each row, as patches of its members: clusters of graded sizes, largest first.
 
-    Returns a picture (rows (side + gap), columns (side + gap), 3); members beyond `columns` are left out."""
+    Returns an image (rows (side + gap), columns (side + gap), 3); members beyond `columns` are left out."""
     by_size = np.argsort(-partition.sizes, kind="stable")
     several = by_size[partition.sizes[by_size] > 1]
     chosen = several[np.unique(np.geomspace(1, len(several), rows).astype(int) - 1)] if len(several) else []

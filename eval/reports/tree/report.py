@@ -1,4 +1,4 @@
-"""Looking at a tree: dendrogram, maps, clusters and coherence beside other clusterings, as one HTML page and JSON."""
+"""The page about a tree: dendrogram, maps, clusters and coherence, compared with other clusterings (HTML and JSON)."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,37 +37,37 @@ MARGIN = 4  # pixels around a token's own cell in its patch
 
 @dataclass(frozen=True)
 class Clustering:
-    """A clustering of the codebook: its partitions by K, and the tree they were cut from if there is one."""
+    """A clustering of the codebook: its partitions by K, and its tree if it has one."""
 
     partitions: dict[int, Partition]
-    sha256: dict[int, str]  # of the file that each partition is from
+    sha256: dict[int, str]  # of the file of each partition, by K
     tree: Tree | None = None
-    height: str = tree_figures.DISTANCE  # what the heights of the tree's merges are
+    height: str = tree_figures.DISTANCE  # meaning of the heights of the tree's merges
 
 
 @dataclass
 class TreeReportInputs:
-    """What the page is made of. Without `tokenizer` and `codes` it has no patches; `no_patches` says why."""
+    """Inputs of the page. Without `tokenizer` and `codes` it has no patches; `no_patches` says why."""
 
     tokenizer_name: str
     codebook: Codebook
     num_clusters: int  # K
-    clusterings: dict[str, Clustering]  # by name; the first is the one that is looked at, all have K
+    clusterings: dict[str, Clustering]  # by name; the page is about the first; all have K
     missing: dict[str, str] = field(default_factory=dict)  # by name: the command that makes it
     tokenizer: Tokenizer | None = None
     codes: Codes | None = None
     no_patches: str = ""
-    num_images: int = 1500  # images that are decoded to see what tokens look like
-    seed: int = 0  # of the map, and of what is drawn at random for it and for the patches
+    num_images: int = 1500  # decoded images for the patches of tokens
+    seed: int = 0  # of the map and of the random choices for map and patches
     attribution: str = ""
 
     @property
     def coarsest(self) -> int:
-        """The fewest clusters in which the first clustering is at hand."""
+        """The smallest K of the first clustering."""
         return min(next(iter(self.clusterings.values())).partitions)
 
     def cuts(self, num_clusters: int) -> dict[str, Partition]:
-        """The partitions in K clusters, of the clusterings that have one."""
+        """The partitions into K clusters, by name; clusterings without one are left out."""
         made = {name: clustering.partitions for name, clustering in self.clusterings.items()}
         return {name: cuts[num_clusters] for name, cuts in made.items() if num_clusters in cuts}
 
@@ -75,9 +75,9 @@ class TreeReportInputs:
 def load_clusterings(
     layout: Layout, trees: dict[str, TreeConfig], num_clusters: int, codebook: Codebook
 ) -> tuple[dict[str, Clustering], dict[str, MissingArtifact]]:
-    """The clusterings that have been made, and an error for each of the others, by name.
+    """The existing clusterings, and an error for each missing one, by name.
 
-    Raises InputError if there are no trees to look at, MissingArtifact if the first one has not been made."""
+    Raises InputError if no tree is named, MissingArtifact if the first one is missing."""
     if not trees:
         raise InputError("no trees to look at; name at least one, as in ARGS=+tree@trees.masc=masc")
     num_tokens, found, missing = codebook.num_tokens, {}, {}
@@ -109,7 +109,7 @@ def _load_clustering(
 
 
 def measure_partition(vectors: np.ndarray, partition: Partition) -> dict[str, Any]:
-    """Sizes and coherence of a partition of the vectors (N, d). The distance is None beyond MAX_PAIRS pairs."""
+    """Sizes and coherence of a partition of the vectors (N, d). The distance is None for more than MAX_PAIRS pairs."""
     near_enough = num_pairs(partition) <= MAX_PAIRS
     return {
         **describe(vectors, partition),
@@ -131,7 +131,7 @@ def agreements(partitions: dict[str, Partition]) -> dict[str, Any]:
 
 
 def tree_pictures(inputs: TreeReportInputs) -> list[dict[str, str]]:
-    """A dendrogram of each tree; one that only permutes the tokens of another looks the same and is left out."""
+    """The dendrogram of each tree. A tree that only permutes the tokens of another looks the same and is left out."""
     shown: dict[bytes, dict[str, str]] = {}
     for name, made in inputs.clusterings.items():
         if made.tree is not None and len(made.tree.merges):
@@ -141,7 +141,9 @@ def tree_pictures(inputs: TreeReportInputs) -> list[dict[str, str]]:
 
 
 def decoded_patches(inputs: TreeReportInputs) -> tuple[np.ndarray, np.ndarray] | None:
-    """A decoded patch of each token (N, side, side, 3) uint8, and whether it has one (N,); None without a decoder."""
+    """A decoded patch of each token (N, side, side, 3) uint8, and whether it has one (N,).
+
+    None without tokenizer or codes."""
     if inputs.tokenizer is None or inputs.codes is None:
         return None
     count = min(inputs.num_images, inputs.codes.num_images)

@@ -15,11 +15,11 @@ from masc.runtime.streams import Purpose, random_stream
 from masc.tree import Partition
 from reports.figures import STYLE, png
 
-MAX_POINTS = 4096  # tokens on the map; of a larger codebook a random sample
+MAX_POINTS = 4096  # tokens on the map; a larger codebook is sampled at random
 MAX_PATCHES = 1024  # in the atlas
 PERPLEXITY = 30.0
-SEVERAL, ALONE = "#c3c9d1", "#e6e9ed"  # tokens of clusters that have no colour of their own
-# For the largest clusters: hues far apart, none of them near a grey.
+SEVERAL, ALONE = "#c3c9d1", "#e6e9ed"  # tokens of clusters without a colour of their own
+# Colours of the largest clusters: hues far apart, none close to grey.
 CLUSTER_COLOURS = (
     *("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#17a2b8", "#f032e6", "#9acd32", "#008080", "#b8860b"),
     *("#800000", "#000075", "#ff7f9c", "#808000", "#00c49a", "#7b4fff", "#a0522d", "#ffb000", "#5aa9e6", "#2f4f2f"),
@@ -28,7 +28,7 @@ CLUSTER_COLOURS = (
 
 @dataclass(frozen=True)
 class TokenMap:
-    """Where tokens lie in two dimensions."""
+    """Positions of tokens in two dimensions."""
 
     tokens: np.ndarray  # (n,) int64, ascending
     points: np.ndarray  # (n, 2) float64
@@ -37,7 +37,7 @@ class TokenMap:
 
 
 def map_tokens(vectors: np.ndarray, seed: int = 0) -> TokenMap:
-    """t-SNE of the vectors (N, d), or of MAX_POINTS of them drawn at random: scikit-learn's, from the PCA."""
+    """scikit-learn's t-SNE of the vectors (N, d), or of MAX_POINTS random ones, starting from their PCA."""
     from sklearn.manifold import TSNE
 
     tokens = np.arange(len(vectors))
@@ -53,7 +53,7 @@ def map_tokens(vectors: np.ndarray, seed: int = 0) -> TokenMap:
 
 
 def token_colours(partition: Partition) -> np.ndarray:
-    """A colour for each token (N, 3), 0 to 1: the largest clusters their own, the rest grey, tokens alone lightest."""
+    """A colour for each token: (N, 3), 0 to 1. Only the largest clusters are coloured; single tokens are light grey."""
     of_cluster = np.tile(to_rgb(SEVERAL), (partition.num_clusters, 1))
     of_cluster[partition.sizes == 1] = to_rgb(ALONE)
     largest = np.argsort(-partition.sizes, kind="stable")[: len(CLUSTER_COLOURS)]
@@ -69,8 +69,8 @@ def is_coloured(partition: Partition) -> np.ndarray:
 
 
 def draw_map(found: TokenMap, partitions: dict[str, Partition]) -> str:
-    """A panel a partition over the same points, its largest clusters in colour."""
-    columns = 3 if len(partitions) > 1 else 1  # panels of one size, however many there are
+    """One panel for each partition over the same points, with its largest clusters in colour."""
+    columns = 3 if len(partitions) > 1 else 1  # the panels keep their size
     rows = -(-len(partitions) // columns)
     width = 10.5 / columns if columns > 1 else 6.0
     extent = np.ptp(found.points, axis=0)

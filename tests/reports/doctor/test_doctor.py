@@ -114,7 +114,7 @@ def test_advice_is_a_command_that_can_be_typed():
         "`make sample RELEASE=c2i_B_256 SAMPLES=NEW_NAME ARGS=num_images=50000`": few,
         "`make sample RUN=... SAMPLES=NEW_NAME ARGS=num_images=50000`": few | {"release": None},
         "`make eval-coco RELEASE=t2i_XL_stage1_256 SAMPLES=NEW_NAME ARGS=num_images=30000`": coco,
-        "make the pictures anew (num_images=50000)": few | NAMELESS,
+        "make the images again (num_images=50000)": few | NAMELESS,
     }
     for words, protocol in advice.items():
         assert diagnose(make_results(protocol, {}, {"labels": None}))[0].advice.startswith(words)
@@ -188,6 +188,6 @@ def test_a_run_or_a_file_must_be_named(arguments):
 def test_the_script_prints_and_ends_with_status_0_unless_the_input_is_bad(tmp_path, capsys):
     make_results({"reference_split": "val"}).save(tmp_path / "eval" / "default-adm.json")
     run_script("doctor", f"run={tmp_path}")
-    assert "problem: The reference (adm-imagenet256) is of validation images" in capsys.readouterr().out
+    assert "problem: The reference (adm-imagenet256) holds validation images" in capsys.readouterr().out
     with pytest.raises(SystemExit, match=r"^error: no results"):
         run_script("doctor", f"run={tmp_path / 'none'}")

@@ -1,4 +1,4 @@
-"""What is seen of the pictures on the way: what is healthy is not taken for a fault, and chance is allowed for."""
+"""Evidence of images: healthy images are no fault, and random labels are called uneven as rarely as stated."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ HEALTHY = {
         {"across-evaluators", "no-comparison"},
     ),
     "a decoder with a grain of 8 pixels": ({}, {"blockiness": 1.3}, {"agrees"}),
-    "a model of small pictures": (
+    "a model of small images": (
         RUN
         | {"model": "llamagen-tiny", "data": "twemoji", "drawn_at": 32, "image_size": 32}
         | {"reference": "twemoji-train", "reference_size": 20_292},

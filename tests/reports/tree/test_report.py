@@ -29,7 +29,7 @@ AVERAGE = TreeConfig(name="masc", method="linkage")
 
 
 class FlatColours(torch.nn.Module):
-    """A tokenizer whose picture of a token is one flat colour."""
+    """A tokenizer whose image of a token is one flat colour."""
 
     num_tokens, downsample = NUM_TOKENS, 4
 
@@ -177,7 +177,7 @@ def test_distances_that_would_take_too_long_are_left_out_and_the_page_says_so(la
     inputs = TreeReportInputs("emoji32", codebook, K, load_clusterings(layout, {"masc": AVERAGE}, K, codebook)[0])
     page = write_tree_report(inputs, tmp_path).read_text()
     assert json.loads((tmp_path / "tree-report.json").read_text())["one_cluster"]["distance"] is None
-    assert "<td>left out</td>" in page and "Left out: beyond 100 pairs" in page
+    assert "<td>left out</td>" in page and "Left out: more than 100 pairs" in page
 
 
 def test_the_upper_part_of_a_tree_is_its_partition_with_so_many_clusters():
