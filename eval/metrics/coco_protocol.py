@@ -154,7 +154,7 @@ def _one_line(text: str) -> str:
 
 
 def choice_file(artifacts: Path, split: str, num_images: int, seed: int) -> Path:
-    """The file of a choice of captions."""
+    """Path of a selection of captions."""
     return captions_file(artifacts, f"captions_{split}-{num_images}-seed{seed}.json")
 
 
@@ -223,8 +223,8 @@ def _load_choice(path: Path) -> CaptionList:
     if (info.get("format"), info.get("version")) != (FORMAT, VERSION):
         raise _missing_choice(
             path,
-            f"{path} is no choice of captions, one an image in the order of the samples; if it is COCO's own file, "
-            "choose from it",
+            f"{path} is no selection of captions (one an image, in the order of the samples); if it is COCO's own "
+            "file, choose from it",
         )
     rows = content["annotations"]
     texts, images, own = ([row[key] for row in rows] for key in ("caption", "image_id", "caption_id"))

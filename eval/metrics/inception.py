@@ -209,7 +209,7 @@ def load_inception(path: Path, sha256: str | None = None, device: torch.device |
             "weights",
             path,
             f"the Inception weights in {path} have SHA-256 {found}, expected {expected}"
-            f"{'' if sha256 else '...'}: truncated, or another network, whose numbers compare with nobody's",
+            f"{'' if sha256 else '...'}: truncated, or another network, whose numbers are not comparable",
             remove=True,
             name=NAME,
         )

@@ -181,8 +181,9 @@ def _check_origin(path: Path, stored: dict[str, np.ndarray], header: dict, model
         raise MissingArtifact(
             "reference",
             path,
-            f"the statistics in {path} are of the extractor {made_with[0][:12]} with the resize {made_with[1]}; this "
-            f"protocol has {model.sha256[:12]} and {resize}, and the two cannot be compared. Make a reference for it",
+            f"the statistics in {path} come from the extractor {made_with[0][:12]} with the resize {made_with[1]}; "
+            f"this protocol has {model.sha256[:12]} and {resize}, and the two cannot be "
+            "compared. Make a reference for it",
             overrides={"resize": resize, "name": "..."},
         )
 

@@ -42,7 +42,7 @@ def colours(labels: list[str]) -> dict[str, str]:
 
 
 def convergence(runs: list[RunRecord], target: float | None) -> str:
-    """Held-out nats per token against images seen and against training seconds, one line a run."""
+    """Held-out nats per token over images seen and over training seconds, one line for each run."""
     palette = colours([run.label for run in runs])
     with mpl.rc_context(STYLE):
         figure, axes = plt.subplots(1, 2, figsize=(10.5, 4.0), sharey=True)

@@ -31,7 +31,7 @@ class ReportInputs:
     """Inputs of a report. Tokenizer, codes and trees may be missing; the report then shows the runs only."""
 
     runs: list[RunRecord]
-    sample_sets: list[str]  # the first is the headline
+    sample_sets: list[str]  # the first one is shown in the summary
     attribution: str = ""
     tokenizer: Tokenizer | None = None
     tokenizer_results: Path | None = None  # directory of tokenizer.json, replacement.json and pictures.npz
@@ -41,7 +41,7 @@ class ReportInputs:
 
 
 def group_by_label(runs: list[RunRecord]) -> dict[str, list[RunRecord]]:
-    """Runs of one head and tree, over seeds, in order of first appearance."""
+    """Runs by label (head and tree), in order of first appearance."""
     groups: dict[str, list[RunRecord]] = {}
     for run in runs:
         groups.setdefault(run.label, []).append(run)
@@ -57,7 +57,7 @@ def mean_and_spread(values: list[float]) -> dict[str, float | None]:
 
 
 def summarise(runs: list[RunRecord], sample_sets: list[str]) -> list[dict[str, Any]]:
-    """One row a head: likelihood, time to the flat head's final value, sample metrics; means over seeds."""
+    """One row for each label: likelihood, time to the baseline's final value, sample metrics; means over seeds."""
     groups = group_by_label(runs)
     baselines = {run.seed: run for run in groups.get(BASELINE, [])}
     rows = []
@@ -108,7 +108,7 @@ def _mean_time(times: list[TimeToTarget]) -> dict[str, float | int | None]:
 
 
 def sample_grids(runs: list[RunRecord], name: str) -> dict[str, np.ndarray]:
-    """The first samples of each head's first seed: the same labels and random numbers in each grid."""
+    """The first samples of each label's first seed; all grids use the same classes and random numbers."""
     grids = {}
     for label, members in group_by_label(runs).items():
         file = members[0].directory / "samples" / name / "images.npz"

@@ -199,8 +199,8 @@ def time_between(
 
 
 def time_to_target(run: RunRecord, baseline: RunRecord, axis: str) -> TimeToTarget:
-    """Time on `axis` (`images` or `seconds`) at which a run's held-out nats reach the baseline's final value, against
-    the time at which the baseline itself first does."""
+    """Times on `axis` (`images` or `seconds`) at which the held-out nats of a run and of its baseline first reach the
+    baseline's final value."""
     time = time_between(run.curve, baseline.curve, NATS, axis, baseline.final_nats)
     assert time.baseline is not None, "a curve reaches its own last value"
     return time

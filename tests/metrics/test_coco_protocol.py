@@ -104,7 +104,7 @@ def test_llamagens_table_is_read_as_llamagen_reads_it(tmp_path):
 
 
 def test_what_is_no_list_of_captions_is_refused(coco, tmp_path):
-    with tells(r"is no choice of captions.*choose from it; type `make coco-captions"):
+    with tells(r"is no selection of captions.*choose from it; type `make coco-captions"):
         load_captions(coco / "annotations" / "captions_val2014.json")
     (tmp_path / "gap.txt").write_text("a\n\nb\n")
     with pytest.raises(InputError, match="line 2 is empty"):
@@ -195,7 +195,7 @@ def test_no_number_is_said_without_what_it_is_of():
     said = describe({**about, **against})
     for word in ("30,000 samples", "the paired 30,000 images of val2014", "adm crop to 256", "tf1-bilinear"):
         assert word in said
-    assert "all 40,504 pictures of val2014" in describe(
+    assert "all 40,504 images of val2014" in describe(
         {**about, **against, "reference_images": "all", "reference_size": 40504}
     )
     assert "'A photo depicts <caption>'" in describe({**about, "text": "A photo depicts <caption>"})
