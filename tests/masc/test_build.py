@@ -169,8 +169,8 @@ def test_a_mapping_is_imported_with_its_hash(layout, tmp_path):
         ("tree.metric=manhattan", "tree.metric must be one of euclidean"),
         ("tree.engine=gpu", "tree.engine must be one of auto"),
         ("tree.coarsest=0", "tree.coarsest must be at least 1"),
-        ("tree=ward tree.coarsest=4", "other trees go to the root"),
-        ("tree=iar tree.separate_dead=twemoji", "an imported mapping has every token"),
+        ("tree=ward tree.coarsest=4", "other trees end at the root"),
+        ("tree=iar tree.separate_dead=twemoji", "an imported mapping has all tokens"),
     ],
 )
 def test_a_bad_choice_is_refused_by_name(override, words):
