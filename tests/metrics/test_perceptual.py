@@ -25,15 +25,21 @@ def seeded(request, tmp_path_factory):
     return request.param, folder, network, hash_file(path)
 
 
+@pytest.fixture(scope="module")
+def model(seeded):
+    name, folder, _, sha256 = seeded
+    return load_lpips(folder, backbone=name, sha256=sha256)
+
+
 def pictures(seed=0):
     rng = np.random.default_rng(seed)
     return rng.integers(0, 256, (3, 64, 64, 3), dtype=np.uint8)
 
 
-def test_lpips_equals_the_packages(seeded, monkeypatch):
-    name, folder, network, sha256 = seeded
+def test_lpips_equals_the_packages(seeded, model, monkeypatch):
+    name, _, network, _ = seeded
     a, b = pictures(0), pictures(1)
-    found = load_lpips(folder, backbone=name, sha256=sha256)(a, b)
+    found = model(a, b)
     monkeypatch.setattr(
         torchvision.models, network.__class__.__name__.lower().replace("vgg", "vgg16"), lambda **_: network
     )
@@ -45,9 +51,8 @@ def test_lpips_equals_the_packages(seeded, monkeypatch):
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
-def test_lpips_of_equal_pictures_is_zero_and_symmetric(seeded):
-    name, folder, _, sha256 = seeded
-    model = load_lpips(folder, backbone=name, sha256=sha256)
+def test_lpips_of_equal_pictures_is_zero_and_symmetric(seeded, model):
+    name, _, _, sha256 = seeded
     a, b = pictures(0), pictures(1)
     assert np.array_equal(model(a, a), np.zeros(3))
     np.testing.assert_allclose(model(a, b), model(b, a), rtol=1e-5)
