@@ -33,7 +33,7 @@ class ProtocolConfig:
     """Definition of a protocol."""
 
     name: str
-    evaluator: str  # whose definitions: adm, torch-fidelity, pytorch-fid, clean-fid
+    evaluator: str  # its definitions are used: adm, torch-fidelity, pytorch-fid or clean-fid
     reference: str  # name in the registry (`make weights`), name of one from `make reference`, or a path
     metrics: list[str]  # some of METRICS
     resize: str = TF1_BILINEAR

@@ -51,7 +51,7 @@ class Protocol:
 
     # How it was measured.
     protocol: str = key(Role.SETTING)  # name of its config
-    evaluator: str = key(Role.SETTING, compared=True)  # whose definitions
+    evaluator: str = key(Role.SETTING, compared=True)  # its definitions are used
     reference: str = key(Role.SETTING, compared=True)
     reference_sha256: str = key(Role.SETTING, compared=True, apart=True)
     reference_split: str = key(Role.SETTING)
@@ -82,7 +82,7 @@ class Protocol:
     pixels: str = key(Role.DETAIL)  # type of the values that PSNR compares
     at_most: float = key(Role.DETAIL)  # PSNR of equal images
     by: str = key(Role.DETAIL)  # package
-    as_: str = key(Role.DETAIL)  # whose form
+    as_: str = key(Role.DETAIL)  # the implementation that is followed
     data_range: float = key(Role.DETAIL)
     gaussian_weights: bool = key(Role.DETAIL)
     sigma: float = key(Role.DETAIL)
@@ -126,7 +126,7 @@ class Protocol:
     tree_sha256: str = key(Role.PER_RUN)
     images_sha256: str = key(Role.PER_RUN)
     manifest_sha256: str = key(Role.PER_RUN)
-    seeds: Sequence[int] = key(Role.PER_RUN)  # of the replacement test, whose value is a mean over them
+    seeds: Sequence[int] = key(Role.PER_RUN)  # of the replacement test: a value is the mean over them
     sd_over_seeds: float = key(Role.PER_RUN)
     by_seed: Sequence[float] = key(Role.PER_RUN)
 

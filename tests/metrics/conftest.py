@@ -1,4 +1,4 @@
-"""What several tests of metrics need, made once: seeded Inception weights, the shipped tokenizer."""
+"""Fixtures of several tests of metrics, made once a session: seeded Inception weights, the shipped tokenizer."""
 
 import pytest
 from inception_weights import save_seeded

@@ -1,4 +1,4 @@
-"""Which captions are shown and which images are references, on a small COCO in the official layout."""
+"""Captions and reference images of the COCO protocol, on a small COCO in the official layout."""
 
 import json
 

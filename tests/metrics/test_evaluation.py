@@ -1,4 +1,4 @@
-"""References, extraction and protocols, with a stand-in for the network: laws that no weights change."""
+"""References, features and protocols with a stand-in for the network: laws that hold for any weights."""
 
 import dataclasses
 import json

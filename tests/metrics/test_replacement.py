@@ -1,4 +1,4 @@
-"""The semantic replacement test: what is drawn, what it is compared with, and its image grid."""
+"""The semantic replacement test: its draws, its comparison, and its image grid."""
 
 import numpy as np
 import pytest

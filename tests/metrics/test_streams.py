@@ -1,4 +1,4 @@
-"""Images read by number from every kind of place, and what is refused."""
+"""Image sets of every kind, read batch by batch, and the errors for bad images."""
 
 import io
 import tarfile

@@ -1,4 +1,4 @@
-"""Evaluation of a tokenizer: its rows, their names and protocols, and what is made anew."""
+"""Evaluation of a tokenizer: its rows, their names and protocols, and the parts that are measured again."""
 
 import json
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Tables over all runs: protocols never mix, seeds are averaged, published rows stand where they belong."""
+"""Tables over all runs: protocols never mix, seeds are averaged, published rows are in the right table."""
 
 import numpy as np
 import pytest

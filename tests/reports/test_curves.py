@@ -1,4 +1,4 @@
-"""Curves over all runs: when each reaches its target, against whose time, and what shares a figure."""
+"""Curves over all runs: times to target, their baselines, and the lines that share a figure."""
 
 import json
 from pathlib import Path

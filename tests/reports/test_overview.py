@@ -1,4 +1,4 @@
-"""The page over all runs: what is broken is named, and the page is whole in one file."""
+"""The page of all runs: broken runs are named, and the page is one complete file."""
 
 import json
 import re

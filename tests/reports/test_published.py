@@ -1,4 +1,4 @@
-"""The published grid: read whole, refused when mistyped, matched by protocol."""
+"""The published grid: it is complete, unknown keys are errors, and rows match by protocol."""
 
 from collections import Counter
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from scipy.stats import binom
 
-from metrics.evaluators import RESIZE, SHA256_PREFIX
+from metrics.evaluators import NAME, RESIZE, SHA256_PREFIX
 from metrics.results import Protocol
 from reports.doctor.rules import Case, Finding
 from reports.published import is_imagenet, label_of
@@ -190,22 +190,23 @@ def label_map(case: Case) -> Iterator[Finding]:
 
 
 def extractor(case: Case) -> Iterator[Finding]:
-    """What computed the features, and in which arithmetic."""
+    """The network of the features, its weights, and the arithmetic."""
     name, arithmetic = case.protocol.get("extractor"), case.protocol.get("arithmetic", {})
-    if case.is_fid and name and name != "inception-2015-12-05":
+    if case.is_fid and name and name != NAME:
         yield Finding(
             "extractor",
             "problem",
-            f"Features are of {name}, not of the Inception of 2015-12-05 (torchvision's is another): this is not FID.",
+            f"The features come from {name}, not from the Inception of 2015-12-05 (torchvision's Inception is another "
+            "network): this is not FID.",
             "measure with `make eval-fid`",
         )
     elif case.is_fid and not str(case.protocol.get("extractor_sha256", SHA256_PREFIX)).startswith(SHA256_PREFIX):
         yield Finding(
             "extractor-weights",
             "problem",
-            f"The Inception weights are of SHA-256 {case.protocol['extractor_sha256'][:12]}, the published ones of "
-            f"{SHA256_PREFIX}...: these numbers compare with nobody's.",
-            "`make weights NAME=inception-2015-12-05`, and measure again without naming other weights",
+            f"The Inception weights have SHA-256 {case.protocol['extractor_sha256'][:12]}, the published weights "
+            f"{SHA256_PREFIX}...: these numbers compare with no published ones.",
+            f"`make weights NAME={NAME}`, and measure again without naming other weights",
         )
     loose = [f"features in {name}" for name in ("bfloat16", "float16") if name == arithmetic.get("dtype")]
     loose += ["TF32 on"] * bool(arithmetic.get("tf32"))
@@ -213,7 +214,7 @@ def extractor(case: Case) -> Iterator[Finding]:
         yield Finding(
             "arithmetic",
             "problem",
-            f"The extractor ran with {' and '.join(loose)}: reported numbers are of float32 without TF32.",
+            f"The extractor ran with {' and '.join(loose)}: published numbers use float32 without TF32.",
             "`make eval-fid` turns both off; measure again with it",
         )
     if case.protocol.get("sampling_precision") == "fp16":

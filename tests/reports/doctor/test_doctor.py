@@ -1,4 +1,4 @@
-"""Each diagnosis on a fabricated case that differs from a sound one by its own fault only."""
+"""Each diagnosis on a fabricated case that differs from a sound one only by its fault."""
 
 import json
 

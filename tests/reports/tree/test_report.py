@@ -1,4 +1,4 @@
-"""The page about a tree: what it shows and says, and that its numbers are those of the partitions."""
+"""The page about a tree: its content, and its numbers, which equal those of the partitions."""
 
 import json
 import re
