@@ -1,10 +1,10 @@
-# MASC on LlamaGen. `make help` lists the commands; names map onto the groups of configs/.
+# MASC on LlamaGen. `make help` lists the commands. MODEL, HEAD, TREE, DATA, ... name files in the groups of configs/.
 
 PYTHON ?= .venv/bin/python
 SETUP_PYTHON ?= python3
 ARGS ?=
 
-# Without a choice everything runs on the embedded data; the published sizes are trained on ImageNet.
+# The defaults run on the embedded data; the published model sizes are trained on ImageNet.
 MODEL ?= llamagen-tiny
 HEAD ?= masc
 TREE ?= masc
@@ -26,11 +26,11 @@ CAPTIONS ?=
 RESULTS ?=
 PROTOCOL ?= adm,paper
 
-# More than one node: run the same command on each; SLURM's variables say which is which.
+# With several nodes, run the same command on each; SLURM's variables give the node's number.
 MACHINE_RANK ?= $(or $(SLURM_NODEID),0)
 MAIN_HOST ?= 127.0.0.1
 MAIN_PORT ?= 29500
-# --cpu for several processes on a machine without GPUs, which accelerate's own launcher starts one of only.
+# --cpu starts several processes on a machine without GPUs; accelerate's own launcher would start one.
 LAUNCH_DEVICE ?= --multi_gpu
 
 ON_GPUS = $(PYTHON) -m accelerate.commands.launch --num_processes $(shell echo $$(($(GPUS)*$(NODES)))) \
@@ -44,10 +44,10 @@ BENCH = PYTHONPATH=scripts:tests $(PYTHON)
 CLUSTERS = $(if $(K),head.num_clusters=$(K))
 comma := ,
 NEED_RUN = $(if $(RUN),,$(error say which run: make $@ RUN=runs/llamagen-tiny/masc/seed0))
-# What is sampled: a run, or a released model with its published settings.
+# The model that samples: a run, or a released model with its published settings.
 SUBJECT = $(if $(RELEASE),release=$(RELEASE) sampling=$(or $(PRESET),$(RELEASE)),'run="$(RUN)"' $(if $(PRESET),sampling=$(PRESET)))
 
-# What is measured: samples of a run or a release, by the name of their set, or any pictures by their path.
+# The measured images: samples of a run or a release by the name of their set, or any images by their path.
 PICTURES = $(if $(filter default,$(SAMPLES)),$(error say what to measure: RUN=runs/..., RELEASE=c2i_B_256, or SAMPLES=folder or .npz),'samples="$(SAMPLES)"')
 MEASURED = $(if $(RUN)$(RELEASE),$(SUBJECT) samples=$(SAMPLES),$(PICTURES))
 PROTOCOLS = $(foreach name,$(subst $(comma), ,$(PROTOCOL)),+protocol@protocols.$(name)=$(name))
@@ -62,7 +62,7 @@ help:  ## list the commands
 	@echo
 	@echo "  MODEL HEAD TREE DATA TOKENIZER K SEED GPUS NODES choose; ARGS=\"key=value ...\" overrides any config value."
 
-# The stamp's name holds a hash of what is installed: a second `make setup` does nothing.
+# The stamp's name holds a hash of the requirements, so a second `make setup` does nothing.
 STAMP = .venv/.installed-$(shell cat requirements.txt requirements-cpu.txt pyproject.toml 2>/dev/null | sha256sum | cut -c1-16)
 
 setup: $(STAMP)  ## make .venv with the pinned packages
@@ -77,17 +77,17 @@ $(STAMP):
 	.venv/bin/uv pip install --quiet --python .venv/bin/python --no-deps --editable .
 	@rm -f .venv/.installed-* && touch $@
 
-# Any command may be the first one typed: it sets up what it needs.
+# Every command installs what it needs if it is the first one.
 ifeq ($(PYTHON),.venv/bin/python)
 reproduce tokenizer codebook codes check-codes import-codes tree tree-report embedded-inputs train sample export parameters weights text-features \
 	reference coco-captions eval-fid eval-coco eval-lite eval-tokenizer eval-replacement doctor report \
 	sweep bench bench-tree bench-data bench-tokenizers bench-sample bench-eval test test-all lint format: setup
 endif
 
-# What the main job does not take is refused rather than passed over.
+# Variables that the main job does not read are refused.
 REFUSED = $(foreach name,MODEL DATA HEAD TREE TOKENIZER SEED,$(if $(filter command,$(firstword $(origin $(name)))),$(name)))
 
-reproduce:  ## the main job on the embedded data: images to report (SEEDS=0,1,2 K=512)
+reproduce:  ## the main job on the embedded data, from images to the report: SEEDS=0,1,2 K=512
 	$(if $(strip $(REFUSED)),$(error make reproduce does not take $(strip $(REFUSED)): say it in ARGS, as in ARGS="heads=[flat$(comma)masc]"))
 	$(PYTHON) scripts/reproduce.py seeds=[$(SEEDS)] $(if $(K),num_clusters=$(K)) $(ARGS)
 
@@ -97,7 +97,7 @@ tokenizer:  ## train the small tokenizer: TOKENIZER=emoji32
 codebook:  ## effective codebook of a tokenizer: TOKENIZER=emoji32
 	$(PYTHON) scripts/codebook.py tokenizer=$(TOKENIZER) $(ARGS)
 
-codes:  ## images to packed codes: DATA=imagenet256 TOKENIZER=vq16 GPUS=8 ARGS=data.path=/data/ILSVRC
+codes:  ## encode images into packed codes: DATA=imagenet256 TOKENIZER=vq16 GPUS=8 ARGS=data.path=/data/ILSVRC
 	$(LAUNCH) scripts/codes.py data=$(DATA) tokenizer=$(TOKENIZER) $(ARGS)
 
 check-codes:  ## verify the checksums of codes and decode a grid of random entries: DATA=... TOKENIZER=...
@@ -109,10 +109,10 @@ import-codes:  ## turn LlamaGen's .npy files into packed codes: DATA=imagenet256
 tree:  ## dendrogram of a codebook, or clusters by another method: TREE=masc TOKENIZER=emoji32 K=512
 	$(PYTHON) scripts/tree.py tree=$(TREE) tokenizer_name=$(TOKENIZER) $(CLUSTERS) $(ARGS)
 
-tree-report:  ## a page to look at a tree beside others: TOKENIZER=emoji32 K=512 ARGS=+tree@trees.ward=ward
+tree-report:  ## one page that compares a tree with other clusterings: TOKENIZER=emoji32 K=512 ARGS=+tree@trees.ward=ward
 	$(PYTHON) scripts/tree_report.py tokenizer=$(TOKENIZER) data=$(DATA) $(if $(K),num_clusters=$(K)) $(ARGS)
 
-# On the embedded data training makes what it needs; for ImageNet it names the commands, which take hours.
+# On the embedded data `make train` makes its inputs; for ImageNet, where that takes hours, it names the commands.
 ifneq ($(findstring twemoji,$(DATA)),)
 train: embedded-inputs
 endif
@@ -123,7 +123,7 @@ embedded-inputs:
 		&& $(PYTHON) scripts/codes.py data=$(DATA) tokenizer=$(TOKENIZER); }
 	@test $(HEAD) = flat || $(PYTHON) scripts/tree.py tree=$(TREE) tokenizer_name=$(TOKENIZER) $(CLUSTERS) $(filter tree.%,$(ARGS))
 
-train:  ## train or go on: MODEL=llamagen-tiny HEAD=masc DATA=twemoji SEED=0 GPUS=1 NODES=1
+train:  ## train a run, or resume it: MODEL=llamagen-tiny HEAD=masc DATA=twemoji SEED=0 GPUS=1 NODES=1
 	$(LAUNCH) scripts/train.py model=$(MODEL) head=$(HEAD) tree=$(TREE) data=$(DATA) tokenizer_name=$(TOKENIZER) \
 		seed=$(SEED) $(CLUSTERS) $(if $(RUN_DIR),run_dir=$(RUN_DIR)) $(ARGS)
 
@@ -136,7 +136,7 @@ export:  ## a run's weights in LlamaGen's layout: RUN=runs/llamagen-b/flat/seed0
 parameters:  ## exact parameter counts by size and vocabulary
 	$(PYTHON) scripts/parameters.py $(ARGS)
 
-weights:  ## released checkpoints, extractor weights, references, verified: NAME=c2i_B_256,adm-imagenet256 (without NAME: the list)
+weights:  ## download and verify checkpoints, extractor weights, references: NAME=c2i_B_256,adm-imagenet256 (no NAME: list them)
 	$(PYTHON) scripts/weights.py names=[$(NAME)] $(ARGS)
 
 text-features:  ## FLAN-T5-XL features of captions: CAPTIONS=captions_val2014.json GPUS=1
@@ -151,7 +151,7 @@ reference:  ## statistics of an image source in ADM's layout, for FID: DATA=imag
 eval-fid:  ## FID, sFID, IS, precision, recall: RUN=..., RELEASE=c2i_B_256 or SAMPLES=folder|npz; PROTOCOL=adm,paper GPUS=8
 	$(LAUNCH) scripts/eval_fid.py $(MEASURED) $(PROTOCOLS) $(ARGS)
 
-coco-captions:  ## choose 30,000 captions of val2014, one an image: ARGS="coco=/data/coco caption_seed=0"
+coco-captions:  ## choose 30,000 captions of val2014, one for each image: ARGS="coco=/data/coco caption_seed=0"
 	$(PYTHON) scripts/coco_captions.py $(ARGS)
 
 eval-coco: PICTURES = $(if $(filter default,$(SAMPLES)),$(error say what to measure: RUN=runs/..., RELEASE=t2i_XL_stage1_256, or SAMPLES=folder or .npz),'samples="$(SAMPLES)"')
@@ -164,10 +164,10 @@ eval-replacement:  ## the semantic replacement test alone: TOKENIZER=emoji32 K=5
 eval-lite:  ## likelihood, FD-lite0, IS-lite0, precision, recall: RUN=... SAMPLES=default
 	$(NEED_RUN)$(PYTHON) scripts/eval_lite.py 'run="$(RUN)"' samples=[$(SAMPLES)] $(ARGS)
 
-doctor:  ## what is probably wrong with results: RUN=runs/llamagen-b/flat/seed0, or RESULTS=.../default-adm.json
+doctor:  ## probable causes of wrong results: RUN=runs/llamagen-b/flat/seed0, or RESULTS=.../default-adm.json
 	$(if $(RESULTS),,$(NEED_RUN))$(PYTHON) scripts/doctor.py $(if $(RESULTS),'results="$(RESULTS)"','run="$(RUN)"') $(ARGS)
 
-report:  ## every run found on one page, published rows beside ours: RUNS=runs ARGS="results=[FILE] metrics=[FID]"
+report:  ## one page with all runs and the published results: RUNS=runs ARGS="results=[FILE] metrics=[FID]"
 	$(PYTHON) scripts/report.py $(if $(RUNS),'runs="$(RUNS)"') $(ARGS)
 
 sweep:  ## the learning-rate grid behind configs/tuned
@@ -176,7 +176,7 @@ sweep:  ## the learning-rate grid behind configs/tuned
 bench-tree:  ## time and memory of the tree against fastcluster, SciPy, scikit-learn and the O(N^3) loop
 	$(BENCH) benchmarks/tree.py $(ARGS)
 
-bench-data:  ## speed of code loading against one .npy file an image: ARGS="--llamagen /path/to/LlamaGen"
+bench-data:  ## speed of loading packed codes against one .npy file per image: ARGS="--llamagen /path/to/LlamaGen"
 	$(BENCH) benchmarks/data.py $(ARGS)
 
 bench-tokenizers:  ## speed of VQ-16 against LlamaGen's class: ARGS="--llamagen /path/to/LlamaGen"
@@ -205,5 +205,5 @@ format:  ## rewrite in ruff's format
 	$(PYTHON) -m ruff check --fix .
 	$(PYTHON) -m ruff format .
 
-clean:  ## delete artifacts/ (tokenizers you trained too), runs/ and report/
+clean:  ## delete artifacts/ (also the tokenizers trained here), runs/ and report/
 	rm -rf artifacts runs report wandb

@@ -1,4 +1,4 @@
-"""Verify packed codes and draw some of them (`make check-codes`)."""
+"""Verify packed codes and show some of them as images (`make check-codes`)."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,7 +29,7 @@ class CheckStage:
 
 
 def main(stage: CheckStage) -> None:
-    """Compare codes with their checksums; write artifacts/<tokenizer>/codes/<data>/check-{train,val}.png."""
+    """Compare codes with their checksums, and write artifacts/<tokenizer>/codes/<data>/check-{train,val}.png."""
     layout = Layout(Path(stage.artifacts), stage.tokenizer.name)
     codebook = layout.load_codebook()
     model = load_decoder(codebook, layout.root, stage.tokenizer.weights).to(Accelerator().device)

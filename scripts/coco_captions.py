@@ -1,4 +1,4 @@
-"""Choose the captions that samples show on COCO: seeded, one an image (`make coco-captions`)."""
+"""Choose the captions that samples show on COCO, one for each image, by a seed (`make coco-captions`)."""
 
 from stage import run_stage
 

@@ -1,4 +1,4 @@
-"""Say what is probably wrong with the results of a run (`make doctor`)."""
+"""Print probable causes of wrong results of a run (`make doctor`)."""
 
 from dataclasses import dataclass
 
@@ -9,12 +9,12 @@ from reports.doctor.doctor import diagnose, read_results, render_findings
 
 @dataclass(kw_only=True)
 class DoctorStage:
-    run: str | None = None  # its directory: every file of results but the likelihood
+    run: str | None = None  # its directory, for all files of results except the likelihood
     results: str | None = None  # one file
 
 
 def main(stage: DoctorStage) -> None:
-    """Print what is wrong with eval/*.json of a run, or with one file, and what to type."""
+    """Print the probable errors in eval/*.json of a run, or in one file, and the commands that correct them."""
     files = read_results(stage.run, stage.results)
     found = {
         path: diagnose(results, [other for name, other in files.items() if name != path])

@@ -1,4 +1,4 @@
-"""FID, IS and CLIP score on COCO of a text model's samples or of any pictures (`make eval-coco`)."""
+"""FID, IS and CLIP score on COCO of a text model's samples or of any images (`make eval-coco`)."""
 
 from accelerate import PartialState
 from stage import run_stage
@@ -9,7 +9,7 @@ from metrics.results import Results, row_text
 
 
 def main(config: EvalCocoConfig) -> None:
-    """Write eval/<samples>-coco.json and -coco-clean.json, and print every value with what it is of."""
+    """Write eval/<samples>-coco.json and -coco-clean.json, and print every value with its protocol."""
     for path in evaluate_coco(config):
         if PartialState().is_main_process:
             print(path)

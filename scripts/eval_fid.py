@@ -1,4 +1,4 @@
-"""FID, sFID, IS, precision and recall of a run, a release or any pictures (`make eval-fid`)."""
+"""FID, sFID, IS, precision and recall of a run, a release or any images (`make eval-fid`)."""
 
 from accelerate import PartialState
 from stage import run_stage

@@ -20,15 +20,15 @@ from vq.readers import load_images
 class EvaluateTokenizerStage:
     tokenizer: TokenizerConfig
     data: DataConfig
-    trees: dict[str, TreeConfig] = field(default_factory=dict)  # of the replacement test; none: without it
-    num_clusters: list[int] = field(default_factory=lambda: [512])  # every K to cut the trees at
+    trees: dict[str, TreeConfig] = field(default_factory=dict)  # of the replacement test; empty: no replacement test
+    num_clusters: list[int] = field(default_factory=lambda: [512])  # numbers of clusters to cut the trees at
     num_images: int = 1000  # at most, of each split
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])  # of the replacement test
-    reconstruction: bool = True  # false: the replacement test alone
-    folder: str = "weights"  # of `make weights`: Inception and LPIPS are used if they are there
-    lpips: str = "alex"  # its backbone: alex, which LPIPS is quoted in, or vgg
+    reconstruction: bool = True  # false: the replacement test only
+    folder: str = "weights"  # of `make weights`; Inception and LPIPS are used if they are there
+    lpips: str = "alex"  # its backbone: alex, the usual one, or vgg
     artifacts: str = "artifacts"
-    out: str | None = None  # where results go; None: artifacts/<tokenizer>/eval, whose other results they replace
+    out: str | None = None  # folder of the results; None: artifacts/<tokenizer>/eval, where they replace older results
 
     def __post_init__(self) -> None:
         if self.num_images < 2:

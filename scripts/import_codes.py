@@ -1,4 +1,4 @@
-"""Turn codes that LlamaGen's own scripts extracted into ours (`make import-codes`)."""
+"""Convert the codes of LlamaGen's own scripts to packed codes (`make import-codes`)."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,10 +15,10 @@ from vq.interface import TokenizerConfig
 class ImportStage:
     tokenizer: TokenizerConfig
     data: DataConfig
-    # What LlamaGen's --code-path named; for ten-crop one a range, in the order of data.crop_ranges.
+    # The folders given to LlamaGen's --code-path; for ten-crop one for each of data.crop_ranges, in their order.
     folders: list[str] = field(default_factory=list)
     split: str = "train"
-    num_images: int | None = None  # None: ILSVRC's number for ImageNet, else as many as there are
+    num_images: int | None = None  # None: ILSVRC's number for ImageNet, otherwise the number of files
     artifacts: str = "artifacts"
 
     def __post_init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Several commands at once, each with its share of the CPU, under one progress bar."""
+"""Several commands at the same time, with one progress bar."""
 
 import os
 import subprocess
@@ -15,26 +15,26 @@ from masc.runtime.artifacts import InputError
 
 @dataclass(frozen=True)
 class Job:
-    """A command, how much work it is, and how to see from outside how much of that is done."""
+    """A command, its amount of work, and functions that tell how much is done."""
 
     name: str
     command: list[str]
-    log: Path  # what it prints goes here
-    is_done: Callable[[], bool]  # asked once, before it would start
+    log: Path  # its output is written here
+    is_done: Callable[[], bool]  # called once, before the start
     total: int = 1  # units of work
-    progress: Callable[[], int] | None = None  # units done so far, asked while it runs
+    progress: Callable[[], int] | None = None  # units done so far, called while it runs
 
 
 def available_cores() -> int:
-    """Cores that this process may use, which a container can limit below the machine's."""
+    """Number of cores that this process may use; a container can allow fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def run_jobs(jobs: list[Job], num_workers: int, description: str, unit: str) -> None:
-    """Run the jobs that are not done, `num_workers` at a time, one thread each where there are several cores.
+    """Run the jobs that are not done, `num_workers` at a time, with one thread each.
 
-    One thread a process is the fastest way to share cores between runs, and makes a run's floating-point sums
-    the same on every machine of a kind. Raises InputError with the end of its log if a job fails."""
+    One thread for each process is the fastest way to share cores between runs. It also makes the floating-point sums of
+    a run independent of the number of cores. Raises InputError with the end of the log if a job fails."""
     total = sum(job.total for job in jobs)
     waiting = [job for job in jobs if not job.is_done()]
     finished = total - sum(job.total for job in waiting)

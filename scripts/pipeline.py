@@ -1,7 +1,7 @@
-"""The main job: images to report in eight stages, each done once.
+"""The main job: eight stages from images to the report.
 
-A stage looks for its own output, made from the same inputs, and passes it over; so the same command goes on
-where it was interrupted. Runs share the CPU: one process and thread each."""
+A stage is skipped if its output is there and was made from the same inputs, so the same command continues after an
+interruption. Runs share the CPU, with one process and one thread each."""
 
 import sys
 from dataclasses import dataclass, field
@@ -35,7 +35,7 @@ STAGES = ("images", "codebook", "codes", "trees", "train", "sample", "measure", 
 
 @dataclass(kw_only=True)
 class ReproduceConfig:
-    """What `make reproduce` runs."""
+    """The config of `make reproduce`."""
 
     tokenizer: TokenizerConfig
     trees: dict[str, TreeConfig] = field(default_factory=dict)
@@ -46,7 +46,7 @@ class ReproduceConfig:
     seeds: list[int] = field(default_factory=lambda: [0])
     guidance: list[float] = field(default_factory=lambda: [2.0])  # a sample set each; the first is the headline
     num_samples: int = 1000
-    num_workers: int | None = None  # None: one a core
+    num_workers: int | None = None  # None: one for each core
     train_overrides: list[str] = field(default_factory=list)  # KEY=VALUE for every run
     artifacts: str = "artifacts"
     runs: str = "runs"
@@ -55,7 +55,7 @@ class ReproduceConfig:
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """A run to train: its config, and the command line that trains it."""
+    """A run to train: its config, and the overrides that give this config."""
 
     config: TrainConfig
     overrides: list[str]
@@ -64,7 +64,7 @@ class PlannedRun:
 def reproduce(config: ReproduceConfig, planned: list[PlannedRun]) -> Path:
     """Run all stages that are not done; return the path of the report's page.
 
-    Raises InputError if nothing is planned, or for what any of the stages refuses."""
+    Raises InputError if nothing is planned, or if a stage does."""
     if not planned:
         raise InputError("nothing to run: name at least one head and one seed, as in SEEDS=0")
     data, layout = planned[0].config.data, planned[0].config.layout
@@ -85,7 +85,7 @@ def reproduce(config: ReproduceConfig, planned: list[PlannedRun]) -> Path:
 
     num_workers = config.num_workers or available_cores()
     sets = {f"guidance-{guidance:g}": guidance for guidance in config.guidance}
-    # The tokenizer is measured beside the training, on a core that would be idle at its end.
+    # The tokenizer is measured during training, because a core is idle when the last runs end.
     jobs = [train_job(run.config, run.overrides) for run in planned]
     test = TokenizerTest(
         config.tokenizer.name, weights, sources["train"], sources["val"], partitions, config.num_samples
@@ -152,7 +152,7 @@ def _tokenizer_job(config: ReproduceConfig, layout: Layout, ks: list[int], test:
 
 
 def train_job(config: TrainConfig, overrides: list[str]) -> Job:
-    """The training of a run as a job, whose progress is read from its metrics."""
+    """The training of a run as a job; its progress is read from its metrics."""
     directory = config.directory
 
     def progress() -> int:

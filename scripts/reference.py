@@ -20,9 +20,9 @@ class ReferenceStage:
     extractor: ExtractorConfig = field(default_factory=ExtractorConfig)
     split: str = "train"
     resize: str = "tf1-bilinear"
-    num_kept: int = 10000  # pictures kept in the file, for precision and recall
-    seed: int = 0  # of their choice
-    name: str | None = None  # None: <data>-<split>, and the resize where it is not TensorFlow's
+    num_kept: int = 10000  # images kept in the file, for precision and recall
+    seed: int = 0  # of the choice of these images
+    name: str | None = None  # None: <data>-<split>, with the resize if it is not TensorFlow's
 
     def __post_init__(self) -> None:
         if self.resize not in RESIZES:
@@ -37,7 +37,7 @@ class ReferenceStage:
 
 
 def main(stage: ReferenceStage) -> None:
-    """Write artifacts/references/<name>.npz: mu, sigma, mu_s, sigma_s of all pictures, and some of the pictures."""
+    """Write artifacts/references/<name>.npz: mu, sigma, mu_s, sigma_s of all images, and some of the images."""
     state = patient_state()
     source = load_images(stage.data.source, stage.split, stage.data.resolution, stage.data.path)
     path = reference_file(Path(stage.extractor.artifacts), stage.reference)

@@ -1,4 +1,4 @@
-"""One page over every run found (`make report`)."""
+"""Write one page about all runs (`make report`)."""
 
 from stage import run_stage
 

@@ -27,7 +27,7 @@ def plan(config: ReproduceConfig, head: str, seed: int) -> PlannedRun:
 
 
 def main(config: ReproduceConfig) -> None:
-    """Images to report in eight stages; what is done already is passed over."""
+    """Run the eight stages from images to the report; finished stages are skipped."""
     planned = [plan(config, head, seed) for seed in config.seeds for head in config.heads]
     print(f"\nThe report: {reproduce(config, planned).resolve()}")
 

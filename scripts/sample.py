@@ -9,7 +9,7 @@ from llamagen.sampling.plan import SampleConfig
 
 
 def preset_of(config: SampleConfig) -> SamplingConfig | None:
-    """The published settings of the release that is sampled; None for a run or a checkpoint of one's own."""
+    """The published settings of the release that is sampled; None for a run or for an own checkpoint."""
     if config.release is None or not (CONFIGS / "sampling" / f"{config.release.name}.yaml").exists():
         return None
     name = config.release.name
@@ -17,7 +17,7 @@ def preset_of(config: SampleConfig) -> SamplingConfig | None:
 
 
 def main(config: SampleConfig) -> None:
-    """Write <run>/samples/<name>: tokens, images, a grid to look at and a manifest."""
+    """Write <run>/samples/<name>: tokens, images, a grid of some images and a manifest."""
     samples = sample(config, preset_of(config))
     if PartialState().is_main_process:
         print(samples.directory)

@@ -1,4 +1,4 @@
-"""How every script starts: compose its config with Hydra, turn it into dataclasses, call one function."""
+"""The frame of every script: compose its config, turn it into dataclasses, call one function, explain its errors."""
 
 import dataclasses
 import errno
@@ -148,26 +148,26 @@ def _unknown_choice(stage: str, message: str) -> str:
 
 
 def run_stage(stage: str, schema: type, function: Callable[[Any], Any]) -> None:
-    """Compose, call, and report what the user can mend in plain words and with exit status 1."""
-    # A polite kill ends like Ctrl-C, so that a stage can stop the processes it started.
+    """Compose the config and call the function; print an error of the user in plain words and exit with status 1."""
+    # SIGTERM ends a stage like Ctrl-C, so that it can stop the processes that it started.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("faiss").setLevel(logging.WARNING)  # it reports each instruction set it tries
+    logging.getLogger("faiss").setLevel(logging.WARNING)  # it logs each instruction set that it tries
     try:
         overrides = sys.argv[1:]
         if "--help" in overrides or "-h" in overrides:
             defaults = load_config(stage, schema, [word for word in overrides if "=" in word])
-            print(f"{(function.__doc__ or stage).strip()}\n\nKEY=VALUE overrides; the values in force:\n")
+            print(f"{(function.__doc__ or stage).strip()}\n\nKEY=VALUE overrides; the current values:\n")
             print(OmegaConf.to_yaml(OmegaConf.structured(defaults)))
             return
         function(load_config(stage, schema, overrides))
     except InputError as error:
         sys.exit(f"error: {explain(error)}")
     except KeyboardInterrupt:
-        sys.exit("\ninterrupted; the same command goes on from the last checkpoint or finished stage")
+        sys.exit("\ninterrupted; the same command continues from the last checkpoint or finished stage")
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
         sys.exit(
-            "error: no space left on the disk; free some and type the same command: it goes on from its last files"
+            "error: no space left on the disk; free some and type the same command: it continues from its last files"
         )

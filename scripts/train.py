@@ -1,4 +1,4 @@
-"""Train a run, or go on with it (`make train`)."""
+"""Train a run, or resume it (`make train`)."""
 
 from stage import run_stage
 
@@ -7,7 +7,7 @@ from llamagen.training.config import TrainConfig
 
 
 def main(config: TrainConfig) -> None:
-    """Train runs/<model>/<head>/seed<seed>; the same command goes on where it was stopped."""
+    """Train runs/<model>/<head>/seed<seed>; the same command resumes it after an interruption."""
     print(train(config))
 
 

@@ -15,7 +15,7 @@ from masc.summary import summarise_tree, usual_ks
 @dataclass(kw_only=True)
 class TreeStage:
     tree: TreeConfig
-    head: MascConfig  # its number of clusters is what a k-means partition needs
+    head: MascConfig  # its last cut is the K of a partition
     tokenizer_name: str = "emoji32"
     artifacts: str = "artifacts"
 

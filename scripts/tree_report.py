@@ -1,4 +1,4 @@
-"""Look at a tree beside other clusterings of its codebook (`make tree-report`)."""
+"""Compare a tree with other clusterings of its codebook on one page (`make tree-report`)."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,10 +19,10 @@ from vq.readers.twemoji import ATTRIBUTION
 @dataclass(kw_only=True)
 class TreeReportStage:
     tokenizer: TokenizerConfig
-    data: DataConfig  # whose codes show what tokens look like, if they have been made
+    data: DataConfig  # its codes show the tokens as image patches, if they are there
     trees: dict[str, TreeConfig] = field(default_factory=dict)
     num_clusters: int | None = None  # None: N // 2
-    num_images: int = 1500  # decoded to see what tokens look like
+    num_images: int = 1500  # decoded to show the tokens as image patches
     artifacts: str = "artifacts"
     output: str | None = None  # None: artifacts/<tokenizer>/tree-report
 
@@ -32,7 +32,7 @@ class TreeReportStage:
 
 
 def main(stage: TreeReportStage) -> None:
-    """Write artifacts/<tokenizer>/tree-report: one page of pictures, and its numbers as JSON."""
+    """Write artifacts/<tokenizer>/tree-report: one page, and its numbers as JSON."""
     layout = Layout(Path(stage.artifacts), stage.tokenizer.name)
     codebook = layout.load_codebook()
     num_clusters = codebook.num_tokens // 2 if stage.num_clusters is None else stage.num_clusters

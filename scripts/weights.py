@@ -1,4 +1,4 @@
-"""Download released checkpoints, and what evaluations read (`make weights`)."""
+"""Download released checkpoints, and the files that evaluations read (`make weights`)."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
