@@ -90,7 +90,7 @@ def _samples(table: list[dict[str, Any]], name: str) -> list[dict[str, str]]:
 
 
 def _replacement(cases: list[dict[str, Any]]) -> list[dict[str, str]]:
-    """What the replacement test shows, in means over its seeds; differences are paired by seed."""
+    """Claims from the replacement test: means over its seeds, with differences paired by seed."""
     psnr: dict[int, dict[str, list[float]]] = {}
     for case in cases:
         found = next(row for row in case["metrics"] if row["metric"] == "PSNR (dB)")

@@ -32,7 +32,7 @@ Curve = dict[str, np.ndarray]  # `images`, `step`, `seconds` (NaN if unknown) an
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What a trained run left behind: config, provenance and metrics. `llamagen.runs.Run` opens the run itself."""
+    """The files of a trained run: config, provenance and metrics. `llamagen.runs.Run` opens the run itself."""
 
     directory: Path
     config: dict[str, Any]
@@ -41,7 +41,7 @@ class RunRecord:
 
     @staticmethod
     def load(directory: Path) -> "RunRecord":
-        """Raises InputError if the directory holds no run with validation results."""
+        """The run in a directory. Raises InputError if it holds no run with validation results."""
         directory = Path(directory)
         for name in FILES:
             if not (directory / name).exists():

@@ -265,9 +265,9 @@ def sampling(case: Case) -> Iterator[Finding]:
         )
     elif off:
         kept = ", ".join(f"{key} {wanted[key]}" for key in off)
-        whose = f"the preset of {preset.release}" if preset else "published protocols"
+        source = f"the preset of {preset.release}" if preset else "published protocols"
         expected, verdict = _expected(case, preset, set(off))
-        text = f"{_settings(off)} where {whose} has {kept}.{expected}"
+        text = f"The samples have {_settings(off)}, not {kept} as in {source}.{expected}"
         yield Finding("off-preset", verdict, text, f"to compare with published numbers: {case.draw()}")
 
 

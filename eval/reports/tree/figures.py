@@ -193,7 +193,7 @@ def size_bin(sizes: np.ndarray) -> np.ndarray:
 
 
 def coherence(rows: list[dict[str, Any]], everything: dict[str, Any], measures: dict[str, str], at: int) -> str:
-    """Each measure (key in the rows -> name) against K, one line a clustering; dashed: all tokens in one cluster."""
+    """A figure of each measure (key -> name) over K, one line a clustering; dashed: one cluster of all tokens."""
     names = list(dict.fromkeys(row["clustering"] for row in rows))
     colours = palette(names)
     with mpl.rc_context(STYLE):

@@ -156,7 +156,7 @@ def decoded_patches(inputs: TreeReportInputs) -> tuple[np.ndarray, np.ndarray] |
 
 
 def cluster_sheets(patches: np.ndarray, used: np.ndarray, partitions: dict[str, Partition]) -> dict[str, np.ndarray]:
-    """Clusters of each partition as outlined patches, one cluster a row; a token without a patch is grey."""
+    """Clusters of each partition as outlined patches, one cluster in a row; tokens without a patch are grey."""
     shown = np.where(used[:, None, None, None], patches, np.uint8(OUTLINE)).repeat(2, axis=1).repeat(2, axis=2)
     shown = np.pad(shown, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=OUTLINE)
     return {name: cluster_sheet(shown, cut, rows=12, columns=12, gap=4) for name, cut in partitions.items()}
