@@ -1,15 +1,15 @@
-"""The distance of two clusters, and the four bounds that spare computing it.
+"""The distance of two clusters, and four bounds that often make its computation unnecessary.
 
 D(S, T) is the mean Euclidean distance of all pairs (MASC, Eq. 3): |S| |T| d work. With centroids c, mean squared
 distances to them v, and W the mean distance of two tokens of one cluster (drawn with replacement):
 
     D >= |c_S - c_T|                            Jensen: a norm is convex
-    D >= (W_S + W_T) / 2                        the energy distance 2 D - W_S - W_T is never negative
+    D >= (W_S + W_T) / 2                        the energy distance 2 D - W_S - W_T is at least 0
     D >= mean over x in S of |x - c_T|          Jensen over T alone
     D <= sqrt(|c_S - c_T|^2 + v_S + v_T)        Jensen: the root is concave; the radicand is the mean squared distance
 
-Bounds are compared with a slack, RELATIVE of the value and `clusters_slack` in absolute terms, wider than their
-rounding: a slack only costs work, never a merge."""
+Bounds are compared with a slack that exceeds their rounding: RELATIVE of the value, and `clusters_slack` as an absolute
+number. The slack causes more distance computations, but never a wrong merge."""
 
 import numpy as np
 from numba import njit
@@ -26,7 +26,7 @@ FAST = {"contract", "nsz", "reassoc", "arcp"}
 
 
 def absolute_slack(rows: np.ndarray) -> float:
-    """What absolute error centroids and bounds may carry: rows (U, d) -> 1e-12 of the largest norm."""
+    """The absolute error allowed for centroids and bounds, 1e-12 of the largest norm: rows (U, d) -> a number."""
     return 1e-12 * float(np.sqrt(np.einsum("ij,ij->i", rows, rows, dtype=np.float64).max()))
 
 
@@ -65,7 +65,7 @@ def _sum_pair_by_pair(clusters, s, t):
 
 @njit(fastmath=FAST, cache=True)
 def _sum_side_by_side(clusters, s, t):
-    """The same sum, the rows of t beside one another: a few times as fast where t has many."""
+    """The same sum with the rows of t side by side, which is several times as fast if t has many rows."""
     rows, order = clusters.rows, clusters.order
     members = order[clusters.start[t] : clusters.start[t + 1]]
     width = len(members)
@@ -148,7 +148,7 @@ def one_sided_bound(clusters, s, t):
 
 @njit(cache=True)
 def nearest_among(clusters, s, candidate, gap, count, radius, limit, slack):
-    """The nearest of the first `count` candidates to cluster s, if it is within `limit`.
+    """The nearest of the first `count` candidates to cluster s, if its distance is at most `limit`.
 
     `candidate` holds cluster numbers and `gap` their squared centroid distances, both reordered here by their upper
     bounds. No distance beyond `radius` matters: something is known to be that near. Equal distances go to the

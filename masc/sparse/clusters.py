@@ -1,8 +1,8 @@
-"""The live clusters of an agglomeration, and how two of them become one.
+"""The live clusters of an agglomeration, and their merging.
 
 Shapes: U distinct rows of d dimensions, M live clusters. A duplicated row is one row of weight > 1.
 
-All arrays are numba's to read: a NamedTuple of them passes into compiled code as it is."""
+The arrays stand in a NamedTuple because numba accepts it in compiled code."""
 
 from typing import NamedTuple
 
@@ -31,7 +31,7 @@ class Clusters(NamedTuple):
 
 
 def singletons(rows: np.ndarray, weight: np.ndarray, node: np.ndarray) -> Clusters:
-    """Every row (U, d) float32 a cluster of its own, nearest clusters not searched yet."""
+    """One cluster for each row (U, d) float32; their nearest clusters are not searched yet."""
     count = len(rows)
     return Clusters(
         rows=rows,
@@ -53,7 +53,7 @@ def singletons(rows: np.ndarray, weight: np.ndarray, node: np.ndarray) -> Cluste
 
 
 class Merges(NamedTuple):
-    """Merges in the order done: the two nodes joined, the height, the tokens of the result."""
+    """Merges in their order: the two nodes, the height, the number of tokens of the result."""
 
     nodes: np.ndarray  # (R, 2) int64
     height: np.ndarray  # (R,) float64
@@ -91,7 +91,7 @@ def merge_pairs(clusters, mate, next_node):
             continue
         moved[s] = new
         start[new] = filled
-        # The part of lower rank comes first, so that members are in one order whatever the search did.
+        # The part of lower rank comes first, so the order of members does not depend on the search.
         first, second = s, other
         if other >= 0 and clusters.rank[other] < clusters.rank[s]:
             first, second = other, s
@@ -127,7 +127,7 @@ def merge_pairs(clusters, mate, next_node):
             nodes[made, 0], nodes[made, 1] = clusters.node[first], clusters.node[second]
             height[made], made_size[made] = distance, both
             made += 1
-            # Average linkage is reducible: nothing is nearer to a union than to the nearer of its parts.
+            # Average linkage is reducible: a union is at least as far from a third cluster as its nearer part.
             stale[new] = True
         new += 1
     start[left] = filled

@@ -1,14 +1,14 @@
-"""The tree of MASC's Algorithm 1 in rounds: search the nearest clusters, merge all mutual ones, until done.
+"""The tree of MASC's Algorithm 1, built in rounds: each round searches nearest clusters and merges all mutual pairs.
 
-Why that is Algorithm 1, which merges the closest pair of all at a time. Average linkage is reducible: a union is no
-nearer to a third cluster than the nearer of its parts. So two clusters that are each other's nearest stay so until
-they merge, in whatever order the others do; a nearest cluster stays nearest while it lives; and a cluster's last known
-distance, or the height it was made at, bounds its next one from below. The least distance of a live pair never falls:
-once every bound is at the (N - k)-th smallest height made, those N - k merges are the first of Algorithm 1, and a cut
-at k is certified without the rest of the tree.
+Algorithm 1 merges one closest pair at a time. The rounds give the same tree because average linkage is reducible: a
+union is at least as far from a third cluster as its nearer part. Therefore two clusters that are each other's nearest
+remain so until they merge, in any order of the other merges. A nearest cluster remains the nearest while it exists. The
+last known distance of a cluster, or the height at which it was made, is a lower bound on its next distance. The least
+distance of a live pair never decreases. When every bound reaches the (N - k)-th smallest height made so far, these
+N - k merges are the first ones of Algorithm 1, so a cut at k is certified without the rest of the tree.
 
-Rows are first put into an order that depends on their contents alone, and every distance is computed from them by one
-function; so neither the order of the codebook nor the number of threads changes a bit of the result."""
+Rows are first sorted by their contents, and one function computes every distance from them. So the result does not
+depend on the order of the codebook or the number of threads."""
 
 import contextlib
 from collections.abc import Iterator
@@ -23,17 +23,17 @@ from masc.sparse.finish import finish
 from masc.sparse.kdtree import build_kdtree, search_kdtree
 from masc.sparse.lists import Lists
 
-KDTREE_DIMENSIONS = 32  # more than these, and boxes exclude nothing
+KDTREE_DIMENSIONS = 32  # with more dimensions the boxes exclude nothing
 FINISH_AT = (1024, 4096)  # clusters left when the dense finish is the cheaper way to the root: between these,
 FINISH_SHARE = {"kdtree": 1 / 8, "lists": 1 / 4}  # at this share of N
 FINISH_BELOW = 512  # a coarser cut than this is cheaper through the dense finish
-PATIENCE = 0.5  # exact distances, over N^2, after which bounds are taken to fail: as many as the finish needs
+PATIENCE = 0.5  # exact distances over N^2 after which the dense finish, which needs as many, takes over
 LARGEST_FINISH = 16_384  # clusters that a finish may start from: 2 GiB of distances
 
 
 @dataclass(frozen=True)
 class SparseLinkage:
-    """A dendrogram and what it took."""
+    """A dendrogram, and the search and work that it needed."""
 
     merges: np.ndarray  # (N - coarsest, 4) float64, SciPy's layout
     tied_merges: int  # merges at a positive height whose partner was one of several equally near
@@ -96,7 +96,7 @@ def _run(vectors: np.ndarray, coarsest: int, search: str | None, finish_at: int 
             if made.count >= target:
                 limit = made.height_of(target) if target else 0.0
                 if clusters.bound.min() >= limit * (1 - TIE):
-                    break  # certified: nothing left can merge below the cut, but for ties that rounding parts
+                    break  # certified: no merge below the cut is left, except ties that rounding separates
             live = len(clusters.size)
             worth_it = made.count < target and (live <= finish_at or pairs > PATIENCE * total**2)
             if (worth_it or stalls > 1) and live <= max(finish_at, LARGEST_FINISH):
@@ -112,7 +112,7 @@ def _run(vectors: np.ndarray, coarsest: int, search: str | None, finish_at: int 
             if not len(chosen):
                 if len(queries) and limit < np.inf:
                     continue  # bounds rose: look at the certificate again
-                stalls += 1  # rounding made a circle of equal distances: search all of them anew
+                stalls += 1  # rounding made a circle of equal distances: search all of them again
                 if stalls > 2:
                     raise RuntimeError(f"no two of {live} clusters are nearest to each other")
                 clusters.stale[clusters.bound <= clusters.bound.min() + slack] = True
@@ -155,7 +155,7 @@ def _distinct(vectors: np.ndarray) -> tuple[Clusters, _Made]:
 
 
 def _search(clusters: Clusters, queries: np.ndarray, limit: float, slack: float, lists: Lists | None) -> int:
-    """Refresh what the queried clusters know of their nearest; returns the point pairs evaluated."""
+    """Search the nearest clusters of the queries and store them; returns the number of point pairs evaluated."""
     if lists is None:
         tree = build_kdtree(clusters.centroid, clusters.spread)
         members = tree.members.ravel()
@@ -196,7 +196,7 @@ def scipy_layout(merges: Merges, total: int) -> np.ndarray:
     nodes = merges.nodes
     inner = nodes >= total
     child = np.where(inner, nodes - total, 0)
-    while True:  # a round lifts one generation; rounding seldom reaches past the first
+    while True:  # a round raises one generation; rounding seldom needs a second round
         raised = np.maximum(height, np.where(inner, height[child], -np.inf).max(axis=1))
         if np.array_equal(raised, height):
             break
@@ -210,7 +210,7 @@ def scipy_layout(merges: Merges, total: int) -> np.ndarray:
 
 @contextlib.contextmanager
 def _threads(count: int | None) -> Iterator[None]:
-    """Compiled code on `count` threads; None leaves the number as it is."""
+    """Run compiled code on `count` threads; None keeps the current number."""
     import numba
 
     before = numba.get_num_threads()

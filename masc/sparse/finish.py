@@ -1,7 +1,7 @@
-"""The last merges, dense: all mean distances of the few clusters left, then the nearest-neighbour chain.
+"""The last merges, dense: all mean distances of the M remaining clusters, then the nearest-neighbour chain.
 
-One pass over all point pairs, N^2 / 2 of them, is what the top of the tree costs however it is found; here they are
-streamed, and only the M x M means are kept."""
+Every method needs one pass over all N^2 / 2 point pairs for the top of the tree. Here the pairs are streamed, and only
+the M x M means are stored."""
 
 from collections.abc import Callable
 
@@ -15,9 +15,9 @@ ROWS = 64  # of a group of clusters, at least, that share a tile
 
 
 def finish(clusters: Clusters, next_node: int, advance: Callable[[int], None]) -> tuple[Merges, int]:
-    """The M - 1 merges that are left, and how many of them had several equally near partners.
+    """The M - 1 remaining merges, and the number of merges with several equally near partners.
 
-    `advance` is told the point pairs done. M^2 float64 of memory."""
+    `advance` is called with the number of point pairs done. Needs M^2 float64 of memory."""
     rows = clusters.rows[clusters.order]
     weight = clusters.weight[clusters.order]
     dims = -(-rows.shape[1] // LANES) * LANES
@@ -50,7 +50,7 @@ def _groups(start: np.ndarray) -> np.ndarray:
 def _add_distances(means, columns, weight, start, groups, tile):
     """Add to means[s, t], t > s, the weighted distances of all point pairs, for the clusters s of each group.
 
-    Which pairs are summed in which order depends on groups and tile alone, not on threads."""
+    The order of the sums depends on groups and tile only, not on threads."""
     dims, total = columns.shape
     for g in prange(len(groups) - 1):
         distance = np.empty(tile)

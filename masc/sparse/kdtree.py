@@ -1,8 +1,8 @@
 """Nearest clusters by a kd-tree over the live centroids: the search for few dimensions.
 
-A leaf holds up to LEAF centroids, a coordinate at a time, so that their distances are computed side by side. A node
-knows its box, which bounds |c_S - c_T| from below, and the least spread below it, which bounds D by the second law of
-`masc.sparse.bounds`."""
+A leaf stores up to LEAF centroids coordinate by coordinate, so that their distances are computed side by side. A node
+stores its box, which gives a lower bound on |c_S - c_T|, and the least spread below it, which gives a lower bound on D
+by the second law of `masc.sparse.bounds`."""
 
 from typing import NamedTuple
 
@@ -162,7 +162,7 @@ def _collect(clusters, tree, s, radius, slack, candidate, gap, buffers):
             count += 1
             radius = min(radius, upper_bound(clusters, s, t, leaf_gap[j]) * (1 + RELATIVE) + slack)
         reach = radius + slack
-    # Only now is the radius known: drop what it excludes.
+    # Now the radius is known: drop the clusters that it excludes.
     kept, furthest = 0, (radius + slack) ** 2 * (1 + RELATIVE)
     for q in range(count):
         if gap[q] <= furthest:

@@ -1,12 +1,12 @@
 """Nearest clusters by FAISS: the search for many dimensions, and for a GPU.
 
-FAISS lists the K centroids nearest to each query's. Every cluster outside the list is at least as far as the K-th
-(Jensen: D >= |c_S - c_T|), so the best of the list is certified where it is nearer than that. The rest compare with
-all centroids, row by row.
+FAISS lists the K centroids nearest to the centroid of each query. Every cluster outside the list is at least as far as
+the K-th centroid (Jensen: D >= |c_S - c_T|), so the best cluster of the list is certified if it is nearer. The other
+queries are compared with all centroids, row by row.
 
-Both work in float32 on fewer dimensions: the leading principal ones and, as one more, the length of what these leave
-out, all in units of the longest vector. That never lengthens a distance, so what it excludes is excluded; float32's
-error is bounded and allowed for. The distances themselves are computed from the rows, in float64."""
+Both searches work in float32 on fewer dimensions: the leading principal ones, and one for the length of the rest, all
+in units of the longest vector. This never makes a distance longer, so it excludes no cluster by mistake; the error of
+float32 is bounded and added. The distances themselves are computed from the rows in float64."""
 
 import numpy as np
 from numba import njit, prange
@@ -82,7 +82,7 @@ class Lists:
 
 
 def _gpu_count() -> int:
-    """GPUs that FAISS can use; 0 with faiss-cpu."""
+    """Number of GPUs that FAISS can use; 0 with faiss-cpu."""
     import faiss
 
     return faiss.get_num_gpus() if hasattr(faiss, "get_num_gpus") else 0
