@@ -8,8 +8,8 @@ import yaml
 from user_errors import tells
 
 from masc.runtime.artifacts import InputError
-from reports.claims import state_claims
-from reports.reproduction import ReportInputs, summarise, write_report
+from reports.claims import on_other_trees, state_claims
+from reports.reproduction import ReportInputs, overview_labels, summarise, write_report
 from reports.runs import NATS, RunRecord, TimeToTarget, reached_at, time_to_target
 
 
@@ -145,3 +145,19 @@ def test_a_run_without_results_is_refused(tmp_path):
     (run.directory / "metrics.jsonl").write_text("")
     with pytest.raises(InputError, match="no validation results yet"):
         RunRecord.load(run.directory)
+
+
+def test_claims_and_overview_follow_the_labels_of_the_runs():
+    labels = ["flat", "rar", "rar-on-ward", "rar-on-kmeans", "rar-on-random"]
+    controls = {"rar-on-random": "random", "rar-on-kmeans": "kmeans", "rar-on-ward": "ward"}
+    assert list(on_other_trees("rar", labels).items()) == list(controls.items())
+    assert overview_labels(labels) == ["flat", "rar", "rar-on-random"]
+    assert overview_labels(["masc-on-random", "masc-on-kmeans"]) == ["masc-on-random", "masc-on-kmeans"]
+    table = [
+        {"label": label, "seeds": [0], "nats": {"mean": 4.0, "by_seed": [4.0]}, "train_nats": 4.0, "level_nats": []}
+        for label in labels
+    ]
+    text = " ".join(claim["text"] for claim in state_claims(table, None, []))
+    assert (
+        "rar predicts held-out images" in text and "Under rar's head MASC's tree does worse than ward clusters" in text
+    )
