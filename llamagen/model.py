@@ -9,6 +9,7 @@ from llamagen.backbones.embeddings import TokenEmbedding
 from masc.heads.base import Head
 from masc.heads.config import HeadConfig
 from masc.heads.registry import build_head
+from masc.runtime.artifacts import InputError
 from masc.tree import Clustering
 
 
@@ -32,10 +33,17 @@ class ARModel(nn.Module):
 def build_model(
     model: BackboneConfig, head: HeadConfig, shape: DataShape, tree: Clustering | None, seed: int
 ) -> ARModel:
-    """The model of a run, initialised from `seed`. `tree` is the whole tree; heads that read none take None."""
+    """The model of a run, initialised from `seed`. `tree` is the whole tree; heads that read none take None.
+
+    Raises InputError for a class that is not a backbone, or that cannot drop conditions as its config asks."""
     built = build_head(head, model.dim, shape.num_tokens, tree)
     context = tree.cut(head.cuts(shape.num_tokens)[-1]) if head.shows_clusters else None
     backbone = build_backbone(model, TokenEmbedding(shape.num_tokens, model.dim, context), shape)
+    if model.class_dropout and not backbone.has_null:
+        raise InputError(
+            f"{model.name} has no null condition, so model.class_dropout={model.class_dropout} cannot drop conditions; "
+            "set model.class_dropout=0"
+        )
     backbone.initialise(torch.Generator().manual_seed(seed))
     return ARModel(backbone, built)
 

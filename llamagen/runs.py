@@ -137,7 +137,8 @@ class Run:
             "drawn_at": config.data.resolution,
         }
         if config.head.uses_tree:
-            found |= {"tree": config.tree.name, "K": config.head.cuts(self.codebook.num_tokens)[-1]}
+            cuts = config.head.cuts(self.codebook.num_tokens)
+            found |= {"tree": config.tree.name, "K": cuts[-1], **({"levels": cuts} if len(cuts) > 1 else {})}
         use_ema = manifest["config"]["use_ema"]
         now = self if use_ema == self.averaged else replace(self, averaged=use_ema)
         if now.weights_sha256 == drawn_with:
@@ -146,7 +147,7 @@ class Run:
         else:
             logger.warning(
                 "%s: its samples were drawn from other weights (%s) than it has now. They are measured as they are, "
-                "without a step. Delete the set to draw it anew, or name another with SAMPLES=...",
+                "without a step. Delete the set to draw it again, or name another with SAMPLES=...",
                 self.directory,
                 drawn_with[:12],
             )

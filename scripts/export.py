@@ -20,8 +20,9 @@ def main(stage: ExportStage) -> None:
     """Write {"model": state dict} under the released names: what LlamaGen's own samplers load."""
     path = Path(stage.path or f"{stage.run}/llamagen.pt")
     run = Run(Path(stage.run), stage.use_ema)
-    model, grid = run.load_model(), run.inputs.shape.grid
+    model = run.load_model()
     save_official(model, path)
+    grid = model.backbone.grid
     vocabulary = len(model.head.output.weight)
     print(f"{path}: vocabulary {vocabulary}, {grid} x {grid} tokens")
 

@@ -100,6 +100,7 @@ class Protocol:
     head: str = key(Role.IDENTITY, method=True)
     tree: str = key(Role.IDENTITY, method=True)
     K: int = key(Role.IDENTITY, method=True)
+    levels: Sequence[int] = key(Role.IDENTITY)  # all cuts of a head that has several
     data: str = key(Role.IDENTITY)
     step: int = key(Role.IDENTITY)
     images_seen: int = key(Role.IDENTITY)

@@ -50,7 +50,7 @@ class Decoding(ABC):
 
     @abstractmethod
     def tokens(self) -> Tensor:
-        """The tokens in the order of codes: (B, T) int64 once every position has one."""
+        """The tokens in the order of codes: (B, T) int64. Before every position has one, what it returns is open."""
 
 
 class Backbone(nn.Module, ABC):
@@ -95,7 +95,9 @@ class Backbone(nn.Module, ABC):
         """The repeated blocks in order: the units that may be sharded, recomputed or compiled one by one."""
 
     def drop_condition(self, condition: Tensor, dropped: Tensor) -> Tensor:
-        """Replace the condition of each image that `dropped` (B,) bool marks by the null condition."""
+        """Replace the condition of each image that `dropped` (B,) bool marks by the null condition, if there is one."""
+        if not self.has_null:
+            return condition
         chosen = dropped.view(-1, *[1] * (condition.ndim - 1))
         return torch.where(chosen, self.null(condition), condition)
 

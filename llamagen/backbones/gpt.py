@@ -16,6 +16,8 @@ from llamagen.backbones.decoding import CachedDecoding, CompiledStep
 from llamagen.backbones.embeddings import TokenEmbedding, build_condition, visible_keys
 from llamagen.backbones.layers import Block, KVCache, RMSNorm, rope_table
 
+KEPT_STEPS = 2  # compiled steps with their caches: one for full batches, one for the last
+
 
 class Transformer(Backbone):
     """A decoder over [condition, token 0, ..., token T - 1] in raster order of a square image."""
@@ -66,6 +68,8 @@ class Transformer(Backbone):
         """One position a step in raster order, with a key-value cache. A compiled step is kept by batch size."""
         batch = len(condition)
         if compiled and batch not in self._compiled:
+            if len(self._compiled) == KEPT_STEPS:
+                self._compiled.pop(next(iter(self._compiled)))
             torch.compiler.assume_constant_result(Transformer.rope)  # a table, not to be computed at every step
             self._compiled[batch] = CompiledStep(self.step, self.empty_caches(batch))
         step = self._compiled[batch] if compiled else self.step

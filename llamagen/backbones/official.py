@@ -34,7 +34,7 @@ def official_name(ours: str) -> str:
 def rename(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """A released state dict under our names.
 
-    KV caches are buffers of the released class: a state dict saved after sampling has them, and they are left."""
+    KV caches are buffers of the released class: a state dict saved after sampling has them, and these are skipped."""
     return {our_name(name): value for name, value in state.items() if ".kv_cache." not in name}
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from llamagen.backbones.config import ModelConfig
+from llamagen.backbones.config import BackboneConfig
 from llamagen.conditions.features import MAX_TOKENS, TextFeatures
 from masc.runtime.artifacts import InputError, MissingArtifact, naming
 from masc.runtime.codes import Codes, load_captions
@@ -44,7 +44,7 @@ class ImageCaptions:
 Conditions = Labels | ImageCaptions
 
 
-def check_text_model(config: ModelConfig, captions: str | None) -> None:
+def check_text_model(config: BackboneConfig, captions: str | None) -> None:
     """Raise InputError unless a text model is given captions, and a class model none."""
     if (captions is None) == (config.condition == "text"):
         raise InputError(
@@ -53,7 +53,7 @@ def check_text_model(config: ModelConfig, captions: str | None) -> None:
         )
 
 
-def check_features(config: ModelConfig, features: TextFeatures, path: Path) -> None:
+def check_features(config: BackboneConfig, features: TextFeatures, path: Path) -> None:
     """Raise InputError unless text features have the shape that a text model takes."""
     if (MAX_TOKENS, features.dim) != (config.caption_tokens, config.caption_dim):
         raise InputError(

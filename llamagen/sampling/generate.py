@@ -73,9 +73,11 @@ def generate(
     """Draw code grids: condition of B images, uniforms (B, T, L) -> tokens (B, T) int64.
 
     `caption_mask` (B, P) marks the real slots of captions. With guidance the unconditional half sees the same slots,
-    as released. The backbone says how many positions a step draws; a guidance schedule gives all positions of a step
-    the scale of the first. Position i of the order of drawing takes `uniforms[:, i]`; fewer than T draw as many.
-    `compiled` compiles the step, once a model and batch size. Raises InputError as `check_guidance`."""
+    as released. The backbone chooses how many positions each step draws. All positions of a step get the guidance
+    scale of its first. The i-th position drawn uses `uniforms[:, i]`. Uniforms for fewer than T positions stop the
+    drawing there, with LlamaGen's backbone only. `compiled` compiles the step, once a model and batch size.
+
+    Raises InputError as `check_guidance`, and ValueError if the uniforms end within a step."""
     backbone, head, num_positions = model.backbone, model.head, uniforms.shape[1]
     check_guidance(backbone, config)
     if config.is_guided:
@@ -86,6 +88,8 @@ def generate(
     while drawn < num_positions:
         hidden = decoding.predict()  # (B, S, D)
         step = slice(drawn, drawn + hidden.shape[1])
+        if step.stop > num_positions:
+            raise ValueError(f"a step draws positions {drawn} to {step.stop - 1}, uniforms are for {num_positions}")
         scale = config.scale(drawn, backbone.num_positions)
         pick = SamplingPick(config, uniforms[:, step].flatten(0, 1), scale)
         decoding.place(head.sample(hidden.flatten(0, 1), pick).view(hidden.shape[:2]))

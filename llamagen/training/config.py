@@ -109,9 +109,8 @@ def load_config(file: Path) -> TrainConfig:
     kind = stored["head"].get("kind")
     if kind not in CONFIGS:
         raise InputError(f"{file} names the head {kind!r}; this version has {', '.join(CONFIGS)}")
-    is_llamagen = stored["model"]["target"] == ModelConfig.target
     schema = OmegaConf.structured(TrainConfig)
-    schema.model = OmegaConf.structured(ModelConfig if is_llamagen else OwnModelConfig)
+    schema.model = OmegaConf.structured(OwnModelConfig if "options" in stored["model"] else ModelConfig)
     schema.head = OmegaConf.structured(CONFIGS[kind])
     try:
         return OmegaConf.to_object(OmegaConf.merge(schema, stored))

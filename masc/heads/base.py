@@ -34,12 +34,12 @@ class Head(nn.Module, ABC):
     def build(cls, config: HeadConfig, dim: int, num_tokens: int, tree: Clustering | None) -> Self:
         """The head of a config over N tokens and hidden states of width D, its first loss that of uniform choices.
 
-        `tree` is whole: the head cuts it where it needs, and reads nothing else of it than its cuts."""
+        `tree` is uncut. The head chooses its cuts and uses only those."""
 
     @property
     @abstractmethod
     def num_decisions(self) -> int:
-        """L."""
+        """Number of decisions on the way to a token: L."""
 
     @abstractmethod
     def log_probs(self, hidden: Tensor, tokens: Tensor) -> Tensor:

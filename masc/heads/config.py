@@ -38,7 +38,7 @@ class FlatConfig(HeadConfig):
 
 @dataclass(kw_only=True)
 class _ContextConfig(HeadConfig):
-    """What all heads over a tree have in common."""
+    """Settings shared by all heads over a tree."""
 
     context: str = "token"  # what the context holds: `token` ids or `cluster` ids
 

@@ -14,7 +14,7 @@ from masc.tree import Clustering, Partition
 
 
 class _ClusterHead(Head):
-    """What both heads share: the tables of a partition, and `output.weight` with zeros at the start."""
+    """Base of both heads: the tables of a partition, and `output.weight`, which starts at zero."""
 
     num_decisions = 2
 
@@ -62,9 +62,9 @@ class MascHead(_ClusterHead):
 class MascTwoLevelHead(_ClusterHead):
     """p(token) = p(cluster) p(token | cluster), both learned. `output.weight` is (K + N, D): clusters, then tokens.
 
-    Members are told apart by one product over all N rows, in which the other clusters are masked: as much memory as
-    a flat head over K + N. `masc.heads.tree` gives the same distribution at the cost of the members alone; this head
-    keeps the order of its sums, so that published numbers stay what they are to the last digit."""
+    One product over all N rows scores the members, and the tokens of other clusters are masked: as much memory as a
+    flat head over K + N. `masc.heads.tree` gives the same distribution. This head keeps its order of summation, so
+    that earlier results stay equal to the last digit."""
 
     def __init__(self, dim: int, partition: Partition):
         super().__init__(dim, partition, partition.num_clusters + partition.num_tokens)

@@ -1,8 +1,8 @@
 """A path of learned choices through nested cuts of one tree, down to the token.
 
-Nodes are numbered level by level along one order of the tokens, in which every cluster of every cut is a run. So the
-children of a node are a run of rows too (compressed sparse rows): a level reads the rows of the children it meets and
-no others.
+Tokens are sorted so that each cluster of each cut is a contiguous range, and nodes are numbered level by level in that
+order. The children of a node are then a contiguous range of rows (compressed sparse rows), and the softmax of a level
+reads the children of the nodes met, not all nodes.
 
 Shapes: B images, D width, N tokens, L levels, R nodes of all levels, C children met, M rows of hidden states."""
 
@@ -42,7 +42,7 @@ class MascTreeHead(Head):
             node_of.append(first_row + rank[level.cluster_of])
             rows.append((first_row, starts))
             first_row += len(starts)
-        self.first_level = len(rows[0][1])
+        self.first_rows = [row for row, _ in rows] + [first_row]  # of each level, and the end
         first_child, num_children = np.zeros((2, first_row), np.int64)
         for (parent_row, parent_starts), (child_row, child_starts) in itertools.pairwise(rows):
             edges = np.searchsorted(child_starts, np.append(parent_starts, self.num_tokens))
@@ -55,6 +55,9 @@ class MascTreeHead(Head):
             ("token_order", order),  # (N,): the tokens in the order of their rows
         ):
             self.register_buffer(name, torch.from_numpy(np.ascontiguousarray(table)), persistent=False)
+        # Children of the parent of a token's node, on average over the tokens, by level.
+        self.children_met = [float(self.first_rows[1])]
+        self.children_met += [float(num_children[parents].mean()) for parents in node_of[:-1]]
         self.output = nn.Linear(dim, first_row, bias=False)
         nn.init.zeros_(self.output.weight)
 
@@ -70,32 +73,42 @@ class MascTreeHead(Head):
         return [self.output.weight]
 
     def _first_logits(self, hidden: Tensor) -> Tensor:
-        """Of the children of the root: (*, D) -> (*, V)."""
-        return nn.functional.linear(hidden, self.output.weight[: self.first_level])
+        """Logits of the children of the root: (*, D) -> (*, V)."""
+        return nn.functional.linear(hidden, self.output.weight[: self.first_rows[1]])
 
     def log_probs(self, hidden: Tensor, tokens: Tensor) -> Tensor:
-        """(*, D), (*) -> (*, L). A level below the first costs C D numbers, C the children of all nodes met."""
+        """(*, D), (*) -> (*, L). The softmax of a level reads the children met only; see `_sibling_logits`."""
         nodes = self.node_of[:, tokens]  # (L, *)
         decisions = [log_softmax_at(self._first_logits(hidden), nodes[0])]
         flat = hidden.flatten(0, -2)
-        for parent, child in itertools.pairwise(nodes):
-            decisions.append(self._among_siblings(flat, parent.flatten(), child.flatten()).view(child.shape))
+        for level, (parent, child) in enumerate(itertools.pairwise(nodes), start=1):
+            decisions.append(self._among_siblings(level, flat, parent.flatten(), child.flatten()).view(child.shape))
         return torch.stack(decisions, dim=-1)
 
-    def _among_siblings(self, hidden: Tensor, parent: Tensor, child: Tensor) -> Tensor:
+    def _among_siblings(self, level: int, hidden: Tensor, parent: Tensor, child: Tensor) -> Tensor:
         """log p(child | parent): (M, D), rows (M,), (M,) -> (M,) float32."""
         counts = self.num_children[parent]
+        starts = counts.cumsum(0) - counts  # where the children of each parent begin among the C
         owner = torch.repeat_interleave(torch.arange(len(parent), device=parent.device), counts)  # (C,)
-        place = torch.arange(len(owner), device=owner.device) - (counts.cumsum(0) - counts)[owner]
-        siblings = self.first_child[parent][owner] + place
-        logits = (hidden[owner] * self.output.weight[siblings]).sum(-1).float()
-        largest = logits.detach().new_full((len(parent),), -torch.inf).scatter_reduce(0, owner, logits.detach(), "amax")
-        total = logits.new_zeros(len(parent)).index_add(0, owner, (logits - largest[owner]).exp())
-        mine = logits[counts.cumsum(0) - counts + child - self.first_child[parent]]
-        return mine - largest - total.log()
+        siblings = self.first_child[parent][owner] + torch.arange(len(owner), device=owner.device) - starts[owner]
+        logits = self._sibling_logits(level, hidden, owner, siblings).float()
+        # Sums by segment, not by index_add: CUDA adds by index in no fixed order.
+        largest = torch.segment_reduce(logits.detach(), "max", lengths=counts)
+        total = torch.segment_reduce((logits - largest[owner]).exp(), "sum", lengths=counts)
+        return logits[starts + child - self.first_child[parent]] - largest - total.log()
+
+    def _sibling_logits(self, level: int, hidden: Tensor, owner: Tensor, siblings: Tensor) -> Tensor:
+        """Logits of the children met: rows (C,) of hidden states and of nodes -> (C,).
+
+        They come from one product with all V nodes of the level, M V numbers, or from the rows of the children alone,
+        C D numbers: whichever is smaller for evenly used tokens."""
+        first, end = self.first_rows[level], self.first_rows[level + 1]
+        if self.children_met[level] * hidden.shape[-1] < end - first:
+            return (hidden[owner] * self.output.weight[siblings]).sum(-1)
+        return nn.functional.linear(hidden, self.output.weight[first:end])[owner, siblings - first]
 
     def sample(self, hidden: Tensor, pick: Pick) -> Tensor:
-        """(B, D) -> (B,). A level below the first costs B D numbers a child of the largest node met."""
+        """(B, D) -> (B,). A level below the first reads B x D numbers for each child of the largest node."""
         node = pick(self._first_logits(hidden).float())
         for _ in range(self.num_decisions - 1):
             counts = self.num_children[node]
@@ -105,4 +118,4 @@ class MascTreeHead(Head):
             logits = torch.einsum("bd,bvd->bv", hidden, self.output.weight[rows].to(hidden.dtype)).float()
             # Finite, so that guidance, which subtracts logits, does not make NaN of the places beyond.
             node = self.first_child[node] + pick(logits.masked_fill(~is_child, torch.finfo(torch.float32).min))
-        return self.token_order[node - self.node_of[-1].min()]
+        return self.token_order[node - self.first_rows[-2]]

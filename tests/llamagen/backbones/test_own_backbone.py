@@ -105,6 +105,23 @@ def test_samples_follow_the_likelihood_in_any_order_of_drawing(own, head):
     assert abs(observed.mean() - mean) / deviation < 3.9
 
 
+def test_uniforms_that_end_within_a_step_are_refused(own):
+    model = model_of(own, FlatConfig(name="flat"))
+    with pytest.raises(ValueError, match="draws positions 2 to 3, uniforms are for 3"):
+        generate(model, torch.zeros(2, dtype=torch.long), image_uniforms(0, np.arange(2), 3, 1), SamplingConfig())
+
+
+def test_dropping_conditions_needs_a_null_condition(own):
+    own.class_dropout = 0.0
+    backbone = build_model(own, FlatConfig(name="flat"), SHAPE, None, seed=0).backbone
+    labels = torch.tensor([0, 2])
+    assert torch.equal(backbone.drop_condition(labels, torch.zeros(2, dtype=torch.bool)), labels)
+    own.class_dropout = 0.1
+    sys.modules["backwards"].Backwards.has_null = False
+    with pytest.raises(InputError, match=r"has no null condition, so model\.class_dropout=0\.1 cannot drop"):
+        build_model(own, FlatConfig(name="flat"), SHAPE, None, seed=0)
+
+
 def test_guidance_and_the_batch_work_as_for_llamagen(own):
     model, config = model_of(own, FlatConfig(name="flat")), SamplingConfig(guidance=3.0, guidance_schedule="linear")
     labels, uniforms = torch.arange(8) % 3, image_uniforms(0, np.arange(8), 5, 1)

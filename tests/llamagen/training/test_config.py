@@ -39,6 +39,12 @@ def test_a_run_of_an_earlier_version_loads_and_goes_on(small_run, head, schema):
     assert read_metrics(config.directory / "metrics.jsonl")[-1]["step"] == 4
 
 
+def test_a_backbone_with_llamagens_keys_and_a_class_of_its_own_loads(small_run):
+    config = small_run("head=flat", "model.target=my.module:Transformer")
+    config.open_directory({})
+    assert load_config(config.directory / "config.yaml") == config
+
+
 def test_a_changed_value_of_an_earlier_version_is_still_refused(small_run):
     config = small_run("head=masc", "steps=4")
     train(config)

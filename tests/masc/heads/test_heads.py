@@ -196,7 +196,7 @@ def test_the_rows_of_a_trees_children_are_runs():
     head = head_of("masc-tree", "average linkage")
     parents = torch.repeat_interleave(torch.arange(len(head.num_children)), head.num_children)
     starts = head.first_child[head.num_children > 0]
-    assert torch.equal(starts, starts.sort().values) and len(parents) == len(head.num_children) - head.first_level
+    assert torch.equal(starts, starts.sort().values) and len(parents) == len(head.num_children) - head.first_rows[1]
     for level in range(1, head.num_decisions):
         above, here = head.node_of[level - 1], head.node_of[level]
         assert ((head.first_child[above] <= here) & (here < head.first_child[above] + head.num_children[above])).all()
@@ -208,7 +208,7 @@ def test_a_level_of_a_tree_reads_the_children_that_are_met_and_no_other_row():
     head.log_probs(hidden(2), tokens).sum().backward()
     read = head.output.weight.grad.abs().sum(1) > 0
     met = torch.zeros(len(read), dtype=torch.bool)
-    met[: head.first_level] = True
+    met[: head.first_rows[1]] = True
     for level in range(head.num_decisions - 1):
         for node in head.node_of[level, tokens]:
             children = slice(head.first_child[node], head.first_child[node] + head.num_children[node])
