@@ -18,7 +18,7 @@ from vq.hub.pins import existing_weights
 from vq.interface import Tokenizer, TokenizerConfig, tokenizer_path
 from vq.pretrained import load_tokenizer
 
-SIXTEEN_PIXELS = ("vq16", "vq16-t2i")  # a token and side: the tokenizers of all released models
+SIXTEEN_PIXELS = ("vq16", "vq16-t2i")  # tokenizers with 16 pixels per token on each side; every release uses one
 
 
 @dataclass(kw_only=True)
@@ -62,7 +62,7 @@ class Release:
         return self.config.num_classes
 
     def label_population(self) -> np.ndarray:
-        """A release does not say how often it saw each class: InputError."""
+        """Raise InputError: the class frequencies of a release are unknown."""
         raise InputError("how often a released model saw each class is not known; choose labels=uniform or balanced")
 
     @cached_property
@@ -106,5 +106,5 @@ class Release:
         }
 
     def evidence(self) -> dict[str, Any]:
-        """Nothing: a release has no training directory to look into."""
+        """An empty dict: a release has no training directory."""
         return {}

@@ -22,7 +22,7 @@ from llamagen.training.config import TrainConfig, load_config
 from llamagen.training.inputs import RunInputs, load_inputs
 from llamagen.training.stream import group_labels
 from masc.runtime.artifacts import Codebook, InputError, MissingArtifact
-from masc.runtime.run import differences
+from masc.runtime.run import differences, run_facts
 from vq.interface import Tokenizer
 from vq.pretrained import load_decoder
 from vq.readers.imagenet import wnids
@@ -42,7 +42,12 @@ class Run:
         """The config that the run was trained with; MissingArtifact if there is no run."""
         file = self.directory / "config.yaml"
         if not file.exists():
-            raise MissingArtifact("run", self.directory, f"no run at {self.directory} (no config.yaml)")
+            raise MissingArtifact(
+                "run",
+                self.directory,
+                f"no run at {self.directory} (no config.yaml)",
+                **run_facts(self.directory),
+            )
         config = load_config(file)
         config.run_dir = str(self.directory)
         return config

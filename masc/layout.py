@@ -114,12 +114,9 @@ class Layout:
 
         Raises InputError for a bad K, MissingArtifact if the clustering is missing or broken, was made of another
         codebook or by another config, or lacks a cut."""
-        for num_clusters in cuts:
-            self._check_k(num_clusters, codebook)
+        self.check_cuts(tree, cuts, codebook)
         num_clusters = cuts[-1]
         path = self.tree(tree, num_clusters)
-        if tree.needs_k and len(cuts) > 1:
-            raise InputError(f"{tree.name} is a partition at one K, and cuts at {cuts} were asked for; choose a tree")
         with naming(**self._tree_facts(tree, num_clusters)):
             made, meta = load_tree(path, codebook)
             check_cuts(made, cuts, path)
@@ -137,6 +134,13 @@ class Layout:
         """The partition in K clusters, and the SHA-256 of the tree that it was cut from; errors as `load_tree`."""
         made, sha256 = self.load_tree(tree, [num_clusters], codebook)
         return made.cut(num_clusters), sha256
+
+    def check_cuts(self, tree: TreeConfig, cuts: list[int], codebook: Codebook) -> None:
+        """Raise InputError for cuts (numbers of clusters) that no clustering of this config and codebook has."""
+        for num_clusters in cuts:
+            self._check_k(num_clusters, codebook)
+        if tree.needs_k and len(cuts) > 1:
+            raise InputError(f"{tree.name} makes one partition, but the head cuts at {cuts}; choose another TREE")
 
     def _check_k(self, num_clusters: int, codebook: Codebook) -> None:
         if not 1 <= num_clusters <= codebook.num_tokens:

@@ -2,13 +2,13 @@
 
 from stage import run_stage
 
-from llamagen.evaluation.lite import EvaluateConfig, evaluate_run
+from llamagen.evaluation.lite import EvalLiteConfig, evaluate_lite
 from metrics.results import Results, row_text
 
 
-def main(config: EvaluateConfig) -> None:
+def main(config: EvalLiteConfig) -> None:
     """Write <run>/eval/*.json, every value with its protocol, and print the values."""
-    directory = evaluate_run(config)
+    directory = evaluate_lite(config)
     for name in ("likelihood", *config.samples):
         print(directory / f"{name}.json")
         for row in Results.load(directory / f"{name}.json").rows:
@@ -16,4 +16,4 @@ def main(config: EvaluateConfig) -> None:
 
 
 if __name__ == "__main__":
-    run_stage("eval_lite", EvaluateConfig, main)
+    run_stage("eval_lite", EvalLiteConfig, main)

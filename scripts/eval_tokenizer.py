@@ -17,7 +17,7 @@ from vq.readers import load_images
 
 
 @dataclass(kw_only=True)
-class EvaluateTokenizerStage:
+class EvalTokenizerStage:
     tokenizer: TokenizerConfig
     data: DataConfig
     trees: dict[str, TreeConfig] = field(default_factory=dict)  # of the replacement test; empty: no replacement test
@@ -41,7 +41,7 @@ class EvaluateTokenizerStage:
             raise ValueError("the replacement test needs a tree, as in ARGS=+tree@trees.ward=ward")
 
 
-def main(stage: EvaluateTokenizerStage) -> None:
+def main(stage: EvalTokenizerStage) -> None:
     """Write artifacts/<tokenizer>/eval: tokenizer.json, replacement.json and replacement.png."""
     layout, data = Layout(stage.artifacts, stage.tokenizer.name), stage.data
     codebook = layout.load_codebook()
@@ -63,11 +63,11 @@ def main(stage: EvaluateTokenizerStage) -> None:
         folder=Path(stage.folder),
         backbone=stage.lpips,
     )
-    model = load_decoder(codebook, layout.root)
+    model = load_decoder(codebook, layout.root, stage.tokenizer.weights)
     directory = Path(stage.out) if stage.out else layout.evaluation
     evaluate_tokenizer(model, test, directory, data.name, reference_path(stage.artifacts, data.name))
     print(*sorted(directory.glob("*.json")), *sorted(directory.glob("*.png")), sep="\n")
 
 
 if __name__ == "__main__":
-    run_stage("eval_tokenizer", EvaluateTokenizerStage, main)
+    run_stage("eval_tokenizer", EvalTokenizerStage, main)

@@ -10,7 +10,7 @@ from pathlib import Path
 from jobs import Job, available_cores, run_jobs
 from tqdm import tqdm
 
-from llamagen.evaluation.lite import EvaluateConfig, unmeasured
+from llamagen.evaluation.lite import EvalLiteConfig, unmeasured
 from llamagen.runs import Run
 from llamagen.sampling.draw import is_sampled
 from llamagen.sampling.filters import SamplingConfig
@@ -18,7 +18,7 @@ from llamagen.sampling.plan import SampleConfig
 from llamagen.training.config import TrainConfig
 from masc.build import TreeConfig
 from masc.layout import Layout
-from masc.runtime.artifacts import Codebook, InputError
+from masc.runtime.artifacts import Codebook, InputError, naming
 from masc.runtime.run import read_metrics
 from masc.tree import Partition, Tree
 from metrics.tokenizer import TokenizerTest
@@ -77,7 +77,8 @@ def reproduce(config: ReproduceConfig, planned: list[PlannedRun]) -> Path:
         model = load_tokenizer(weights, config.tokenizer)
         codebook = make_codebook(config.tokenizer, weights, layout.codebook, model)
     for split in _stage(3, list(sources), "split"):
-        extract_codes(model, sources[split], data.views(split), codebook, layout.codes(data.name, split))
+        with naming(data=data.name, tokenizer=config.tokenizer.name):
+            extract_codes(model, sources[split], data.views(split), codebook, layout.codes(data.name, split))
 
     default_k = config.num_clusters or codebook.num_tokens // 2
     ks = [k for k in (default_k, default_k // 2, default_k // 4) if k]
@@ -187,7 +188,7 @@ def _sample_job(run: PlannedRun, name: str, guidance: float, config: ReproduceCo
 
 def _evaluate_job(run: PlannedRun, sets: list[str], config: ReproduceConfig) -> Job:
     directory = run.config.directory
-    settings = EvaluateConfig(run=str(directory), samples=sets)
+    settings = EvalLiteConfig(run=str(directory), samples=sets)
     command = _script("eval_lite", f"run={directory}", f"samples=[{','.join(sets)}]")
     log, total = directory / "eval_lite.log", config.num_samples * len(sets)
     return Job(f"measuring {directory}", command, log, lambda: not unmeasured(settings), total=total)

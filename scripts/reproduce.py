@@ -7,10 +7,16 @@ from llamagen.training.config import TrainConfig
 from masc.runtime.run import split_label
 
 
+def has_one_cut(head: str) -> bool:
+    """Whether a head of configs/head takes the number of clusters K."""
+    config = load_config("train", TrainConfig, [f"head={head}"]).head
+    return hasattr(config, "num_clusters")
+
+
 def plan(config: ReproduceConfig, head: str, seed: int) -> PlannedRun:
     """The run of HEAD or HEAD-on-TREE at a seed."""
     name, tree = split_label(head)
-    clusters = [] if name == "flat" or config.num_clusters is None else [f"head.num_clusters={config.num_clusters}"]
+    cut = [f"head.num_clusters={config.num_clusters}"] if config.num_clusters is not None and has_one_cut(name) else []
     overrides = [
         f"model={config.model}",
         f"data={config.data}",
@@ -20,7 +26,7 @@ def plan(config: ReproduceConfig, head: str, seed: int) -> PlannedRun:
         f"tokenizer_name={config.tokenizer.name}",
         f"artifacts={config.artifacts}",
         f"run_dir={config.runs}/{config.model}/{head}/seed{seed}",
-        *clusters,
+        *cut,
         *config.train_overrides,
     ]
     return PlannedRun(load_config("train", TrainConfig, overrides), overrides)

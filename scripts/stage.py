@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import logging
+import shlex
 import signal
 import sys
 import typing
@@ -54,7 +55,7 @@ COMMANDS = {
     "codes": ("codes", "DATA", "TOKENIZER"),
     "imported codes": ("import-codes", "DATA", "TOKENIZER"),
     "tree": ("tree", "TREE", "TOKENIZER", "K"),
-    "run": ("train",),
+    "run": ("train", "MODEL", "HEAD", "TREE", "SEED"),
     "samples": ("sample", "RUN", "RELEASE", "SAMPLES"),
     "captions": ("coco-captions",),
     "text features": ("text-features", "CAPTIONS"),
@@ -72,7 +73,7 @@ def command_for(error: MissingArtifact) -> str:
     given["ARGS"] = " ".join(f"{key}={value}" for key, value in error.overrides.items()) or None
     words = [f'{name}="{value}"' if " " in str(value) else f"{name}={value}" for name, value in given.items() if value]
     if error.remove:
-        commands.append(f"rm -r {error.path}")
+        commands.append(f"rm -r {shlex.quote(str(error.path))}")
     return " && ".join(dict.fromkeys([*commands, " ".join(["make", target, *words])]))
 
 

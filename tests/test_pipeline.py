@@ -21,7 +21,7 @@ from user_errors import tells
 
 from llamagen.evaluation.fid import evaluate_fid
 from llamagen.evaluation.images import EvalFidConfig, ExtractorConfig
-from llamagen.evaluation.lite import EvaluateConfig, evaluate_run, unmeasured
+from llamagen.evaluation.lite import EvalLiteConfig, evaluate_lite, unmeasured
 from llamagen.sampling.draw import is_sampled, sample
 from llamagen.sampling.plan import SampleConfig
 from masc.runtime.artifacts import InputError
@@ -138,16 +138,16 @@ def test_samples_of_other_weights_or_settings_are_not_taken_for_done(page, plann
     settings = json.loads((directory / "samples/guidance-2/manifest.json").read_text())["config"]
     config = SampleConfig(run=str(directory), **{k: v for k, v in settings.items() if k != "sampling"})
     assert not is_sampled(config)  # guidance 1, not 2
-    assert unmeasured(EvaluateConfig(run=str(directory), samples=["guidance-2"])) == []
+    assert unmeasured(EvalLiteConfig(run=str(directory), samples=["guidance-2"])) == []
     with tells("make sample RUN="):
-        unmeasured(EvaluateConfig(run=str(directory), samples=["nonesuch"]))
+        unmeasured(EvalLiteConfig(run=str(directory), samples=["nonesuch"]))
     manifest = directory / "samples/guidance-2/manifest.json"
     manifest.write_text(manifest.read_text().replace('"use_ema": false', '"use_ema": true'))
-    assert unmeasured(EvaluateConfig(run=str(directory), samples=["guidance-2"])) == ["guidance-2"]
+    assert unmeasured(EvalLiteConfig(run=str(directory), samples=["guidance-2"])) == ["guidance-2"]
     manifest.write_text(manifest.read_text().replace('"use_ema": true', '"use_ema": false'))
     weights = directory / "checkpoints/last/model.safetensors"
     weights.write_bytes(weights.read_bytes() + b" ")
-    assert unmeasured(EvaluateConfig(run=str(directory), samples=["guidance-2"])) == ["likelihood"]
+    assert unmeasured(EvalLiteConfig(run=str(directory), samples=["guidance-2"])) == ["likelihood"]
 
 
 def test_samples_do_not_depend_on_batch_or_on_how_many_are_drawn(page, planned):
@@ -184,7 +184,7 @@ def test_a_run_is_measured_under_a_protocol_as_its_samples_are_drawn(page, plann
     assert results.evidence["average_kept"] is False and results.evidence["labels"]["classes"] == 9
     (stored,) = evaluate_fid(EvalFidConfig(run=str(run), samples="guidance-2", **settings))
     assert Results.load(stored)["FID"]["protocol"]["file_type"] == "npz"
-    lite = evaluate_run(EvaluateConfig(run=str(run), samples=["fresh"])) / "fresh.json"
+    lite = evaluate_lite(EvalLiteConfig(run=str(run), samples=["fresh"])) / "fresh.json"
     assert Results.load(lite)["FD-lite0"]["protocol"]["num_images"] == 20  # decoded from the tokens there too
 
 

@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from masc.runtime.artifacts import InputError, MissingArtifact, write_json
+from masc.runtime.artifacts import InputError, write_json
 
 VERSION = 1
 
@@ -222,7 +222,7 @@ class Results:
         """The results in a file. Raises InputError if it is missing, is no file of results, or has an unknown key."""
         path = Path(path)
         if not path.exists():
-            raise MissingArtifact("results", path)
+            raise InputError(f"no file of results at {path}; name another file")
         try:
             content = json.loads(path.read_text())
         except (json.JSONDecodeError, UnicodeDecodeError) as error:

@@ -11,7 +11,7 @@ import numpy as np
 import yaml
 
 from masc.runtime.artifacts import InputError, MissingArtifact
-from masc.runtime.run import read_metrics
+from masc.runtime.run import read_metrics, run_facts
 from metrics.results import Results
 from reports.published import label_of
 
@@ -45,7 +45,7 @@ class RunRecord:
         directory = Path(directory)
         for name in FILES:
             if not (directory / name).exists():
-                raise MissingArtifact("run", directory, f"no {name} in {directory}")
+                raise MissingArtifact("run", directory, f"no {name} in {directory}", **run_facts(directory))
         try:
             config = yaml.safe_load((directory / "config.yaml").read_text())
             provenance = json.loads((directory / "provenance.json").read_text())
@@ -58,7 +58,8 @@ class RunRecord:
         _check_config(config, provenance, directory)
         run = RunRecord(directory, config, provenance, _check_rows(rows, directory))
         if not run.curve["step"].size:
-            raise MissingArtifact("run", directory, f"{directory} has no validation results yet; resume its training")
+            problem = f"{directory} has no validation results yet; resume its training"
+            raise MissingArtifact("run", directory, problem, **run_facts(directory))
         return run
 
     @property

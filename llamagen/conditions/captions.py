@@ -1,7 +1,7 @@
 """Readers of captions, and the cleaning that captions get before LlamaGen's text encoder.
 
 The cleaning gives the same text as `T5Embedder.text_preprocessing` of LlamaGen (language/t5.py at ce98ec4, from PixArt
-and DeepFloyd IF), applied twice as in LlamaGen; here it is written anew as three lists of substitutions. The readers
+and DeepFloyd IF), applied twice as in LlamaGen; here it is three lists of substitutions. The readers
 take the files of LlamaGen's language/extract_t5_feature.py, COCO's annotations and plain text."""
 
 import html

@@ -43,7 +43,7 @@ class Evaluation:
         return first_images(pictures, self.config.num_images)
 
     def about(self, protocol: ProtocolConfig) -> dict[str, Any]:
-        """What results must say beside the origin of the images."""
+        """Protocol entries beside those of the images."""
         return {}
 
     def further_rows(self, protocol: ProtocolConfig, pictures: Pictures, about: dict[str, Any]) -> list[dict[str, Any]]:

@@ -73,7 +73,7 @@ class EvalFidConfig:
             raise ValueError("name a protocol, as in PROTOCOL=adm")
         if self.num_images is not None and self.num_images < 2:
             raise ValueError(f"num_images must be at least 2, found {self.num_images}")
-        _ = self.sample_config  # its checks
+        _ = self.sample_config  # raises ValueError for a bad value
 
     @property
     def sample_config(self) -> SampleConfig | None:

@@ -18,7 +18,7 @@ from vq.readers import load_images
 
 
 @dataclass(kw_only=True)
-class EvaluateConfig:
+class EvalLiteConfig:
     """A run, and those of its sample sets that are to be measured."""
 
     run: str  # its directory
@@ -47,7 +47,7 @@ def likelihood(run: Run) -> list[dict[str, Any]]:
     return [row("held-out nats per token", float(nats.mean()), protocol)]
 
 
-def unmeasured(config: EvaluateConfig) -> list[str]:
+def unmeasured(config: EvalLiteConfig) -> list[str]:
     """Those of `likelihood` and the sample sets that have no results for the present weights and samples."""
     run = Run(Path(config.run))
     return _unmeasured(run, [SampleSet(run, name) for name in config.samples])
@@ -58,7 +58,7 @@ def _unmeasured(run: Run, sets: list[SampleSet]) -> list[str]:
     return [name for name, protocol in wanted.items() if not holds(run.directory / "eval" / f"{name}.json", protocol)]
 
 
-def evaluate_run(config: EvaluateConfig) -> Path:
+def evaluate_lite(config: EvalLiteConfig) -> Path:
     """Write eval/likelihood.json and eval/<samples>.json of a run, and return the directory.
 
     Results of the same weights and samples are kept."""

@@ -20,7 +20,7 @@ def saved_protocol(path: Path) -> dict[str, Any] | None:
 
 
 def holds(path: Path, protocol: dict[str, Any]) -> bool:
-    """Whether a results file is of these values of a protocol."""
+    """Whether the results at `path` have these protocol values."""
     found = saved_protocol(path)
     return found is not None and all(found.get(key) == value for key, value in protocol.items())
 

@@ -36,7 +36,12 @@ SHOWN = 64  # images in the grid
 def manifest_of(config: SampleConfig, source: Source, captions: TextFeatures | None) -> dict[str, Any]:
     """Everything that decides the samples: settings, and hashes of what is read."""
     settings = plain(config) | {"labels": config.label_plan, "precision": sampling_precision(config.precision)}
-    for elsewhere in ("batch_size", "run", "captions", "artifacts"):  # changes nothing, or is there by its hash
+    for elsewhere in (
+        "batch_size",
+        "run",
+        "captions",
+        "artifacts",
+    ):  # does not affect the samples, or is recorded by its hash
         settings.pop(elsewhere)
     if config.release is not None:
         settings["release"].pop("weights")
@@ -119,7 +124,7 @@ def _refuse_other_settings(directory: Path, manifest: dict[str, Any]) -> None:
             f"these with `rm -r {directory}`"
         )
     if there != manifest:
-        logger.warning("%s was drawn from other weights; drawing anew", directory)
+        logger.warning("%s was drawn from other weights; drawing again", directory)
 
 
 def _warn_off_preset(config: SampleConfig, preset: SamplingConfig | None) -> None:

@@ -76,7 +76,7 @@ class SampleConfig:
         if self.release is not None:
             return Release(self.release, Path(self.artifacts))
         run = Run(Path(self.run), self.use_ema)
-        _ = run.config  # its InputError
+        _ = run.config  # raises InputError if there is no run
         return run
 
     def open_captions(self) -> TextFeatures | None:

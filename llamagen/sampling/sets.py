@@ -116,7 +116,7 @@ class SampleSet:
         if drawn != present:
             raise InputError(
                 f"{self.directory} holds tokens of the tokenizer {drawn[:12]}, but the one in use is {present[:12]}, "
-                f"which makes other images of them; delete the set with `rm -r {self.directory}` to draw it anew"
+                f"which decodes them to other images; delete the set with `rm -r {self.directory}` to draw it again"
             )
         tokenizer = self.source.load_tokenizer().to(device)
         return TokenPictures(self.tokens, tokenizer, resolution_of(self.settings), str(self.directory))

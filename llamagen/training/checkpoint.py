@@ -11,6 +11,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from llamagen.training.average import averaged_parameters
 from masc.runtime.artifacts import InputError, MissingArtifact, hash_file, recover, replacing, write_json
+from masc.runtime.run import run_facts
 
 
 @dataclass
@@ -52,7 +53,8 @@ def load_weights(path: Path, model: nn.Module) -> None:
     """Load the weights of a checkpoint directory into a model of the same config."""
     file = Path(path) / "model.safetensors"
     if not file.exists():
-        raise MissingArtifact("run", path, f"no checkpoint at {path}; train or resume the run")
+        run_dir = Path(path).parent.parent
+        raise MissingArtifact("run", path, f"no checkpoint at {path}; train or resume the run", **run_facts(run_dir))
     model.load_state_dict(load_file(file))
 
 
@@ -77,7 +79,9 @@ def hash_weights(run_dir: Path, averaged: bool = False) -> str:
     if not file.exists() and averaged:
         raise InputError(f"no averaged weights in {run_dir}; train the run with ARGS=ema_decay=0.9999")
     if not file.exists():
-        raise MissingArtifact("run", run_dir, f"no checkpoint in {run_dir}; train or resume the run")
+        raise MissingArtifact(
+            "run", run_dir, f"no checkpoint in {run_dir}; train or resume the run", **run_facts(run_dir)
+        )
     return hash_file(file)
 
 

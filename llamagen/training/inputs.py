@@ -40,11 +40,13 @@ def load_inputs(config: TrainConfig, codebook: Codebook | None = None) -> RunInp
         if not (layout.codes(config.data.name, split) / "meta.json").exists():
             missing.append(layout.missing_codes(config.data.name, split))
     if config.head.uses_tree and codebook is not None:
-        num_clusters = config.head.cuts(codebook.num_tokens)[-1]
+        cuts = config.head.cuts(codebook.num_tokens)
+        layout.check_cuts(config.tree, cuts, codebook)
+        num_clusters = cuts[-1]
         if not layout.tree(config.tree, num_clusters).exists():
             missing.append(layout.missing_tree(config.tree, num_clusters))
     elif config.head.uses_tree:
-        missing.append(layout.missing_tree(config.tree, None))
+        missing.append(layout.missing_tree(config.tree, getattr(config.head, "num_clusters", None)))
     if codebook is None or missing:
         problem = f"training needs what is missing: {', '.join(str(error.path) for error in missing)}"
         raise MissingArtifact.all_of(problem, missing)
@@ -71,5 +73,5 @@ def load_inputs(config: TrainConfig, codebook: Codebook | None = None) -> RunInp
             parents[f"{split} captions"] = conditions[split].features.sha256
     tree = None
     if config.head.uses_tree:
-        tree, parents["tree"] = layout.load_tree(config.tree, config.head.cuts(codebook.num_tokens), codebook)
+        tree, parents["tree"] = layout.load_tree(config.tree, cuts, codebook)
     return RunInputs(train, held_out, conditions, tree, parents)

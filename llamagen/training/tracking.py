@@ -43,7 +43,7 @@ class Tracker:
     """Writes rows of one run to metrics.jsonl and to wandb."""
 
     def __init__(self, config: TrackingConfig, run: Any, log: MetricsLog, summary: dict[str, Any]):
-        """`run` is the TrainConfig; its directory names the wandb run, so that a resumed run goes on there."""
+        """`run` is the TrainConfig; its directory names the wandb run, which a resumed run continues."""
         self.log, self.wandb = log, None
         mode = config.resolved_mode()
         if mode == "disabled":

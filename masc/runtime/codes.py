@@ -51,11 +51,6 @@ class Codes:
     def num_positions(self) -> int:
         return self.tokens.shape[2]
 
-    @property
-    def grid(self) -> int:
-        """Tokens on each side of the square code grid."""
-        return round(self.num_positions**0.5)
-
 
 def code_type(num_tokens: int) -> np.dtype:
     """The smallest type for tokens below N that both NumPy and torch read."""

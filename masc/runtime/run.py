@@ -75,6 +75,17 @@ def split_label(label: str) -> tuple[str, str]:
     return head, tree or "masc"
 
 
+def run_facts(directory: Path) -> dict[str, str | None]:
+    """Model, head, tree and seed of a run, from its place runs/<model>/<label>/seed<seed>; empty for another place.
+
+    The tree is None if it is MASC's own."""
+    *_, model, label, seed = ("", "", *Path(directory).parts)
+    if not seed.startswith("seed") or not label:
+        return {}
+    head, tree = split_label(label)
+    return {"model": model, "head": head, "tree": None if tree == "masc" else tree, "seed": seed.removeprefix("seed")}
+
+
 def open_run(
     path: Path,
     config: dict[str, Any],

@@ -30,7 +30,7 @@ class Tokenizer(Protocol):
 
     An image is a square of S x S pixels. It becomes one square grid of T = (S / downsample)^2 tokens in raster order,
     so T alone gives the grid. A tokenizer with another layout (several scales, a rectangle, a 1D sequence) does not fit
-    this interface: the extraction of codes, `Codes.grid`, the LlamaGen backbone and `decode` rely on the square."""
+    this interface: the extraction of codes, LlamaGen's backbone and `decode` rely on the square."""
 
     num_tokens: int  # N
     downsample: int  # pixels per token on each side

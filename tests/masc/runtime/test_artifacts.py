@@ -171,7 +171,7 @@ def test_codes_come_back_and_are_checked(tmp_path):
     assert codes.tokens.dtype == np.uint16
     assert np.array_equal(codes.tokens, tokens)
     assert json.loads((tmp_path / "c" / "captions.json").read_text()) == ["x", "y", "z"]
-    assert (codes.num_images, codes.num_positions, codes.grid) == (3, 4, 2)
+    assert (codes.num_images, codes.num_positions) == (3, 4)
     with pytest.raises(InputError, match="codebook hash, but the codebook in use is other"):
         load_codes(tmp_path / "c", "other")
     with pytest.raises(MissingArtifact, match=r"no codes at .*/d$") as caught, naming(data="x", tokenizer="y"):

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from masc.runtime.artifacts import Codebook, InputError, load_npz, save_npz, write_text
+from masc.runtime.artifacts import Codebook, InputError, MissingArtifact, load_npz, save_npz, write_text
 from masc.runtime.codes import SHARD_SIZE, code_type
 from vq.images import ImageSource
 from vq.readers.stored import StoredImages
@@ -123,7 +123,11 @@ class Shards:
             self.check_failures()
 
     def load(self, shard: int) -> np.ndarray:
-        return load_npz(self.file(shard), "codes-shard", SHARD_VERSION)[0]["tokens"]
+        """Tokens (B, V, T) of a shard. Raises MissingArtifact for the codes if its file is missing or broken."""
+        try:
+            return load_npz(self.file(shard), "codes-shard", SHARD_VERSION)[0]["tokens"]
+        except MissingArtifact as error:
+            raise MissingArtifact("codes", self.file(shard), str(error)) from error
 
     def list_failures(self) -> list[str]:
         """A line for each missing or unreadable image, of all processes."""
