@@ -3,6 +3,7 @@
 import pytest
 import yaml
 from pipeline import ReproduceConfig
+from reproduce import plan
 from stage import CONFIGS, SCHEMAS, load_config
 
 from llamagen.backbones.base import DataShape
@@ -49,6 +50,15 @@ def test_every_head_has_a_schema_and_a_choice():
     for head in choices("head"):
         config = load_config("train", TrainConfig, ["model=llamagen-tiny", "data=twemoji", f"head={head}"])
         assert type(config.head) is HEAD_CONFIGS[config.head.kind] and config.head.name == head
+
+
+def test_the_main_job_gives_k_to_the_heads_that_take_one():
+    config = load_config("reproduce", ReproduceConfig, ["num_clusters=100"])
+    heads = {
+        head: plan(config, head, 0).config.head for head in ("flat", "masc-on-kmeans", "masc-two-level", "masc-tree")
+    }
+    assert (heads["masc-on-kmeans"].num_clusters, heads["masc-two-level"].num_clusters) == (100, 100)
+    assert heads["masc-tree"].levels == [] and heads["flat"].cuts(1024) == []
 
 
 def test_the_main_job_composes():

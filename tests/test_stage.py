@@ -10,7 +10,9 @@ import pytest
 from hydra.core.config_store import ConfigStore
 from stage import COMMANDS, CONFIGS, SCHEMAS, command_for, explain, load_config, run_stage
 from tree import TreeStage, main
+from user_errors import tells
 
+from llamagen.runs import Run
 from masc.build import TreeConfig
 from masc.runtime.artifacts import InputError, MissingArtifact
 
@@ -86,9 +88,24 @@ def test_an_error_is_told_with_the_command_that_makes_what_is_missing(tmp_path):
     assert explain(codes) == "no codes at x; type `make codes DATA=twemoji TOKENIZER=emoji32`"
     tree = MissingArtifact("tree", Path("y"), "bad", remove=True, tree="masc", k=None, overrides={"a": 1, "b": 2})
     assert explain(tree) == 'bad; type `rm -r y && make tree TREE=masc TOKENIZER=... ARGS="a=1 b=2"`'
+    spaced = MissingArtifact("codes", Path("my codes/x"), "bad", remove=True, data="d", tokenizer="t")
+    assert command_for(spaced).startswith("rm -r 'my codes/x' && ")
     both = MissingArtifact.all_of("none is there", [codes, codes, tree])
     assert command_for(both) == f"{command_for(codes)} && {command_for(tree)}"
     assert explain(InputError("k is 0")) == "k is 0"
+
+
+@pytest.mark.parametrize(
+    ("place", "command"),
+    [
+        ("runs/llamagen-b/flat/seed3", "make train MODEL=llamagen-b HEAD=flat SEED=3"),
+        ("runs/t/masc-on-kmeans/seed0", "make train MODEL=t HEAD=masc TREE=kmeans SEED=0"),
+        ("elsewhere", "make train MODEL=... HEAD=... TREE=... SEED=..."),
+    ],
+)
+def test_a_missing_run_is_told_with_the_command_that_trains_it(place, command):
+    with tells(f"no run at {place} .*`{re.escape(command)}`"):
+        _ = Run(Path(place)).config
 
 
 def test_a_stage_ends_with_the_command_and_without_a_traceback(monkeypatch, tmp_path):

@@ -15,13 +15,14 @@ import pytest
 import torch
 from codes import CodesStage, main
 from stage import load_config
+from user_errors import tells
 
-from masc.runtime.artifacts import InputError
+from masc.runtime.artifacts import InputError, naming
 from masc.runtime.codes import load_codes, verify_codes
 from vq.codebook import make_codebook
 from vq.codes import extract
 from vq.codes.extract import extract_codes
-from vq.codes.shards import ExtractConfig
+from vq.codes.shards import ExtractConfig, Shards
 from vq.crops import Views
 from vq.images import ImageSource
 from vq.interface import TokenizerConfig, tokenizer_path
@@ -78,8 +79,6 @@ def content(path):
 
 def stop_after(monkeypatch, shards):
     """Let the process die once so many more shards are written."""
-    from vq.codes.shards import Shards
-
     save, left = Shards.save, [shards]
 
     def dying(*arguments):
@@ -229,6 +228,21 @@ def test_missing_pictures_count_as_unreadable(small, tmp_path):
     source = load_images("imagenet", "train", 16, tmp_path)
     with pytest.raises(InputError, match=r"1280167 of the 1281167 images of imagenet train are missing"):
         extract_codes(model, source, Views("center"), codebook, tmp_path / "codes", SETTINGS)
+
+
+def test_a_shard_that_breaks_before_the_join_is_one_error(pictures, small, tmp_path, monkeypatch):
+    model, codebook = small
+
+    def breaks(self, *arguments):
+        save(self, *arguments)
+        self.file(arguments[0]).write_bytes(b"half")
+
+    save = Shards.save
+    monkeypatch.setattr(Shards, "save", breaks)
+    with tells(r"000000.npz.*`make codes DATA=squares TOKENIZER=small`"), naming(data="squares", tokenizer="small"):
+        extract_codes(
+            model, pictures(), Views("center-flip"), codebook, tmp_path / "codes", ExtractConfig(num_workers=0)
+        )
 
 
 def test_the_shards_of_two_processes_make_the_bytes_of_one(pictures, small, tmp_path, monkeypatch):
