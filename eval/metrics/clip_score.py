@@ -129,9 +129,9 @@ def clip_cosines(
     quiet = None if state.is_main_process else True
     with exact_arithmetic(), tqdm(total=len(starts), desc="CLIP score", unit="batch", disable=quiet) as bar:
         for start, batch in read_batches(pictures, starts, batch_size):
-            images = torch.stack([clip.transform(Image.fromarray(picture)) for picture in batch]).to(clip.device)
+            prepared = torch.stack([clip.transform(Image.fromarray(picture)) for picture in batch]).to(clip.device)
             tokens = clip.tokenize([TEXT + text for text in texts[start : start + len(batch)]]).to(clip.device)
-            similar = F.cosine_similarity(clip.model.encode_image(images), clip.model.encode_text(tokens))
+            similar = F.cosine_similarity(clip.model.encode_image(prepared), clip.model.encode_text(tokens))
             found[start] = similar.double().cpu().numpy()
             bar.update()
     if state.num_processes > 1:

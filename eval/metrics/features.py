@@ -53,14 +53,14 @@ def compute_features(
         tqdm(total=mine, desc="features", unit="image", disable=None if state.is_main_process else True) as bar,
     ):
         for start, batch in read_batches(pictures, starts, batch_size):
-            images = torch.tensor(batch, device=device).permute(0, 3, 1, 2)
-            found, rows = model(RESIZES[resize](images, SIDE))
+            part = torch.tensor(batch, device=device).permute(0, 3, 1, 2)
+            found, rows = model(RESIZES[resize](part, SIDE))
             if not found.isfinite().all():
                 bad = start + int((~found.isfinite()).any(1).nonzero()[0])
                 raise InputError(f"the features of image {bad} of {pictures.name} are not finite")
             pooled[start : start + len(batch)] = found.cpu().numpy()
             spatial.add(rows)
-            pixels.add(images)
+            pixels.add(part)
             bar.update(len(batch))
     if state.num_processes > 1:
         own = {start: pooled[start : start + batch_size] for start in starts}, spatial.cpu(), pixels

@@ -167,7 +167,7 @@ def tokenizer_figures(directory: Path | None) -> dict[str, Any]:
     with np.load(directory / "pictures.npz", allow_pickle=False) as archive:
         strips = {name: archive[name] for name in archive.files}
     pictures = [
-        {"name": name, "image": figures.picture(image_grid(images, len(images)))} for name, images in strips.items()
+        {"name": name, "image": figures.picture(image_grid(strip, len(strip)))} for name, strip in strips.items()
     ]
     return {"results": results, "pictures": pictures}
 

@@ -68,8 +68,8 @@ class Evaluation:
 
         References and weights are looked for before anything is drawn or measured."""
         config, state, references = self.config, self.state, self.references()
-        images = open_images(config, self.found, state.device)
-        pictures = self.choose(images.pictures)
+        measured = open_images(config, self.found, state.device)
+        pictures = self.choose(measured.pictures)
         features, written = {}, []
         for name, protocol in config.protocols.items():
             if len(pictures) < protocol.num_images:
@@ -83,14 +83,14 @@ class Evaluation:
             if key not in features:
                 batch_size = config.extractor.batch_size
                 features[key] = compute_features(prepared, self.model, protocol.resize, batch_size, state)
-            about = images.about | self.about(protocol)
+            about = measured.about | self.about(protocol)
             further = self.further_rows(protocol, prepared, about)
             if not state.is_main_process:
                 continue
             found = measure(protocol, features[key], references[name], self.model, about, config.bootstrap)
             found.rows.extend(further)
-            found.evidence.update(images.evidence)
-            written.append(save_beside(found, images.results.with_name(f"{images.results.name}-{name}.json")))
+            found.evidence.update(measured.evidence)
+            written.append(save_beside(found, measured.results.with_name(f"{measured.results.name}-{name}.json")))
         state.wait_for_everyone()
         return written
 

@@ -16,7 +16,7 @@ from metrics.precision_recall import precision_recall
 from metrics.resize import RESIZES, half_pixel_bilinear, pil_bicubic, tf1_bilinear
 
 
-def pictures(count, size=64, seed=3):
+def random_images(count, size=64, seed=3):
     """Smooth random images (B, 3, S, S) uint8, other than the golden ones."""
     rng = np.random.default_rng(seed)
     small = torch.from_numpy(rng.integers(0, 256, (count, 3, 6, 6)).astype(np.float32))
@@ -126,7 +126,7 @@ def test_the_whole_golden_evaluation(inception, golden):
 def test_torch_fidelity_agrees_live(inception, fidelity):
     from torch_fidelity import metric_fid, metric_isc, metric_prc
 
-    sets = pictures(10, seed=5), pictures(12, seed=6)
+    sets = random_images(10, seed=5), random_images(12, seed=6)
     ours = [features(inception, images)[0] for images in sets]
     theirs = [fidelity(images) for images in sets]
     for mine, (pooled, logits) in zip(ours, theirs, strict=True):
@@ -148,7 +148,7 @@ def test_pytorch_fid_agrees_live_on_its_own_resize(inception, seeded_weights, mo
     from pytorch_fid.inception import InceptionV3
 
     network = InceptionV3([InceptionV3.BLOCK_INDEX_BY_DIM[2048]]).eval()
-    images = pictures(6, seed=7)
+    images = random_images(6, seed=7)
     with torch.no_grad():
         expected = network(images.float() / 255)[0][:, :, 0, 0].numpy()
     found = features(inception, images, "half-pixel-bilinear")[0]
@@ -160,13 +160,13 @@ def test_the_resize_is_tensorflows_to_the_bit():
     from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x
 
     for size in (32, 64, 256, 299, 384):
-        images = pictures(2, size=size)
+        images = random_images(2, size=size)
         expected = interpolate_bilinear_2d_like_tensorflow1x(images.float(), size=(299, 299), align_corners=False)
         assert torch.equal(tf1_bilinear(images, 299), expected)
 
 
 def test_the_three_resizes_differ_and_keep_a_constant():
-    images = pictures(2)
+    images = random_images(2)
     assert not torch.allclose(tf1_bilinear(images, 299), pil_bicubic(images, 299), atol=1)
     constant = torch.full((1, 3, 40, 40), 77, dtype=torch.uint8)
     assert tf1_bilinear(constant, 299).eq(77).all()

@@ -55,10 +55,10 @@ def test_training_images_rank_before_reconstructions_before_shuffled_codes(image
     # None of the images measured is in the reference: else training images would only be found again.
     source, extractor = images
     variants = draw_variants(source, np.random.default_rng(0))
-    pictures = source.pixels[np.random.default_rng(0).permutation(variants)[200:350]]
-    tokens = encode_pixels(emoji32, pictures)
+    unseen = source.pixels[np.random.default_rng(0).permutation(variants)[200:350]]
+    tokens = encode_pixels(emoji32, unseen)
     shuffled = np.random.default_rng(0).permutation(tokens.ravel()).reshape(tokens.shape)
-    sets = (pictures, decode_pixels(emoji32, tokens), decode_pixels(emoji32, shuffled))
+    sets = (unseen, decode_pixels(emoji32, tokens), decode_pixels(emoji32, shuffled))
     found = [{row["metric"]: row for row in measure_images(x, reference, extractor, {"images": "test"})} for x in sets]
     distances = [rows["FD-lite0"]["value"] for rows in found]
     assert distances[0] < distances[1] < distances[2]

@@ -16,15 +16,15 @@ LITE0 = {"extractor": "efficientnet-lite0", "extractor_sha256": "5" * 64, "image
 LPIPS = {"version": "0.1", "backbone": "alex"}
 
 
-def about(name, num_images=50_000, images="imagenet val", pictures="c" * 64):
-    return {"tokenizer": name, "tokenizer_sha256": "a" * 64, "images": images, "images_sha256": pictures} | {
+def about(name, num_images=50_000, images="imagenet val", images_sha256="c" * 64):
+    return {"tokenizer": name, "tokenizer_sha256": "a" * 64, "images": images, "images_sha256": images_sha256} | {
         "num_images": num_images
     }
 
 
-def reconstructed(root, name="vq16", rfid=2.2, space=INCEPTION, lpips=LPIPS, **pictures):
+def reconstructed(root, name="vq16", rfid=2.2, space=INCEPTION, lpips=LPIPS, **more):
     """tokenizer.json as `make eval-tokenizer` writes it."""
-    common, is_inception = about(name, **pictures), space["extractor"] == INCEPTION["extractor"]
+    common, is_inception = about(name, **more), space["extractor"] == INCEPTION["extractor"]
     rows = [
         row("PSNR (dB)", 20.8, common | {"pixels": "uint8"}),
         row("LPIPS", 0.28, common | lpips),

@@ -148,8 +148,8 @@ def decoded_patches(inputs: TreeReportInputs) -> tuple[np.ndarray, np.ndarray] |
         return None
     count = min(inputs.num_images, inputs.codes.num_images)
     rng = random_stream(inputs.seed, Purpose.REPORTED_IMAGES)
-    images = np.sort(rng.choice(inputs.codes.num_images, count, replace=False))
-    tokens = np.asarray(inputs.codes.tokens[images, 0]).astype(np.int64)
+    rows = np.sort(rng.choice(inputs.codes.num_images, count, replace=False))
+    tokens = np.asarray(inputs.codes.tokens[rows, 0]).astype(np.int64)
     pictures = decode_pixels(inputs.tokenizer, tokens)
     used = np.bincount(tokens.ravel(), minlength=inputs.codes.num_tokens) > 0
     return token_patches(tokens, pictures, inputs.codes.num_tokens, MARGIN), used

@@ -242,19 +242,19 @@ def test_coco_has_captions_by_image_id(tmp_path, zipped):
     (tmp_path / "annotations").mkdir()
     file = tmp_path / "annotations" / "captions_val2017.json"
     file.write_text(json.dumps({"images": images, "annotations": captions}))
-    pictures = {f"{image_id:012d}.jpg": ilsvrc.jpeg(image_id) for image_id in (7, 12, 99)}
+    files = {f"{image_id:012d}.jpg": ilsvrc.jpeg(image_id) for image_id in (7, 12, 99)}
     if zipped:
         with zipfile.ZipFile(tmp_path / "val2017.zip", "w") as archive:
-            for name, data in pictures.items():
+            for name, data in files.items():
                 archive.writestr(f"val2017/{name}", data)
     else:
         (tmp_path / "val2017").mkdir()
-        for name, data in pictures.items():
+        for name, data in files.items():
             (tmp_path / "val2017" / name).write_bytes(data)
     source = load_images("coco", "val", 16, tmp_path)
     assert [caption["image_id"] for caption in source.captions] == [7, 12]
     assert source.captions[1]["captions"] == ["12 said 0", "12 said 1"]
-    assert source.members.read(1) == pictures["000000000012.jpg"]
+    assert source.members.read(1) == files["000000000012.jpg"]
     assert source.missing == ("000000000030.jpg",)
     file.write_text(file.read_text()[:-20])
     with pytest.raises(InputError, match=r"captions_val2017.json is not a captions file of COCO, or it is truncated"):

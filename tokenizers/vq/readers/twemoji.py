@@ -112,8 +112,8 @@ def _pictures() -> list[tuple[Emoji, str, Image.Image]]:
         emoji = identify(file.name.removesuffix(".png"))
         if emoji is None:
             continue
-        with Image.open(file) as image:
-            picture = image.convert("RGBA")
+        with Image.open(file) as stored:
+            picture = stored.convert("RGBA")
         digest = hashlib.sha256(_on_white(picture, 72).tobytes()).digest()
         if digest not in seen:
             seen.add(digest)
