@@ -71,8 +71,8 @@ def frechet(rounds: int) -> dict[str, Any]:
     }
 
 
-def write_pictures(folder: Path, count: int, seed: int) -> None:
-    """Smooth pictures with a little noise, 256 x 256."""
+def write_images(folder: Path, count: int, seed: int) -> None:
+    """Smooth images with a little noise, 256 x 256."""
     folder.mkdir()
 
     def one(index: int) -> None:
@@ -105,14 +105,14 @@ def timed(command: list[str]) -> tuple[str, dict[str, float]]:
 
 
 def pipeline(num_images: int) -> dict[str, Any]:
-    """Cost and values of both programs on two folders of `num_images` pictures."""
+    """Cost and values of both programs on two folders of `num_images` images."""
     from inception_weights import save_seeded
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         weights = save_seeded(folder)
         for seed, part in enumerate(("samples", "reference")):
-            write_pictures(folder / part, num_images, seed)
+            write_images(folder / part, num_images, seed)
         device = ["--gpu", "0"] if torch.cuda.is_available() else ["--cpu"]
         theirs = [sys.executable, "-m", "torch_fidelity.fidelity", *device, "--isc", "--fid", "--prc", "--json"]
         theirs += ["--input1", str(folder / "samples"), "--input2", str(folder / "reference"), "--no-cache"]
@@ -127,8 +127,8 @@ def pipeline(num_images: int) -> dict[str, Any]:
         rows = json.loads(results.read_text())["rows"]
         _, warm = timed(ours)
         (folder / "few").mkdir()
-        for picture in sorted((folder / "samples").iterdir())[: num_images // 4]:
-            picture.rename(folder / "few" / picture.name)
+        for image in sorted((folder / "samples").iterdir())[: num_images // 4]:
+            image.rename(folder / "few" / image.name)
         _, few = timed([word.replace(f"samples={folder / 'samples'}", f"samples={folder / 'few'}") for word in ours])
     printed = {key: float(value) for key, value in re.findall(r'"(\w+)": ([-\d.e+]+)', text)}
     values = {row["metric"]: row["value"] for row in rows}
@@ -139,7 +139,7 @@ def pipeline(num_images: int) -> dict[str, Any]:
         "recall": "recall",
     }
     for cost, passes in ((official, 2), (cold, 2), (warm, 1)):
-        cost["pictures_per_second"] = passes * num_images / cost["wall_seconds"]
+        cost["images_per_second"] = passes * num_images / cost["wall_seconds"]
     return {
         "images": num_images,
         "torch-fidelity": official,

@@ -2,7 +2,7 @@
 
     .venv/bin/python benchmarks/vq16.py --llamagen /path/to/LlamaGen    # a checkout of FoundationVision/LlamaGen
 
-Both have the same random weights and the same 256 x 256 pictures and are timed in turn: in seconds of a GPU, or in CPU
+Both have the same random weights and the same 256 x 256 images and are timed in turn: in seconds of a GPU, or in CPU
 seconds summed over the threads, which other work on the machine disturbs least. Printed are the median over the rounds
 and the median of the ratios to LlamaGen's, and how many tokens differ. Writes benchmarks/vq16.json."""
 

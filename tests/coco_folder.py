@@ -13,7 +13,7 @@ def file_name(image_id, split="val2014"):
 
 
 def make_coco(root, ids=range(3, 63, 3), split="val2014", seed=0, reverse=False):
-    """Pictures of two sizes, the first grey; five captions each, their ids in no order, some with line breaks."""
+    """Images of two sizes, the first grey; five captions each, their ids in no order, some with line breaks."""
     rng = np.random.default_rng(seed)
     places = rng.permutation(5 * len(ids))
     images = [{"license": 1, "file_name": file_name(i, split), "height": 40, "width": 30, "id": i} for i in ids]
@@ -31,6 +31,6 @@ def make_coco(root, ids=range(3, 63, 3), split="val2014", seed=0, reverse=False)
     (root / split).mkdir(exist_ok=True)
     for row, image_id in enumerate(ids):
         shape = (40, 30) if row % 2 else (24, 50)
-        picture = Image.fromarray(rng.integers(0, 256, (*shape, 3), dtype=np.uint8))
-        (picture if row else picture.convert("L")).save(root / split / file_name(image_id, split))
+        image = Image.fromarray(rng.integers(0, 256, (*shape, 3), dtype=np.uint8))
+        (image if row else image.convert("L")).save(root / split / file_name(image_id, split))
     return root

@@ -21,7 +21,7 @@ from llamagen.backbones.official import official_name, official_state, rename
 from llamagen.model import ARModel, build_model
 from llamagen.sampling.filters import SamplingConfig, filter_logits, probabilities
 from llamagen.sampling.generate import generate as our_generate
-from llamagen.sampling.pictures import finish
+from llamagen.sampling.images import finish
 from llamagen.training.average import averaged_parameters, start_average
 from llamagen.training.optim import OptimConfig, build_optimizer
 from masc.heads.config import FlatConfig

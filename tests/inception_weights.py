@@ -58,7 +58,7 @@ def save_seeded(folder: Path) -> Path:
 
 
 class StandIn(nn.Module):
-    """What `Inception` is to the code around it, a thousand times as fast: projections of the shrunken picture."""
+    """What `Inception` is to the code around it, a thousand times as fast: projections of the shrunken image."""
 
     def __init__(self) -> None:
         super().__init__()

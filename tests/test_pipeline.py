@@ -58,8 +58,8 @@ def planned(config):
 
 def take_few_emojis(patch):
     """Every twelfth emoji, in this process, stands for all of them."""
-    few = twemoji._pictures()[::12]
-    patch.setattr(twemoji, "_pictures", lambda: few)
+    few = twemoji._images()[::12]
+    patch.setattr(twemoji, "_images", lambda: few)
 
 
 def run_most_in_process(jobs, *arguments):
@@ -94,7 +94,7 @@ def test_the_report_holds_every_part(page, config):
     assert "| masc-on-kmeans |" in (page.parent / "report.md").read_text()
 
 
-def test_geometry_keeps_pictures_and_random_clusters_do_not(page):
+def test_geometry_keeps_images_and_random_clusters_do_not(page):
     found = json.loads((page.parent / "report.json").read_text())["tokenizer"]["replacement"]
     psnr = {(case["tree"], case["K"]): case["metrics"][0]["value"] for case in found}
     assert psnr["masc", 512] - psnr["random", 512] > 8

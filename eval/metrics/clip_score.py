@@ -27,7 +27,7 @@ from masc.runtime.artifacts import InputError, MissingArtifact, hash_file
 from metrics.bootstrap import bootstrap_interval
 from metrics.inception import ARITHMETIC, exact_arithmetic
 from metrics.results import row
-from metrics.streams import Pictures, read_batches
+from metrics.streams import Images, read_batches
 
 NAME = "clip-vit-b-32"  # of the weights in the registry
 # OpenAI trained with x sigmoid(1.702 x). open_clip's plain ViT-B-32 has the exact GELU: it loads the same tensors
@@ -114,22 +114,22 @@ def _quietly() -> Iterator[None]:
 
 
 def clip_cosines(
-    pictures: Pictures, texts: list[str], clip: Clip, batch_size: int = 64, state: PartialState | None = None
+    images: Images, texts: list[str], clip: Clip, batch_size: int = 64, state: PartialState | None = None
 ) -> np.ndarray:
     """The cosine of each image and TEXT plus its caption: (M,) float64, the same in every process.
 
     Raises InputError if the numbers of texts and images differ."""
-    if len(pictures) != len(texts):
+    if len(images) != len(texts):
         raise InputError(
-            f"image i is compared with caption i, but there are {len(pictures):,} images and {len(texts):,} texts"
+            f"image i is compared with caption i, but there are {len(images):,} images and {len(texts):,} texts"
         )
     state = state or PartialState(cpu=not torch.cuda.is_available())
-    starts = range(0, len(pictures), batch_size)[state.process_index :: state.num_processes]
+    starts = range(0, len(images), batch_size)[state.process_index :: state.num_processes]
     found = {}
     quiet = None if state.is_main_process else True
     with exact_arithmetic(), tqdm(total=len(starts), desc="CLIP score", unit="batch", disable=quiet) as bar:
-        for start, batch in read_batches(pictures, starts, batch_size):
-            prepared = torch.stack([clip.transform(Image.fromarray(picture)) for picture in batch]).to(clip.device)
+        for start, batch in read_batches(images, starts, batch_size):
+            prepared = torch.stack([clip.transform(Image.fromarray(image)) for image in batch]).to(clip.device)
             tokens = clip.tokenize([TEXT + text for text in texts[start : start + len(batch)]]).to(clip.device)
             similar = F.cosine_similarity(clip.model.encode_image(prepared), clip.model.encode_text(tokens))
             found[start] = similar.double().cpu().numpy()

@@ -20,7 +20,7 @@ from masc.runtime.artifacts import InputError, MissingArtifact, hash_file, write
 from masc.runtime.streams import Purpose, random_stream
 from metrics.evaluators import TF1_BILINEAR
 from metrics.protocol import ProtocolConfig
-from metrics.streams import FirstPictures, Pictures
+from metrics.streams import FirstImages, Images
 from vq.crops import center_crop
 from vq.readers.coco import find_annotations, load_coco, read_annotations
 from vq.readers.stored import CroppedPixels, StoredImages
@@ -29,11 +29,11 @@ FORMAT, VERSION = "masc-coco-captions", 1
 PAIRINGS = ("all", "paired")
 
 
-def lanczos_crop(picture: Image.Image, size: int) -> np.ndarray:
+def lanczos_crop(image: Image.Image, size: int) -> np.ndarray:
     """LlamaGen's crop: the largest centre square, resized by Lanczos to (S, S, 3) uint8."""
-    side = min(picture.size)
-    left, top = (round((length - side) / 2) for length in picture.size)  # to even, as torchvision rounds
-    square = picture.crop((left, top, left + side, top + side))
+    side = min(image.size)
+    left, top = (round((length - side) / 2) for length in image.size)  # to even, as torchvision rounds
+    square = image.crop((left, top, left + side, top + side))
     return np.asarray(square.resize((size, size), Image.Resampling.LANCZOS))
 
 
@@ -45,7 +45,7 @@ CROPS: dict[str, Callable[[Image.Image, int], np.ndarray]] = {"adm": center_crop
 class CocoProtocolConfig(ProtocolConfig):
     """A protocol with references made from COCO's images."""
 
-    reference: str = "COCO's pictures, which make eval-coco reads"
+    reference: str = "COCO's images, which make eval-coco reads"
     num_images: int = 30_000
     size: int = 256  # pixels a side, of references and samples
     crop: str = "adm"  # one of CROPS
@@ -65,8 +65,8 @@ class CocoProtocolConfig(ProtocolConfig):
     def preparation(self) -> tuple[Any, ...]:
         return self.crop, self.size
 
-    def prepare(self, pictures: Pictures) -> Pictures:
-        return CroppedPictures(pictures, len(pictures), self.size, self.crop)
+    def prepare(self, images: Images) -> Images:
+        return CroppedImages(images, len(images), self.size, self.crop)
 
     @property
     def about_reference(self) -> dict[str, Any]:
@@ -261,18 +261,18 @@ def coco_source(root: Path, split: str, size: int, crop: str, image_ids: list[in
     )
 
 
-class CroppedPictures(FirstPictures):
+class CroppedImages(FirstImages):
     """The first images of a set, cropped like the references. Images of the right size stay unchanged."""
 
-    def __init__(self, pictures: Pictures, count: int, size: int, crop: str):
-        super().__init__(pictures, count)
+    def __init__(self, images: Images, count: int, size: int, crop: str):
+        super().__init__(images, count)
         self.size, self.crop = size, crop
 
     def read(self, start: int, stop: int) -> np.ndarray:
         batch = super().read(start, stop)
         if batch.shape[1:3] == (self.size, self.size):
             return batch
-        return np.stack([CROPS[self.crop](Image.fromarray(picture), self.size) for picture in batch])
+        return np.stack([CROPS[self.crop](Image.fromarray(image), self.size) for image in batch])
 
 
 def describe(protocol: dict[str, Any]) -> str:

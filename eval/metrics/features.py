@@ -18,7 +18,7 @@ from masc.runtime.artifacts import InputError
 from metrics.frechet import Gaussian, Moments
 from metrics.inception import POOLED, SIDE, SPATIAL, Inception, exact_arithmetic
 from metrics.resize import RESIZES
-from metrics.streams import Pictures, read_batches
+from metrics.streams import Images, read_batches
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +36,7 @@ class ImageFeatures:
 
 
 def compute_features(
-    pictures: Pictures, model: Inception, resize: str, batch_size: int = 32, state: PartialState | None = None
+    images: Images, model: Inception, resize: str, batch_size: int = 32, state: PartialState | None = None
 ) -> ImageFeatures | None:
     """Features of all images, computed in true float32 on the model's device; None outside the main process.
 
@@ -44,20 +44,20 @@ def compute_features(
     for unreadable images, for images of different sizes, and for features that are not finite."""
     state = state or PartialState(cpu=not torch.cuda.is_available())
     device = model.fc.weight.device
-    starts = range(0, len(pictures), batch_size)[state.process_index :: state.num_processes]
-    pooled = np.empty((len(pictures), POOLED), np.float32)
+    starts = range(0, len(images), batch_size)[state.process_index :: state.num_processes]
+    pooled = np.empty((len(images), POOLED), np.float32)
     spatial, pixels = Moments(SPATIAL, device), PixelSums()
-    mine = sum(min(batch_size, len(pictures) - start) for start in starts)
+    mine = sum(min(batch_size, len(images) - start) for start in starts)
     with (
         exact_arithmetic(),
         tqdm(total=mine, desc="features", unit="image", disable=None if state.is_main_process else True) as bar,
     ):
-        for start, batch in read_batches(pictures, starts, batch_size):
+        for start, batch in read_batches(images, starts, batch_size):
             part = torch.tensor(batch, device=device).permute(0, 3, 1, 2)
             found, rows = model(RESIZES[resize](part, SIDE))
             if not found.isfinite().all():
                 bad = start + int((~found.isfinite()).any(1).nonzero()[0])
-                raise InputError(f"the features of image {bad} of {pictures.name} are not finite")
+                raise InputError(f"the features of image {bad} of {images.name} are not finite")
             pooled[start : start + len(batch)] = found.cpu().numpy()
             spatial.add(rows)
             pixels.add(part)

@@ -28,7 +28,7 @@ def structural_similarity(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 def llamagen_similarity(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """SSIM as LlamaGen computes it, for comparison with its tables only: (B, H, W, 3), (B, H, W, 3) -> (B,)."""
-    return _similarities(*(pictures.astype(np.float32) / 255 for pictures in (a, b)), LLAMAGEN)
+    return _similarities(*(images.astype(np.float32) / 255 for images in (a, b)), LLAMAGEN)
 
 
 def _similarities(a: np.ndarray, b: np.ndarray, options: dict[str, Any]) -> np.ndarray:
@@ -48,13 +48,13 @@ class Judges:
     spaces: tuple[Space, ...]
     lpips: Lpips | None = None
 
-    def compare(self, pictures: np.ndarray, originals: np.ndarray) -> dict[str, np.ndarray]:
+    def compare(self, images: np.ndarray, originals: np.ndarray) -> dict[str, np.ndarray]:
         """Each metric of pairs of uint8 images: (B, H, W, 3), (B, H, W, 3) -> (B,)."""
         values = {
-            PSNR: np.minimum(peak_signal_to_noise(pictures, originals), MAX_PSNR),
-            SSIM: structural_similarity(pictures, originals),
+            PSNR: np.minimum(peak_signal_to_noise(images, originals), MAX_PSNR),
+            SSIM: structural_similarity(images, originals),
         }
-        return values if self.lpips is None else values | {LPIPS: self.lpips(pictures, originals)}
+        return values if self.lpips is None else values | {LPIPS: self.lpips(images, originals)}
 
     def protocol(self, metric: str) -> dict[str, Any]:
         """Protocol keys of a metric."""
@@ -67,16 +67,16 @@ class Judges:
         return next(space.protocol for space in self.spaces if space.frechet == metric)
 
 
-class PictureSet:
+class ImageSet:
     """Statistics of a set of images in each space, batch by batch; memory is constant."""
 
     def __init__(self, judges: Judges):
         self.spaces = judges.spaces
         self._moments = [Moments(space.dim, space.device) for space in judges.spaces]
 
-    def add(self, pictures: np.ndarray) -> None:
+    def add(self, images: np.ndarray) -> None:
         for space, moments in zip(self.spaces, self._moments, strict=True):
-            moments.add(space.pool(pictures))
+            moments.add(space.pool(images))
 
     def gaussians(self) -> dict[str, Gaussian]:
         """Statistics by the name of the space's Frechet distance."""
@@ -87,17 +87,17 @@ class Comparison:
     """Comparison of images with their originals, batch by batch."""
 
     def __init__(self, judges: Judges):
-        self._judges, self._pictures = judges, PictureSet(judges)
+        self._judges, self._images = judges, ImageSet(judges)
         self._pairs: dict[str, list[np.ndarray]] = {}
 
-    def add(self, pictures: np.ndarray, originals: np.ndarray) -> None:
+    def add(self, images: np.ndarray, originals: np.ndarray) -> None:
         """Add images and their originals: uint8 (B, H, W, 3), (B, H, W, 3)."""
-        for metric, values in self._judges.compare(pictures, originals).items():
+        for metric, values in self._judges.compare(images, originals).items():
             self._pairs.setdefault(metric, []).append(values)
-        self._pictures.add(pictures)
+        self._images.add(images)
 
     def values(self, originals: dict[str, Gaussian]) -> dict[str, float]:
         """The value of every metric, given the statistics of the originals in each space."""
         means = {metric: float(np.concatenate(values).mean()) for metric, values in self._pairs.items()}
-        found = self._pictures.gaussians()
+        found = self._images.gaussians()
         return means | {name: frechet_distance(found[name], originals[name]) for name in found}

@@ -25,7 +25,7 @@ from metrics.frechet import Gaussian, frechet_distance
 from metrics.inception_score import inception_score
 from metrics.precision_recall import NEIGHBOUR, inside_balls
 from metrics.results import row
-from metrics.streams import Pictures, SourcePictures, read_batches
+from metrics.streams import Images, SourceImages, read_batches
 from vq.images import ImageSource
 
 NAME = "efficientnet-lite0"
@@ -102,12 +102,12 @@ def pool(extractor: nn.Module, images: np.ndarray) -> Tensor:
 
 
 @torch.inference_mode()
-def compute_features(extractor: nn.Module, images: np.ndarray | Pictures, batch_size: int = 64) -> Features:
+def compute_features(extractor: nn.Module, images: np.ndarray | Images, batch_size: int = 64) -> Features:
     """Features of uint8 images (M, H, W, 3), or of an image set that is read batch by batch.
 
     About 130 images a second on one CPU core."""
     starts = range(0, max(len(images), 1), batch_size)
-    if isinstance(images, Pictures):
+    if isinstance(images, Images):
         batches = (batch for _, batch in read_batches(images, starts, batch_size))
     else:
         batches = (images[start : start + batch_size] for start in starts)
@@ -154,7 +154,7 @@ def load_reference(
     chosen = draw_variants(images, random_stream(seed, Purpose.REFERENCE_VARIANTS))
     if len(chosen) > MAX_REFERENCE:
         chosen = np.sort(random_stream(seed, Purpose.REFERENCE_IMAGES).permutation(chosen)[:MAX_REFERENCE])
-    pooled = compute_features(extractor, SourcePictures(images, chosen)).pooled
+    pooled = compute_features(extractor, SourceImages(images, chosen)).pooled
     meta = save_npz(path, "reference", VERSION, {"pooled": pooled}, config, parents)
     return ReferenceFeatures(pooled, meta.sha256, description)
 

@@ -57,7 +57,7 @@ class Lpips(nn.Module):
     def forward(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         """uint8 (B, H, W, 3), (B, H, W, 3) -> (B,) float32. Images enter the network in [-1, 1] at their own size."""
         device = next(self.parameters()).device
-        return self.network(*(to_tensor(pictures).to(device) for pictures in (a, b))).flatten().cpu().numpy()
+        return self.network(*(to_tensor(images).to(device) for images in (a, b))).flatten().cpu().numpy()
 
     @property
     def protocol(self) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from metrics.precision_recall import NEIGHBOUR, inside_balls
 from metrics.reference import ReferenceStatistics
 from metrics.resize import RESIZES
 from metrics.results import Results, row
-from metrics.streams import Pictures
+from metrics.streams import Images
 
 logger = logging.getLogger(__name__)
 METRICS = ("FID", "sFID", "IS", "precision", "recall")
@@ -58,9 +58,9 @@ class ProtocolConfig:
         """Values that determine the output of `prepare`; protocols with equal values share their features."""
         return ()
 
-    def prepare(self, pictures: Pictures) -> Pictures:
+    def prepare(self, images: Images) -> Images:
         """The images as this protocol measures them, before the resize to the network."""
-        return pictures
+        return images
 
     @property
     def about_reference(self) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from metrics.evaluators import RESIZE, SHA256_PREFIX
 from metrics.features import ImageFeatures, compute_features
 from metrics.frechet import Gaussian
 from metrics.inception import POOLED, SPATIAL, Inception
-from metrics.streams import NpzPictures, Pictures, SourcePictures, open_samples
+from metrics.streams import Images, NpzImages, SourceImages, open_samples
 from vq.hub.fetch import weights_path
 from vq.hub.pins import pin_of
 from vq.hub.releases import RELEASES
@@ -103,16 +103,16 @@ def load_statistics(
     stored, header = _read_statistics(path) if path.suffix == ".npz" else ({}, {})
     if stored:
         _check_origin(path, stored, header, model, resize)
-    pictures = _pictures_of(path, bool(stored))
+    images = _images_of(path, bool(stored))
     # The file may have gigabytes: one process reads it.
-    sha256 = _by_main(state, lambda: hash_file(path) if path.is_file() else pictures.sha256)
+    sha256 = _by_main(state, lambda: hash_file(path) if path.is_file() else images.sha256)
     if name in RELEASES:
         _check_pinned(name, path, sha256, weights)
     config = {"reference": sha256, "extractor": model.sha256, "resize": resize}
     cache = reference_file(artifacts, f"features-{hash_of(config)}")
     kept = reuse_npz(cache, "reference-features", FEATURES_VERSION, config, {})
     state.wait_for_everyone()  # every process looks before the main one writes, so that all take the same way
-    found = compute_features(pictures, model, resize, batch_size, state) if kept is None and pictures else None
+    found = compute_features(images, model, resize, batch_size, state) if kept is None and images else None
     if not state.is_main_process:
         return None
     if kept is None:
@@ -125,7 +125,7 @@ def load_statistics(
         name if name in RELEASES or path.is_dir() else header.get("name", path.stem),
         sha256,
         header.get("split") or ("train" if name in RELEASES else None),
-        header.get("count") or (None if stored else len(pictures)),
+        header.get("count") or (None if stored else len(images)),
         _gaussian(arrays, "", device),
         _gaussian(arrays, "_s", device) if "mu_s" in arrays else None,
         arrays.get("neighbours"),
@@ -188,12 +188,12 @@ def _check_origin(path: Path, stored: dict[str, np.ndarray], header: dict, model
         )
 
 
-def _pictures_of(path: Path, has_statistics: bool) -> Pictures | None:
+def _images_of(path: Path, has_statistics: bool) -> Images | None:
     """The images of a reference; None if it holds only statistics."""
     if not has_statistics:
         return open_samples(path)
     with zipfile.ZipFile(path) as archive:
-        return NpzPictures(path) if "arr_0.npy" in archive.namelist() else None
+        return NpzImages(path) if "arr_0.npy" in archive.namelist() else None
 
 
 def _by_main(state: PartialState, compute: Callable[[], str]) -> str:
@@ -267,13 +267,13 @@ def make_reference(
                 f"delete the file with `rm {path}`"
             )
         return
-    found = compute_features(SourcePictures(source), model, resize, batch_size, state)
+    found = compute_features(SourceImages(source), model, resize, batch_size, state)
     if state.is_main_process:
-        save_reference(path, found, SourcePictures(source, rows), about)
+        save_reference(path, found, SourceImages(source, rows), about)
     state.wait_for_everyone()
 
 
-def save_reference(path: Path, found: ImageFeatures, kept: Pictures, about: dict[str, Any]) -> None:
+def save_reference(path: Path, found: ImageFeatures, kept: Images, about: dict[str, Any]) -> None:
     """Write a reference in ADM's layout: statistics of `found`, the images `kept`, and the header `about`.
 
     The images are written batch by batch."""

@@ -11,9 +11,9 @@ from tqdm import tqdm
 
 from masc.runtime.streams import Purpose, random_stream
 from masc.tree import Partition
-from metrics.fidelity import Comparison, Judges, PictureSet
+from metrics.fidelity import Comparison, ImageSet, Judges
 from metrics.results import row
-from metrics.streams import Pictures, read_batches
+from metrics.streams import Images, read_batches
 from vq.interface import Tokenizer
 from vq.pixels import decode_pixels, encode_pixels, image_grid
 
@@ -46,7 +46,7 @@ def replace_tokens(tokens: np.ndarray, partition: Partition, rng: np.random.Gene
 
 def measure_replacement(
     model: Tokenizer,
-    pictures: Pictures,
+    images: Images,
     cuts: list[TreeCut],
     seeds: list[int],
     judges: Judges,
@@ -57,15 +57,15 @@ def measure_replacement(
 
     A value is the mean over seeds; its protocol holds `sd_over_seeds` and `by_seed`. Every image is decoded and
     compared once for each cut and seed; no image is kept."""
-    plain = PictureSet(judges)
+    plain = ImageSet(judges)
     found = {
         (place, seed): (cut.partition, draws(seed), Comparison(judges))
         for place, cut in enumerate(cuts)
         for seed in seeds
     }
-    total = len(pictures) * (1 + len(found))
-    with tqdm(total=total, desc="replacement test", unit="picture", disable=None) as bar:
-        for _, pixels in read_batches(pictures, range(0, len(pictures), batch_size), batch_size):
+    total = len(images) * (1 + len(found))
+    with tqdm(total=total, desc="replacement test", unit="image", disable=None) as bar:
+        for _, pixels in read_batches(images, range(0, len(images), batch_size), batch_size):
             tokens = encode_pixels(model, pixels)
             reconstruction = decode_pixels(model, tokens)
             plain.add(reconstruction)
@@ -74,7 +74,7 @@ def measure_replacement(
                 comparison.add(decode_pixels(model, replace_tokens(tokens, partition, rng)), reconstruction)
                 bar.update(len(pixels))
     originals = plain.gaussians()
-    common = {**source, "num_images": len(pictures), "seeds": seeds, "against": "plain reconstruction"}
+    common = {**source, "num_images": len(images), "seeds": seeds, "against": "plain reconstruction"}
     results = []
     for place, cut in enumerate(cuts):
         by_seed = [found[place, seed][2].values(originals) for seed in seeds]
@@ -99,7 +99,7 @@ def _over_seeds(
     return row(metric, float(np.mean(values)), {**protocol, **judges.protocol(metric), **over})
 
 
-def shown_pictures(model: Tokenizer, originals: np.ndarray, cuts: list[TreeCut], seed: int) -> dict[str, np.ndarray]:
+def shown_images(model: Tokenizer, originals: np.ndarray, cuts: list[TreeCut], seed: int) -> dict[str, np.ndarray]:
     """The rows of the paper's Figure 4 by label: originals, reconstructions, and the replaced images of each cut."""
     tokens = encode_pixels(model, originals)
     rows = {"original": originals, "reconstruction": decode_pixels(model, tokens)}

@@ -17,9 +17,9 @@ from metrics.evaluators import HALF_PIXEL_BILINEAR, PIL_BICUBIC, TF1_BILINEAR
 # Shapes: images (B, 3, H, W) uint8 -> (B, 3, S, S) float32 as `Inception` takes them, on the images' device.
 
 
-def tf1_bilinear(pictures: Tensor, side: int) -> Tensor:
+def tf1_bilinear(images: Tensor, side: int) -> Tensor:
     """TensorFlow 1's resize in float32: positions i * in / out, the fraction weights the right and lower neighbours."""
-    x = pictures.float()
+    x = images.float()
     for dim in (3, 2):  # columns first, as TensorFlow's kernel does
         size = x.shape[dim]
         place = torch.arange(side, device=x.device, dtype=torch.float32) * torch.tensor(size / side).float()
@@ -30,20 +30,20 @@ def tf1_bilinear(pictures: Tensor, side: int) -> Tensor:
     return x
 
 
-def half_pixel_bilinear(pictures: Tensor, side: int) -> Tensor:
+def half_pixel_bilinear(images: Tensor, side: int) -> Tensor:
     """torch's resize, on images in [0, 1] like pytorch-fid.
 
     pytorch-fid gives its network 2 x - 1, not (255 x - 128) / 128. The factor 256 in place of 255 has this effect."""
-    small = pictures.float() / 255
+    small = images.float() / 255
     return F.interpolate(small, size=(side, side), mode="bilinear", align_corners=False) * 256
 
 
-def pil_bicubic(pictures: Tensor, side: int) -> Tensor:
+def pil_bicubic(images: Tensor, side: int) -> Tensor:
     """Pillow's resize on the CPU, clipped to [0, 255] like clean-fid."""
-    planes = pictures.cpu().numpy().astype(np.float32).reshape(-1, *pictures.shape[2:])
+    planes = images.cpu().numpy().astype(np.float32).reshape(-1, *images.shape[2:])
     resized = [np.asarray(Image.fromarray(plane).resize((side, side), Image.Resampling.BICUBIC)) for plane in planes]
-    stacked = torch.from_numpy(np.stack(resized)).reshape(*pictures.shape[:2], side, side)
-    return stacked.clamp(0, 255).to(pictures.device)
+    stacked = torch.from_numpy(np.stack(resized)).reshape(*images.shape[:2], side, side)
+    return stacked.clamp(0, 255).to(images.device)
 
 
 RESIZES: dict[str, Callable[[Tensor, int], Tensor]] = {

@@ -21,7 +21,7 @@ from PIL import Image
 
 from masc.runtime.artifacts import InputError
 from vq.images import ImageSource
-from vq.readers.folders import open_pictures
+from vq.readers.folders import open_images
 from vq.readers.members import Members
 from vq.readers.stored import UNREADABLE
 
@@ -31,7 +31,7 @@ READ_AHEAD = 4  # batches
 HASHED = 1000  # files whose bytes enter the hash
 
 
-class Pictures(ABC):
+class Images(ABC):
     """M images of one size."""
 
     name: str
@@ -51,7 +51,7 @@ class Pictures(ABC):
         """Hash that identifies the images. Of files it covers all names and sizes, and the bytes of 1,000 files."""
 
 
-class NpzPictures(Pictures):
+class NpzImages(Images):
     """Images of an .npz in ADM's layout, `arr_0` (M, H, W, 3) uint8: read in place, or in order if compressed."""
 
     file_type = "npz"
@@ -74,8 +74,8 @@ class NpzPictures(Pictures):
             with archive.open(info) as member:
                 self.shape, start = _read_header(member, self.name)
         self._crc = info.CRC
-        self._picture_bytes = int(np.prod(self.shape[1:]))
-        expected = start + self.shape[0] * self._picture_bytes
+        self._image_bytes = int(np.prod(self.shape[1:]))
+        expected = start + self.shape[0] * self._image_bytes
         if info.file_size != expected:
             raise ValueError(f"arr_0 has {info.file_size} bytes, its header says {expected}")
         self.is_sequential = info.compress_type != zipfile.ZIP_STORED
@@ -91,7 +91,7 @@ class NpzPictures(Pictures):
 
     def read(self, start: int, stop: int) -> np.ndarray:
         stop = min(stop, len(self))
-        wanted = (stop - start) * self._picture_bytes
+        wanted = (stop - start) * self._image_bytes
         data = self._inflate(start, wanted) if self.is_sequential else self._read_at(start, wanted)
         if len(data) != wanted:
             raise InputError(f"{self.path} ends before image {stop - 1}; copy it again")
@@ -99,7 +99,7 @@ class NpzPictures(Pictures):
 
     def _read_at(self, start: int, size: int) -> bytes:
         with self.path.open("rb") as file:
-            file.seek(self._offset + start * self._picture_bytes)
+            file.seek(self._offset + start * self._image_bytes)
             return file.read(size)
 
     def _inflate(self, start: int, size: int) -> bytes:
@@ -111,12 +111,12 @@ class NpzPictures(Pictures):
                     self._inflated = (0, member)
                 position, member = self._inflated
                 while position < start:  # images of other processes
-                    member.read(self._picture_bytes)
+                    member.read(self._image_bytes)
                     position += 1
                 data = member.read(size)
             except (OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
                 raise InputError(f"{self.path} is damaged ({error}); copy it again") from error
-            self._inflated = (start + size // self._picture_bytes, member)
+            self._inflated = (start + size // self._image_bytes, member)
             return data
 
     @property
@@ -135,7 +135,7 @@ def _read_header(member: io.IOBase, name: str) -> tuple[tuple[int, int, int, int
     return shape, member.tell()
 
 
-class FilePictures(Pictures):
+class FileImages(Images):
     """Image files of a folder, a zip or tar files, in the order of their names."""
 
     def __init__(self, members: Members, name: str):
@@ -149,19 +149,19 @@ class FilePictures(Pictures):
         return len(self.members)
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        return np.stack([self._picture(index) for index in range(start, min(stop, len(self)))])
+        return np.stack([self._image(index) for index in range(start, min(stop, len(self)))])
 
-    def _picture(self, index: int) -> np.ndarray:
+    def _image(self, index: int) -> np.ndarray:
         where = f"{self.members.names[index]} of {self.name}"
         try:
             data = self.members.read(index)
-            picture = Image.open(io.BytesIO(data))
-            mode = picture.mode
+            image = Image.open(io.BytesIO(data))
+            mode = image.mode
             if (data[:8] == PNG_SIGNATURE and data[24] == 16) or mode.startswith(("I", "F")):
                 raise InputError(f"{where} has 16 bits or more a channel (mode {mode}); write uint8 pixels")
             if mode not in ("RGB", "L", "P", "1"):
                 raise InputError(f"{where} has the channels {mode}; write it as RGB, without an alpha channel")
-            pixels = np.asarray(picture.convert("RGB"))
+            pixels = np.asarray(image.convert("RGB"))
         except InputError:
             raise
         except UNREADABLE as error:
@@ -190,7 +190,7 @@ class FilePictures(Pictures):
         return digest.hexdigest()
 
 
-class SourcePictures(Pictures):
+class SourceImages(Images):
     """Some images of an image source, centre-cropped."""
 
     def __init__(self, source: ImageSource, rows: np.ndarray | None = None):
@@ -209,43 +209,43 @@ class SourcePictures(Pictures):
         return hashlib.sha256(self.source.sha256.encode() + self.rows.tobytes()).hexdigest()
 
 
-class FirstPictures(Pictures):
+class FirstImages(Images):
     """The first images of a set, with the hash of the whole set."""
 
-    def __init__(self, pictures: Pictures, count: int):
-        self.pictures, self.count = pictures, count
-        self.name, self.file_type = pictures.name, pictures.file_type
-        self.is_sequential = pictures.is_sequential
+    def __init__(self, images: Images, count: int):
+        self.images, self.count = images, count
+        self.name, self.file_type = images.name, images.file_type
+        self.is_sequential = images.is_sequential
 
     def __len__(self) -> int:
         return self.count
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        return self.pictures.read(start, min(stop, self.count))
+        return self.images.read(start, min(stop, self.count))
 
     @property
     def sha256(self) -> str:
-        return self.pictures.sha256
+        return self.images.sha256
 
 
-def open_samples(path: Path) -> Pictures:
+def open_samples(path: Path) -> Images:
     """The images of an .npz in ADM's layout, a folder, a zip, a tar, or a folder of tars (WebDataset).
 
     Raises InputError if the path is missing or holds no image."""
     path = Path(path)
     if not path.exists():
         raise InputError(f"no samples at {path}; name a folder of PNG files, or an .npz in ADM's layout")
-    return NpzPictures(path) if path.suffix == ".npz" else FilePictures(open_pictures(path), str(path))
+    return NpzImages(path) if path.suffix == ".npz" else FileImages(open_images(path), str(path))
 
 
-def read_batches(pictures: Pictures, starts: Iterable[int], size: int) -> Iterator[tuple[int, np.ndarray]]:
+def read_batches(images: Images, starts: Iterable[int], size: int) -> Iterator[tuple[int, np.ndarray]]:
     """Batches (start, (B, H, W, 3) uint8) in the order of `starts`; threads decode a few batches ahead."""
-    workers = 1 if pictures.is_sequential else READ_AHEAD
+    workers = 1 if images.is_sequential else READ_AHEAD
     waiting: deque[tuple[int, Future[np.ndarray]]] = deque()
     with ThreadPoolExecutor(workers) as pool:
         try:
             for start in starts:
-                waiting.append((start, pool.submit(pictures.read, start, min(start + size, len(pictures)))))
+                waiting.append((start, pool.submit(images.read, start, min(start + size, len(images)))))
                 if len(waiting) > READ_AHEAD:
                     first, future = waiting.popleft()
                     yield first, future.result()

@@ -21,7 +21,7 @@ from masc.runtime.streams import Purpose, random_stream
 from masc.tree import Partition
 from metrics import lite0
 from metrics.evaluators import NAME
-from metrics.fidelity import Comparison, Judges, PictureSet, llamagen_similarity
+from metrics.fidelity import Comparison, ImageSet, Judges, llamagen_similarity
 from metrics.inception import exact_arithmetic, load_inception
 from metrics.lite0 import draw_variants, load_extractor, load_reference, measure_images
 from metrics.perceptual import load_lpips, lpips_path
@@ -31,11 +31,11 @@ from metrics.replacement import (
     labelled_grid,
     measure_replacement,
     num_shown,
-    shown_pictures,
+    shown_images,
 )
 from metrics.results import row
 from metrics.spaces import inception_path, inception_space, lite0_space
-from metrics.streams import SourcePictures, read_batches
+from metrics.streams import SourceImages, read_batches
 from vq.images import ImageSource
 from vq.interface import Tokenizer
 from vq.pixels import decode_pixels, encode_pixels
@@ -74,16 +74,16 @@ class TokenizerTest:
         return sorted(cuts, key=lambda cut: -cut.num_clusters)
 
     @cached_property
-    def pictures(self) -> SourcePictures:
+    def images(self) -> SourceImages:
         """The held-out images to measure."""
         rows = random_stream(self.seed, Purpose.TOKENIZER_TEST).permutation(len(self.held_out))[: self.num_images]
-        return SourcePictures(self.held_out, np.sort(rows))
+        return SourceImages(self.held_out, np.sort(rows))
 
     @property
     def about(self) -> dict[str, Any]:
         """Protocol keys of every row: the images and the tokenizer."""
         images = f"{self.held_out.name} {self.held_out.split}"
-        return {**self.source, "images": images, "images_sha256": self.pictures.sha256}
+        return {**self.source, "images": images, "images_sha256": self.images.sha256}
 
     @property
     def inputs(self) -> dict[str, dict[str, Any]]:
@@ -123,8 +123,8 @@ def evaluate_tokenizer(model: Tokenizer, test: TokenizerTest, directory: Path, d
     """Measure the parts without current results, write them to `directory`, and return `directory`.
 
     Runs on a GPU if there is one, in true float32. Raises InputError if there are fewer than 2 images."""
-    if len(test.pictures) < 2:
-        raise InputError(f"measuring a tokenizer needs at least 2 held-out images, found {len(test.pictures)}")
+    if len(test.images) < 2:
+        raise InputError(f"measuring a tokenizer needs at least 2 held-out images, found {len(test.images)}")
     missing = test.missing(directory)
     if not missing:
         return directory
@@ -142,8 +142,8 @@ def evaluate_tokenizer(model: Tokenizer, test: TokenizerTest, directory: Path, d
                 results |= measure_floors(model, test, extractor, data, reference_path)
             write_json(directory / FILES["reconstruction"], {"inputs": test.inputs["reconstruction"], **results})
         if "replacement" in missing:
-            _write_pictures(model, test, directory)
-            found = measure_replacement(model, test.pictures, test.cuts, list(test.seeds), judges, test.about)
+            _write_images(model, test, directory)
+            found = measure_replacement(model, test.images, test.cuts, list(test.seeds), judges, test.about)
             write_json(directory / FILES["replacement"], {"inputs": test.inputs["replacement"], "replacement": found})
     return directory
 
@@ -167,10 +167,10 @@ def load_judges(test: TokenizerTest, extractor: nn.Module, device: torch.device)
 def measure_reconstruction(model: Tokenizer, test: TokenizerTest, judges: Judges) -> list[dict[str, Any]]:
     """Rows of PSNR, SSIM, LPIPS, the Frechet distance of reconstructions to their originals, codebook usage and
     perplexity, on held-out images."""
-    pictures, originals, comparison = test.pictures, PictureSet(judges), Comparison(judges)
+    images, originals, comparison = test.images, ImageSet(judges), Comparison(judges)
     counts, similarity = np.zeros(model.num_tokens, np.int64), []
-    with tqdm(total=len(pictures), desc="reconstruction", unit="picture", disable=None) as bar:
-        for _, pixels in read_batches(pictures, range(0, len(pictures), BATCH), BATCH):
+    with tqdm(total=len(images), desc="reconstruction", unit="image", disable=None) as bar:
+        for _, pixels in read_batches(images, range(0, len(images), BATCH), BATCH):
             tokens = encode_pixels(model, pixels)
             reconstruction = decode_pixels(model, tokens)
             originals.add(pixels)
@@ -179,7 +179,7 @@ def measure_reconstruction(model: Tokenizer, test: TokenizerTest, judges: Judges
             counts += np.bincount(tokens.ravel(), minlength=model.num_tokens)
             bar.update(len(pixels))
     usage, perplexity = usage_and_perplexity(counts)
-    about = {**test.about, "num_images": len(pictures)}
+    about = {**test.about, "num_images": len(images)}
     rows = []
     for metric, value in comparison.values(originals.gaussians()).items():
         protocol = {**about, **judges.protocol(metric)}
@@ -187,13 +187,13 @@ def measure_reconstruction(model: Tokenizer, test: TokenizerTest, judges: Judges
             metric = f"r{metric}"
             protocol |= {
                 "image_size": reconstruction.shape[1],
-                "reference": "the originals of the same pictures",
+                "reference": "the originals of the same images",
                 "reference_split": test.held_out.split,
-                "reference_size": len(pictures),
-                "reference_sha256": pictures.sha256,
+                "reference_size": len(images),
+                "reference_sha256": images.sha256,
             }
         rows.append(row(metric, value, protocol))
-    as_llamagen = {**about, "by": "scikit-image", "as": "LlamaGen: window 7 x 7, range 2 for pictures in [0, 1]"}
+    as_llamagen = {**about, "by": "scikit-image", "as": "LlamaGen: window 7 x 7, range 2 for images in [0, 1]"}
     return [
         *rows,
         row("SSIM (LlamaGen's)", float(np.concatenate(similarity).mean()), as_llamagen),
@@ -210,7 +210,7 @@ def measure_floors(
     reference = load_reference(reference_path, data, train.sha256, lambda: train, extractor)
     variants = draw_variants(train, random_stream(seed, Purpose.FLOOR_VARIANTS))
     chosen = random_stream(seed, Purpose.TOKENIZER_TEST).permutation(variants)[: test.num_images]
-    parts = read_batches(SourcePictures(train, chosen), range(0, len(chosen), BATCH), BATCH)
+    parts = read_batches(SourceImages(train, chosen), range(0, len(chosen), BATCH), BATCH)
     pixels = np.concatenate([part for _, part in parts])
     tokens = np.concatenate([encode_pixels(model, part) for part in np.array_split(pixels, -(-len(pixels) // BATCH))])
     plain = decode_pixels(model, tokens)
@@ -222,11 +222,11 @@ def measure_floors(
     }
 
 
-def _write_pictures(model: Tokenizer, test: TokenizerTest, directory: Path) -> None:
+def _write_images(model: Tokenizer, test: TokenizerTest, directory: Path) -> None:
     """Write pictures.npz and replacement.png of some evenly spread held-out images."""
-    side = test.pictures.read(0, 1).shape[1]
+    side = test.images.read(0, 1).shape[1]
     spread = np.linspace(0, len(test.held_out) - 1, min(num_shown(side), len(test.held_out))).astype(int)
-    shown = shown_pictures(model, SourcePictures(test.held_out, spread).read(0, len(spread)), test.cuts, test.seeds[0])
+    shown = shown_images(model, SourceImages(test.held_out, spread).read(0, len(spread)), test.cuts, test.seeds[0])
     with replacing(directory / "pictures.npz") as temporary, temporary.open("wb") as stream:
         np.savez(stream, **shown)
     with replacing(directory / "replacement.png") as temporary:

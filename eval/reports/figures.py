@@ -117,12 +117,12 @@ def overview(
         figure = plt.figure(figsize=(12, 6.3), layout="constrained")
         top, bottom = figure.subfigures(2, 1, height_ratios=(1.15, 1))
         widths = (1.7, *[1] * len(sheets))
-        axis, *pictures = top.subplots(1, len(widths), width_ratios=widths, squeeze=False)[0]
+        axis, *images = top.subplots(1, len(widths), width_ratios=widths, squeeze=False)[0]
         _curves(axis, runs, "images", palette, target)
         axis.set_xlabel("images seen")
         axis.set_ylabel(METRIC_WORDS[NATS])
         axis.legend(frameon=False, fontsize=9)
-        for panel, (name, pixels) in zip(pictures, sheets.items(), strict=True):
+        for panel, (name, pixels) in zip(images, sheets.items(), strict=True):
             _show(panel, pixels, f"clusters: {name}")
         panels = bottom.subplots(1, len(grids), squeeze=False)[0]
         for panel, (label, pixels) in zip(panels, grids.items(), strict=True):
@@ -159,7 +159,7 @@ def png(figure: Figure, dpi: int = 130) -> str:
     return _data_uri(buffer.getvalue())
 
 
-def picture(pixels: np.ndarray) -> str:
+def image(pixels: np.ndarray) -> str:
     """A uint8 image (H, W, 3) as a data URI."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, format="png", optimize=True)

@@ -89,7 +89,7 @@ def write_overview(config: OverviewConfig) -> Path:
         **content,
         curves=drawn,
         grids=sample_grids(subjects),
-        sheets={str(each.picture): embed(each.picture, SHEET_PIXELS) for each in tokenizers if each.picture},
+        sheets={str(each.image): embed(each.image, SHEET_PIXELS) for each in tokenizers if each.image},
         axes=AXIS_WORDS,
         cell_text=cell_text,
         spread_text=spread_text,
@@ -132,10 +132,10 @@ def sample_grids(subjects: list[Subject]) -> list[dict[str, str]]:
 
 def embed(path: Path, most: int = GRID_PIXELS) -> str:
     """An image as a data URI. An image with a side over `most` pixels is scaled down and stored as JPEG."""
-    with Image.open(path) as picture:
-        if max(picture.size) <= most:
+    with Image.open(path) as image:
+        if max(image.size) <= most:
             return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
-        small = picture.convert("RGB")
+        small = image.convert("RGB")
         small.thumbnail((most, most), Image.Resampling.LANCZOS)
         buffer = io.BytesIO()
         small.save(buffer, format="jpeg", quality=90)

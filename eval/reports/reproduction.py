@@ -132,8 +132,8 @@ def cluster_sheets(inputs: ReportInputs) -> dict[str, np.ndarray]:
     if inputs.codes is None or inputs.tokenizer is None:
         return {}
     tokens = np.asarray(inputs.codes.tokens[:1500, 0]).astype(np.int64)
-    pictures = decode_pixels(inputs.tokenizer, tokens)
-    patches = token_patches(tokens, pictures, inputs.codes.num_tokens, margin=4)
+    images = decode_pixels(inputs.tokenizer, tokens)
+    patches = token_patches(tokens, images, inputs.codes.num_tokens, margin=4)
     return {name: cluster_sheet(patches, cut, 10, 12) for name, cut in inputs.partitions.items()}
 
 
@@ -146,7 +146,7 @@ def tree_section(inputs: ReportInputs, sheets: dict[str, np.ndarray]) -> dict[st
         "num_clusters": num_clusters,
         "dendrogram": tree_figures.dendrogram(inputs.tree, num_clusters),
         "sizes": tree_figures.cluster_sizes(inputs.partitions),
-        "sheets": {name: figures.picture(sheet) for name, sheet in sheets.items()},
+        "sheets": {name: figures.image(sheet) for name, sheet in sheets.items()},
     }
 
 
@@ -166,10 +166,8 @@ def tokenizer_figures(directory: Path | None) -> dict[str, Any]:
         return {"results": results}
     with np.load(directory / "pictures.npz", allow_pickle=False) as archive:
         strips = {name: archive[name] for name in archive.files}
-    pictures = [
-        {"name": name, "image": figures.picture(image_grid(strip, len(strip)))} for name, strip in strips.items()
-    ]
-    return {"results": results, "pictures": pictures}
+    images = [{"name": name, "image": figures.image(image_grid(strip, len(strip)))} for name, strip in strips.items()]
+    return {"results": results, "images": images}
 
 
 def write_report(inputs: ReportInputs, directory: Path) -> Path:
@@ -207,8 +205,8 @@ def write_report(inputs: ReportInputs, directory: Path) -> Path:
         **content,
         convergence=figures.convergence(inputs.runs, target),
         colours=figures.colours([run.label for run in inputs.runs]),
-        grids={label: figures.picture(grid) for label, grid in grids.items()},
-        tokenizer_pictures=tokenizer.get("pictures", []),
+        grids={label: figures.image(grid) for label, grid in grids.items()},
+        tokenizer_images=tokenizer.get("images", []),
         tree=tree_section(inputs, sheets),
         sample_metrics=SAMPLE_METRICS,
         protocol_text=json.dumps(content["protocols"], indent=1),

@@ -80,7 +80,7 @@ def find_subjects(
             continue
         results = _load_all(sorted((directory / "eval").glob("*.json")), skipped)
         grids = {path.parent.name: path for path in sorted((directory / "samples").glob("[!.]*/grid.png"))}
-        grids = {name: path for name, path in grids.items() if is_picture(path, skipped)}
+        grids = {name: path for name, path in grids.items() if is_image(path, skipped)}
         if run or results or grids:
             found.append(Subject(directory, run, results, grids))
     read = {(each.place / "eval" / f"{name}.json").resolve() for each in found for name in each.results}
@@ -118,11 +118,11 @@ def _load_all(paths: list[Path], skipped: list[dict[str, str]]) -> dict[str, Res
     return loaded
 
 
-def is_picture(path: Path, skipped: list[dict[str, str]], advice: str = "draw the samples again") -> bool:
+def is_image(path: Path, skipped: list[dict[str, str]], advice: str = "draw the samples again") -> bool:
     """Whether a file is a complete image; otherwise it is added to `skipped`."""
     try:
-        with Image.open(path) as picture:
-            picture.load()
+        with Image.open(path) as image:
+            image.load()
     except (OSError, SyntaxError, ValueError) as error:
         skipped.append({"place": str(path), "reason": f"no image, or truncated ({error}); {advice}"})
         return False

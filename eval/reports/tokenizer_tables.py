@@ -13,7 +13,7 @@ from metrics.evaluators import SHA256_PREFIX
 from metrics.results import Protocol, Role, check_keys, is_row
 from reports.comparison import group_by, identity
 from reports.published import PublishedRow, published
-from reports.subjects import is_picture
+from reports.subjects import is_image
 
 FILES = {"reconstruction": "tokenizer.json", "replacement": "replacement.json"}
 IMAGES = ("images", "num_images", "images_sha256")  # decide the table
@@ -29,7 +29,7 @@ class MeasuredTokenizer:
     place: Path
     reconstruction: list[dict[str, Any]]
     replacement: list[dict[str, Any]]
-    picture: Path | None
+    image: Path | None
 
     @property
     def rows(self) -> list[tuple[str, dict[str, Any]]]:
@@ -50,11 +50,11 @@ def find_tokenizers(root: Path) -> tuple[list[MeasuredTokenizer], list[dict[str,
                 parts[part] = _read(place / FILES[part], part)
             except InputError as error:
                 skipped.append({"place": str(place / FILES[part]), "reason": str(error)})
-        picture, make = place / "replacement.png", f"`make eval-replacement TOKENIZER={place.parent.name}`"
+        image, make = place / "replacement.png", f"`make eval-replacement TOKENIZER={place.parent.name}`"
         advice = f"remove {FILES['replacement']} beside it and type {make}"
-        is_shown = parts["replacement"] and picture.exists() and is_picture(picture, skipped, advice)
+        is_shown = parts["replacement"] and image.exists() and is_image(image, skipped, advice)
         if any(parts.values()):
-            found.append(MeasuredTokenizer(place, **parts, picture=picture if is_shown else None))
+            found.append(MeasuredTokenizer(place, **parts, image=image if is_shown else None))
     return found, skipped
 
 
@@ -99,7 +99,7 @@ def tokenizer_tables(found: list[MeasuredTokenizer]) -> tuple[list[dict[str, Any
     titles = [table["title"] for table in tables]
     for table in tables:
         if titles.count(table["title"]) > 1:  # other images of the same source
-            table["title"] += f", images {str(table['pictures']['images_sha256'])[:8]}"
+            table["title"] += f", images {str(table['images']['images_sha256'])[:8]}"
     names = dict.fromkeys(row["protocol"]["tokenizer"] for _, row in everything)
     placed = {_key(row) for table in tables for row in table["published"]}
     described = [_describe(row) for name in names for row in _rows_of(name)]
@@ -109,15 +109,15 @@ def tokenizer_tables(found: list[MeasuredTokenizer]) -> tuple[list[dict[str, Any
 
 def _reconstruction(group: list[tuple[Path, dict[str, Any]]]) -> dict[str, Any]:
     rows = [row for _, row in group]
-    pictures = {key: rows[0]["protocol"].get(key) for key in IMAGES}
+    images = {key: rows[0]["protocol"].get(key) for key in IMAGES}
     size = next((row["protocol"]["image_size"] for row in rows if "image_size" in row["protocol"]), None)
     columns = _columns(rows)
     names = dict.fromkeys(row["protocol"]["tokenizer"] for row in rows)
-    beside = [row for name in names for row in _rows_of(name) if _is_of(row, pictures, size)]
+    beside = [row for name in names for row in _rows_of(name) if _is_of(row, images, size)]
     return {
         "kind": "reconstruction",
-        "title": f"{_pictures_text(pictures)}{f' of {size} px' if size else ''}",
-        "pictures": pictures,
+        "title": f"{_images_text(images)}{f' of {size} px' if size else ''}",
+        "images": images,
         "columns": list(columns.values()),
         "rows": [
             {"about": {"tokenizer": members[0][1]["protocol"]["tokenizer"]}, "place": str(members[0][0])}
@@ -125,18 +125,18 @@ def _reconstruction(group: list[tuple[Path, dict[str, Any]]]) -> dict[str, Any]:
             for members in group_by(group, lambda item: str(item[0]))
         ],
         "published": [_describe(row) | {"cells": [_value(row, key) for key in columns]} for row in beside],
-        "picture": None,
+        "image": None,
     }
 
 
 def _replacement(tokenizer: MeasuredTokenizer) -> dict[str, Any]:
     rows = [row for case in tokenizer.replacement for row in case["metrics"]]
     protocol, columns = rows[0]["protocol"], _columns(rows)
-    pictures = {key: protocol.get(key) for key in IMAGES}
+    images = {key: protocol.get(key) for key in IMAGES}
     return {
         "kind": "replacement",
-        "title": f"{protocol['tokenizer']}, {_pictures_text(pictures)}",
-        "pictures": pictures,
+        "title": f"{protocol['tokenizer']}, {_images_text(images)}",
+        "images": images,
         "columns": list(columns.values()),
         "rows": [
             {"about": {"tree": case["tree"], "K": case["K"], "largest cluster": case["largest_cluster"]}}
@@ -144,12 +144,12 @@ def _replacement(tokenizer: MeasuredTokenizer) -> dict[str, Any]:
             for case in tokenizer.replacement
         ],
         "published": [],
-        "picture": None if tokenizer.picture is None else str(tokenizer.picture),
+        "image": None if tokenizer.image is None else str(tokenizer.image),
     }
 
 
-def _pictures_text(pictures: dict[str, Any]) -> str:
-    return f"{pictures['images']}, {pictures['num_images']:,} images"
+def _images_text(images: dict[str, Any]) -> str:
+    return f"{images['images']}, {images['num_images']:,} images"
 
 
 def _column(row: dict[str, Any]) -> str:
@@ -178,13 +178,13 @@ def _rows_of(name: str) -> list[PublishedRow]:
     return [row for row in published() if row.kind == "reconstruction" and row.model == name]
 
 
-def _is_of(row: PublishedRow, pictures: dict[str, Any], size: int | None) -> bool:
+def _is_of(row: PublishedRow, images: dict[str, Any], size: int | None) -> bool:
     """Whether a published row has the same image set, count and size: `imagenet val` at 256 pixels is imagenet256-val.
 
     Other sets do not state their year, so only ImageNet's rows match."""
-    source, _, split = pictures["images"].partition(" ")
+    source, _, split = images["images"].partition(" ")
     ours = f"{source}{size}-{split}"
-    return (row.num_images, row.reference, row.drawn_at) == (pictures["num_images"], ours, size)
+    return (row.num_images, row.reference, row.drawn_at) == (images["num_images"], ours, size)
 
 
 def _value(row: PublishedRow, column: str) -> float | None:

@@ -29,7 +29,7 @@ from metrics.coco_protocol import (
     save_captions,
 )
 from metrics.reference import make_reference
-from metrics.streams import FilePictures, Pictures
+from metrics.streams import FileImages, Images
 from vq.hub.fetch import weights_path
 from vq.hub.pins import pin_of
 from vq.hub.releases import RELEASES
@@ -184,33 +184,31 @@ class CocoEvaluation(Evaluation):
         make_reference(path, source, self.model, protocol.resize, KEPT, 0, batch_size, self.state, more)
         return name
 
-    def choose(self, pictures: Pictures) -> Pictures:
+    def choose(self, images: Images) -> Images:
         """The images in the order of their captions; InputError if there are too few, or they show other captions."""
         if self.samples is not None:
             about = self.samples.manifest.get("captions", {})
             problem = self._mismatch(f"the samples in {self.samples.directory}", about)
             if problem:
                 raise InputError(f"{problem}, or draw samples of another name with SAMPLES=NAME")
-        elif isinstance(pictures, FilePictures):
+        elif isinstance(images, FileImages):
             # By number, as LlamaGen sorts: 10.png comes after 9.png.
-            names = pictures.members.names
+            names = images.members.names
             order = sorted(range(len(names)), key=lambda row: _numbers_apart(names[row]))
-            pictures.members = pictures.members.take(order)
-        return first_images(pictures, self.config.wanted)
+            images.members = images.members.take(order)
+        return first_images(images, self.config.wanted)
 
     def about(self, protocol: CocoProtocolConfig) -> dict[str, Any]:
         """The captions shown, and the crop."""
         return {**self.shown.protocol, "crop": protocol.crop}
 
-    def further_rows(
-        self, protocol: CocoProtocolConfig, pictures: Pictures, about: dict[str, Any]
-    ) -> list[dict[str, Any]]:
+    def further_rows(self, protocol: CocoProtocolConfig, images: Images, about: dict[str, Any]) -> list[dict[str, Any]]:
         """The CLIP score, if the protocol has it and its weights are there."""
         if self.clip is None or not protocol.clip_score:
             return []
         key, clip = protocol.preparation, self.config.clip
         if key not in self.cosines:
-            self.cosines[key] = clip_cosines(pictures, self.shown.texts, self.clip, clip.batch_size, self.state)
+            self.cosines[key] = clip_cosines(images, self.shown.texts, self.clip, clip.batch_size, self.state)
         about = {**about, "protocol": protocol.name, "image_size": protocol.size}
         return [clip_score(self.cosines[key], self.clip, about, self.config.bootstrap)]
 

@@ -15,7 +15,7 @@ from metrics.features import compute_features
 from metrics.inception import Inception
 from metrics.protocol import ProtocolConfig, measure
 from metrics.reference import ReferenceStatistics, load_statistics
-from metrics.streams import Pictures
+from metrics.streams import Images
 
 logger = logging.getLogger(__name__)
 
@@ -38,15 +38,15 @@ class Evaluation:
         """The name of a protocol's reference, for `load_statistics`."""
         return protocol.reference
 
-    def choose(self, pictures: Pictures) -> Pictures:
+    def choose(self, images: Images) -> Images:
         """The images to be measured, in order; InputError if there are too few."""
-        return first_images(pictures, self.config.num_images)
+        return first_images(images, self.config.num_images)
 
     def about(self, protocol: ProtocolConfig) -> dict[str, Any]:
         """Protocol entries beside those of the images."""
         return {}
 
-    def further_rows(self, protocol: ProtocolConfig, pictures: Pictures, about: dict[str, Any]) -> list[dict[str, Any]]:
+    def further_rows(self, protocol: ProtocolConfig, images: Images, about: dict[str, Any]) -> list[dict[str, Any]]:
         """Rows of metrics outside the Inception space; every process takes part."""
         return []
 
@@ -69,17 +69,17 @@ class Evaluation:
         References and weights are looked for before anything is drawn or measured."""
         config, state, references = self.config, self.state, self.references()
         measured = open_images(config, self.found, state.device)
-        pictures = self.choose(measured.pictures)
+        images = self.choose(measured.images)
         features, written = {}, []
         for name, protocol in config.protocols.items():
-            if len(pictures) < protocol.num_images:
+            if len(images) < protocol.num_images:
                 logger.warning(
                     "%s: %s images, but the published numbers of this protocol are of %s; fewer give a higher FID",
                     name,
-                    f"{len(pictures):,}",
+                    f"{len(images):,}",
                     f"{protocol.num_images:,}",
                 )
-            prepared, key = protocol.prepare(pictures), (protocol.preparation, protocol.resize)
+            prepared, key = protocol.prepare(images), (protocol.preparation, protocol.resize)
             if key not in features:
                 batch_size = config.extractor.batch_size
                 features[key] = compute_features(prepared, self.model, protocol.resize, batch_size, state)

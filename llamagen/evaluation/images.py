@@ -18,11 +18,11 @@ from masc.runtime.run import differences, flatten, plain
 from metrics.evaluators import NAME
 from metrics.inception import Inception, load_inception
 from metrics.protocol import ProtocolConfig
-from metrics.streams import FirstPictures, Pictures, open_samples
+from metrics.streams import FirstImages, Images, open_samples
 from vq.hub.fetch import weights_path
 
 logger = logging.getLogger(__name__)
-PICTURES = "runs/pictures/eval"  # results of images that no run or release of ours drew; `make report` finds them
+IMAGES = "runs/pictures/eval"  # results of images that no run or release of ours drew; `make report` finds them
 
 
 @dataclass(kw_only=True)
@@ -103,26 +103,26 @@ class EvalFidConfig:
 class MeasuredImages:
     """Images, the path of their results, and what results say about them."""
 
-    pictures: Pictures
+    images: Images
     results: Path  # without the protocol and .json
     about: dict[str, Any]
     evidence: dict[str, Any]
 
 
-def first_images(pictures: Pictures, wanted: int | None) -> Pictures:
+def first_images(images: Images, wanted: int | None) -> Images:
     """The first `wanted` images, or all of them; InputError if there are fewer."""
-    if wanted is None or wanted == len(pictures):
-        return pictures
-    if wanted > len(pictures):
+    if wanted is None or wanted == len(images):
+        return images
+    if wanted > len(images):
         raise InputError(
-            f"{wanted:,} images are wanted, but {pictures.name} holds {len(pictures):,}; set "
-            f"num_images={len(pictures)}, or draw more under another name (SAMPLES=...)"
+            f"{wanted:,} images are wanted, but {images.name} holds {len(images):,}; set "
+            f"num_images={len(images)}, or draw more under another name (SAMPLES=...)"
         )
-    logger.warning("%s: the first %s of %s images", pictures.name, f"{wanted:,}", f"{len(pictures):,}")
-    return FirstPictures(pictures, wanted)
+    logger.warning("%s: the first %s of %s images", images.name, f"{wanted:,}", f"{len(images):,}")
+    return FirstImages(images, wanted)
 
 
-def find_images(config: EvalFidConfig) -> SampleSet | Pictures:
+def find_images(config: EvalFidConfig) -> SampleSet | Images:
     """The sample set to be measured, drawn already or not, or any other images.
 
     Raises InputError if there is no such run, or there are no such images."""
@@ -130,7 +130,7 @@ def find_images(config: EvalFidConfig) -> SampleSet | Pictures:
     return open_samples(Path(config.samples)) if drawing is None else SampleSet(drawing.open_source(), drawing.name)
 
 
-def open_images(config: EvalFidConfig, found: SampleSet | Pictures, device: torch.device) -> MeasuredImages:
+def open_images(config: EvalFidConfig, found: SampleSet | Images, device: torch.device) -> MeasuredImages:
     """The images that `find_images` found, ready to be measured. Samples are drawn if they are not there."""
     if not isinstance(found, SampleSet):
         return _other_images(config, found)
@@ -138,24 +138,24 @@ def open_images(config: EvalFidConfig, found: SampleSet | Pictures, device: torc
     if not found.is_drawn:
         sample(drawing, source=source)
     _warn_if_otherwise(found, drawing)
-    pictures = found.open_images(device)
-    about = {**found.protocol(), "file_type": pictures.file_type, "images_sha256": pictures.sha256}
+    images = found.open_images(device)
+    about = {**found.protocol(), "file_type": images.file_type, "images_sha256": images.sha256}
     about |= source.protocol(found.manifest)
-    evidence = {**_file_evidence(pictures), **source.evidence()}
+    evidence = {**_file_evidence(images), **source.evidence()}
     labels = found.label_evidence(config.num_images)
     if labels is not None:
         evidence["labels"] = labels
     out = Path(config.out) if config.out else source.directory / "eval"
-    return MeasuredImages(pictures, out / found.name, about, evidence)
+    return MeasuredImages(images, out / found.name, about, evidence)
 
 
-def _other_images(config: EvalFidConfig, pictures: Pictures) -> MeasuredImages:
-    place, sha256 = Path(config.samples), pictures.sha256
-    about = {"images": str(place), "images_sha256": sha256, "file_type": pictures.file_type}
+def _other_images(config: EvalFidConfig, images: Images) -> MeasuredImages:
+    place, sha256 = Path(config.samples), images.sha256
+    about = {"images": str(place), "images_sha256": sha256, "file_type": images.file_type}
     # A folder's name may have dots in it: v1.0 is not v1.5. Other images of that name keep their results.
     name = place.absolute().name if place.is_dir() else place.stem
-    results = Path(config.out or PICTURES) / f"{name}-{sha256[:8]}"
-    return MeasuredImages(pictures, results, about, _file_evidence(pictures))
+    results = Path(config.out or IMAGES) / f"{name}-{sha256[:8]}"
+    return MeasuredImages(images, results, about, _file_evidence(images))
 
 
 def _warn_if_otherwise(samples: SampleSet, drawing: SampleConfig) -> None:
@@ -171,5 +171,5 @@ def _warn_if_otherwise(samples: SampleSet, drawing: SampleConfig) -> None:
         )
 
 
-def _file_evidence(pictures: Pictures) -> dict[str, Any]:
-    return {"file_types": {pictures.file_type: len(pictures)}}
+def _file_evidence(images: Images) -> dict[str, Any]:
+    return {"file_types": {images.file_type: len(images)}}

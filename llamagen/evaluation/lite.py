@@ -80,8 +80,8 @@ def evaluate_lite(config: EvalLiteConfig) -> Path:
         extractor,
     )
     for each in sets:
-        pictures = each.open_images(device)
+        images = each.open_images(device)
         protocol = each.protocol() | run.protocol(each.manifest)
-        rows = measure_images(pictures.read(0, len(pictures)), reference, extractor, protocol, config.bootstrap)
+        rows = measure_images(images.read(0, len(images)), reference, extractor, protocol, config.bootstrap)
         Results(rows).save(directory / f"{each.name}.json")
     return directory

@@ -20,9 +20,9 @@ from llamagen.conditions.features import TextFeatures
 from llamagen.conditions.images import Labels
 from llamagen.sampling.filters import SamplingConfig
 from llamagen.sampling.generate import generate, image_uniforms
-from llamagen.sampling.pictures import UNIT, decode_units, join_npz, read_units
+from llamagen.sampling.images import UNIT, decode_units, join_npz, read_units
 from llamagen.sampling.plan import SampleConfig, SamplePlan, make_plan, sampling_precision
-from llamagen.sampling.sets import SampleSet, Source, TokenPictures, read_manifest, resolution_of
+from llamagen.sampling.sets import SampleSet, Source, TokenImages, read_manifest, resolution_of
 from masc.runtime.artifacts import InputError, recover, replacing, write_json
 from masc.runtime.codes import code_type
 from masc.runtime.device import patient_accelerator
@@ -105,7 +105,7 @@ def sample(config: SampleConfig, preset: SamplingConfig | None = None, source: S
             decode_units(accelerator, tokenizer, tokens, work / "images", config.form, resolution)
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
-            decoded = TokenPictures(tokens, tokenizer, resolution)
+            decoded = TokenImages(tokens, tokenizer, resolution)
             _finish(samples.directory, config, work, decoded, plan.conditions)
         accelerator.wait_for_everyone()
     return SampleSet(source, config.name)
@@ -188,7 +188,7 @@ def _join_tokens(folder: Path, num_images: int, num_tokens: int) -> np.ndarray:
 
 
 def _finish(
-    directory: Path, config: SampleConfig, work: Path, decoded: TokenPictures, conditions: Labels | TextFeatures
+    directory: Path, config: SampleConfig, work: Path, decoded: TokenImages, conditions: Labels | TextFeatures
 ) -> None:
     """Put the pieces in `work` together at `directory`, and delete `work`."""
     num_shown = min(SHOWN, config.num_images)

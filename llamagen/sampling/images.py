@@ -54,14 +54,14 @@ def decode_units(
     waiting = [start for start in unit_starts(len(tokens)) if not _is_done(folder, form, start, len(tokens))]
     mine = waiting[accelerator.process_index :: accelerator.num_processes]
     for start in tqdm(mine, desc="decode", unit="unit", disable=None if accelerator.is_main_process else True):
-        pictures = decode_unit(tokenizer, tokens[start : start + UNIT], resolution, accelerator.device)
+        images = decode_unit(tokenizer, tokens[start : start + UNIT], resolution, accelerator.device)
         if form == "png":
-            for index, picture in enumerate(pictures, start):
+            for index, image in enumerate(images, start):
                 with replacing(png_path(folder, index)) as temporary:
-                    Image.fromarray(picture).save(temporary, format="PNG")
+                    Image.fromarray(image).save(temporary, format="PNG")
         else:
             with replacing(_unit_path(folder, start)) as temporary, temporary.open("wb") as file:
-                np.save(file, pictures)
+                np.save(file, images)
 
 
 def png_path(folder: Path, index: int) -> Path:

@@ -12,15 +12,15 @@ import torch
 
 from llamagen.release import Release
 from llamagen.runs import Run
-from llamagen.sampling.pictures import UNIT, decode_unit
+from llamagen.sampling.images import UNIT, decode_unit
 from masc.runtime.artifacts import InputError, MissingArtifact, hash_arrays
-from metrics.streams import Pictures, open_samples
+from metrics.streams import Images, open_samples
 from vq.interface import Tokenizer, device_of
 
 Source = Run | Release  # of samples
 
 
-class TokenPictures(Pictures):
+class TokenImages(Images):
     """Images that are decoded from their tokens (M, T) when they are read; none is stored."""
 
     file_type = "tokens"
@@ -105,7 +105,7 @@ class SampleSet:
         file = self.directory / "labels.npy"
         return np.load(file, allow_pickle=False) if file.exists() else None
 
-    def open_images(self, device: torch.device) -> Pictures:
+    def open_images(self, device: torch.device) -> Images:
         """The images, read as they are needed. A set kept as tokens is decoded on `device`.
 
         Raises InputError if the source has another tokenizer than the set was drawn with."""
@@ -119,7 +119,7 @@ class SampleSet:
                 f"which decodes them to other images; delete the set with `rm -r {self.directory}` to draw it again"
             )
         tokenizer = self.source.load_tokenizer().to(device)
-        return TokenPictures(self.tokens, tokenizer, resolution_of(self.settings), str(self.directory))
+        return TokenImages(self.tokens, tokenizer, resolution_of(self.settings), str(self.directory))
 
     def protocol(self) -> dict[str, Any]:
         """Settings and hashes that a result of these samples must carry."""

@@ -14,7 +14,7 @@ from user_errors import tells
 
 from masc.runtime.artifacts import InputError, hash_file
 from metrics.clip_score import MODEL, clip_cosines, clip_score, load_clip
-from metrics.streams import NpzPictures
+from metrics.streams import NpzImages
 
 STATE = PartialState(cpu=True)
 RNG = np.random.default_rng(0)
@@ -45,9 +45,9 @@ def save_random(name, path):
 
 
 @pytest.fixture
-def pictures(tmp_path):
+def images(tmp_path):
     np.savez(tmp_path / "pictures.npz", PIXELS)
-    return NpzPictures(tmp_path / "pictures.npz")
+    return NpzImages(tmp_path / "pictures.npz")
 
 
 def spliced_tokens(texts):
@@ -63,32 +63,32 @@ def spliced_tokens(texts):
 def directly(name, path):
     """Cosines by open_clip and the rule alone."""
     model, _, preprocess = open_clip.create_model_and_transforms(name, pretrained=str(path))
-    images = model.eval().encode_image(torch.stack([preprocess(Image.fromarray(picture)) for picture in PIXELS]))
+    images = model.eval().encode_image(torch.stack([preprocess(Image.fromarray(image)) for image in PIXELS]))
     texts = model.encode_text(spliced_tokens(TEXTS))
     images, texts = (rows / rows.norm(dim=1, keepdim=True) for rows in (images, texts))
     return (images * texts).sum(1).numpy()
 
 
-def test_cosines_are_those_of_open_clip_and_llamagens_tokens(tiny, pictures):
+def test_cosines_are_those_of_open_clip_and_llamagens_tokens(tiny, images):
     clip = load_clip(tiny, hash_file(tiny), name=TINY)
-    found = clip_cosines(pictures, TEXTS, clip, 3, STATE)
+    found = clip_cosines(images, TEXTS, clip, 3, STATE)
     np.testing.assert_allclose(found, directly(TINY, tiny), atol=1e-6)
-    np.testing.assert_allclose(clip_cosines(pictures, TEXTS, clip, 64, STATE), found, atol=1e-6)
-    assert np.abs(clip_cosines(pictures, TEXTS[::-1], clip, 64, STATE) - found).max() > 1e-3
+    np.testing.assert_allclose(clip_cosines(images, TEXTS, clip, 64, STATE), found, atol=1e-6)
+    assert np.abs(clip_cosines(images, TEXTS[::-1], clip, 64, STATE) - found).max() > 1e-3
 
 
-def test_half_precision_weights_in_safetensors_are_read_as_float32(tiny, tmp_path, pictures):
+def test_half_precision_weights_in_safetensors_are_read_as_float32(tiny, tmp_path, images):
     state = {key: value.half() for key, value in torch.load(tiny, weights_only=True).items()}
     save_file(state, tmp_path / "half.safetensors")
     clip = load_clip(tmp_path / "half.safetensors", name=TINY)
     assert clip.model.text_projection.dtype == torch.float32
-    found, whole = (clip_cosines(pictures, TEXTS, one, 64, STATE) for one in (clip, load_clip(tiny, name=TINY)))
+    found, whole = (clip_cosines(images, TEXTS, one, 64, STATE) for one in (clip, load_clip(tiny, name=TINY)))
     np.testing.assert_allclose(found, whole, atol=5e-3)
 
 
-def test_the_score_is_the_plain_mean_with_its_interval_and_protocol(tiny, pictures):
+def test_the_score_is_the_plain_mean_with_its_interval_and_protocol(tiny, images):
     clip = load_clip(tiny, name=TINY)
-    cosines = clip_cosines(pictures, TEXTS, clip, 3, STATE)
+    cosines = clip_cosines(images, TEXTS, clip, 3, STATE)
     row = clip_score(cosines, clip, {"captions_sha256": "c" * 64}, 50)
     assert row["metric"] == "CLIP score" and row["value"] == pytest.approx(cosines.mean())
     assert row["interval"]["low"] < row["value"] < row["interval"]["high"]
@@ -97,7 +97,7 @@ def test_the_score_is_the_plain_mean_with_its_interval_and_protocol(tiny, pictur
     assert about["text"] == "A photo depicts <caption>" and "bicubic to 32" in about["preprocessing"]
     assert about["num_images"] == 7 and about["captions_sha256"] == "c" * 64
     with pytest.raises(InputError, match="there are 7 images and 6 texts"):
-        clip_cosines(pictures, TEXTS[:6], clip, 3, STATE)
+        clip_cosines(images, TEXTS[:6], clip, 3, STATE)
 
 
 def test_weights_that_are_not_the_networks_are_refused(tiny, tmp_path):
@@ -137,7 +137,7 @@ def test_the_network_is_openais_with_its_activation():
 
 
 @pytest.mark.slow
-def test_the_real_size_gives_open_clips_cosines(pictures, tmp_path):
+def test_the_real_size_gives_open_clips_cosines(images, tmp_path):
     path = save_random(MODEL, tmp_path / "vit-b-32.pt")
-    found = clip_cosines(pictures, TEXTS, load_clip(path), 3, STATE)
+    found = clip_cosines(images, TEXTS, load_clip(path), 3, STATE)
     np.testing.assert_allclose(found, directly(MODEL, path), atol=1e-5)

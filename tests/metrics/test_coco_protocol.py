@@ -14,7 +14,7 @@ from masc.runtime.artifacts import InputError, hash_file
 from metrics.coco_protocol import (
     CaptionList,
     CocoProtocolConfig,
-    CroppedPictures,
+    CroppedImages,
     choose_captions,
     coco_source,
     describe,
@@ -22,7 +22,7 @@ from metrics.coco_protocol import (
     load_captions,
     save_captions,
 )
-from metrics.streams import NpzPictures, SourcePictures
+from metrics.streams import NpzImages, SourceImages
 from vq.crops import center_crop
 
 RNG = np.random.default_rng(0)
@@ -134,7 +134,7 @@ def test_both_years_may_lie_in_one_folder(tmp_path):
     assert len(coco_source(tmp_path, "val2017", 16, "adm")) == 5
 
 
-def test_references_are_all_pictures_or_the_paired_ones_in_their_order(coco):
+def test_references_are_all_images_or_the_paired_ones_in_their_order(coco):
     whole = coco_source(coco, "val2014", 16, "adm")
     assert whole.split == "val2014" and whole.keys == tuple(file_name(image) for image in range(3, 63, 3))
     some = coco_source(coco, "val2014", 16, "adm", [9, 3, 60])
@@ -142,7 +142,7 @@ def test_references_are_all_pictures_or_the_paired_ones_in_their_order(coco):
     for row, image in enumerate((9, 3, 60)):
         stored = Image.open(coco / "val2014" / file_name(image)).convert("RGB")
         assert np.array_equal(some.pixels[row], center_crop(stored, 16))
-    lanczos = SourcePictures(coco_source(coco, "val2014", 16, "lanczos", [9])).read(0, 1)
+    lanczos = SourceImages(coco_source(coco, "val2014", 16, "lanczos", [9])).read(0, 1)
     assert np.array_equal(lanczos[0], lanczos_crop(Image.open(coco / "val2014" / file_name(9)), 16))
     with pytest.raises(
         InputError, match="2 images of the captions, image 4 first, are not among the images of val2014"
@@ -152,24 +152,24 @@ def test_references_are_all_pictures_or_the_paired_ones_in_their_order(coco):
 
 @pytest.mark.parametrize("size", [(31, 20), (20, 33), (24, 24), (21, 40)])
 def test_the_lanczos_crop_is_the_released_one(size):
-    picture = Image.fromarray(RNG.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
-    square = transforms.functional.center_crop(picture, min(size))
-    assert np.array_equal(lanczos_crop(picture, 16), np.asarray(square.resize((16, 16), Image.Resampling.LANCZOS)))
+    image = Image.fromarray(RNG.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
+    square = transforms.functional.center_crop(image, min(size))
+    assert np.array_equal(lanczos_crop(image, 16), np.asarray(square.resize((16, 16), Image.Resampling.LANCZOS)))
 
 
 def test_samples_of_the_right_size_stay_and_others_are_cropped_alike(tmp_path):
     pixels = RNG.integers(0, 256, (5, 16, 16, 3), dtype=np.uint8)
     np.savez(tmp_path / "a.npz", pixels)
     for crop in ("adm", "lanczos"):
-        same = CroppedPictures(NpzPictures(tmp_path / "a.npz"), 4, 16, crop)
+        same = CroppedImages(NpzImages(tmp_path / "a.npz"), 4, 16, crop)
         assert len(same) == 4 and np.array_equal(same.read(1, 9), pixels[1:4])
         assert np.array_equal(lanczos_crop(Image.fromarray(pixels[0]), 16), pixels[0])
     large = RNG.integers(0, 256, (3, 40, 36, 3), dtype=np.uint8)
     np.savez(tmp_path / "b.npz", large)
     crops = {"adm": center_crop, "lanczos": lanczos_crop}
-    found = {name: CroppedPictures(NpzPictures(tmp_path / "b.npz"), 3, 16, name).read(0, 3) for name in crops}
+    found = {name: CroppedImages(NpzImages(tmp_path / "b.npz"), 3, 16, name).read(0, 3) for name in crops}
     for name, crop in crops.items():
-        assert np.array_equal(found[name], np.stack([crop(Image.fromarray(picture), 16) for picture in large]))
+        assert np.array_equal(found[name], np.stack([crop(Image.fromarray(image), 16) for image in large]))
     assert not np.array_equal(found["adm"], found["lanczos"])
 
 

@@ -21,7 +21,7 @@ from metrics.inception_score import form_chunks, inception_score
 from metrics.precision_recall import inside_balls, precision_recall
 from metrics.protocol import ProtocolConfig, measure
 from metrics.reference import load_statistics, make_reference
-from metrics.streams import NpzPictures, open_samples
+from metrics.streams import NpzImages, open_samples
 from vq.hub.pins import Pin, lock
 from vq.hub.releases import RELEASES
 from vq.images import ImageSource
@@ -88,7 +88,7 @@ def test_a_reference_is_in_adms_layout_and_holds_all_statistics(made):
     np.testing.assert_allclose(arrays["sigma"], np.cov(found.pooled.T.astype(np.float64)), atol=1e-6)
     assert arrays["mu_s"].shape == (2023,) and arrays["sigma_s"].shape == (2023, 2023)
     assert arrays["arr_0"].shape == (25, 16, 16, 3)
-    rows = [int(np.flatnonzero((picture == TRAIN).all((1, 2, 3)))[0]) for picture in arrays["arr_0"]]
+    rows = [int(np.flatnonzero((image == TRAIN).all((1, 2, 3)))[0]) for image in arrays["arr_0"]]
     assert len(set(rows)) == 25
     header = json.loads(str(arrays["header"]))
     assert header["count"] == 60 and header["split"] == "train" and header["resize"] == "tf1-bilinear"
@@ -96,7 +96,7 @@ def test_a_reference_is_in_adms_layout_and_holds_all_statistics(made):
 
 def open_of(pixels, folder):
     np.savez(folder / "given.npz", pixels)
-    return NpzPictures(folder / "given.npz")
+    return NpzImages(folder / "given.npz")
 
 
 def test_a_reference_is_made_once_and_never_replaced(made, tmp_path):
@@ -183,7 +183,7 @@ def test_statistics_alone_give_no_precision(made, tmp_path, samples, caplog):
     assert "does not say which network its statistics come from" in caplog.text
 
 
-def test_pictures_without_statistics_are_measured_as_a_reference(tmp_path, samples):
+def test_images_without_statistics_are_measured_as_a_reference(tmp_path, samples):
     (tmp_path / "folder").mkdir()
     for index, pixels in enumerate(TRAIN):
         Image.fromarray(pixels).save(tmp_path / "folder" / f"{index:03d}.png")
@@ -342,18 +342,18 @@ def test_pixel_sums_tell_jpeg_and_blur():
             sums.add(part)
         return sums.summary()
 
-    def jpeg(picture):
+    def jpeg(image):
         buffer = io.BytesIO()
-        Image.fromarray(picture.permute(1, 2, 0).numpy()).save(buffer, "JPEG", quality=30)
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(buffer, "JPEG", quality=30)
         return torch.from_numpy(np.asarray(Image.open(buffer)).copy()).permute(2, 0, 1)
 
-    plain, coded = summary(images), summary(torch.stack([jpeg(picture) for picture in images]))
+    plain, coded = summary(images), summary(torch.stack([jpeg(image) for image in images]))
     assert abs(plain["blockiness"] - 1) < 0.1 < coded["blockiness"] - 1
     blurred = torch.nn.functional.avg_pool2d(images.float(), 3, 1, 1).byte()
     assert summary(blurred)["sharpness"] < 0.7 * plain["sharpness"]
 
 
-def test_a_reference_that_cannot_be_is_refused_before_a_picture_is_read():
+def test_a_reference_that_cannot_be_is_refused_before_a_image_is_read():
     from reference import ReferenceStage
     from stage import load_config
 

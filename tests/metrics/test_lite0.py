@@ -8,7 +8,7 @@ import pytest
 from masc.runtime.artifacts import InputError
 from metrics import lite0
 from metrics.lite0 import compute_features, draw_variants, load_extractor, load_reference, measure_images
-from metrics.streams import SourcePictures
+from metrics.streams import SourceImages
 from vq.pixels import decode_pixels, encode_pixels
 from vq.readers import load_images
 
@@ -43,7 +43,7 @@ def test_the_extractor_knows_its_classes_and_the_batch_changes_nothing(images):
     whole, parts = compute_features(extractor, some), compute_features(extractor, some, batch_size=3)
     assert whole.pooled.shape == (10, 1280) and whole.logits.shape == (10, 1000)
     np.testing.assert_allclose(whole.pooled, parts.pooled, atol=2e-4)
-    read = compute_features(extractor, SourcePictures(source, np.arange(10)))
+    read = compute_features(extractor, SourceImages(source, np.arange(10)))
     assert np.array_equal(whole.pooled, read.pooled)
     with pytest.raises(InputError, match="uint8"):
         compute_features(extractor, some.astype(np.float32))

@@ -86,10 +86,10 @@ def test_precision_and_recall_equal_torch_fidelitys():
 
 def test_patches_show_the_tokens_own_cell():
     tokens = np.array([[0, 1, 2, 3]])
-    picture = np.zeros((1, 4, 4, 3), np.uint8)
+    image = np.zeros((1, 4, 4, 3), np.uint8)
     for token in range(4):
-        picture[0, 2 * (token // 2) :, 2 * (token % 2) :] = 10 * (token + 1)
-    patches = token_patches(tokens, picture, num_tokens=5, margin=1)
+        image[0, 2 * (token // 2) :, 2 * (token % 2) :] = 10 * (token + 1)
+    patches = token_patches(tokens, image, num_tokens=5, margin=1)
     assert patches.shape == (5, 4, 4, 3)
     for token in range(4):
         assert (patches[token, 1:3, 1:3] == 10 * (token + 1)).all()

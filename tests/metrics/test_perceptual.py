@@ -31,29 +31,29 @@ def model(seeded):
     return load_lpips(folder, backbone=name, sha256=sha256)
 
 
-def pictures(seed=0):
+def images(seed=0):
     rng = np.random.default_rng(seed)
     return rng.integers(0, 256, (3, 64, 64, 3), dtype=np.uint8)
 
 
 def test_lpips_equals_the_packages(seeded, model, monkeypatch):
     name, _, network, _ = seeded
-    a, b = pictures(0), pictures(1)
+    a, b = images(0), images(1)
     found = model(a, b)
     monkeypatch.setattr(
         torchvision.models, network.__class__.__name__.lower().replace("vgg", "vgg16"), lambda **_: network
     )
     theirs = lpips.LPIPS(net=name, verbose=False)
-    scaled = [torch.cat([lpips.im2tensor(picture) for picture in x]) for x in (a, b)]  # im2tensor gives [-1, 1]
+    scaled = [torch.cat([lpips.im2tensor(image) for image in x]) for x in (a, b)]  # im2tensor gives [-1, 1]
     with torch.no_grad():
         expected = theirs(*scaled).flatten().numpy()
     assert found.shape == (3,) and found.min() > 1e-3
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
-def test_lpips_of_equal_pictures_is_zero_and_symmetric(seeded, model):
+def test_lpips_of_equal_images_is_zero_and_symmetric(seeded, model):
     name, _, _, sha256 = seeded
-    a, b = pictures(0), pictures(1)
+    a, b = images(0), images(1)
     assert np.array_equal(model(a, a), np.zeros(3))
     np.testing.assert_allclose(model(a, b), model(b, a), rtol=1e-5)
     assert model.protocol == {"version": "0.1", "backbone": name, "backbone_sha256": sha256}

@@ -13,10 +13,10 @@ from metrics.replacement import (
     measure_replacement,
     num_shown,
     replace_tokens,
-    shown_pictures,
+    shown_images,
 )
 from metrics.spaces import lite0_space
-from metrics.streams import SourcePictures
+from metrics.streams import SourceImages
 from reports.claims import state_claims
 from vq.pixels import decode_pixels, encode_pixels
 from vq.readers import load_images
@@ -46,12 +46,12 @@ def test_what_is_drawn_depends_on_the_seed_and_not_on_the_batches():
 
 
 @pytest.fixture(scope="module")
-def pictures():
-    return SourcePictures(load_images("twemoji", "val", 32), np.arange(24))
+def images():
+    return SourceImages(load_images("twemoji", "val", 32), np.arange(24))
 
 
 @pytest.fixture(scope="module")
-def results(emoji32, pictures):
+def results(emoji32, images):
     num_tokens = emoji32.num_tokens
     pairs = np.arange(num_tokens) // 2
     cases = [
@@ -60,11 +60,11 @@ def results(emoji32, pictures):
         TreeCut("one", 1, Partition(np.zeros(num_tokens, int))),
     ]
     judges = Judges((lite0_space(load_extractor()),))
-    found = measure_replacement(emoji32, pictures, cases, [0, 1], judges, {"tokenizer": "emoji32"}, batch_size=16)
+    found = measure_replacement(emoji32, images, cases, [0, 1], judges, {"tokenizer": "emoji32"}, batch_size=16)
     return cases, {case["tree"]: {row["metric"]: row for row in case["metrics"]} for case in found}
 
 
-def test_within_singletons_the_pictures_are_the_plain_reconstructions(results):
+def test_within_singletons_the_images_are_the_plain_reconstructions(results):
     found = results[1]["singletons"]
     assert found["PSNR (dB)"]["value"] == 60 and found["SSIM"]["value"] == 1
     assert abs(found["FD-lite0"]["value"]) < 1e-6 * results[1]["one"]["FD-lite0"]["value"]
@@ -77,9 +77,9 @@ def test_coarser_clusters_keep_less(results):
     assert 1 < pairs["FD-lite0"]["value"] < one["FD-lite0"]["value"]
 
 
-def test_a_value_is_the_mean_over_seeds_and_says_so(results, emoji32, pictures):
+def test_a_value_is_the_mean_over_seeds_and_says_so(results, emoji32, images):
     row = results[1]["pairs"]["PSNR (dB)"]
-    tokens = encode_pixels(emoji32, pictures.read(0, 24))
+    tokens = encode_pixels(emoji32, images.read(0, 24))
     plain = decode_pixels(emoji32, tokens).astype(float)
     expected = []
     for seed in (0, 1):
@@ -94,9 +94,9 @@ def test_a_value_is_the_mean_over_seeds_and_says_so(results, emoji32, pictures):
     assert distance["protocol"]["extractor"] == "efficientnet-lite0" and distance["protocol"]["num_images"] == 24
 
 
-def test_the_grid_has_a_labelled_row_for_each_case(results, emoji32, pictures):
-    originals = pictures.read(0, 5)
-    rows = shown_pictures(emoji32, originals, results[0], seed=0)
+def test_the_grid_has_a_labelled_row_for_each_case(results, emoji32, images):
+    originals = images.read(0, 5)
+    rows = shown_images(emoji32, originals, results[0], seed=0)
     assert list(rows) == ["original", "reconstruction", "singletons K=1024", "pairs K=512", "one K=1"]
     assert np.array_equal(rows["singletons K=1024"], rows["reconstruction"])
     assert not np.array_equal(rows["one K=1"], rows["reconstruction"])
@@ -108,7 +108,7 @@ def test_the_grid_has_a_labelled_row_for_each_case(results, emoji32, pictures):
     assert all((sheet[66 * place : 66 * place + 66, :margin] < 128).any() for place in range(5))  # the labels
 
 
-def test_large_pictures_are_shown_in_short_rows():
+def test_large_images_are_shown_in_short_rows():
     assert [num_shown(side) for side in (32, 64, 256, 1024)] == [24, 24, 8, 4]
 
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from masc.runtime.artifacts import InputError
-from metrics.streams import NpzPictures, open_samples, read_batches
+from metrics.streams import NpzImages, open_samples, read_batches
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (11, 8, 10, 3), dtype=np.uint8)
 
@@ -29,7 +29,7 @@ def places(tmp_path):
     files = {f"{index:06d}.png": png(pixels) for index, pixels in enumerate(PIXELS)}
     for name, data in files.items():
         (folder / name).write_bytes(data)
-    with zipfile.ZipFile(tmp_path / "pictures.zip", "w") as archive:
+    with zipfile.ZipFile(tmp_path / "images.zip", "w") as archive:
         for name, data in files.items():
             archive.writestr(name, data)
     for shard in range(2):
@@ -41,16 +41,16 @@ def places(tmp_path):
                     tar.addfile(info, io.BytesIO(content))
     np.savez(tmp_path / "stored.npz", PIXELS)
     np.savez_compressed(tmp_path / "deflated.npz", PIXELS, np.arange(11))
-    return [folder, tmp_path / "pictures.zip", shards, tmp_path / "stored.npz", tmp_path / "deflated.npz"]
+    return [folder, tmp_path / "images.zip", shards, tmp_path / "stored.npz", tmp_path / "deflated.npz"]
 
 
-def test_every_place_gives_the_same_pictures_in_the_same_order(places):
+def test_every_place_gives_the_same_images_in_the_same_order(places):
     for place in places:
-        pictures = open_samples(place)
-        assert len(pictures) == 11
-        assert np.array_equal(pictures.read(0, 11), PIXELS)
-        assert np.array_equal(pictures.read(9, 20), PIXELS[9:])
-        assert np.array_equal(pictures.read(2, 5), PIXELS[2:5])  # backwards, from compressed data too
+        images = open_samples(place)
+        assert len(images) == 11
+        assert np.array_equal(images.read(0, 11), PIXELS)
+        assert np.array_equal(images.read(9, 20), PIXELS[9:])
+        assert np.array_equal(images.read(2, 5), PIXELS[2:5])  # backwards, from compressed data too
 
 
 def test_batches_come_in_the_order_asked_for(places):
@@ -63,15 +63,15 @@ def test_batches_come_in_the_order_asked_for(places):
 def test_an_npz_is_never_in_memory(tmp_path, monkeypatch):
     np.savez(tmp_path / "a.npz", PIXELS)
     monkeypatch.setattr(np, "load", None)
-    pictures, most = NpzPictures(tmp_path / "a.npz"), []
-    read = pictures._read_at
-    monkeypatch.setattr(pictures, "_read_at", lambda start, size: most.append(size) or read(start, size))
-    for _ in read_batches(pictures, range(0, 11, 3), 3):
+    images, most = NpzImages(tmp_path / "a.npz"), []
+    read = images._read_at
+    monkeypatch.setattr(images, "_read_at", lambda start, size: most.append(size) or read(start, size))
+    for _ in read_batches(images, range(0, 11, 3), 3):
         pass
     assert max(most) == 3 * 8 * 10 * 3
 
 
-def test_other_pictures_have_another_identity(places, tmp_path):
+def test_other_images_have_another_identity(places, tmp_path):
     np.savez(tmp_path / "other.npz", PIXELS[::-1])
     assert open_samples(tmp_path / "other.npz").sha256 != open_samples(tmp_path / "stored.npz").sha256
     before = open_samples(places[0]).sha256
@@ -90,15 +90,15 @@ def test_a_truncated_npz_is_refused(places, tmp_path, name):
         open_samples(tmp_path / "cut.npz")
 
 
-def test_a_damaged_npz_is_named_when_its_pictures_are_read(tmp_path):
+def test_a_damaged_npz_is_named_when_its_images_are_read(tmp_path):
     noise = np.random.default_rng(0).integers(0, 256, (40, 32, 32, 3), dtype=np.uint8)
     np.savez_compressed(tmp_path / "bad.npz", noise)
     data = bytearray((tmp_path / "bad.npz").read_bytes())
     data[90_000:90_100] = bytes(100)
     (tmp_path / "bad.npz").write_bytes(data)
-    pictures = open_samples(tmp_path / "bad.npz")
+    images = open_samples(tmp_path / "bad.npz")
     with pytest.raises(InputError, match=r"bad.npz is damaged .*copy it again"):
-        pictures.read(0, 40)
+        images.read(0, 40)
 
 
 def test_an_npz_of_something_else_is_refused(tmp_path):
@@ -107,12 +107,12 @@ def test_an_npz_of_something_else_is_refused(tmp_path):
         with pytest.raises(InputError, match=r"^expected arr_0 of images \(M, H, W, 3\) uint8") as refused:
             open_samples(tmp_path / "x.npz")
         assert ("Fortran" in str(refused.value)) == (array.shape == PIXELS.shape and array.dtype == np.uint8)
-    np.savez(tmp_path / "x.npz", pictures=PIXELS)
+    np.savez(tmp_path / "x.npz", images=PIXELS)
     with pytest.raises(InputError, match="with an array arr_0"):
         open_samples(tmp_path / "x.npz")
 
 
-def test_places_without_pictures_are_refused(tmp_path):
+def test_places_without_images_are_refused(tmp_path):
     with pytest.raises(InputError, match="no samples at"):
         open_samples(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
@@ -120,7 +120,7 @@ def test_places_without_pictures_are_refused(tmp_path):
         open_samples(tmp_path / "empty")
 
 
-def test_pictures_of_mixed_sizes_are_refused_by_name(places):
+def test_images_of_mixed_sizes_are_refused_by_name(places):
     (places[0] / "000004.png").write_bytes(png(PIXELS[0][:, :9]))
     with pytest.raises(InputError, match=r"000000.png .* has 10 x 8 pixels, 000004.png .* has 9 x 8"):
         open_samples(places[0]).read(0, 11)
@@ -129,10 +129,10 @@ def test_pictures_of_mixed_sizes_are_refused_by_name(places):
 def test_greyscale_is_read_with_a_warning(places, caplog):
     for name in ("000001.png", "000002.png"):
         (places[0] / name).write_bytes(png(PIXELS[1][..., 0]))
-    pictures = open_samples(places[0])
-    found = pictures.read(0, 3)
+    images = open_samples(places[0])
+    found = images.read(0, 3)
     assert np.array_equal(found[1], PIXELS[1][..., :1].repeat(3, 2))
-    assert pictures.num_grey == 2 and caplog.text.count("three equal channels") == 1
+    assert images.num_grey == 2 and caplog.text.count("three equal channels") == 1
 
 
 def test_sixteen_bits_alpha_and_broken_files_are_refused(places):

@@ -49,7 +49,7 @@ def rows_of(rows):
     return {row["metric"]: row for row in rows}
 
 
-def test_reconstruction_is_measured_on_held_out_pictures(evaluated, emoji32):
+def test_reconstruction_is_measured_on_held_out_images(evaluated, emoji32):
     test, folder = evaluated
     found = rows_of(json.loads((folder / "tokenizer.json").read_text())["reconstruction"])
     pixels = test.held_out.pixels
@@ -112,7 +112,7 @@ def test_lpips_is_reported_where_it_is_at_hand(evaluated, emoji32):
     assert found["LPIPS"]["value"] == 0.25 and found["LPIPS"]["protocol"]["backbone"] == "test"
 
 
-def test_the_replacement_test_is_written_with_its_pictures(evaluated):
+def test_the_replacement_test_is_written_with_its_images(evaluated):
     found = json.loads((evaluated[1] / "replacement.json").read_text())["replacement"]
     assert [(case["tree"], case["K"], case["largest_cluster"]) for case in found] == [
         ("pairs", 512, 2),
@@ -143,18 +143,18 @@ def test_only_what_has_changed_is_made_anew(evaluated, emoji32, tmp_path, monkey
     assert evaluate_tokenizer(emoji32, test, folder, "twemoji", folder / "reference.npz") == folder
 
 
-def test_a_single_held_out_picture_is_refused(evaluated, emoji32, tmp_path):
+def test_a_single_held_out_image_is_refused(evaluated, emoji32, tmp_path):
     test = replace(evaluated[0], num_images=1)
     with pytest.raises(InputError, match="at least 2 held-out images, found 1"):
         evaluate_tokenizer(emoji32, test, tmp_path, "twemoji", tmp_path / "reference.npz")
 
 
-def test_stored_pictures_are_read_a_batch_at_a_time(evaluated, emoji32, tmp_path, monkeypatch, caplog):
+def test_stored_images_are_read_a_batch_at_a_time(evaluated, emoji32, tmp_path, monkeypatch, caplog):
     pixels = evaluated[0].held_out.pixels
-    for place, picture in enumerate(pixels):
+    for place, image in enumerate(pixels):
         path = tmp_path / "data" / ("train" if place % 2 else "val") / "emoji" / f"{place}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(picture).save(path)
+        Image.fromarray(image).save(path)
     held_out, read = load_images("folder", "val", 32, tmp_path / "data"), []
     crop = type(held_out.pixels).__getitem__
 

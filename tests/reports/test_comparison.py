@@ -37,7 +37,7 @@ def test_numbers_of_two_protocols_never_share_a_table(tmp_path, other):
 
 
 @pytest.mark.parametrize("other", [{"image_size": 384}, {"captions_sha256": "c" * 64}])
-def test_tables_of_other_pictures_are_told_apart_by_their_titles(tmp_path, other):
+def test_tables_of_other_images_are_told_apart_by_their_titles(tmp_path, other):
     directory = make_run(tmp_path)
     measured(directory)
     measured(directory, "default-other", protocol=other)

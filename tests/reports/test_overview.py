@@ -61,7 +61,7 @@ def test_rows_of_another_kind_are_refused(tmp_path, line):
         RunRecord.load(directory)
 
 
-def test_a_half_written_run_a_broken_file_and_a_broken_picture_are_named(tmp_path):
+def test_a_half_written_run_a_broken_file_and_a_broken_image_are_named(tmp_path):
     whole = make_run(tmp_path)
     (whole / "eval").mkdir()
     (whole / "eval" / "default-adm.json").write_text('{"format": "masc-res')

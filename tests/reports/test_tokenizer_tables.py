@@ -36,7 +36,7 @@ def reconstructed(root, name="vq16", rfid=2.2, space=INCEPTION, lpips=LPIPS, **m
     return root / name / "eval" / "tokenizer.json"
 
 
-def replaced(root, name="vq16", sd=0.09, picture=True):
+def replaced(root, name="vq16", sd=0.09, image=True):
     """replacement.json and replacement.png as `make eval-replacement` writes them."""
     common = about(name) | {"seeds": [0, 1], "against": "plain reconstruction"}
     over = {"sd_over_seeds": sd, "by_seed": [27.1, 27.3]}
@@ -46,7 +46,7 @@ def replaced(root, name="vq16", sd=0.09, picture=True):
         for place, (tree, k) in enumerate((("masc", 512), ("kmeans", 512), ("masc", 256)))
     ]
     write_json(root / name / "eval" / "replacement.json", {"inputs": {}, "replacement": cases})
-    if picture:
+    if image:
         Image.new("RGB", (1694, 66)).save(root / name / "eval" / "replacement.png")
     return root / name / "eval" / "replacement.json"
 
@@ -64,8 +64,8 @@ def page_of(root, runs="none"):
     return page.read_text(), page.with_name("all.md").read_text(), json.loads(page.with_name("all.json").read_text())
 
 
-@pytest.mark.parametrize("other", [{"num_images": 1000}, {"images": "ffhq val"}, {"pictures": "d" * 64}])
-def test_numbers_of_other_pictures_never_share_a_table(tmp_path, other):
+@pytest.mark.parametrize("other", [{"num_images": 1000}, {"images": "ffhq val"}, {"images_sha256": "d" * 64}])
+def test_numbers_of_other_images_never_share_a_table(tmp_path, other):
     reconstructed(tmp_path)
     reconstructed(tmp_path, "mine")
     reconstructed(tmp_path, "other", **other)
@@ -91,7 +91,7 @@ def test_a_metric_measured_in_two_ways_is_two_columns_that_say_so(tmp_path):
     assert [name for name in table["columns"] if "LPIPS" in name] == ["LPIPS, backbone alex", "LPIPS, backbone vgg"]
 
 
-def test_published_rows_stand_beside_as_many_pictures_of_the_same_set(tmp_path):
+def test_published_rows_stand_beside_as_many_images_of_the_same_set(tmp_path):
     reconstructed(tmp_path)
     (table,), others = tables_of(tmp_path)
     (line,) = table["published"]
@@ -116,7 +116,7 @@ def test_published_rows_stand_beside_as_many_pictures_of_the_same_set(tmp_path):
         {"space": INCEPTION | {"image_size": 384}},
     ],
 )
-def test_a_table_of_other_pictures_has_no_published_rows(tmp_path, other):
+def test_a_table_of_other_images_has_no_published_rows(tmp_path, other):
     reconstructed(tmp_path, **other)
     (table,), others = tables_of(tmp_path)
     assert not table["published"] and 2.19 in [line["values"]["rFID"] for line in others]
@@ -196,7 +196,7 @@ def test_a_broken_file_is_named_and_the_others_are_shown(tmp_path, part, content
     assert places == {str(artifacts / name / "eval") for name in ("vq16", "whole")}
 
 
-def test_a_broken_picture_is_named_and_its_numbers_are_shown(tmp_path):
+def test_a_broken_image_is_named_and_its_numbers_are_shown(tmp_path):
     replaced(tmp_path / "artifacts").with_name("replacement.png").write_bytes(b"\x89PNG")
     page, _, content = page_of(tmp_path)
     assert "replacement.png" in content["skipped"][0]["place"] and content["tokenizers"] and "<img" not in page

@@ -47,22 +47,22 @@ def config(**values):
 
 @pytest.mark.parametrize(("crops", "train", "val"), [("center", 1, 1), ("center-flip", 2, 2), ("ten-crop", 20, 1)])
 def test_views_are_counted_and_the_first_of_val_is_the_centre_crop(crops, train, val):
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 40, 3), np.uint8))
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 40, 3), np.uint8))
     for split, count in (("train", train), ("val", val)):
         views = config(crops=crops).views(split)
-        found = views(picture, 32)
+        found = views(image, 32)
         assert found.shape == (count, 32, 32, 3) and len(set(views.names)) == count
-    assert np.array_equal(found[0], center_crop(picture, 32))
+    assert np.array_equal(found[0], center_crop(image, 32))
 
 
 def test_views_of_ten_crop_are_the_sets_of_both_ranges_by_name():
-    picture = np.random.default_rng(0).integers(0, 256, (50, 40, 3), np.uint8)
+    image = np.random.default_rng(0).integers(0, 256, (50, 40, 3), np.uint8)
     views = config(crops="ten-crop").views("train")
-    sets = [ten_crop(picture, 32, crop_range) for crop_range in (1.1, 1.05)]
-    assert np.array_equal(views(picture, 32), np.concatenate(sets))
+    sets = [ten_crop(image, 32, crop_range) for crop_range in (1.1, 1.05)]
+    assert np.array_equal(views(image, 32), np.concatenate(sets))
     mirrored = views.names.index("1.05 centre mirrored")
-    assert np.array_equal(sets[1][mirrored - 10], center_crop(picture, 33)[:, ::-1][:32, :32])  # (33 - 32) / 2 is 0
-    flipped = Views("center-flip")(picture, 32)
+    assert np.array_equal(sets[1][mirrored - 10], center_crop(image, 33)[:, ::-1][:32, :32])  # (33 - 32) / 2 is 0
+    flipped = Views("center-flip")(image, 32)
     assert np.array_equal(flipped[1], flipped[0][:, ::-1])
 
 

@@ -48,9 +48,9 @@ def source_of(pixels, split="train"):
 def squares():
     rng = np.random.default_rng(0)
     pixels = np.full((64, 16, 16, 3), 255, np.uint8)
-    for picture in pixels:
+    for image in pixels:
         top, left = rng.integers(0, 10, 2)
-        picture[top : top + 6, left : left + 6] = rng.integers(0, 200, 3)
+        image[top : top + 6, left : left + 6] = rng.integers(0, 200, 3)
     return source_of(pixels)
 
 

@@ -18,43 +18,43 @@ CROPS = ("center", "center-flip", "ten-crop")
 FIVE = ("top left", "top right", "bottom left", "bottom right", "centre")
 
 
-def _picture(picture: Image.Image | np.ndarray) -> Image.Image:
-    return picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
+def _image(image: Image.Image | np.ndarray) -> Image.Image:
+    return image if isinstance(image, Image.Image) else Image.fromarray(image)
 
 
-def _shrink(picture: Image.Image, side: int) -> Image.Image:
+def _shrink(image: Image.Image, side: int) -> Image.Image:
     """Scale the shorter side to `side`: halved with a box filter while twice too large, then bicubic."""
-    while min(picture.size) >= 2 * side:
-        picture = picture.resize((picture.width // 2, picture.height // 2), Image.Resampling.BOX)
-    scale = side / min(picture.size)
-    return picture.resize((round(picture.width * scale), round(picture.height * scale)), Image.Resampling.BICUBIC)
+    while min(image.size) >= 2 * side:
+        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    scale = side / min(image.size)
+    return image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
 
 
-def center_crop(picture: Image.Image | np.ndarray, size: int) -> np.ndarray:
+def center_crop(image: Image.Image | np.ndarray, size: int) -> np.ndarray:
     """ADM's centre crop: an image or (H, W, 3) uint8 -> (S, S, 3) uint8."""
-    pixels = np.asarray(_shrink(_picture(picture), size))
+    pixels = np.asarray(_shrink(_image(image), size))
     top, left = (pixels.shape[0] - size) // 2, (pixels.shape[1] - size) // 2
     return pixels[top : top + size, left : left + size]
 
 
 def random_crop(
-    picture: Image.Image | np.ndarray, size: int, smallest: float, largest: float, rng: Any = random
+    image: Image.Image | np.ndarray, size: int, smallest: float, largest: float, rng: Any = random
 ) -> np.ndarray:
     """ADM's random crop: its side is a share between `smallest` and `largest` of the shorter side.
 
     An image or (H, W, 3) uint8 -> (S, S, 3) uint8. `rng` is a random.Random, or the module's own generator."""
     side = rng.randrange(math.ceil(size / largest), math.ceil(size / smallest) + 1)
-    pixels = np.asarray(_shrink(_picture(picture), side))
+    pixels = np.asarray(_shrink(_image(image), side))
     top = rng.randrange(pixels.shape[0] - size + 1)
     left = rng.randrange(pixels.shape[1] - size + 1)
     return pixels[top : top + size, left : left + size]
 
 
-def ten_crop(picture: Image.Image | np.ndarray, size: int, crop_range: float) -> np.ndarray:
+def ten_crop(image: Image.Image | np.ndarray, size: int, crop_range: float) -> np.ndarray:
     """Corners and centre of the centre crop of `int(size * crop_range)` pixels, then of its mirror image.
 
     An image or (H, W, 3) uint8 -> (10, S, S, 3) uint8, in the order of torchvision's TenCrop."""
-    pixels = center_crop(picture, int(size * crop_range))
+    pixels = center_crop(image, int(size * crop_range))
     edge = len(pixels) - size
     middle = round(edge / 2)  # rounded to even, as in torchvision
     corners = [(0, 0), (0, edge), (edge, 0), (edge, edge), (middle, middle)]
@@ -85,9 +85,9 @@ class Views:
             for place in FIVE
         ]
 
-    def __call__(self, picture: Image.Image | np.ndarray, size: int) -> np.ndarray:
+    def __call__(self, image: Image.Image | np.ndarray, size: int) -> np.ndarray:
         """An image or (H, W, 3) uint8 -> (V, S, S, 3) uint8."""
         if self.crops == "ten-crop":
-            return np.concatenate([ten_crop(picture, size, crop_range) for crop_range in self.crop_ranges])
-        crop = center_crop(picture, size)
+            return np.concatenate([ten_crop(image, size, crop_range) for crop_range in self.crop_ranges])
+        crop = center_crop(image, size)
         return np.stack([crop, crop[:, ::-1]][: len(self.names)])

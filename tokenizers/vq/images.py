@@ -32,7 +32,7 @@ class ImageSource:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def picture(self, index: int) -> Image.Image:
+    def image(self, index: int) -> Image.Image:
         """The stored image, before any crop."""
         return Image.fromarray(self.pixels[index])
 

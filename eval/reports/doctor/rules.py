@@ -112,7 +112,7 @@ def wrong_reference(case: Case) -> Iterator[Finding]:
         return
     name = case.protocol.get("reference", "not named")
     validation = case.protocol.get("reference_split") in ("val", "validation")
-    row = _same_pictures(case)
+    row = _same_images(case)
     if not validation and row is None:
         return
     seen = [f"The reference ({name}) holds validation images; published FIDs use training images"] * validation
@@ -131,7 +131,7 @@ def wrong_reference(case: Case) -> Iterator[Finding]:
     )
 
 
-def _same_pictures(case: Case) -> PublishedRow | None:
+def _same_images(case: Case) -> PublishedRow | None:
     """A published row with our IS, but with another FID and another precision; None without such a row.
 
     If the model is unknown, the IS must agree within SAME_IS, and the precision must be stated and differ."""

@@ -5,15 +5,15 @@ import numpy as np
 from masc.tree import Partition
 
 
-def token_patches(tokens: np.ndarray, pictures: np.ndarray, num_tokens: int, margin: int) -> np.ndarray:
+def token_patches(tokens: np.ndarray, images: np.ndarray, num_tokens: int, margin: int) -> np.ndarray:
     """A decoded patch of each token, taken from the middle one of its uses: (N, side, side, 3) uint8.
 
-    `tokens` (M, T) and their decoded `pictures` (M, H, W, 3); a patch shows the token's own cell and `margin`
+    `tokens` (M, T) and their decoded `images` (M, H, W, 3); a patch shows the token's own cell and `margin`
     pixels around it, white beyond the edge. A token that is never used is white."""
     grid = round(tokens.shape[1] ** 0.5)
-    cell = pictures.shape[1] // grid
+    cell = images.shape[1] // grid
     side = cell + 2 * margin
-    padded = np.pad(pictures, ((0, 0), (margin, margin), (margin, margin), (0, 0)), constant_values=255)
+    padded = np.pad(images, ((0, 0), (margin, margin), (margin, margin), (0, 0)), constant_values=255)
     patches = np.full((num_tokens, side, side, 3), 255, np.uint8)
     order = np.argsort(tokens, axis=None, kind="stable")
     uses = np.bincount(tokens.ravel(), minlength=num_tokens)

@@ -130,7 +130,7 @@ def agreements(partitions: dict[str, Partition]) -> dict[str, Any]:
     return {"names": names, **found}
 
 
-def tree_pictures(inputs: TreeReportInputs) -> list[dict[str, str]]:
+def tree_images(inputs: TreeReportInputs) -> list[dict[str, str]]:
     """The dendrogram of each tree. A tree that only permutes the tokens of another looks the same and is left out."""
     shown: dict[bytes, dict[str, str]] = {}
     for name, made in inputs.clusterings.items():
@@ -150,9 +150,9 @@ def decoded_patches(inputs: TreeReportInputs) -> tuple[np.ndarray, np.ndarray] |
     rng = random_stream(inputs.seed, Purpose.REPORTED_IMAGES)
     rows = np.sort(rng.choice(inputs.codes.num_images, count, replace=False))
     tokens = np.asarray(inputs.codes.tokens[rows, 0]).astype(np.int64)
-    pictures = decode_pixels(inputs.tokenizer, tokens)
+    images = decode_pixels(inputs.tokenizer, tokens)
     used = np.bincount(tokens.ravel(), minlength=inputs.codes.num_tokens) > 0
-    return token_patches(tokens, pictures, inputs.codes.num_tokens, MARGIN), used
+    return token_patches(tokens, images, inputs.codes.num_tokens, MARGIN), used
 
 
 def cluster_sheets(patches: np.ndarray, used: np.ndarray, partitions: dict[str, Partition]) -> dict[str, np.ndarray]:
@@ -200,13 +200,13 @@ def write_tree_report(inputs: TreeReportInputs, directory: Path) -> Path:
         num_coloured=len(CLUSTER_COLOURS),
         max_pairs=MAX_PAIRS,
         max_patches=MAX_PATCHES,
-        dendrograms=tree_pictures(inputs),
+        dendrograms=tree_images(inputs),
         maps={k: draw_map(found, inputs.cuts(k)) for k in sorted({inputs.num_clusters, inputs.coarsest}, reverse=True)},
         sizes=tree_figures.cluster_sizes(cuts),
         size_histogram=tree_figures.size_histogram(cuts),
         coherence=tree_figures.coherence(rows, everything, MEASURES, inputs.num_clusters),
-        atlas=patches and figures.picture(atlas(found, *patches, next(iter(cuts.values())))),
-        sheets={name: figures.picture(sheet) for name, sheet in cluster_sheets(*patches, cuts).items()}
+        atlas=patches and figures.image(atlas(found, *patches, next(iter(cuts.values())))),
+        sheets={name: figures.image(sheet) for name, sheet in cluster_sheets(*patches, cuts).items()}
         if patches
         else {},
     )

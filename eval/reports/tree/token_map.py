@@ -115,10 +115,10 @@ def atlas(found: TokenMap, patches: np.ndarray, has_patch: np.ndarray, partition
     tokens, zoom = found.tokens[shown[order]], max(1, round(24 / patches.shape[1]))
     framed = _frame(patches[tokens].repeat(zoom, axis=1).repeat(zoom, axis=2), token_colours(partition)[tokens])
     side = framed.shape[1]
-    picture = np.full((cells[-1, 0] * side + side, columns * side, 3), 255, np.uint8)
+    image = np.full((cells[-1, 0] * side + side, columns * side, 3), 255, np.uint8)
     for (row, column), patch in zip(cells[cell], framed, strict=True):
-        picture[row * side : (row + 1) * side, column * side : (column + 1) * side] = patch
-    return picture
+        image[row * side : (row + 1) * side, column * side : (column + 1) * side] = patch
+    return image
 
 
 def _frame(patches: np.ndarray, colours: np.ndarray, frame: int = 3, gap: int = 1) -> np.ndarray:

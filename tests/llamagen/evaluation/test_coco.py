@@ -95,8 +95,8 @@ def clip(place):
 
 
 @pytest.fixture
-def pictures(place):
-    """A folder of pictures, their names without leading zeros."""
+def images(place):
+    """A folder of images, their names without leading zeros."""
     rng, folder = np.random.default_rng(1), place / "drawn"
     folder.mkdir()
     for index in range(COUNT):
@@ -160,24 +160,24 @@ def test_a_text_model_is_measured_from_captions_to_both_protocols(place, text_re
     assert coco["FID"]["interval"]["replicates"] == coco["CLIP score"]["interval"]["replicates"] == 2
 
 
-def test_pictures_are_measured_in_the_order_of_their_numbers(place, pictures, clip):
+def test_images_are_measured_in_the_order_of_their_numbers(place, images, clip):
     path = choose()
-    given = {"samples": str(pictures), "caption_list": str(path), "clip": clip}
+    given = {"samples": str(images), "caption_list": str(path), "clip": clip}
     files = evaluate_coco(config_of(**given))
     assert [re.sub("-[0-9a-f]{8}-", "-", str(file)) for file in files] == ["runs/pictures/eval/drawn-coco.json"]
     padded = place / "padded"
     padded.mkdir()
     for index in range(COUNT):
-        (padded / f"{index:06d}.png").write_bytes((pictures / f"{index}.png").read_bytes())
+        (padded / f"{index:06d}.png").write_bytes((images / f"{index}.png").read_bytes())
     again = evaluate_coco(config_of(**given | {"samples": str(padded)}))
     for one, other in zip(files, again, strict=True):
         for metric, row in Results.load(one).by_metric.items():
             assert Results.load(other)[metric]["value"] == pytest.approx(row["value"], rel=1e-6), metric
 
 
-def test_the_clean_distance_is_that_of_pillows_resizes_by_hand(place, pictures):
+def test_the_clean_distance_is_that_of_pillows_resizes_by_hand(place, images):
     files = evaluate_coco(
-        config_of(samples=str(pictures), caption_list=str(choose()), protocols=protocols("all", ["coco-clean"]))
+        config_of(samples=str(images), caption_list=str(choose()), protocols=protocols("all", ["coco-clean"]))
     )
     network = StandIn()
 
@@ -186,21 +186,21 @@ def test_the_clean_distance_is_that_of_pillows_resizes_by_hand(place, pictures):
         return network(pil_bicubic(batch, 299))[0].numpy()
 
     def square(file):
-        picture = Image.open(file).convert("RGB")
-        side = min(picture.size)
-        left, top = (round((length - side) / 2) for length in picture.size)
-        crop = picture.crop((left, top, left + side, top + side))
+        image = Image.open(file).convert("RGB")
+        side = min(image.size)
+        left, top = (round((length - side) / 2) for length in image.size)
+        crop = image.crop((left, top, left + side, top + side))
         return np.asarray(crop.resize((SIZE, SIZE), Image.Resampling.LANCZOS))
 
     reference = features([square(file) for file in sorted((place / "coco" / "val2014").glob("*.jpg"))])
-    samples = features([np.asarray(Image.open(file)) for file in pictures.glob("*.png")])
+    samples = features([np.asarray(Image.open(file)) for file in images.glob("*.png")])
     assert Results.load(files[0])["FID"]["value"] == pytest.approx(frechet_distance(samples, reference), rel=1e-6)
 
 
-def test_paired_references_are_those_whose_captions_were_shown(place, pictures):
+def test_paired_references_are_those_whose_captions_were_shown(place, images):
     path = choose()
     captions = load_captions(path)
-    given = {"samples": str(pictures), "caption_list": str(path)}
+    given = {"samples": str(images), "caption_list": str(path)}
     paired = evaluate_coco(config_of(**given, protocols=protocols("paired", ["coco"])))
     about = Results.load(paired[0])["FID"]["protocol"]
     assert about["reference"] == f"coco{SIZE}-val2014-paired-{captions.ids_sha256[:8]}"
@@ -208,22 +208,22 @@ def test_paired_references_are_those_whose_captions_were_shown(place, pictures):
     value = Results.load(paired[0])["FID"]["value"]
     every = evaluate_coco(config_of(**given))
     assert Results.load(every[0])["FID"]["value"] != pytest.approx(value, rel=1e-3)
-    # Made once, the references need no pictures of COCO.
+    # Made once, the references need no images of COCO.
     evaluate_coco(config_of(**given, protocols=protocols("paired", ["coco"]), coco=None))
     with pytest.raises(InputError, match=r"coco12-val2014-lanczos.npz; say where COCO lies"):
         lanczos = {"coco": replace(protocols()["coco"], crop="lanczos")}
         evaluate_coco(config_of(**given, protocols=lanczos, coco=None))
 
 
-def test_absent_weights_leave_the_score_out_with_one_warning(place, pictures, caplog):
-    files = evaluate_coco(config_of(samples=str(pictures), caption_list=str(choose())))
+def test_absent_weights_leave_the_score_out_with_one_warning(place, images, caplog):
+    files = evaluate_coco(config_of(samples=str(images), caption_list=str(choose())))
     assert list(Results.load(files[0]).by_metric) == ["FID", "IS"]
     assert caplog.text.count("no CLIP score") == 1
 
 
-def test_llamagens_captions_pair_by_place_alone(place, pictures):
+def test_llamagens_captions_pair_by_place_alone(place, images):
     (place / "coco_captions.csv").write_text("Prompt\n" + "".join(f"caption {i}\n" for i in range(COUNT)))
-    given = {"samples": str(pictures), "caption_list": "coco_captions.csv"}
+    given = {"samples": str(images), "caption_list": "coco_captions.csv"}
     about = Results.load(evaluate_coco(config_of(**given))[0])["FID"]["protocol"]
     assert "ids_sha256" not in about and "by place alone" in about["captions"]
     # What `make text-features` is given are the same captions.
@@ -233,21 +233,21 @@ def test_llamagens_captions_pair_by_place_alone(place, pictures):
         evaluate_coco(config_of(**given, protocols=protocols("paired")))
 
 
-def test_too_few_captions_or_pictures_are_refused_and_more_are_named(place, pictures, caplog):
+def test_too_few_captions_or_images_are_refused_and_more_are_named(place, images, caplog):
     few, whole = str(choose(5)), str(choose())
     with pytest.raises(InputError, match=r"holds 5 captions for 12 images; set num_images=5"):
-        evaluate_coco(config_of(samples=str(pictures), caption_list=few))
-    (pictures / "11.png").unlink()
+        evaluate_coco(config_of(samples=str(images), caption_list=few))
+    (images / "11.png").unlink()
     with pytest.raises(InputError, match=r"12 images are wanted, but .* holds 11; .*num_images=11"):
-        evaluate_coco(config_of(samples=str(pictures), caption_list=whole))
-    files = evaluate_coco(config_of(samples=str(pictures), caption_list=few, num_images=5))
+        evaluate_coco(config_of(samples=str(images), caption_list=whole))
+    files = evaluate_coco(config_of(samples=str(images), caption_list=few, num_images=5))
     assert Results.load(files[0])["FID"]["protocol"]["num_images"] == 5
     assert "the first 5 of 11 images" in caplog.text and "5 images, but the published numbers" in caplog.text
 
 
-def test_what_does_not_belong_together_is_refused(place, pictures, text_release, tiny_release, encoder):
+def test_what_does_not_belong_together_is_refused(place, images, text_release, tiny_release, encoder):
     with pytest.raises(InputError, match="say which captions the images show"):
-        evaluate_coco(config_of(samples=str(pictures)))
+        evaluate_coco(config_of(samples=str(images)))
     with pytest.raises(InputError, match="class-conditional"):
         evaluate_coco(of_release(tiny_release))
     path = choose()
@@ -261,15 +261,15 @@ def test_what_does_not_belong_together_is_refused(place, pictures, text_release,
         evaluate_coco(replace(config, samples="anew"))
     with pytest.raises(InputError, match="are not among the images of val2017"):
         make_coco(place / "later", split="val2017", ids=range(100, 140))
-        later = config_of(coco="later", split="val2017", caption_list=str(path), samples=str(pictures))
+        later = config_of(coco="later", split="val2017", caption_list=str(path), samples=str(images))
         evaluate_coco(replace(later, protocols=protocols("paired")))
     with pytest.raises(InputError, match=r"captions_val2014.json in .*, found .*captions_val2017.json"):
-        evaluate_coco(config_of(coco="later", caption_list=str(path), samples=str(pictures)))
+        evaluate_coco(config_of(coco="later", caption_list=str(path), samples=str(images)))
 
 
-def test_a_reference_lacking_pictures_is_named_and_replaces_none(place, pictures, caplog):
+def test_a_reference_lacking_images_is_named_and_replaces_none(place, images, caplog):
     path = choose()
-    config = config_of(samples=str(pictures), caption_list=str(path))
+    config = config_of(samples=str(images), caption_list=str(path))
     evaluate_coco(config)
     next((place / "coco" / "val2014").glob("*3.jpg")).unlink()
     with pytest.raises(InputError, match=r"coco12-val2014.npz holds another reference: count 20 there, 19 now"):

@@ -1,4 +1,4 @@
-"""`make eval-fid` from end to end, with a stand-in for the network: releases, pictures, on the fly, in parallel."""
+"""`make eval-fid` from end to end, with a stand-in for the network: releases, images, on the fly, in parallel."""
 
 import os
 import re
@@ -33,7 +33,7 @@ def protocol(name="adm", **changes):
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
-    """A folder with a reference of pictures, where the stand-in is the network."""
+    """A folder with a reference of images, where the stand-in is the network."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(ExtractorConfig, "load", lambda self, state: StandIn())
     np.savez(tmp_path / "reference.npz", RNG.integers(0, 256, (40, 12, 12, 3), dtype=np.uint8))
@@ -54,7 +54,7 @@ def values(path):
     return {row["metric"]: row["value"] for row in Results.load(path).rows}
 
 
-def test_samples_are_drawn_and_measured_without_a_picture_on_disk(evaluate, place, tiny_release, monkeypatch):
+def test_samples_are_drawn_and_measured_without_a_image_on_disk(evaluate, place, tiny_release, monkeypatch):
     passes = []
     compute = fid.compute_features
     monkeypatch.setattr(fid, "compute_features", lambda *given: passes.append(1) or compute(*given))
@@ -84,7 +84,7 @@ def test_a_sample_set_that_is_there_is_measured_as_it_is(evaluate, tiny_release,
     assert "seed: 9 there, 0 now" in caplog.text and "sampling.guidance: 1.0 there, 2.0 now" in caplog.text
 
 
-def test_the_first_pictures_are_measured_if_fewer_are_asked_for(evaluate, place, caplog):
+def test_the_first_images_are_measured_if_fewer_are_asked_for(evaluate, place, caplog):
     pixels = RNG.integers(0, 256, (45, 12, 12, 3), dtype=np.uint8)
     np.savez(place / "all.npz", pixels)
     np.savez(place / "few.npz", pixels[:30])
@@ -104,7 +104,7 @@ def test_tokens_are_not_decoded_by_another_tokenizer(evaluate, tiny_release, tmp
         evaluate(release=release, bootstrap=0)
 
 
-def test_pictures_of_one_name_and_folders_whose_names_have_dots_have_results_of_their_own(evaluate, place):
+def test_images_of_one_name_and_folders_whose_names_have_dots_have_results_of_their_own(evaluate, place):
     for name in ("run.v1", "run.v2", "other/run.v2"):
         (place / name).mkdir(parents=True)
         for index in range(4):
@@ -201,7 +201,7 @@ def test_two_processes_give_the_numbers_of_one(evaluate, place, root):
     assert values(file) == pytest.approx(alone, rel=1e-9)
 
 
-def test_a_release_in_another_form_is_read_from_its_pictures(evaluate, tiny_release):
+def test_a_release_in_another_form_is_read_from_its_images(evaluate, tiny_release):
     given = {"num_images": 21, "sampling": SamplingConfig(guidance=2.0)}
     sample(SampleConfig(release=tiny_release, name="png", form="png", **given))
     by_form = values(evaluate(samples="png")[0]), values(evaluate(samples="default")[0])

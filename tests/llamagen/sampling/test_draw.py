@@ -26,7 +26,7 @@ from llamagen.sampling import draw as sampling
 from llamagen.sampling.draw import is_sampled, sample
 from llamagen.sampling.filters import SamplingConfig
 from llamagen.sampling.generate import generate, image_uniforms
-from llamagen.sampling.pictures import decode_unit, finish
+from llamagen.sampling.images import decode_unit, finish
 from llamagen.sampling.plan import SampleConfig, plan_labels
 from llamagen.sampling.sets import SampleSet
 from masc.runtime.artifacts import InputError
@@ -65,12 +65,12 @@ def test_what_is_written_is_what_the_model_and_the_decoder_give(draw, release):
     load_gpt_state(model, load_state("c2i_a"))
     uniforms = image_uniforms(3, range(21), 16, 1)
     assert np.array_equal(generate(model, torch.from_numpy(labels), uniforms, SamplingConfig(guidance=2.0)), tokens)
-    pictures = images_of(samples)
-    assert pictures.shape == (21, 12, 12, 3) and pictures.dtype == np.uint8
+    images = images_of(samples)
+    assert images.shape == (21, 12, 12, 3) and images.dtype == np.uint8
     from vq.pretrained import load_tokenizer
 
     decoder = load_tokenizer(release.tokenizer.weights, release.tokenizer)
-    assert np.array_equal(decode_unit(decoder, tokens[16:], 12, torch.device("cpu")), pictures[16:])
+    assert np.array_equal(decode_unit(decoder, tokens[16:], 12, torch.device("cpu")), images[16:])
     manifest = json.loads((where / "manifest.json").read_text())
     assert manifest["config"]["labels"] == "uniform" and manifest["config"]["sampling"]["guidance"] == 2.0
     assert {"weights_sha256", "tokenizer_sha256"} <= set(manifest)
@@ -86,7 +86,7 @@ def test_the_images_do_not_depend_on_the_batch_or_how_many_are_drawn(draw):
     assert np.array_equal(fewer, images_of(draw(name="a", batch_size=64))[:5])
 
 
-def test_both_forms_hold_the_same_pictures(draw):
+def test_both_forms_hold_the_same_images(draw):
     archive, folder = draw(name="a"), draw(name="b", form="png")
     assert sorted(file.name for file in (folder.directory / "images").iterdir())[::20] == ["000000.png", "000020.png"]
     assert np.array_equal(images_of(archive), images_of(folder))
@@ -98,7 +98,7 @@ def test_both_forms_hold_the_same_pictures(draw):
 @pytest.mark.parametrize("breaks_in", ["generate", "decode_unit"])
 def test_an_interrupted_sampling_goes_on_and_gives_the_same(draw, monkeypatch, form, breaks_in):
     whole = contents(draw(name="whole", form=form))
-    module = sampling if breaks_in == "generate" else sys.modules["llamagen.sampling.pictures"]
+    module = sampling if breaks_in == "generate" else sys.modules["llamagen.sampling.images"]
     original, calls = getattr(module, breaks_in), []
 
     def breaking(*arguments):
@@ -276,7 +276,7 @@ def test_the_compiled_step_draws_what_the_growing_cache_draws(compiler, monkeypa
     assert torch.equal(again, generate(model, labels.flip(0), uniforms, settings)) and not torch.equal(again, plain)
 
 
-def test_pictures_are_resized_before_they_are_rounded():
+def test_images_are_resized_before_they_are_rounded():
     meta, arrays = load_golden("postproc")
     for i, size in enumerate(meta["sizes"]):
         found = finish(torch.from_numpy(arrays[f"in_{i}"]).float(), size["image_size_eval"])

@@ -252,9 +252,9 @@ def test_an_atlas_keeps_a_map_that_is_a_grid_already():
     points = np.stack([columns[place], -rows[place]], axis=1).astype(float)
     patches = np.broadcast_to((np.arange(16) * 10).astype(np.uint8)[:, None, None, None], (16, 6, 6, 3))
     found = TokenMap(np.arange(16), points, perplexity=5, seed=0)
-    picture = atlas(found, patches, np.ones(16, bool), Partition(np.arange(16)))
-    side = picture.shape[0] // 4
-    centres = picture[side // 2 :: side, side // 2 :: side, 0]
+    image = atlas(found, patches, np.ones(16, bool), Partition(np.arange(16)))
+    side = image.shape[0] // 4
+    centres = image[side // 2 :: side, side // 2 :: side, 0]
     np.testing.assert_array_equal(centres.ravel()[place], np.arange(16) * 10)
     without = atlas(found, patches, np.arange(16) < 9, Partition(np.arange(16)))  # nine patches: three by three
     assert without.shape[0] == without.shape[1] == 3 * side

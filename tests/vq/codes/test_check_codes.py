@@ -39,7 +39,7 @@ def test_the_grid_shows_decoded_entries_and_the_classes_are_counted(made, tmp_pa
     grid = np.asarray(Image.open(tmp_path / "check.png"))
     assert grid.shape == (2 * (136 + 3 * LINE), 8 * 136, 3)
     first = grid[4 : 4 + 128 : 4, 4 : 4 + 128 : 4]  # a 32 x 32 image, four times as large
-    assert any(np.array_equal(first, picture) for picture in decode_pixels(model, tokens[0]))
+    assert any(np.array_equal(first, image) for image in decode_pixels(model, tokens[0]))
     assert (grid[132 : 132 + 3 * LINE, :128] < 128).any()  # text below
 
 

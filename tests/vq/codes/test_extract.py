@@ -33,7 +33,7 @@ from vq.readers import load_images
 SMALL = TokenizerConfig(
     name="small", target="vq.autoencoder:ConvVQ", options={"resolution": 16, "num_tokens": 32, "width": 16}
 )
-NUM_PICTURES = 50
+NUM_IMAGES = 50
 SETTINGS = ExtractConfig(num_workers=0)
 
 
@@ -43,11 +43,11 @@ def squares():
     return ImageSource(
         name="squares",
         split="train",
-        pixels=rng.integers(0, 256, (NUM_PICTURES, 16, 16, 3), np.uint8),
-        labels=np.arange(NUM_PICTURES) % 2,
-        groups=np.arange(NUM_PICTURES) // 2,
-        keys=tuple(f"{n}.png" for n in range(NUM_PICTURES)),
-        captions=tuple(f"square {n}" for n in range(NUM_PICTURES)),
+        pixels=rng.integers(0, 256, (NUM_IMAGES, 16, 16, 3), np.uint8),
+        labels=np.arange(NUM_IMAGES) % 2,
+        groups=np.arange(NUM_IMAGES) // 2,
+        keys=tuple(f"{n}.png" for n in range(NUM_IMAGES)),
+        captions=tuple(f"square {n}" for n in range(NUM_IMAGES)),
         class_names=("a", "b"),
         attribution="",
     )
@@ -63,10 +63,10 @@ def small(tmp_path_factory):
 
 
 @pytest.fixture
-def pictures(tmp_path):
+def images(tmp_path):
     """A function that opens 50 images of five classes on disk, anew."""
     root = tmp_path / "images"
-    for n in range(NUM_PICTURES):
+    for n in range(NUM_IMAGES):
         file = root / "train" / f"class {n % 5}" / f"{n:02d}.jpg"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(ilsvrc.jpeg(5 * n, size=(20 + n % 7, 24)))
@@ -108,78 +108,78 @@ def test_tokens_are_those_of_each_view_and_are_not_made_twice(squares, small, tm
         extract_codes(model, squares, Views("center"), codebook, tmp_path / "codes", SETTINGS)
 
 
-def test_ten_crops_are_tokenized_view_by_view(pictures, small, tmp_path):
+def test_ten_crops_are_tokenized_view_by_view(images, small, tmp_path):
     model, codebook = small
-    views, source = Views("ten-crop", (1.1, 1.05)), pictures()
+    views, source = Views("ten-crop", (1.1, 1.05)), images()
     extract_codes(model, source, views, codebook, tmp_path / "codes", SETTINGS)
     codes = load_codes(tmp_path / "codes", codebook.meta.sha256)
-    assert codes.tokens.shape == (NUM_PICTURES, 20, 16)
+    assert codes.tokens.shape == (NUM_IMAGES, 20, 16)
     with torch.no_grad():
-        expected = model.encode(to_tensor(views(source.picture(33), 16)))
+        expected = model.encode(to_tensor(views(source.image(33), 16)))
     assert np.array_equal(codes.tokens[33], expected)
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_an_interrupted_extraction_goes_on_to_the_same_bytes(pictures, small, tmp_path, monkeypatch, num_workers):
+def test_an_interrupted_extraction_goes_on_to_the_same_bytes(images, small, tmp_path, monkeypatch, num_workers):
     model, codebook = small
     settings = ExtractConfig(batch_size=10, shard_size=8, num_workers=num_workers, max_failed_share=0.1)
     (tmp_path / "images" / "train" / "class 2" / "22.jpg").write_bytes(b"no image")
     views = Views("center-flip")
-    extract_codes(model, pictures(), views, codebook, tmp_path / "whole", settings)
+    extract_codes(model, images(), views, codebook, tmp_path / "whole", settings)
     for shards in (2, 1):
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
             stop_after(patch, shards)
-            extract_codes(model, pictures(), views, codebook, tmp_path / "broken", settings)
+            extract_codes(model, images(), views, codebook, tmp_path / "broken", settings)
     finished = sorted(file.name for file in (tmp_path / ".broken.shards").glob("*.npz"))
     assert finished == ["000000.npz", "000001.npz", "000002.npz"]
     with monkeypatch.context() as patch:
         stop_after(patch, 4)  # one more would be one that was finished before
-        extract_codes(model, pictures(), views, codebook, tmp_path / "broken", settings)
+        extract_codes(model, images(), views, codebook, tmp_path / "broken", settings)
     assert content(tmp_path / "broken") == content(tmp_path / "whole")
     assert not (tmp_path / ".broken.shards").exists()
     assert verify_codes(tmp_path / "whole") == 7
 
 
-def test_finished_shards_of_other_images_or_settings_are_made_anew(pictures, small, tmp_path, monkeypatch, caplog):
+def test_finished_shards_of_other_images_or_settings_are_made_anew(images, small, tmp_path, monkeypatch, caplog):
     model, codebook = small
     settings = ExtractConfig(shard_size=8, num_workers=0)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         stop_after(patch, 3)
-        extract_codes(model, pictures(), Views("center"), codebook, tmp_path / "codes", settings)
+        extract_codes(model, images(), Views("center"), codebook, tmp_path / "codes", settings)
     (tmp_path / "images" / "train" / "class 0" / "00.jpg").write_bytes(ilsvrc.jpeg(77, size=(50, 50)))
     damaged = tmp_path / ".codes.shards" / "000001.npz"
     damaged.write_bytes(damaged.read_bytes()[:-100])
-    extract_codes(model, pictures(), Views("center"), codebook, tmp_path / "codes", settings)
-    extract_codes(model, pictures(), Views("center"), codebook, tmp_path / "fresh", settings)
+    extract_codes(model, images(), Views("center"), codebook, tmp_path / "codes", settings)
+    extract_codes(model, images(), Views("center"), codebook, tmp_path / "fresh", settings)
     assert content(tmp_path / "codes") == content(tmp_path / "fresh")
     assert "000000.npz was made from other images or another config" in caplog.text
     assert "000001.npz is not a codes-shard" in caplog.text and "000002.npz" not in caplog.text
 
 
-def test_unreadable_pictures_are_listed_and_left_out(pictures, small, tmp_path):
+def test_unreadable_images_are_listed_and_left_out(images, small, tmp_path):
     model, codebook = small
     broken = tmp_path / "images" / "train" / "class 3" / "13.jpg"
     broken.write_bytes(broken.read_bytes()[:-200])
-    extract_codes(model, pictures(), Views("center"), codebook, tmp_path / "codes", SETTINGS)  # one is let pass
+    extract_codes(model, images(), Views("center"), codebook, tmp_path / "codes", SETTINGS)  # one is let pass
     codes = load_codes(tmp_path / "codes", codebook.meta.sha256)
-    assert codes.num_images == NUM_PICTURES - 1 and codes.groups.tolist() == list(range(NUM_PICTURES - 1))
+    assert codes.num_images == NUM_IMAGES - 1 and codes.groups.tolist() == list(range(NUM_IMAGES - 1))
     failures = (tmp_path / "codes" / "failures.txt").read_text()
     assert re.fullmatch(r"class 3/13.jpg: OSError: .*[Tt]runcated.*\n", failures)
     keys = (tmp_path / "codes" / "keys.txt").read_text().splitlines()
     assert "class 3/13.jpg" not in keys
     extract_codes(
-        model, pictures(), Views("center"), codebook, tmp_path / "again", ExtractConfig(shard_size=5, num_workers=0)
+        model, images(), Views("center"), codebook, tmp_path / "again", ExtractConfig(shard_size=5, num_workers=0)
     )
     again = load_codes(tmp_path / "again", codebook.meta.sha256)
     assert np.array_equal(again.tokens, codes.tokens) and again.labels.tolist() == codes.labels.tolist()
     leftover = tmp_path / ".codes.12345.partial"  # of a process that died while it joined
     leftover.mkdir()
     before = (tmp_path / "codes" / "codes.npy").stat().st_mtime_ns
-    extract_codes(model, pictures(), Views("center"), codebook, tmp_path / "codes", SETTINGS)
+    extract_codes(model, images(), Views("center"), codebook, tmp_path / "codes", SETTINGS)
     assert (tmp_path / "codes" / "codes.npy").stat().st_mtime_ns == before and not leftover.exists()
 
 
-def test_a_split_without_pictures_is_refused(squares, small, tmp_path):
+def test_a_split_without_images_is_refused(squares, small, tmp_path):
     model, codebook = small
     none = replace(squares, split="val", pixels=squares.pixels[:0], labels=squares.labels[:0], keys=())
     with pytest.raises(InputError, match="squares has no val images"):
@@ -201,7 +201,7 @@ def test_a_tokenizer_of_buffers_only_is_a_tokenizer(squares, small, tmp_path):
     assert (load_codes(tmp_path / "codes", small[1].meta.sha256).tokens == 7).all()
 
 
-def test_too_many_unreadable_pictures_stop_the_run_until_they_are_mended(pictures, small, tmp_path):
+def test_too_many_unreadable_images_stop_the_run_until_they_are_mended(images, small, tmp_path):
     model, codebook = small
     whole = [tmp_path / "images" / "train" / f"class {n % 5}" / f"{n:02d}.jpg" for n in (3, 24)]
     saved = [file.read_bytes() for file in whole]
@@ -209,20 +209,20 @@ def test_too_many_unreadable_pictures_stop_the_run_until_they_are_mended(picture
         file.write_bytes(b"")
     settings = ExtractConfig(shard_size=5, num_workers=0)
     with pytest.raises(InputError, match=r"2 of the 50 images .* more than the 1 allowed.*codes/train-failures.txt"):
-        extract_codes(model, pictures(), Views("center"), codebook, tmp_path / "codes" / "train", settings)
+        extract_codes(model, images(), Views("center"), codebook, tmp_path / "codes" / "train", settings)
     listed = (tmp_path / "codes" / "train-failures.txt").read_text()
     assert [line.partition(":")[0] for line in listed.splitlines()] == ["class 3/03.jpg", "class 4/24.jpg"]
     strict = ExtractConfig(shard_size=5, num_workers=0, max_failed_share=0.0)
     with pytest.raises(InputError, match="1 of the 50 images"):
-        extract_codes(model, pictures(), Views("center"), codebook, tmp_path / "codes" / "strict", strict)
+        extract_codes(model, images(), Views("center"), codebook, tmp_path / "codes" / "strict", strict)
     for file, data in zip(whole, saved, strict=True):
         file.write_bytes(data)
-    extract_codes(model, pictures(), Views("center"), codebook, tmp_path / "codes" / "train", settings)
-    assert load_codes(tmp_path / "codes" / "train", codebook.meta.sha256).num_images == NUM_PICTURES
+    extract_codes(model, images(), Views("center"), codebook, tmp_path / "codes" / "train", settings)
+    assert load_codes(tmp_path / "codes" / "train", codebook.meta.sha256).num_images == NUM_IMAGES
     assert not (tmp_path / "codes" / "train-failures.txt").exists()
 
 
-def test_missing_pictures_count_as_unreadable(small, tmp_path):
+def test_missing_images_count_as_unreadable(small, tmp_path):
     model, codebook = small
     ilsvrc.class_folders(tmp_path)
     source = load_images("imagenet", "train", 16, tmp_path)
@@ -230,7 +230,7 @@ def test_missing_pictures_count_as_unreadable(small, tmp_path):
         extract_codes(model, source, Views("center"), codebook, tmp_path / "codes", SETTINGS)
 
 
-def test_a_shard_that_breaks_before_the_join_is_one_error(pictures, small, tmp_path, monkeypatch):
+def test_a_shard_that_breaks_before_the_join_is_one_error(images, small, tmp_path, monkeypatch):
     model, codebook = small
 
     def breaks(self, *arguments):
@@ -240,22 +240,20 @@ def test_a_shard_that_breaks_before_the_join_is_one_error(pictures, small, tmp_p
     save = Shards.save
     monkeypatch.setattr(Shards, "save", breaks)
     with tells(r"000000.npz.*`make codes DATA=squares TOKENIZER=small`"), naming(data="squares", tokenizer="small"):
-        extract_codes(
-            model, pictures(), Views("center-flip"), codebook, tmp_path / "codes", ExtractConfig(num_workers=0)
-        )
+        extract_codes(model, images(), Views("center-flip"), codebook, tmp_path / "codes", ExtractConfig(num_workers=0))
 
 
-def test_the_shards_of_two_processes_make_the_bytes_of_one(pictures, small, tmp_path, monkeypatch):
+def test_the_shards_of_two_processes_make_the_bytes_of_one(images, small, tmp_path, monkeypatch):
     model, codebook = small
     settings = ExtractConfig(num_workers=0, shard_size=7, batch_size=4)
-    extract_codes(model, pictures(), Views("center-flip"), codebook, tmp_path / "one" / "codes", settings)
+    extract_codes(model, images(), Views("center-flip"), codebook, tmp_path / "one" / "codes", settings)
     monkeypatch.setattr(extract, "gather_object", lambda own: list(range(8)))  # of all processes: all shards are to do
     for index in (1, 0):  # the main process, which joins the shards, comes last
         state = SimpleNamespace(
             process_index=index, num_processes=2, is_main_process=index == 0, wait_for_everyone=lambda: None
         )
         monkeypatch.setattr(extract, "patient_state", lambda state=state: state)
-        extract_codes(model, pictures(), Views("center-flip"), codebook, tmp_path / "two" / "codes", settings)
+        extract_codes(model, images(), Views("center-flip"), codebook, tmp_path / "two" / "codes", settings)
         if index == 1:
             made = sorted(file.stem for file in (tmp_path / "two" / ".codes.shards").glob("*.npz"))
             assert made == ["000001", "000003", "000005", "000007"]

@@ -63,7 +63,7 @@ def test_held_out_codes_of_ten_crop_are_the_centre_crops(codebook, tmp_path):
     assert np.array_equal(codes.tokens, released("code_c2i_flip")[:, :1])
 
 
-def test_they_equal_our_extraction_of_the_same_pictures(tmp_path, monkeypatch):
+def test_they_equal_our_extraction_of_the_same_images(tmp_path, monkeypatch):
     torch.manual_seed(0)
     tokenizer = TokenizerConfig(name="s", target="vq.autoencoder:ConvVQ", options={"num_tokens": 64, "width": 16})
     model = tokenizer.build().eval()

@@ -36,7 +36,7 @@ def tars(tmp_path_factory):
 
 
 def colour(source, row):
-    return ilsvrc.np.asarray(source.picture(row))[0, 0].astype(int)
+    return ilsvrc.np.asarray(source.image(row))[0, 0].astype(int)
 
 
 def shows(source, row):
@@ -60,14 +60,14 @@ def test_class_folders_are_read_as_image_folder_reads_them(folders):
     ours = load_images("imagenet", "train", 16, folders)
     assert [str(folders / "train" / key) for key in ours.keys] == [path for path, _ in theirs.samples]
     assert ours.labels.tolist() == theirs.targets and ours.class_names == wnids()
-    assert np.array_equal(np.asarray(ours.picture(5)), np.asarray(theirs[5][0]))
+    assert np.array_equal(np.asarray(ours.image(5)), np.asarray(theirs[5][0]))
     assert_labels_fit(ours, range(0, 1000, 97))
     assert ours.pixels.shape == (1000, 16, 16, 3)
-    assert np.array_equal(ours.pixels[3:5][1], center_crop(ours.picture(4), 16))
+    assert np.array_equal(ours.pixels[3:5][1], center_crop(ours.image(4), 16))
     assert len(ours.missing) == 1_281_167 - 1000
 
 
-def test_the_official_tars_give_the_pictures_of_the_folders_in_the_same_order(tars, folders):
+def test_the_official_tars_give_the_images_of_the_folders_in_the_same_order(tars, folders):
     train, val = (load_images("imagenet", split, 16, tars) for split in ("train", "val"))
     assert len(train) == 2000 and list(train.keys) == sorted(train.keys)
     assert train.keys[:2] == ("n01440764/n01440764_31.JPEG", "n01440764/n01440764_4.JPEG")
@@ -295,7 +295,7 @@ def test_the_official_tar_unpacked_once_or_moved_into_its_folder_is_read(tars, t
         assert np.array_equal(found.pixels[::400], whole.pixels[::400])
 
 
-def test_archives_beside_pictures_are_not_chosen_between(tmp_path):
+def test_archives_beside_images_are_not_chosen_between(tmp_path):
     for split in ("train", "val"):
         (tmp_path / split / "a").mkdir(parents=True)
         (tmp_path / split / "a" / "1.jpg").write_bytes(ilsvrc.jpeg(1))
@@ -305,7 +305,7 @@ def test_archives_beside_pictures_are_not_chosen_between(tmp_path):
         load_images("folder", "train", 16, tmp_path)
 
 
-def test_an_encrypted_picture_in_a_zip_is_unreadable(tmp_path):
+def test_an_encrypted_image_in_a_zip_is_unreadable(tmp_path):
     with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
         archive.writestr("a/1.jpg", ilsvrc.jpeg(1))
     content = bytearray((tmp_path / "x.zip").read_bytes())

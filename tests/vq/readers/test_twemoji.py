@@ -39,12 +39,12 @@ def test_groups_are_bases_and_share_a_class(splits):
     assert len(set(splits["val"].groups)) == len(splits["val"])
 
 
-def test_no_picture_appears_twice(splits):
+def test_no_image_appears_twice(splits):
     pixels = np.concatenate([load_images("twemoji", split, 72).pixels for split in splits])
     assert len({row.tobytes() for row in pixels}) == len(pixels)
 
 
-def test_pictures_are_on_white_at_the_size_asked_for(splits):
+def test_images_are_on_white_at_the_size_asked_for(splits):
     source = splits["train"]
     assert source.pixels.shape == (3500, 32, 32, 3) and source.pixels.dtype == np.uint8
     corners = source.pixels[:, [0, 0, -1, -1], [0, -1, 0, -1]]
@@ -62,7 +62,7 @@ def test_pictures_are_on_white_at_the_size_asked_for(splits):
         ("1f1e9-1f1ea", "1f1e9-1f1ea", "Flags", "germany flag"),
     ],
 )
-def test_a_picture_is_identified_by_its_file_name(code, base, label, caption):
+def test_a_image_is_identified_by_its_file_name(code, base, label, caption):
     emoji = identify(code)
     assert (emoji.base, CLASS_NAMES[emoji.label], emoji.caption) == (base, label, caption)
 

@@ -35,8 +35,8 @@ class Checked:
         )
 
 
-def check_codes(model: Tokenizer, codebook: Codebook, path: Path, picture: Path, num_shown: int, seed: int) -> Checked:
-    """Verify the codes at `path`, and write a PNG of `num_shown` random entries, decoded, to `picture`.
+def check_codes(model: Tokenizer, codebook: Codebook, path: Path, image: Path, num_shown: int, seed: int) -> Checked:
+    """Verify the codes at `path`, and write a PNG of `num_shown` random entries, decoded, to `image`.
 
     The text below each image gives its number, view, label and the name of the label. Raises InputError as `load_codes`
     and `verify_codes` do."""
@@ -48,7 +48,7 @@ def check_codes(model: Tokenizer, codebook: Codebook, path: Path, picture: Path,
     views = rng.integers(codes.tokens.shape[1], size=len(rows))
     tokens = codes.tokens[rows, views].astype(np.int64)
     notes = [_note(codes, keys, int(row), int(view)) for row, view in zip(rows, views, strict=True)]
-    _write_grid(picture, decode_pixels(model, tokens, batch_size=16), notes)
+    _write_grid(image, decode_pixels(model, tokens, batch_size=16), notes)
     counts = np.bincount(codes.labels)
     return Checked(
         num_images=codes.num_images,
@@ -71,14 +71,14 @@ def _note(codes: Codes, keys: list[str], row: int, view: int) -> list[str]:
     ]
 
 
-def _write_grid(path: Path, pictures: np.ndarray, notes: list[list[str]]) -> None:
+def _write_grid(path: Path, images: np.ndarray, notes: list[list[str]]) -> None:
     """Write the images to a PNG, in rows of eight, each with its lines of text below."""
-    side = max(pictures.shape[1], 128)  # room for the text
+    side = max(images.shape[1], 128)  # room for the text
     width, height = side + 8, side + 8 + LINE * len(notes[0])
-    columns = min(8, len(pictures))
-    canvas = Image.new("RGB", (columns * width, -(-len(pictures) // columns) * height), "white")
+    columns = min(8, len(images))
+    canvas = Image.new("RGB", (columns * width, -(-len(images) // columns) * height), "white")
     draw = ImageDraw.Draw(canvas)
-    for index, (pixels, lines) in enumerate(zip(pictures, notes, strict=True)):
+    for index, (pixels, lines) in enumerate(zip(images, notes, strict=True)):
         left, top = index % columns * width + 4, index // columns * height + 4
         canvas.paste(Image.fromarray(pixels).resize((side, side), Image.Resampling.NEAREST), (left, top))
         for number, line in enumerate(lines):

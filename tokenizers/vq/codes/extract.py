@@ -132,10 +132,10 @@ class _Decoded(Dataset):
 
     def __getitem__(self, row: int) -> np.ndarray | str:
         try:
-            picture = self.images.picture(row)
+            image = self.images.image(row)
         except UNREADABLE as error:
             return " ".join(f"{type(error).__name__}: {error}".split())
-        return self.views(picture, self.resolution)
+        return self.views(image, self.resolution)
 
 
 def _collate(decoded: list[np.ndarray | str]) -> tuple[Tensor | None, dict[int, str]]:

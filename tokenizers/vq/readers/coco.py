@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from masc.runtime.artifacts import InputError
-from vq.readers.folders import open_pictures
+from vq.readers.folders import open_images
 from vq.readers.stored import StoredImages
 
 
@@ -19,15 +19,15 @@ def load_coco(root: Path, split: str, resolution: int) -> StoredImages:
     Captions are {"image_id": int, "captions": [str, ...]}, in the order of their own ids. Images without a file are
     listed in `missing`. Raises InputError if a file is missing or broken, or if the folder holds two years of it."""
     file = find_annotations(root, split)
-    pictures_of = file.stem.removeprefix("captions_")
-    place = root / pictures_of
-    place = place if place.exists() else root / f"{pictures_of}.zip"
+    images_of = file.stem.removeprefix("captions_")
+    place = root / images_of
+    place = place if place.exists() else root / f"{images_of}.zip"
     if not place.exists():
         raise InputError(
-            f"no images of COCO at {root / pictures_of} or {place}; download them from cocodataset.org to there"
+            f"no images of COCO at {root / images_of} or {place}; download them from cocodataset.org to there"
         )
     images, captions = read_annotations(file)
-    members = open_pictures(place)
+    members = open_images(place)
     row_of = {name.rpartition("/")[2]: row for row, name in enumerate(members.names)}
     there = [image_id for image_id, name in sorted(images.items()) if name in row_of]
     return StoredImages.of(

@@ -68,14 +68,14 @@ def open_split(root: Path, split: str) -> Members:
         return members
     if _find_split(root, "train") is not None:
         raise InputError(f"{root} holds a train split but no {split}: expected {split}/, {split}.zip or *{split}*.tar")
-    members = open_pictures(root)
+    members = open_images(root)
     return members.take([row for row, name in enumerate(members.names) if is_held_out(name) == (split == "val")])
 
 
 def _find_split(root: Path, split: str) -> Members | None:
     for place in (root / split, root / f"{split}.zip"):
         if place.exists():
-            return open_pictures(place)
+            return open_images(place)
     word = re.compile(rf"(?<![a-z]){split}(?![a-z])", re.IGNORECASE)  # trainval.tar is not a train split
     tars = sorted(tar for tar in root.glob("*.tar") if word.search(tar.stem))
     return index_tars(tars).members.images() if tars else None
@@ -86,7 +86,7 @@ def is_held_out(name: str) -> bool:
     return int(hashlib.md5(name.encode()).hexdigest(), 16) % HELD_OUT_ONE_IN == 0
 
 
-def open_pictures(place: Path) -> Members:
+def open_images(place: Path) -> Members:
     """The images below a folder, in a zip or a tar, or in the zip or the tars that a folder holds.
 
     Raises InputError if there are no images, several zips, or archives beside images."""
@@ -105,7 +105,7 @@ def open_pictures(place: Path) -> Members:
         members = list_zip(zips[0])
     else:
         members = list_folder(place)
-    pictures = members.images()
-    if not len(pictures):
+    images = members.images()
+    if not len(images):
         raise InputError(f"no images in {place}; name the folder, zip or tars that hold them")
-    return pictures
+    return images

