@@ -1,4 +1,4 @@
-"""What all tests share: the repository, and where scripts and helpers are imported from."""
+"""What all tests share: one thread a process, the sparse engine compiled once, the repository."""
 
 import os
 import subprocess
@@ -14,6 +14,7 @@ for variable in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS"):
 ROOT = Path(__file__).resolve().parents[1]
 
 
+LARGE = 500  # tests: a smaller selection may reach the sparse engine before it is compiled, and compiles it itself
 # Once with each of the two searches, to the root: all that numba compiles.
 COMPILE = """
 from linkage_oracle import blobs
@@ -24,10 +25,15 @@ for search in ("kdtree", "lists"):
 
 
 def pytest_collection_finish(session):
-    """Compile the sparse engine on another core, while the first tests run: its own tests come later."""
-    if not session.config.option.collectonly and any("sparse" in item.path.parts for item in session.items):
+    """Compile the sparse engine on another core while the first tests of a large selection run. Its own tests come
+    later, and find the compiled code."""
+    needs_it = any("sparse" in item.path.parts for item in session.items)
+    if needs_it and len(session.items) > LARGE and not session.config.option.collectonly:
         environment = os.environ | {"PYTHONPATH": str(ROOT / "tests")}
-        process = subprocess.Popen([sys.executable, "-c", COMPILE], cwd=ROOT, env=environment)
+        nowhere = subprocess.DEVNULL
+        process = subprocess.Popen(
+            [sys.executable, "-c", COMPILE], cwd=ROOT, env=environment, stdout=nowhere, stderr=nowhere
+        )
         session.config.add_cleanup(process.wait)
         session.config.add_cleanup(process.terminate)  # called first
 

@@ -94,6 +94,7 @@ def load_clip(path: Path, sha256: str | None = None, device: torch.device | str 
             path,
             f"{path} does not hold the tensors of {name} ({str(error).splitlines()[0]}); OpenAI's own ViT-B-32.pt is a "
             "program, which is not run here. Take open_clip's copy of its tensors",
+            remove=True,
             name=NAME,
         ) from error
     model = model.eval().requires_grad_(False).to(device)

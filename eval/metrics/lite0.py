@@ -91,7 +91,7 @@ def pool(extractor: nn.Module, images: np.ndarray) -> Tensor:
     """Pooled features (B, 1280) of uint8 images (B, H, W, 3), on the extractor's device.
 
     The images are resized to RESOLUTION by antialiased bicubic and scaled to (x - 127) / 128. Raises InputError for
-    anything else than uint8 images."""
+    anything other than uint8 images."""
     if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8 or not len(images):
         raise InputError(f"features need uint8 images (M, H, W, 3), found {images.dtype} {images.shape}")
     device = next(extractor.parameters()).device

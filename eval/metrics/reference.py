@@ -104,14 +104,14 @@ def load_statistics(
     if stored:
         _check_origin(path, stored, header, model, resize)
     images = _images_of(path, bool(stored))
-    # The file may have gigabytes: one process reads it.
+    # The file may be several gigabytes, so only one process reads it.
     sha256 = _by_main(state, lambda: hash_file(path) if path.is_file() else images.sha256)
     if name in RELEASES:
         _check_pinned(name, path, sha256, weights)
     config = {"reference": sha256, "extractor": model.sha256, "resize": resize}
     cache = reference_file(artifacts, f"features-{hash_of(config)}")
     kept = reuse_npz(cache, "reference-features", FEATURES_VERSION, config, {})
-    state.wait_for_everyone()  # every process looks before the main one writes, so that all take the same way
+    state.wait_for_everyone()  # every process looks before the main one writes, so that all take the same branch
     found = compute_features(images, model, resize, batch_size, state) if kept is None and images else None
     if not state.is_main_process:
         return None
@@ -197,15 +197,15 @@ def _images_of(path: Path, has_statistics: bool) -> Images | None:
 
 
 def _by_main(state: PartialState, compute: Callable[[], str]) -> str:
-    """The value of `compute`, which only the main process calls. An InputError there is raised in every process."""
+    """The value of `compute`, which only the main process calls. An error there is raised in every process."""
     value = None
     if state.is_main_process:
         try:
             value = compute()
-        except InputError as error:
+        except (InputError, OSError) as error:  # else the other processes would wait for a value
             value = error
     (value,) = broadcast_object_list([value])
-    if isinstance(value, InputError):
+    if isinstance(value, Exception):
         raise value
     return value
 

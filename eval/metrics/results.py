@@ -47,7 +47,7 @@ def with_roles(schema: type) -> type:
 class Protocol:
     """Every key that a row's protocol may have, in the order of tables; all are optional.
 
-    A trailing underscore is no part of the key: `as_` is `as`, which Python reserves."""
+    A trailing underscore is not part of the key: `as_` is `as`, which Python reserves."""
 
     # How it was measured.
     protocol: str = key(Role.SETTING)  # name of its config
@@ -100,7 +100,7 @@ class Protocol:
     head: str = key(Role.IDENTITY, method=True)
     tree: str = key(Role.IDENTITY, method=True)
     K: int = key(Role.IDENTITY, method=True)
-    levels: Sequence[int] = key(Role.IDENTITY)  # all cuts of a head that has several
+    levels: Sequence[int] = key(Role.IDENTITY, method=True)  # all cuts of a head that has several
     data: str = key(Role.IDENTITY)
     step: int = key(Role.IDENTITY)
     images_seen: int = key(Role.IDENTITY)

@@ -51,7 +51,7 @@ def _compare(row: dict[str, Any], other: dict[str, Any], subject: str, than: str
     mine, theirs = (dict(zip(r["seeds"], r["nats"]["by_seed"], strict=True)) for r in (row, other))
     differences = [mine[seed] - theirs[seed] for seed in mine if seed in theirs]
     if not differences:
-        return _claim("undecided", f"{subject} better {than}? No seed has both.")
+        return _claim("undecided", f"{row['label']} and {other['label']} cannot be compared: no seed has both runs.")
     mean = sum(differences) / len(differences)
     values = f"{row['nats']['mean']:.3f} against {other['nats']['mean']:.3f} nats per token"
     word = "better" if mean < 0 else "worse"
@@ -85,7 +85,7 @@ def _samples(table: list[dict[str, Any]], name: str) -> list[dict[str, str]]:
     if not measured:
         return []
     order = ", ".join(f"{label} {value:.1f}" for value, label in sorted(measured))
-    text = f"FD-lite0 of the samples ({name}), lowest first: {order}. The reference is made of training images."
+    text = f"FD-lite0 of the samples ({name}), lowest first: {order}. The reference consists of training images."
     return [_claim("measured", text)]
 
 

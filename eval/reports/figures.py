@@ -78,7 +78,7 @@ def _lines(
             curve[unit][shown] * scale,
             curve[metric][shown],
             color=palette[label],
-            label=label.replace("$", r"\$") if is_first else None,  # matplotlib reads $ as mathematics
+            label=plain_text(label) if is_first else None,
             linewidth=1.8,
             alpha=1.0 if is_first else 0.45,
             marker="o" if shown.sum() < 12 else None,
@@ -133,9 +133,14 @@ def overview(
         return buffer.getvalue()
 
 
+def plain_text(words: str) -> str:
+    """The words for matplotlib, which reads $ as the start of mathematics."""
+    return words.replace("$", r"\$")
+
+
 def _show(axis: Axes, pixels: np.ndarray, title: str) -> None:
     axis.imshow(pixels, interpolation="nearest")
-    axis.set_title(title, fontsize=10, loc="left")
+    axis.set_title(plain_text(title), fontsize=10, loc="left")
     axis.set_axis_off()
 
 

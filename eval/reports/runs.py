@@ -11,7 +11,7 @@ import numpy as np
 import yaml
 
 from masc.runtime.artifacts import InputError, MissingArtifact
-from masc.runtime.run import read_metrics, run_facts
+from masc.runtime.run import read_metrics, run_facts, upgrade_config
 from metrics.results import Results
 from reports.published import label_of
 
@@ -48,6 +48,7 @@ class RunRecord:
                 raise MissingArtifact("run", directory, f"no {name} in {directory}", **run_facts(directory))
         try:
             config = yaml.safe_load((directory / "config.yaml").read_text())
+            config = upgrade_config(config) if isinstance(config, dict) else config
             provenance = json.loads((directory / "provenance.json").read_text())
             rows = read_metrics(directory / "metrics.jsonl")
         except (yaml.YAMLError, json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -129,10 +130,10 @@ def _check_config(config: Any, provenance: Any, where: Path) -> None:
             f"expected the config of a run (model.name, data.name, seed) in {where / 'config.yaml'}; restore the file, "
             "or train again"
         )
-    kinds = {"label": str, "volatile": list}
-    if not isinstance(provenance, dict) or not all(
-        isinstance(provenance[name], kind) for name, kind in kinds.items() if name in provenance
-    ):
+    found = provenance if isinstance(provenance, dict) else {"label": None}
+    label, volatile = found.get("label", ""), found.get("volatile", [])
+    is_named = isinstance(label, str) and isinstance(volatile, list)
+    if not is_named or not all(isinstance(key, str) for key in volatile):
         raise InputError(f"expected names and values in {where / 'provenance.json'}; restore the file, or train again")
 
 

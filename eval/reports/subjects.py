@@ -60,7 +60,7 @@ class Subject:
         first = next(iter(self.results.values()), None)
         known = self.about({} if first is None else first.rows[0]["protocol"])
         clusters = f", K = {known['K']}" if known.get("K") else ""
-        label = label_of(known) or (self.run.label if self.run else None)
+        label = self.run.label if self.run else label_of(known)
         words = [known.get("release") or known.get("model"), None if known.get("release") else label]
         return " ".join(word for word in words if word) + clusters if words[0] else str(self.place)
 

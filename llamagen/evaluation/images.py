@@ -68,7 +68,7 @@ class EvalFidConfig:
 
     def __post_init__(self) -> None:
         if self.run is not None and self.release is not None:
-            raise ValueError("name a run, a release, or images (SAMPLES=folder or .npz), one of the three")
+            raise ValueError("name only one of these: a run, a release, images (SAMPLES=folder or .npz)")
         if not self.protocols:
             raise ValueError("name a protocol, as in PROTOCOL=adm")
         if self.num_images is not None and self.num_images < 2:

@@ -12,7 +12,7 @@ logger = logging.getLogger(__name__)
 
 
 def saved_protocol(path: Path) -> dict[str, Any] | None:
-    """The protocol of the first row of a results file; None if there is no such file or row."""
+    """The protocol of the first row of a results file; None if there is no file, or none that can be read."""
     try:
         return Results.load(path).rows[0]["protocol"]
     except (InputError, IndexError):
@@ -28,14 +28,15 @@ def holds(path: Path, protocol: dict[str, Any]) -> bool:
 def save_beside(found: Results, path: Path) -> Path:
     """Save results and return the path.
 
-    A file at `path` that was measured with another reference, image count, extractor or resize is kept: the new name
-    then gets a hash of these four values."""
+    A file at `path` is kept if it cannot be read, or was measured with another reference, image count, extractor or
+    resize: the new name then gets a hash of these four values."""
     ours = {key: found.rows[0]["protocol"].get(key) for key in Protocol.flagged("apart")}
     there = saved_protocol(path)
     differing = [] if there is None else [key for key in ours if there.get(key) != ours[key]]
-    if differing:
+    if differing or (there is None and path.exists()):
         beside = path.with_name(f"{path.stem}-{hash_of(ours)[:8]}.json")
-        logger.warning("%s holds results of another %s and stays; see %s", path, " and ".join(differing), beside.name)
+        what = f"results of another {' and '.join(differing)}" if differing else "what cannot be read"
+        logger.warning("%s holds %s and stays; see %s", path, what, beside.name)
         path = beside
     found.save(path)
     return path

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from llamagen.backbones.config import BackboneConfig, ModelConfig, OwnModelConfig
 from llamagen.training.optim import OptimConfig
@@ -12,7 +11,7 @@ from masc.heads.config import CONFIGS, HeadConfig
 from masc.layout import Layout
 from masc.runtime.artifacts import InputError
 from masc.runtime.device import check_precision
-from masc.runtime.run import open_run, plain, run_label
+from masc.runtime.run import open_run, plain, run_label, upgrade_config
 from vq.data import DataConfig
 
 
@@ -81,21 +80,11 @@ class TrainConfig:
 
     def open_directory(self, parents: dict[str, str]) -> None:
         """Create the run's directory, or check that this config and these parents made it; see `open_run`."""
-        open_run(self.directory, plain(self), parents, self.volatile, self.label, upgrade_config)
+        open_run(self.directory, plain(self), parents, self.volatile, self.label)
 
     @property
     def layout(self) -> Layout:
         return Layout(Path(self.artifacts), self.tokenizer_name)
-
-
-def upgrade_config(stored: dict[str, Any]) -> dict[str, Any]:
-    """A stored config of a run with the keys of this version: earlier versions had one class for all heads, and
-    LlamaGen as the only backbone."""
-    model, head = dict(stored["model"]), dict(stored["head"])
-    model.setdefault("target", ModelConfig.target)
-    if head.get("kind") == "flat":  # which had the keys of the other heads, without effect
-        head = {key: value for key, value in head.items() if key not in ("num_clusters", "context")}
-    return stored | {"model": model, "head": head}
 
 
 def load_config(file: Path) -> TrainConfig:

@@ -48,12 +48,28 @@ class MissingArtifact(InputError):
         self.kind, self.path, self.remove = kind, Path(path), remove
         self.facts, self.overrides, self.first = facts, overrides or {}, first
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For pickle: processes send errors to one another."""
+        return _missing_artifact, (self.kind, self.path, str(self), self.remove, self.overrides, self.first, self.facts)
+
     @classmethod
     def all_of(cls, problem: str, missing: Sequence["MissingArtifact"]) -> "MissingArtifact":
         """One error for several artefacts, in the order in which they must be made."""
         *first, last = missing
         options = {"remove": last.remove, "overrides": last.overrides, "first": first}
         return cls(last.kind, last.path, problem, **options, **last.facts)
+
+
+def _missing_artifact(
+    kind: str,
+    path: Path,
+    problem: str,
+    remove: bool,
+    overrides: dict[str, Any],
+    first: Sequence[MissingArtifact],
+    facts: dict[str, Any],
+) -> MissingArtifact:
+    return MissingArtifact(kind, path, problem, remove=remove, overrides=overrides, first=first, **facts)
 
 
 @contextlib.contextmanager

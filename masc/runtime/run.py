@@ -9,7 +9,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, is_dataclass
 from importlib import metadata
 from pathlib import Path
@@ -75,6 +75,24 @@ def split_label(label: str) -> tuple[str, str]:
     return head, tree or "masc"
 
 
+# Target of the only backbone there was when configs named none.
+LLAMAGEN = "llamagen.backbones.gpt:Transformer"
+
+
+def upgrade_config(stored: dict[str, Any]) -> dict[str, Any]:
+    """A stored config of a run with the keys of this version.
+
+    Earlier versions had one class for all heads, and LlamaGen as the only backbone. A section that is not a
+    dictionary stays as it is."""
+    upgraded = dict(stored)
+    if isinstance(model := stored.get("model"), dict):
+        upgraded["model"] = {"target": LLAMAGEN} | model
+    if isinstance(head := stored.get("head"), dict) and head.get("kind") == "flat":
+        unread = ("num_clusters", "context")  # keys of other heads, which had no effect
+        upgraded["head"] = {key: value for key, value in head.items() if key not in unread}
+    return upgraded
+
+
 def run_facts(directory: Path) -> dict[str, str | None]:
     """Model, head, tree and seed of a run, from its place runs/<model>/<label>/seed<seed>; empty for another place.
 
@@ -92,20 +110,18 @@ def open_run(
     parents: dict[str, str],
     volatile: tuple[str, ...],
     label: str,
-    upgrade: Callable[[dict[str, Any]], dict[str, Any]] = dict,
 ) -> None:
     """Create the run directory with config.yaml and provenance.json, or check that they agree.
 
     provenance.json keeps `label` (of `run_label`) and `volatile` for readers that do not know the config's classes.
-    Keys that begin with one of `volatile` do not affect results and may differ. `upgrade` gives a stored config of an
-    earlier version the keys of this one. Raises InputError with all differing keys if the directory holds results of
-    another config or of other parent artefacts."""
+    Keys that begin with one of `volatile` do not affect results and may differ. Raises InputError with all differing
+    keys if the directory holds results of another config or of other parent artefacts."""
     import yaml
 
     path = Path(path)
     file = path / "config.yaml"
     if file.exists():
-        old, new = flatten(upgrade(yaml.safe_load(file.read_text()))), flatten(config)
+        old, new = flatten(upgrade_config(yaml.safe_load(file.read_text()))), flatten(config)
         old_parents = json.loads((path / "provenance.json").read_text())["parents"]
         old |= {f"sha256 of the {name}": value[:12] for name, value in old_parents.items()}
         new |= {f"sha256 of the {name}": value[:12] for name, value in parents.items()}

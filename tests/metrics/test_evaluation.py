@@ -353,7 +353,7 @@ def test_pixel_sums_tell_jpeg_and_blur():
     assert summary(blurred)["sharpness"] < 0.7 * plain["sharpness"]
 
 
-def test_a_reference_that_cannot_be_is_refused_before_a_image_is_read():
+def test_a_reference_that_cannot_be_is_refused_before_an_image_is_read():
     from reference import ReferenceStage
     from stage import load_config
 

@@ -89,7 +89,7 @@ def claims_for(tmp_path, values):
         ({0: 5.0, 1: 5.01, 2: 5.03}, "not supported", "worse than flat"),
         ({0: 3.0, 1: 5.0, 2: 3.9}, "undecided", "neither better nor worse"),
         ({0: 3.0}, "one seed", "better than flat: 3.000 against"),
-        ({7: 3.0}, "undecided", "No seed has both"),
+        ({7: 3.0}, "undecided", "no seed has both runs"),
     ],
 )
 def test_a_claim_says_what_the_numbers_say(tmp_path, masc, verdict, words):

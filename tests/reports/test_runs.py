@@ -3,11 +3,13 @@
 import json
 
 import pytest
+import yaml
 from report_runs import make_run
 from stage import load_config
 
 from llamagen.training.config import TrainConfig
 from masc.runtime.artifacts import InputError
+from masc.runtime.run import LLAMAGEN
 from reports.runs import NATS, RunRecord
 from reports.subjects import find_subjects
 
@@ -39,6 +41,24 @@ def test_label_and_volatile_keys_of_provenance_decide(tmp_path):
     assert subjects[0].family != subjects[1].family
 
 
+@pytest.mark.parametrize("head", ["flat", "masc"])
+def test_seeds_of_an_earlier_and_of_this_version_are_one_family(tmp_path, head):
+    """An earlier config.yaml names no class of the model, and a flat head has the keys of the other heads."""
+    for seed in (0, 1):
+        file = make_run(tmp_path, head, seed) / "config.yaml"
+        config = yaml.safe_load(file.read_text())
+        if seed == 0:
+            config["head"] |= {"kind": head, "num_clusters": None, "context": "token"}
+        else:
+            config["model"] |= {"target": LLAMAGEN}
+            config["head"] = {"name": head, "kind": head} | (
+                {"num_clusters": None, "context": "token"} if head == "masc" else {}
+            )
+        file.write_text(yaml.safe_dump(config))
+    subjects, _ = find_subjects(tmp_path, [])
+    assert subjects[0].family == subjects[1].family
+
+
 def test_the_levels_of_a_tree_stand_in_their_order(tmp_path):
     directory = make_run(tmp_path, "masc")
     row = {"step": 40, "images": 1, "seconds": 1.0, NATS: 66.0, "val/level_0_accuracy": 0.5}
@@ -48,7 +68,7 @@ def test_the_levels_of_a_tree_stand_in_their_order(tmp_path):
     assert RunRecord.load(directory).final_level_nats == [float(level) for level in range(12)]
 
 
-@pytest.mark.parametrize("more", [{"label": 3}, {"volatile": "seed"}])
+@pytest.mark.parametrize("more", [{"label": 3}, {"volatile": "seed"}, {"volatile": [3]}])
 def test_a_provenance_of_another_form_is_refused(tmp_path, more):
     directory = make_run(tmp_path)
     change(directory, **more)

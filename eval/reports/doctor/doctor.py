@@ -1,4 +1,4 @@
-"""Diagnosis of results: mistakes that their numbers, protocol and images show (`make doctor`).
+"""Finds mistakes in results from their numbers, protocol and images (`make doctor`).
 
 Most "cannot reproduce FID" threads are mistakes of evaluation, and most of these leave a trace in the numbers, the
 protocol or the images. Each rule looks for one mistake; a rule is a function from a case to findings."""

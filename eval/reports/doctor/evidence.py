@@ -19,15 +19,13 @@ BLURRED, HARSH = 0.62, 1.6
 
 
 def nonfinite(case: Case) -> Iterator[Finding]:
-    count = case.evidence.get("nonfinite_features", 0)
     bad = [metric for metric, value in case.values.items() if not math.isfinite(value)]
-    if not count and not bad:
+    if not bad:
         return
-    seen = [f"{count:,} features are not finite"] * bool(count) + [f"{', '.join(bad)} is not a number"] * bool(bad)
     yield Finding(
         "non-finite",
         "problem",
-        f"{' and '.join(seen)}: no value of this file is valid.",
+        f"{', '.join(bad)} is not a number: no value of this file is valid.",
         "check the extractor's weights (`make eval-fid` verifies their SHA-256) and measure again in float32",
     )
 
@@ -72,7 +70,7 @@ def classes(case: Case) -> Iterator[Finding]:
         text = f"{number - seen['present']:,} of {number:,} classes have no image ({counts})."
         yield Finding("classes-missing", "problem", text, advice)
     elif uneven:
-        text = f"The file says that labels are {plan}, but there are {counts}: this is no set of that plan."
+        text = f"The file says that labels are {plan}, but there are {counts}, so the labels do not follow that plan."
         yield Finding("class-histogram", "problem", text, advice)
     elif case.protocol.get("protocol") == "paper" and plan not in (None, "balanced"):
         text = f"MASC's protocol has equally many images of every class (50 of 1,000); these labels are {plan}."

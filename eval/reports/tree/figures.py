@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection, PolyCollection
 
 from masc.tree import Partition, Tree
-from reports.figures import COLOURS, INK, STYLE, png, svg
+from reports.figures import COLOURS, INK, STYLE, plain_text, png, svg
 
 CUT, ABOVE, BELOW, WEDGE = "#d1495b", "#4a5568", "#2e7fb8", "#b9d4e8"
 WHOLE_TREE = 1024  # trees of up to this many tokens are drawn completely
@@ -217,7 +217,7 @@ def coherence(rows: list[dict[str, Any]], everything: dict[str, Any], measures: 
             ticks = sorted({row["K"] for row in rows})
             axis.set_xticks(ticks, [f"{tick:,}" for tick in ticks], fontsize=9, rotation=45 if ticks[-1] > 999 else 0)
             axis.set_xlabel("K")
-            axis.set_title(label, loc="left", fontsize=10)
+            axis.set_title(plain_text(label), loc="left", fontsize=10)
         axes[0].set_ylim(bottom=0)
         axes[0].legend(frameon=False, fontsize=9)
         return svg(figure)

@@ -13,7 +13,7 @@ from matplotlib.colors import to_rgb
 
 from masc.runtime.streams import Purpose, random_stream
 from masc.tree import Partition
-from reports.figures import STYLE, png
+from reports.figures import STYLE, plain_text, png
 
 MAX_POINTS = 4096  # tokens on the map; a larger codebook is sampled at random
 MAX_PATCHES = 1024  # in the atlas
@@ -82,7 +82,9 @@ def draw_map(found: TokenMap, partitions: dict[str, Partition]) -> str:
         for axis, (name, partition) in zip(axes.flat, partitions.items(), strict=False):
             _draw_points(axis, found, partition)
             share = is_coloured(partition).mean()
-            axis.set_title(f"{name}, K = {partition.num_clusters:,}: {share:.0%} in colour", loc="left", fontsize=10)
+            axis.set_title(
+                f"{plain_text(name)}, K = {partition.num_clusters:,}: {share:.0%} in colour", loc="left", fontsize=10
+            )
         return png(figure, dpi=190)
 
 

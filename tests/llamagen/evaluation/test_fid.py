@@ -16,12 +16,13 @@ from safetensors.torch import load_file, save_file
 from llamagen.evaluation import fid
 from llamagen.evaluation.fid import evaluate_fid
 from llamagen.evaluation.images import EvalFidConfig, ExtractorConfig
+from llamagen.evaluation.saved import save_beside
 from llamagen.sampling.draw import sample
 from llamagen.sampling.filters import SamplingConfig
 from llamagen.sampling.plan import SampleConfig
 from masc.runtime.artifacts import InputError
 from metrics.protocol import ProtocolConfig
-from metrics.results import Results
+from metrics.results import Results, row
 
 RNG = np.random.default_rng(0)
 
@@ -54,7 +55,7 @@ def values(path):
     return {row["metric"]: row["value"] for row in Results.load(path).rows}
 
 
-def test_samples_are_drawn_and_measured_without_a_image_on_disk(evaluate, place, tiny_release, monkeypatch):
+def test_samples_are_drawn_and_measured_without_an_image_on_disk(evaluate, place, tiny_release, monkeypatch):
     passes = []
     compute = fid.compute_features
     monkeypatch.setattr(fid, "compute_features", lambda *given: passes.append(1) or compute(*given))
@@ -134,6 +135,16 @@ def test_results_of_another_reference_stay(evaluate, place, caplog):
     assert Results.load(third)["FID"]["protocol"]["num_images"] == 11
 
 
+def test_results_that_cannot_be_read_stay(tmp_path, caplog):
+    found = Results([row("FID", 5.0, {"num_images": 10, "reference_sha256": "a" * 64})])
+    path = save_beside(found, tmp_path / "default-adm.json")
+    path.write_text(path.read_text().replace('"num_images"', '"number_of_images"'))
+    kept = path.read_text()
+    other = save_beside(found, path)
+    assert other != path and path.read_text() == kept and Results.load(other).rows == found.rows
+    assert "holds what cannot be read and stays" in caplog.text
+
+
 def test_what_is_measured_is_looked_for_before_its_weights(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match="no samples at nowhere"):
@@ -156,7 +167,7 @@ def test_what_is_missing_is_said_before_anything_is_drawn(evaluate, place, caplo
 
 
 def test_a_config_that_cannot_be_is_refused(tiny_release):
-    with pytest.raises(ValueError, match="one of the three"):
+    with pytest.raises(ValueError, match="only one of these"):
         EvalFidConfig(run="a", release=tiny_release, protocols={"adm": protocol()})
     with pytest.raises(ValueError, match="name a protocol"):
         EvalFidConfig(run="a")

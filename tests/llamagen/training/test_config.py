@@ -11,7 +11,7 @@ from llamagen.training.config import load_config
 from llamagen.training.inputs import load_inputs
 from masc.heads.config import FlatConfig, MascConfig
 from masc.runtime.artifacts import InputError
-from masc.runtime.run import read_metrics
+from masc.runtime.run import LLAMAGEN, read_metrics
 
 
 def as_before(run_dir):
@@ -22,6 +22,10 @@ def as_before(run_dir):
     stored["head"] = {"num_clusters": None, "context": "token"} | stored["head"]
     file.write_text(yaml.safe_dump(stored, sort_keys=False))
     return stored
+
+
+def test_the_target_of_earlier_configs_is_llamagens():
+    assert ModelConfig.target == LLAMAGEN
 
 
 @pytest.mark.parametrize(("head", "schema"), [("flat", FlatConfig), ("masc", MascConfig)])

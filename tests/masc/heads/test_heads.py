@@ -124,13 +124,11 @@ def test_samples_follow_the_log_probs(kind, tree):
 
 @pytest.mark.parametrize(("kind", "tree"), CASES)
 def test_a_new_head_makes_uniform_choices(kind, tree):
-    # Every decision of a zero head is uniform among its choices, so that no child is more likely than a sibling.
-    head = head_of(kind, tree)
-    with torch.no_grad():
-        for table in head.tables():
-            table.zero_()
-    probabilities = all_probabilities(head, hidden(2))
+    # Every decision of a new head is uniform among its choices, so that no child is more likely than a sibling.
     made, num_clusters = TREES[tree]
+    config = config_of(kind, num_clusters, isinstance(made, Partition))
+    head = build_head(config, D, made.num_tokens, made)
+    probabilities = all_probabilities(head, hidden(2))
     if kind == "flat":
         expected = torch.full((head.num_tokens,), 1 / head.num_tokens)
     elif kind == "masc-tree" and isinstance(made, Tree):

@@ -1,8 +1,10 @@
 """Artefacts: whole or absent, and never of something else."""
 
+import contextlib
 import errno
 import json
 import os
+import pickle
 import resource
 import signal
 from pathlib import Path
@@ -144,22 +146,38 @@ WRITERS = {
 }
 
 
-@pytest.fixture
+@contextlib.contextmanager
 def files_of_10_kb():
-    """A limit on the size of every file that this process writes, in place of a full disk."""
+    """A limit on the size of every file that this process writes, in place of a full disk.
+
+    It holds for pytest's own output too, which writes nothing during the block."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    signal.signal(signal.SIGXFSZ, handler)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, handler)
 
 
 @pytest.mark.parametrize("writer", WRITERS)
-def test_a_write_the_system_refuses_is_one_clear_error(tmp_path, writer, files_of_10_kb):
-    with pytest.raises(InputError, match="no space left while writing"), replacing(tmp_path / "big") as temporary:
+def test_a_write_the_system_refuses_is_one_clear_error(tmp_path, writer):
+    with (
+        pytest.raises(InputError, match="no space left while writing"),
+        files_of_10_kb(),
+        replacing(tmp_path / "big") as temporary,
+    ):
         WRITERS[writer](torch.zeros(100_000), temporary)
     assert not [file for file in tmp_path.iterdir() if file.name == "big"]
+
+
+def test_a_missing_artifact_reaches_other_processes_whole():
+    inner = MissingArtifact("codes", Path("c"), data="d")
+    error = MissingArtifact("tree", Path("t"), "gone", remove=True, overrides={"a": 1}, first=[inner], tree="masc")
+    found = pickle.loads(pickle.dumps(error))
+    assert vars(found) | {"first": None} == vars(error) | {"first": None} and str(found) == "gone"
+    assert [vars(one) for one in found.first] == [vars(inner)]
 
 
 def test_codes_come_back_and_are_checked(tmp_path):

@@ -96,7 +96,7 @@ def test_numbers_whose_protocol_is_not_said_are_compared_with_nothing():
 
 
 def test_faults_add_up_and_problems_come_first():
-    findings = diagnose(make_results({"top_k": 100}, {}, {"label_map": "other", "nonfinite_features": 2}))
+    findings = diagnose(make_results({"top_k": 100}, {"sFID": float("nan")}, {"label_map": "other"}))
     assert codes(findings) == ["non-finite", "off-preset", "label-map"]
 
 

@@ -62,7 +62,7 @@ def test_images_are_on_white_at_the_size_asked_for(splits):
         ("1f1e9-1f1ea", "1f1e9-1f1ea", "Flags", "germany flag"),
     ],
 )
-def test_a_image_is_identified_by_its_file_name(code, base, label, caption):
+def test_an_image_is_identified_by_its_file_name(code, base, label, caption):
     emoji = identify(code)
     assert (emoji.base, CLASS_NAMES[emoji.label], emoji.caption) == (base, label, caption)
 
