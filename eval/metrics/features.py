@@ -35,7 +35,7 @@ class ImageFeatures:
         return Gaussian.of(self.pooled, self.spatial.mean.device)
 
 
-def compute_features(
+def inception_features(
     images: Images, model: Inception, resize: str, batch_size: int = 32, state: PartialState | None = None
 ) -> ImageFeatures | None:
     """Features of all images, computed in true float32 on the model's device; None outside the main process.

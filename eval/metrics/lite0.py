@@ -28,6 +28,8 @@ from metrics.results import row
 from metrics.streams import Images, SourceImages, read_batches
 from vq.images import ImageSource
 
+VERSION = 1
+MAX_REFERENCE = 50_000  # images; more take hours and change little
 NAME = "efficientnet-lite0"
 SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 POOLED = 1280
@@ -102,7 +104,7 @@ def pool(extractor: nn.Module, images: np.ndarray) -> Tensor:
 
 
 @torch.inference_mode()
-def compute_features(extractor: nn.Module, images: np.ndarray | Images, batch_size: int = 64) -> Features:
+def lite0_features(extractor: nn.Module, images: np.ndarray | Images, batch_size: int = 64) -> Features:
     """Features of uint8 images (M, H, W, 3), or of an image set that is read batch by batch.
 
     About 130 images a second on one CPU core."""
@@ -117,10 +119,6 @@ def compute_features(extractor: nn.Module, images: np.ndarray | Images, batch_si
         pooled.append(features.cpu().numpy())
         logits.append(extractor.classifier(features).cpu().numpy())
     return Features(np.concatenate(pooled), np.concatenate(logits))
-
-
-VERSION = 1
-MAX_REFERENCE = 50_000  # images; more take hours and change little
 
 
 @dataclass(frozen=True)
@@ -154,7 +152,7 @@ def load_reference(
     chosen = draw_variants(images, random_stream(seed, Purpose.REFERENCE_VARIANTS))
     if len(chosen) > MAX_REFERENCE:
         chosen = np.sort(random_stream(seed, Purpose.REFERENCE_IMAGES).permutation(chosen)[:MAX_REFERENCE])
-    pooled = compute_features(extractor, SourceImages(images, chosen)).pooled
+    pooled = lite0_features(extractor, SourceImages(images, chosen)).pooled
     meta = save_npz(path, "reference", VERSION, {"pooled": pooled}, config, parents)
     return ReferenceFeatures(pooled, meta.sha256, description)
 
@@ -169,7 +167,7 @@ def measure_images(
     """Rows of FD-lite0, IS-lite0, precision and recall of uint8 images (M, H, W, 3).
 
     `protocol` holds the origin of the images; the confidence intervals come from `replicates` resamples."""
-    return measure_features(compute_features(extractor, images), reference, protocol, replicates)
+    return measure_features(lite0_features(extractor, images), reference, protocol, replicates)
 
 
 def measure_features(

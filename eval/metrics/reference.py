@@ -24,7 +24,7 @@ from masc.runtime.artifacts import InputError, MissingArtifact, hash_arrays, has
 from masc.runtime.npy import write_npy
 from masc.runtime.streams import Purpose, random_stream
 from metrics.evaluators import RESIZE, SHA256_PREFIX
-from metrics.features import ImageFeatures, compute_features
+from metrics.features import ImageFeatures, inception_features
 from metrics.frechet import Gaussian
 from metrics.inception import POOLED, SPATIAL, Inception
 from metrics.streams import Images, NpzImages, SourceImages, open_samples
@@ -87,8 +87,8 @@ def find_reference(name: str, artifacts: Path, weights: Path, resize: str) -> Pa
     raise MissingArtifact(
         "reference",
         made,
-        f"no reference {name!r}: neither {made} nor a path. Name a folder of PNG files, an .npz or adm-imagenet256 "
-        "(ADM's, which can be downloaded), or make this reference",
+        f"no reference {name!r}: neither {made} nor a path. Name a folder of PNG files, an .npz, or ADM's own, "
+        "adm-imagenet256, which is one of the released weights; or make this reference",
     )
 
 
@@ -112,7 +112,7 @@ def load_statistics(
     cache = reference_file(artifacts, f"features-{hash_of(config)}")
     kept = reuse_npz(cache, "reference-features", FEATURES_VERSION, config, {})
     state.wait_for_everyone()  # every process looks before the main one writes, so that all take the same branch
-    found = compute_features(images, model, resize, batch_size, state) if kept is None and images else None
+    found = inception_features(images, model, resize, batch_size, state) if kept is None and images else None
     if not state.is_main_process:
         return None
     if kept is None:
@@ -267,7 +267,7 @@ def make_reference(
                 f"delete the file with `rm {path}`"
             )
         return
-    found = compute_features(SourceImages(source), model, resize, batch_size, state)
+    found = inception_features(SourceImages(source), model, resize, batch_size, state)
     if state.is_main_process:
         save_reference(path, found, SourceImages(source, rows), about)
     state.wait_for_everyone()

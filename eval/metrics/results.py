@@ -13,6 +13,7 @@ from typing import Any
 
 from masc.runtime.artifacts import InputError, write_json
 
+TOKENIZER_FILES = {"reconstruction": "tokenizer.json", "replacement": "replacement.json"}  # of a tokenizer's evaluation
 VERSION = 1
 
 

@@ -33,7 +33,7 @@ from metrics.replacement import (
     num_shown,
     shown_images,
 )
-from metrics.results import row
+from metrics.results import TOKENIZER_FILES, row
 from metrics.spaces import inception_path, inception_space, lite0_space
 from metrics.streams import SourceImages, read_batches
 from vq.images import ImageSource
@@ -43,7 +43,6 @@ from vq.quality import usage_and_perplexity
 
 logger = logging.getLogger(__name__)
 VERSION = 2
-FILES = {"reconstruction": "tokenizer.json", "replacement": "replacement.json"}
 EMBEDDED = "twemoji"  # data whose samples are measured in the embedded feature space
 
 
@@ -108,7 +107,7 @@ class TokenizerTest:
 
     def missing(self, directory: Path) -> list[str]:
         """The parts without current results in `directory`."""
-        return [part for part, inputs in self.inputs.items() if _inputs_of(directory / FILES[part]) != inputs]
+        return [part for part, inputs in self.inputs.items() if _inputs_of(directory / TOKENIZER_FILES[part]) != inputs]
 
     def is_done(self, directory: Path) -> bool:
         """Whether `directory` holds the results of this test."""
@@ -129,8 +128,10 @@ def evaluate_tokenizer(model: Tokenizer, test: TokenizerTest, directory: Path, d
     if not missing:
         return directory
     for part in missing:
-        if _inputs_of(directory / FILES[part]) is not None:
-            logger.warning("replacing %s, which has other settings; out=FOLDER keeps it", directory / FILES[part])
+        if _inputs_of(directory / TOKENIZER_FILES[part]) is not None:
+            logger.warning(
+                "replacing %s, which has other settings; out=FOLDER keeps it", directory / TOKENIZER_FILES[part]
+            )
     device = patient_state().device
     model.to(device)
     extractor = load_extractor().to(device)
@@ -140,11 +141,15 @@ def evaluate_tokenizer(model: Tokenizer, test: TokenizerTest, directory: Path, d
             results = {"reconstruction": measure_reconstruction(model, test, judges)}
             if test.train is not None:
                 results |= measure_floors(model, test, extractor, data, reference_path)
-            write_json(directory / FILES["reconstruction"], {"inputs": test.inputs["reconstruction"], **results})
+            write_json(
+                directory / TOKENIZER_FILES["reconstruction"], {"inputs": test.inputs["reconstruction"], **results}
+            )
         if "replacement" in missing:
             _write_images(model, test, directory)
             found = measure_replacement(model, test.images, test.cuts, list(test.seeds), judges, test.about)
-            write_json(directory / FILES["replacement"], {"inputs": test.inputs["replacement"], "replacement": found})
+            write_json(
+                directory / TOKENIZER_FILES["replacement"], {"inputs": test.inputs["replacement"], "replacement": found}
+            )
     return directory
 
 

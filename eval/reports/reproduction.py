@@ -11,12 +11,11 @@ from masc.runtime.artifacts import InputError, replacing, write_json, write_text
 from masc.runtime.codes import Codes
 from masc.runtime.run import split_label
 from masc.tree import Partition, Tree
-from metrics.results import Protocol, Role, check_keys
+from metrics.results import TOKENIZER_FILES, Protocol, Role, check_keys
 from reports import figures
 from reports.claims import on_other_trees, state_claims
 from reports.page import render_page
 from reports.runs import BASELINE, RunRecord, TimeToTarget, time_to_target
-from reports.tokenizer_tables import FILES
 from reports.tree import figures as tree_figures
 from reports.tree.patches import cluster_sheet, token_patches
 from vq.interface import Tokenizer
@@ -153,7 +152,7 @@ def tree_section(inputs: ReportInputs, sheets: dict[str, np.ndarray]) -> dict[st
 def tokenizer_figures(directory: Path | None) -> dict[str, Any]:
     """Results of the tokenizer and of the replacement test, as far as they exist, with rows of images."""
     results: dict[str, Any] = {}
-    files = [directory / name for name in FILES.values()] if directory else []
+    files = [directory / name for name in TOKENIZER_FILES.values()] if directory else []
     for file in files:
         if file.exists():
             content = json.loads(file.read_text())

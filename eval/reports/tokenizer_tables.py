@@ -10,12 +10,11 @@ from typing import Any
 
 from masc.runtime.artifacts import InputError
 from metrics.evaluators import SHA256_PREFIX
-from metrics.results import Protocol, Role, check_keys, is_row
+from metrics.results import TOKENIZER_FILES, Protocol, Role, check_keys, is_row
 from reports.comparison import group_by, identity
 from reports.published import PublishedRow, published
 from reports.subjects import is_image
 
-FILES = {"reconstruction": "tokenizer.json", "replacement": "replacement.json"}
 IMAGES = ("images", "num_images", "images_sha256")  # decide the table
 COLUMN = tuple(key for key in Protocol.keys(Role.SETTING, Role.DETAIL) if key not in IMAGES)  # decide the column
 # Names of published metrics by ours. Every published SSIM follows LlamaGen's definition.
@@ -35,8 +34,8 @@ class MeasuredTokenizer:
     def rows(self) -> list[tuple[str, dict[str, Any]]]:
         """All rows, each with the name of its file."""
         replaced = [row for case in self.replacement for row in case["metrics"]]
-        return [(FILES["reconstruction"], row) for row in self.reconstruction] + [
-            (FILES["replacement"], row) for row in replaced
+        return [(TOKENIZER_FILES["reconstruction"], row) for row in self.reconstruction] + [
+            (TOKENIZER_FILES["replacement"], row) for row in replaced
         ]
 
 
@@ -44,14 +43,14 @@ def find_tokenizers(root: Path) -> tuple[list[MeasuredTokenizer], list[dict[str,
     """The measured tokenizers below `root`, and a list of unreadable files with reasons."""
     found, skipped = [], []
     for place in sorted(root.glob("*/eval")):
-        parts: dict[str, list[dict[str, Any]]] = {part: [] for part in FILES}
-        for part in (part for part, name in FILES.items() if (place / name).exists()):
+        parts: dict[str, list[dict[str, Any]]] = {part: [] for part in TOKENIZER_FILES}
+        for part in (part for part, name in TOKENIZER_FILES.items() if (place / name).exists()):
             try:
-                parts[part] = _read(place / FILES[part], part)
+                parts[part] = _read(place / TOKENIZER_FILES[part], part)
             except InputError as error:
-                skipped.append({"place": str(place / FILES[part]), "reason": str(error)})
+                skipped.append({"place": str(place / TOKENIZER_FILES[part]), "reason": str(error)})
         image, make = place / "replacement.png", f"`make eval-replacement TOKENIZER={place.parent.name}`"
-        advice = f"remove {FILES['replacement']} beside it and type {make}"
+        advice = f"remove {TOKENIZER_FILES['replacement']} beside it and type {make}"
         is_shown = parts["replacement"] and image.exists() and is_image(image, skipped, advice)
         if any(parts.values()):
             found.append(MeasuredTokenizer(place, **parts, image=image if is_shown else None))

@@ -11,7 +11,7 @@ from typing import Any
 from llamagen.evaluation.images import EvalFidConfig, find_images, first_images, open_images
 from llamagen.evaluation.saved import save_beside
 from masc.runtime.device import patient_state
-from metrics.features import compute_features
+from metrics.features import inception_features
 from metrics.inception import Inception
 from metrics.protocol import ProtocolConfig, measure
 from metrics.reference import ReferenceStatistics, load_statistics
@@ -82,7 +82,7 @@ class Evaluation:
             prepared, key = protocol.prepare(images), (protocol.preparation, protocol.resize)
             if key not in features:
                 batch_size = config.extractor.batch_size
-                features[key] = compute_features(prepared, self.model, protocol.resize, batch_size, state)
+                features[key] = inception_features(prepared, self.model, protocol.resize, batch_size, state)
             about = measured.about | self.about(protocol)
             further = self.further_rows(protocol, prepared, about)
             if not state.is_main_process:

@@ -15,7 +15,7 @@ from user_errors import tells
 
 from masc.runtime.artifacts import InputError
 from metrics.bootstrap import SHARE, bootstrap_interval
-from metrics.features import PixelSums, compute_features
+from metrics.features import PixelSums, inception_features
 from metrics.frechet import Gaussian, Moments, frechet_distance
 from metrics.inception_score import form_chunks, inception_score
 from metrics.precision_recall import inside_balls, precision_recall
@@ -83,7 +83,7 @@ def protocol(**changes):
 def test_a_reference_is_in_adms_layout_and_holds_all_statistics(made):
     with np.load(made, allow_pickle=False) as archive:
         arrays = dict(archive)
-    found = compute_features(open_of(TRAIN, made.parent), MODEL, "tf1-bilinear", 16, STATE)
+    found = inception_features(open_of(TRAIN, made.parent), MODEL, "tf1-bilinear", 16, STATE)
     np.testing.assert_allclose(arrays["mu"], found.pooled.mean(0), atol=1e-6)
     np.testing.assert_allclose(arrays["sigma"], np.cov(found.pooled.T.astype(np.float64)), atol=1e-6)
     assert arrays["mu_s"].shape == (2023,) and arrays["sigma_s"].shape == (2023, 2023)
@@ -176,7 +176,7 @@ def test_statistics_alone_give_no_precision(made, tmp_path, samples, caplog):
         arrays = {key: archive[key] for key in ("mu", "sigma")}
     np.savez(tmp_path / "bare.npz", **arrays)
     reference = load(tmp_path, str(tmp_path / "bare.npz"))
-    found = compute_features(samples, MODEL, "tf1-bilinear", 16, STATE)
+    found = inception_features(samples, MODEL, "tf1-bilinear", 16, STATE)
     rows = measure(protocol(), found, reference, MODEL, {}, 0).rows
     assert [row["metric"] for row in rows] == ["FID", "IS"]
     assert "no precision" in caplog.text and "no sFID" in caplog.text
@@ -189,15 +189,15 @@ def test_images_without_statistics_are_measured_as_a_reference(tmp_path, samples
         Image.fromarray(pixels).save(tmp_path / "folder" / f"{index:03d}.png")
     reference = load(tmp_path, str(tmp_path / "folder"))
     assert reference.size == len(reference.neighbours) == 60
-    ours = compute_features(samples, MODEL, "tf1-bilinear", 16, STATE)
-    theirs = compute_features(open_of(TRAIN, tmp_path), MODEL, "tf1-bilinear", 16, STATE)
+    ours = inception_features(samples, MODEL, "tf1-bilinear", 16, STATE)
+    theirs = inception_features(open_of(TRAIN, tmp_path), MODEL, "tf1-bilinear", 16, STATE)
     assert frechet_distance(ours.gaussian, reference.pooled) == pytest.approx(
         frechet_distance(ours.pooled, theirs.pooled), rel=1e-9
     )
 
 
 def test_a_protocols_rows_hold_the_protocol_in_full(made, features_kept, tmp_path, samples):
-    found = compute_features(samples, MODEL, "tf1-bilinear", 16, STATE)
+    found = inception_features(samples, MODEL, "tf1-bilinear", 16, STATE)
     results = measure(protocol(), found, load(tmp_path), MODEL, {"images": "samples", "guidance": 2.0}, 5)
     assert [row["metric"] for row in results.rows] == ["FID", "sFID", "IS", "precision", "recall"]
     for key in ("evaluator", "extractor_sha256", "resize", "arithmetic", "num_images", "guidance", "reference_sha256"):
@@ -213,8 +213,8 @@ def test_a_protocols_rows_hold_the_protocol_in_full(made, features_kept, tmp_pat
 
 
 def test_neither_batches_nor_shares_change_a_feature(samples):
-    whole = compute_features(samples, MODEL, "tf1-bilinear", 50, STATE)
-    parts = compute_features(samples, MODEL, "tf1-bilinear", 3, STATE)
+    whole = inception_features(samples, MODEL, "tf1-bilinear", 50, STATE)
+    parts = inception_features(samples, MODEL, "tf1-bilinear", 3, STATE)
     np.testing.assert_allclose(whole.pooled, parts.pooled, atol=1e-5)
     np.testing.assert_allclose(whole.spatial.covariance, parts.spatial.covariance, atol=1e-5)
 
@@ -227,7 +227,7 @@ def test_features_that_are_not_finite_are_named(samples):
             return pooled, spatial
 
     with pytest.raises(InputError, match=r"the features of image 2 of .* are not finite"):
-        compute_features(samples, Broken(), "tf1-bilinear", 16, STATE)
+        inception_features(samples, Broken(), "tf1-bilinear", 16, STATE)
 
 
 def test_moments_of_parts_are_those_of_the_whole():

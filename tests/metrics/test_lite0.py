@@ -7,7 +7,7 @@ import pytest
 
 from masc.runtime.artifacts import InputError
 from metrics import lite0
-from metrics.lite0 import compute_features, draw_variants, load_extractor, load_reference, measure_images
+from metrics.lite0 import draw_variants, lite0_features, load_extractor, load_reference, measure_images
 from metrics.streams import SourceImages
 from vq.pixels import decode_pixels, encode_pixels
 from vq.readers import load_images
@@ -40,15 +40,15 @@ def reference(images, tmp_path_factory):
 def test_the_extractor_knows_its_classes_and_the_batch_changes_nothing(images):
     source, extractor = images
     some = source.pixels[:10]
-    whole, parts = compute_features(extractor, some), compute_features(extractor, some, batch_size=3)
+    whole, parts = lite0_features(extractor, some), lite0_features(extractor, some, batch_size=3)
     assert whole.pooled.shape == (10, 1280) and whole.logits.shape == (10, 1000)
     np.testing.assert_allclose(whole.pooled, parts.pooled, atol=2e-4)
-    read = compute_features(extractor, SourceImages(source, np.arange(10)))
+    read = lite0_features(extractor, SourceImages(source, np.arange(10)))
     assert np.array_equal(whole.pooled, read.pooled)
     with pytest.raises(InputError, match="uint8"):
-        compute_features(extractor, some.astype(np.float32))
+        lite0_features(extractor, some.astype(np.float32))
     with pytest.raises(InputError, match="uint8"):
-        compute_features(extractor, some[:0])
+        lite0_features(extractor, some[:0])
 
 
 def test_training_images_rank_before_reconstructions_before_shuffled_codes(images, reference, emoji32):
@@ -73,7 +73,7 @@ def test_features_and_logits_equal_those_of_the_package_that_published_the_weigh
     rng = np.random.default_rng(size)
     noise = rng.integers(0, 256, (3, size, size, 3), dtype=np.uint8)
     squares = rng.integers(0, 256, (3, 4, 4, 3), dtype=np.uint8).repeat(size // 4, 1).repeat(size // 4, 2)
-    found = compute_features(images[1], np.concatenate([noise, squares]))
+    found = lite0_features(images[1], np.concatenate([noise, squares]))
     with np.load(FEATURES) as recorded:
         np.testing.assert_allclose(found.pooled, recorded[f"pooled_{size}"], atol=1e-4)
         np.testing.assert_allclose(found.logits, recorded[f"logits_{size}"], atol=1e-3)
@@ -93,6 +93,6 @@ def test_a_large_reference_is_a_seeded_choice(images, tmp_path, monkeypatch):
     pooled = load_reference(tmp_path / "a.npz", "small", small.sha256, lambda: small, extractor).pooled
     again = load_reference(tmp_path / "b.npz", "small", small.sha256, lambda: small, extractor).pooled
     assert pooled.shape == (12, 1280) and np.array_equal(pooled, again)
-    everything = compute_features(extractor, small.pixels).pooled
+    everything = lite0_features(extractor, small.pixels).pooled
     nearest = np.abs(pooled[:, None] - everything[None]).max(-1).argmin(1)
     assert len(set(nearest)) == 12 and not np.array_equal(nearest, np.arange(12))

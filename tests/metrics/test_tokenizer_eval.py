@@ -16,7 +16,7 @@ from masc.tree import Partition
 from metrics import tokenizer
 from metrics.fidelity import Judges, llamagen_similarity, structural_similarity
 from metrics.frechet import frechet_distance
-from metrics.lite0 import compute_features, load_extractor
+from metrics.lite0 import lite0_features, load_extractor
 from metrics.spaces import inception_space, lite0_space
 from metrics.tokenizer import TokenizerTest, evaluate_tokenizer, measure_reconstruction
 from vq.pixels import decode_pixels, encode_pixels
@@ -59,7 +59,7 @@ def test_reconstruction_is_measured_on_held_out_images(evaluated, emoji32):
     assert found["SSIM"]["value"] == pytest.approx(structural_similarity(pixels, plain).mean())
     assert found["codebook usage"]["value"] == len(np.unique(tokens)) / 1024
     extractor = load_extractor()
-    expected = frechet_distance(*(compute_features(extractor, x).pooled for x in (plain, pixels)))
+    expected = frechet_distance(*(lite0_features(extractor, x).pooled for x in (plain, pixels)))
     assert found["rFD-lite0"]["value"] == pytest.approx(expected, rel=1e-4)
     assert found["rFD-lite0"]["protocol"]["reference_split"] == "val"
     assert all(row["protocol"]["images"] == "twemoji val" for row in found.values())

@@ -122,10 +122,11 @@ def test_the_order_of_rows_changes_no_bit(seed, kind):
 def test_the_number_of_threads_changes_no_bit(root):
     code = (
         "import hashlib, sys; sys.path.insert(0, 'tests')\n"
-        "from linkage_oracle import blobs\n"
+        "from linkage_oracle import blobs, grid, with_duplicates\n"
         "from masc.sparse import sparse_linkage\n"
-        "for search, dims in (('kdtree', 8), ('lists', 40)):\n"
-        "    vectors = blobs(3000, dims)\n"
+        "cases = [('kdtree', blobs(3000)), ('lists', blobs(3000, 40))]\n"
+        "cases += [('kdtree', grid(1000)), ('kdtree', with_duplicates(1000)), ('lists', with_duplicates(1000, 40))]\n"
+        "for search, vectors in cases:\n"
         "    made = [sparse_linkage(vectors, search=search, threads=n).merges.tobytes() for n in (1, 2, 4)]\n"
         "    assert made[0] == made[1] == made[2], search\n"
         "import numba; assert numba.config.NUMBA_NUM_THREADS == 4\n"
