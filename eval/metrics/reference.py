@@ -9,7 +9,6 @@ import json
 import logging
 import zipfile
 import zlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,10 +16,10 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
 
 from masc.layout import reference_file
 from masc.runtime.artifacts import InputError, MissingArtifact, hash_arrays, hash_file, replacing, reuse_npz, save_npz
+from masc.runtime.device import from_main
 from masc.runtime.npy import write_npy
 from masc.runtime.streams import Purpose, random_stream
 from metrics.evaluators import RESIZE, SHA256_PREFIX
@@ -105,7 +104,7 @@ def load_statistics(
         _check_origin(path, stored, header, model, resize)
     images = _images_of(path, bool(stored))
     # The file may be several gigabytes, so only one process reads it.
-    sha256 = _by_main(state, lambda: hash_file(path) if path.is_file() else images.sha256)
+    sha256 = from_main(lambda: hash_file(path) if path.is_file() else images.sha256)
     if name in RELEASES:
         _check_pinned(name, path, sha256, weights)
     config = {"reference": sha256, "extractor": model.sha256, "resize": resize}
@@ -194,20 +193,6 @@ def _images_of(path: Path, has_statistics: bool) -> Images | None:
         return open_samples(path)
     with zipfile.ZipFile(path) as archive:
         return NpzImages(path) if "arr_0.npy" in archive.namelist() else None
-
-
-def _by_main(state: PartialState, compute: Callable[[], str]) -> str:
-    """The value of `compute`, which only the main process calls. An error there is raised in every process."""
-    value = None
-    if state.is_main_process:
-        try:
-            value = compute()
-        except (InputError, OSError) as error:  # else the other processes would wait for a value
-            value = error
-    (value,) = broadcast_object_list([value])
-    if isinstance(value, Exception):
-        raise value
-    return value
 
 
 def _arrays(found: ImageFeatures | None, stored: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

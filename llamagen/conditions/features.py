@@ -9,7 +9,7 @@ output is rounded to bfloat16."""
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -18,14 +18,13 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from llamagen.conditions.captions import Captions, clean_caption
 from masc.runtime.artifacts import InputError, MissingArtifact, hash_file, recover, replacing, write_json
-from masc.runtime.device import patient_accelerator
+from masc.runtime.device import from_main, patient_accelerator
 
 FORMAT, VERSION = "masc-text-features", 1
 FILES = ("features.npy", "offsets.npy", "captions.json")
@@ -73,13 +72,13 @@ def extract_text_features(
         raise InputError(f"dtype must be one of {', '.join(DTYPES)} and batch_size at least 1: {dtype!r}, {batch_size}")
     config = {
         "encoder": Path(encoder).name,
-        "encoder_sha256": _from_main(accelerator, lambda: encoder_sha256(encoder)),
+        "encoder_sha256": from_main(lambda: encoder_sha256(encoder)),
         "max_tokens": MAX_TOKENS,
         "dtype": dtype,
         "batch_size": batch_size,
         "captions_sha256": hashlib.sha256(json.dumps(asdict(captions)).encode()).hexdigest(),
     }
-    if _from_main(accelerator, lambda: _is_done(path, config)):
+    if from_main(lambda: _is_done(path, config)):
         return
     # The name holds a hash, so that shards of other captions or of another encoder are never used.
     key = hashlib.sha256(json.dumps(config).encode()).hexdigest()[:12]
@@ -98,20 +97,6 @@ def extract_text_features(
         _join([_shard(shards, start) for start in starts], captions, config, path)
         shutil.rmtree(shards)
     accelerator.wait_for_everyone()
-
-
-def _from_main(accelerator: Accelerator, compute: Callable[[], Any]) -> Any:
-    """The result of `compute` on the main process, for every process. Its InputError is raised in every process."""
-    answer, raised = [None, None], None
-    if accelerator.is_main_process:
-        try:
-            answer[0] = compute()
-        except InputError as error:
-            answer[1], raised = str(error), error
-    broadcast_object_list(answer)
-    if answer[1] is not None:
-        raise raised or InputError(answer[1])
-    return answer[0]
 
 
 def _is_done(path: Path, config: dict[str, Any]) -> bool:

@@ -52,6 +52,7 @@ def decode_units(
 
     Units that are there are kept; processes share the others."""
     waiting = [start for start in unit_starts(len(tokens)) if not _is_done(folder, form, start, len(tokens))]
+    accelerator.wait_for_everyone()  # every process looks before one writes, so that all share the same units
     mine = waiting[accelerator.process_index :: accelerator.num_processes]
     for start in tqdm(mine, desc="decode", unit="unit", disable=None if accelerator.is_main_process else True):
         images = decode_unit(tokenizer, tokens[start : start + UNIT], resolution, accelerator.device)

@@ -1,9 +1,10 @@
 """Numeric precision of this machine, and processes that wait for each other."""
 
 import os
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from masc.runtime.artifacts import InputError
 
@@ -58,3 +59,22 @@ def patient_state() -> "PartialState":
     if state.num_processes != started:
         raise InputError(f"{started} processes were started, but this one sees {state.num_processes}; use GPUS=1")
     return state
+
+
+def from_main(compute: Callable[[], Any]) -> Any:
+    """The result of `compute`, which only the main process calls, for every process.
+
+    An InputError or OSError there is raised in every process: the others would wait for a result."""
+    from accelerate import PartialState
+    from accelerate.utils import broadcast_object_list
+
+    result: Any = None
+    if PartialState().is_main_process:
+        try:
+            result = compute()
+        except (InputError, OSError) as error:
+            result = error
+    (result,) = broadcast_object_list([result])
+    if isinstance(result, Exception):
+        raise result
+    return result

@@ -133,7 +133,7 @@ def test_each_process_takes_its_own_shards(encoder, captions, made, tmp_path, mo
     saved, save = [], text._save_shard
     monkeypatch.setattr(text, "_save_shard", lambda path, encoded: (saved.append(path.stem), save(path, encoded)))
     answers = []  # what the main process would broadcast
-    monkeypatch.setattr(text, "_from_main", lambda _, compute: answers.append(compute()) or answers[-1])
+    monkeypatch.setattr(text, "from_main", lambda compute: answers.append(compute()) or answers[-1])
     for rank in (1, 0):
         process = types.SimpleNamespace(
             process_index=rank,
