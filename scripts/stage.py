@@ -18,6 +18,7 @@ from hydra.errors import ConfigCompositionException, HydraException, MissingConf
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
+from masc.heads.config import CONFIGS as HEAD_CONFIGS
 from masc.runtime.artifacts import InputError, MissingArtifact
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -31,10 +32,7 @@ SCHEMAS = {
     },
     "head": {
         "head_schema": "masc.heads.config:HeadConfig",
-        "flat_schema": "masc.heads.config:FlatConfig",
-        "masc_schema": "masc.heads.config:MascConfig",
-        "masc-two-level_schema": "masc.heads.config:MascTwoLevelConfig",
-        "masc-tree_schema": "masc.heads.config:MascTreeConfig",
+        **{f"{kind}_schema": f"{found.__module__}:{found.__name__}" for kind, found in HEAD_CONFIGS.items()},
     },
     "tree": {"tree_schema": "masc.build:TreeConfig"},
     "data": {"data_schema": "vq.data:DataConfig"},

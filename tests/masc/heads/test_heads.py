@@ -1,5 +1,8 @@
 """Laws of all heads of the registry: normalised, sampled as they say, and equal to flat where they must be."""
 
+import itertools
+from dataclasses import fields
+
 import numpy as np
 import pytest
 import torch
@@ -41,10 +44,10 @@ TREES = {
 
 
 def config_of(kind, num_clusters, fixed):
-    """A config of the kind with K clusters; a fixed partition has no other cut."""
-    if kind == "masc-tree":
-        return MascTreeConfig(name="t", levels=[num_clusters] if fixed else [4, num_clusters])
-    return CONFIGS[kind](name="t", **({} if kind == "flat" else {"num_clusters": num_clusters}))
+    """A config of the kind with K clusters, or with a coarser cut too; a fixed partition has no other cut."""
+    given = {"num_clusters": num_clusters, "levels": [num_clusters] if fixed else [4, num_clusters]}
+    keys = {field.name for field in fields(CONFIGS[kind])}
+    return CONFIGS[kind](name="t", **{key: value for key, value in given.items() if key in keys})
 
 
 CASES = [(kind, name) for kind in HEADS for name in TREES]
@@ -129,15 +132,11 @@ def test_a_new_head_makes_uniform_choices(kind, tree):
     config = config_of(kind, num_clusters, isinstance(made, Partition))
     head = build_head(config, D, made.num_tokens, made)
     probabilities = all_probabilities(head, hidden(2))
-    if kind == "flat":
-        expected = torch.full((head.num_tokens,), 1 / head.num_tokens)
-    elif kind == "masc-tree" and isinstance(made, Tree):
-        coarse, fine = made.cut(4), made.cut(num_clusters)
-        inside = torch.from_numpy(np.bincount(coarse.cluster_of[fine.members[fine.offsets[:-1]]])[coarse.cluster_of])
-        expected = 1 / (4 * inside * torch.from_numpy(fine.sizes[fine.cluster_of]))
-    else:
-        cut = made.cut(num_clusters)
-        expected = 1 / (num_clusters * torch.from_numpy(cut.sizes[cut.cluster_of]))
+    cuts = [made.cut(k) for k in config.cuts(made.num_tokens)] or [Partition(np.zeros(made.num_tokens, np.int64))]
+    inside = 1 / (cuts[0].num_clusters * cuts[-1].sizes[cuts[-1].cluster_of])
+    for coarse, fine in itertools.pairwise(cuts):  # clusters of the finer cut in each of the coarser one
+        inside /= np.bincount(coarse.cluster_of[fine.members[fine.offsets[:-1]]])[coarse.cluster_of]
+    expected = torch.from_numpy(inside)
     torch.testing.assert_close(probabilities, expected.float().expand(2, -1))
 
 
