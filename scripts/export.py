@@ -24,7 +24,10 @@ def main(stage: ExportStage) -> None:
     save_official(model, path)
     grid = model.backbone.grid
     vocabulary = len(model.head.output.weight)
-    print(f"{path}: vocabulary {vocabulary}, {grid} x {grid} tokens")
+    kind = (
+        "tokens" if vocabulary == model.head.num_tokens else "clusters, which LlamaGen's sampler would take for tokens"
+    )
+    print(f"{path}: grids of {grid} x {grid}, a vocabulary of {vocabulary} {kind}")
 
 
 if __name__ == "__main__":
