@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from masc.runtime.artifacts import InputError, MissingArtifact, hash_file
 from metrics.evaluators import NAME, SHA256_PREFIX
 
+FILE = f"pt_{NAME}-{SHA256_PREFIX}.pth"  # name of the published file
 POOLED, SPATIAL, CLASSES = 2048, 2023, 1008
 SIDE = 299  # pixels of the network's input
 SPATIAL_CHANNELS = 7
@@ -201,7 +202,7 @@ def load_inception(path: Path, sha256: str | None = None, device: torch.device |
     Raises InputError if the file is missing, has another hash, or does not hold the 566 tensors."""
     path = Path(path)
     if not path.exists():
-        problem = f"no Inception weights at {path}; copy pt_{NAME}-{SHA256_PREFIX}.pth there"
+        problem = f"no Inception weights at {path}; copy {FILE} there"
         raise MissingArtifact("weights", path, f"{problem}, or download it", name=NAME)
     found, expected = hash_file(path), sha256 or SHA256_PREFIX
     if not found.startswith(expected):
@@ -210,7 +211,7 @@ def load_inception(path: Path, sha256: str | None = None, device: torch.device |
             path,
             f"the Inception weights in {path} have SHA-256 {found}, expected {expected}"
             f"{'' if sha256 else '...'}: truncated, or another network, whose numbers are not comparable",
-            remove=True,
+            remove=path.name == FILE,  # a file of another name is the user's own
             name=NAME,
         )
     try:

@@ -8,9 +8,9 @@ import torch
 from inception_weights import seeded_state
 from user_errors import tells
 
-from masc.runtime.artifacts import InputError, hash_file
+from masc.runtime.artifacts import InputError, MissingArtifact, hash_file
 from metrics.frechet import frechet_distance
-from metrics.inception import exact_arithmetic, load_inception
+from metrics.inception import FILE, exact_arithmetic, load_inception
 from metrics.inception_score import form_chunks, inception_score
 from metrics.precision_recall import precision_recall
 from metrics.resize import RESIZES, half_pixel_bilinear, pil_bicubic, tf1_bilinear
@@ -203,6 +203,14 @@ def test_other_weights_are_refused(tmp_path, seeded_weights):
         torch.save(spoiled, tmp_path / "spoiled.pth")
         with pytest.raises(InputError, match="566 tensors"):
             load_inception(tmp_path / "spoiled.pth", hash_file(tmp_path / "spoiled.pth"))
+
+
+@pytest.mark.parametrize(("name", "is_removed"), [("mine.pth", False), (FILE, True)])
+def test_only_the_published_file_is_advised_to_be_removed(tmp_path, name, is_removed):
+    (tmp_path / name).write_bytes(b"half")
+    with pytest.raises(MissingArtifact, match="truncated, or another network") as caught:
+        load_inception(tmp_path / name)
+    assert caught.value.remove is is_removed
 
 
 def test_weights_are_not_unpickled(tmp_path):
