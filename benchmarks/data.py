@@ -25,8 +25,8 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 
 from llamagen.training.stream import CodeStream
-from masc.runtime.artifacts import write_json
 from masc.runtime.codes import load_codes, save_codes
+from masc.runtime.files import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 NUM_TOKENS, NUM_VIEWS, NUM_POSITIONS, NUM_CLASSES = 16384, 10, 256, 1000

@@ -28,7 +28,7 @@ import scipy.linalg
 import torch
 from PIL import Image
 
-from masc.runtime.artifacts import hash_file, write_json
+from masc.runtime.files import hash_file, write_json
 from metrics.frechet import Gaussian, frechet_distance
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -26,7 +26,7 @@ from llamagen.sampling.filters import SamplingConfig
 from llamagen.sampling.generate import generate, image_uniforms
 from llamagen.training.config import TrainConfig
 from masc.heads.config import FlatConfig
-from masc.runtime.artifacts import write_json
+from masc.runtime.files import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -25,8 +25,8 @@ from llamagen.train import attention_kernel
 from llamagen.training.config import TrainConfig
 from llamagen.training.optim import build_optimizer
 from masc.linkage import average_linkage
-from masc.runtime.artifacts import write_json
 from masc.runtime.device import resolve_precision
+from masc.runtime.files import write_json
 from masc.tree import Tree
 
 ROOT = Path(__file__).resolve().parents[1]

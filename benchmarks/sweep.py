@@ -16,7 +16,7 @@ from pipeline import train_job
 from stage import load_config
 
 from llamagen.training.config import TrainConfig
-from masc.runtime.artifacts import write_text
+from masc.runtime.files import write_text
 from reports.runs import RunRecord
 
 ROOT = Path(__file__).resolve().parents[1]

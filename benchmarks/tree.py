@@ -26,7 +26,7 @@ from pathlib import Path
 
 import numpy as np
 
-from masc.runtime.artifacts import write_json
+from masc.runtime.files import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 BASELINE = "fastcluster manifold 16384"

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from masc.runtime.artifacts import write_json
+from masc.runtime.files import write_json
 from vq.llamagen import LlamaGenVQ
 
 ROOT = Path(__file__).resolve().parents[1]

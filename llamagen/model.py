@@ -9,7 +9,7 @@ from llamagen.backbones.embeddings import TokenEmbedding
 from masc.heads.base import Head
 from masc.heads.config import HeadConfig
 from masc.heads.registry import build_head
-from masc.runtime.artifacts import InputError
+from masc.runtime.errors import InputError
 from masc.tree import Clustering
 
 

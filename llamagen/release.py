@@ -13,7 +13,8 @@ from llamagen.backbones.config import ModelConfig
 from llamagen.backbones.official import load_official
 from llamagen.model import ARModel, build_model
 from masc.heads.config import FlatConfig
-from masc.runtime.artifacts import InputError, hash_file
+from masc.runtime.errors import InputError
+from masc.runtime.files import hash_file
 from vq.hub.pins import existing_weights
 from vq.interface import Tokenizer, TokenizerConfig, tokenizer_path
 from vq.pretrained import load_tokenizer

@@ -21,7 +21,8 @@ from llamagen.training.checkpoint import (
 from llamagen.training.config import TrainConfig, load_config
 from llamagen.training.inputs import RunInputs, load_inputs
 from llamagen.training.stream import group_labels
-from masc.runtime.artifacts import Codebook, InputError, MissingArtifact
+from masc.runtime.artifacts import Codebook
+from masc.runtime.errors import InputError, MissingArtifact
 from masc.runtime.run import differences, run_facts
 from vq.interface import Tokenizer
 from vq.pretrained import load_decoder

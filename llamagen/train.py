@@ -39,8 +39,8 @@ from llamagen.training.likelihood import evaluate, on_device
 from llamagen.training.optim import build_optimizer, learning_rate, set_learning_rate
 from llamagen.training.stream import CodeStream, caption_choices, dropped_conditions
 from llamagen.training.tracking import Tracker
-from masc.runtime.artifacts import InputError
 from masc.runtime.device import resolve_precision
+from masc.runtime.errors import InputError
 from masc.runtime.run import MetricsLog, locked
 from masc.runtime.streams import Purpose, torch_seed
 

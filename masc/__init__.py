@@ -2,7 +2,8 @@
 
 `import masc` needs NumPy and SciPy only; the heads, which need torch, are in `masc.heads`."""
 
-from masc.runtime.artifacts import Codebook, InputError
+from masc.runtime.artifacts import Codebook
+from masc.runtime.errors import InputError
 from masc.tree import Partition, Tree, load_partition
 
 __all__ = ["Codebook", "InputError", "Partition", "Tree", "load_partition"]

@@ -13,7 +13,9 @@ from masc.distances import METRICS
 from masc.importers import import_partition
 from masc.kmeans import kmeans, kmeans_balanced, kmeans_sklearn, random_balanced
 from masc.linkage import ENGINES, average_linkage
-from masc.runtime.artifacts import Codebook, InputError, Meta, hash_file
+from masc.runtime.artifacts import Codebook, Meta
+from masc.runtime.errors import InputError
+from masc.runtime.files import hash_file
 from masc.runtime.run import differences, provenance
 from masc.tree import Partition, Tree, load_tree, save_tree
 from masc.variants import LINKAGES, linkage_merges

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from masc.runtime.artifacts import InputError
+from masc.runtime.errors import InputError
 from masc.tree import Partition
 
 BLOCK = 1024  # rows and columns of the distances in memory at once: 8 MiB

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from masc.runtime.artifacts import InputError
+from masc.runtime.errors import InputError
 
 METRICS = ("euclidean", "cosine", "geodesic", "mutual-reachability", "local-scaling")
 MAX_DENSE = 32_768  # tokens: 4.3 GB of distances, and twice as much in tools that copy them

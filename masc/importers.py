@@ -6,7 +6,7 @@ from tokenize import TokenError
 
 import numpy as np
 
-from masc.runtime.artifacts import InputError
+from masc.runtime.errors import InputError
 from masc.tree import Partition
 
 TORCH_SUFFIXES = (".pt", ".pth")

@@ -6,7 +6,7 @@ import warnings
 
 import numpy as np
 
-from masc.runtime.artifacts import InputError
+from masc.runtime.errors import InputError
 from masc.runtime.streams import Purpose, random_stream
 from masc.tree import Partition
 

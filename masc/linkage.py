@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from masc.distances import MAX_DENSE
-from masc.runtime.artifacts import InputError
+from masc.runtime.errors import InputError
 from masc.variants import linkage_merges
 
 logger = logging.getLogger(__name__)

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from masc.runtime.artifacts import Codebook, InputError, Meta, MissingArtifact, load_npz, require_parent, save_npz
+from masc.runtime.artifacts import Codebook, Meta, load_npz, require_parent, save_npz
+from masc.runtime.errors import InputError, MissingArtifact
 from masc.runtime.streams import Purpose, random_stream
 
 

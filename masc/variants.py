@@ -6,7 +6,7 @@ fastcluster (Mullner 2013) computes all of them in O(N^2) to O(N^2 log N) time f
 import numpy as np
 
 from masc.distances import condensed_distances
-from masc.runtime.artifacts import InputError
+from masc.runtime.errors import InputError
 
 LINKAGES = ("average", "single", "complete", "centroid", "ward")
 EUCLIDEAN_ONLY = ("centroid", "ward")  # they compare means of vectors, which only this metric defines

@@ -7,7 +7,7 @@ from accelerate import Accelerator
 from stage import run_stage
 
 from masc.layout import Layout
-from masc.runtime.artifacts import naming
+from masc.runtime.errors import naming
 from vq.codes.check_codes import check_codes
 from vq.data import DataConfig
 from vq.interface import TokenizerConfig

@@ -6,9 +6,9 @@ from pathlib import Path
 from stage import run_stage
 
 from masc.layout import Layout
-from masc.runtime.artifacts import InputError, naming
 from masc.runtime.codes import read_meta
 from masc.runtime.device import patient_state
+from masc.runtime.errors import InputError, naming
 from vq.codes.extract import extract_codes
 from vq.codes.shards import ExtractConfig
 from vq.data import DataConfig

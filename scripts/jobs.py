@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from masc.runtime.artifacts import InputError
+from masc.runtime.errors import InputError
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,8 @@ from llamagen.sampling.plan import SampleConfig
 from llamagen.training.config import TrainConfig
 from masc.build import TreeConfig
 from masc.layout import Layout
-from masc.runtime.artifacts import Codebook, InputError, naming
+from masc.runtime.artifacts import Codebook
+from masc.runtime.errors import InputError, naming
 from masc.runtime.run import read_metrics
 from masc.tree import Partition, Tree
 from metrics.tokenizer import TokenizerTest

@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from masc.heads.config import CONFIGS as HEAD_CONFIGS
-from masc.runtime.artifacts import InputError, MissingArtifact
+from masc.runtime.errors import InputError, MissingArtifact
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 # Group of configs/ -> the schemas that its files name in `defaults`, as module:Class. A group is registered, and its

@@ -8,7 +8,7 @@ from stage import run_stage
 from llamagen.conditions.captions import read_captions
 from llamagen.conditions.features import TextFeatures, extract_text_features
 from masc.layout import text_features_folder
-from masc.runtime.artifacts import InputError
+from masc.runtime.errors import InputError
 from vq.hub.fetch import weights_path
 
 

@@ -8,7 +8,7 @@ from stage import run_stage
 from masc.build import TreeConfig
 from masc.heads.config import MascConfig
 from masc.layout import Layout
-from masc.runtime.artifacts import InputError
+from masc.runtime.errors import InputError
 from masc.summary import summarise_tree, usual_ks
 
 

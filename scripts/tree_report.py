@@ -8,7 +8,7 @@ from stage import command_for, explain, run_stage
 
 from masc.build import TreeConfig
 from masc.layout import Layout
-from masc.runtime.artifacts import InputError
+from masc.runtime.errors import InputError
 from reports.tree.report import TreeReportInputs, load_clusterings, write_tree_report
 from vq.data import DataConfig
 from vq.interface import TokenizerConfig

@@ -11,7 +11,7 @@ from llamagen.evaluation.images import EvalFidConfig
 from llamagen.model import build_model, count_parameters
 from llamagen.training.config import TrainConfig
 from masc.heads.config import CONFIGS as HEAD_CONFIGS
-from masc.runtime.artifacts import InputError
+from masc.runtime.errors import InputError
 
 
 def choices(group):

@@ -15,7 +15,8 @@ from stage import load_config
 from tree import TreeStage
 
 from masc.layout import Layout
-from masc.runtime.artifacts import Codebook, hash_file
+from masc.runtime.artifacts import Codebook
+from masc.runtime.files import hash_file
 from masc.runtime.run import plain
 from vq.interface import tokenizer_path
 

@@ -24,7 +24,7 @@ from llamagen.evaluation.images import EvalFidConfig, ExtractorConfig
 from llamagen.evaluation.lite import EvalLiteConfig, evaluate_lite, unmeasured
 from llamagen.sampling.draw import is_sampled, sample
 from llamagen.sampling.plan import SampleConfig
-from masc.runtime.artifacts import InputError
+from masc.runtime.errors import InputError
 from metrics.protocol import ProtocolConfig
 from metrics.results import Results
 from vq.readers import twemoji

@@ -14,7 +14,7 @@ from user_errors import tells
 
 from llamagen.runs import Run
 from masc.build import TreeConfig
-from masc.runtime.artifacts import InputError, MissingArtifact
+from masc.runtime.errors import InputError, MissingArtifact
 
 MAKEFILE = (CONFIGS.parent / "Makefile").read_text()
 

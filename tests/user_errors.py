@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import pytest
 from stage import explain
 
-from masc.runtime.artifacts import InputError
+from masc.runtime.errors import InputError
 
 
 @contextmanager

@@ -23,7 +23,8 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from masc.runtime.artifacts import InputError, MissingArtifact, hash_file
+from masc.runtime.errors import InputError, MissingArtifact
+from masc.runtime.files import hash_file
 from metrics.bootstrap import bootstrap_interval
 from metrics.inception import ARITHMETIC, exact_arithmetic
 from metrics.results import row

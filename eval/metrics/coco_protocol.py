@@ -16,7 +16,8 @@ import numpy as np
 from PIL import Image
 
 from masc.layout import captions_file
-from masc.runtime.artifacts import InputError, MissingArtifact, hash_file, write_json, write_text
+from masc.runtime.errors import InputError, MissingArtifact
+from masc.runtime.files import hash_file, write_json, write_text
 from masc.runtime.streams import Purpose, random_stream
 from metrics.evaluators import TF1_BILINEAR
 from metrics.protocol import ProtocolConfig

@@ -14,7 +14,7 @@ from accelerate import PartialState
 from torch import Tensor
 from tqdm import tqdm
 
-from masc.runtime.artifacts import InputError
+from masc.runtime.errors import InputError
 from metrics.frechet import Gaussian, Moments
 from metrics.inception import POOLED, SIDE, SPATIAL, Inception, exact_arithmetic
 from metrics.resize import RESIZES

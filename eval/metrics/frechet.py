@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from masc.runtime.artifacts import InputError
+from masc.runtime.errors import InputError
 
 # Shapes: M samples, D dimensions, R <= min(M, D) rows of a factor. All in float64.
 

@@ -19,7 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from masc.runtime.artifacts import InputError, MissingArtifact, hash_file
+from masc.runtime.errors import InputError, MissingArtifact
+from masc.runtime.files import hash_file
 from metrics.evaluators import NAME, SHA256_PREFIX
 
 FILE = f"pt_{NAME}-{SHA256_PREFIX}.pth"  # name of the published file

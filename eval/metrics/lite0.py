@@ -17,7 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from masc.runtime.artifacts import InputError, hash_file, reuse_npz, save_npz
+from masc.runtime.artifacts import reuse_npz, save_npz
+from masc.runtime.errors import InputError
+from masc.runtime.files import hash_file
 from masc.runtime.groups import Groups
 from masc.runtime.streams import Purpose, random_stream
 from metrics.bootstrap import SHARE, bootstrap_interval

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from masc.runtime.artifacts import MissingArtifact, hash_file
+from masc.runtime.errors import MissingArtifact
+from masc.runtime.files import hash_file
 from vq.pixels import to_tensor
 
 logger = logging.getLogger(__name__)

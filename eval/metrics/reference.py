@@ -18,8 +18,10 @@ import torch
 from accelerate import PartialState
 
 from masc.layout import reference_file
-from masc.runtime.artifacts import InputError, MissingArtifact, hash_arrays, hash_file, replacing, reuse_npz, save_npz
+from masc.runtime.artifacts import hash_arrays, reuse_npz, save_npz
 from masc.runtime.device import from_main
+from masc.runtime.errors import InputError, MissingArtifact
+from masc.runtime.files import hash_file, replacing
 from masc.runtime.npy import write_npy
 from masc.runtime.streams import Purpose, random_stream
 from metrics.evaluators import RESIZE, SHA256_PREFIX

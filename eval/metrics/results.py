@@ -11,7 +11,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from masc.runtime.artifacts import InputError, write_json
+from masc.runtime.errors import InputError
+from masc.runtime.files import write_json
 
 TOKENIZER_FILES = {"reconstruction": "tokenizer.json", "replacement": "replacement.json"}  # of a tokenizer's evaluation
 VERSION = 1

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from masc.runtime.artifacts import InputError
+from masc.runtime.errors import InputError
 from vq.images import ImageSource
 from vq.readers.folders import open_images
 from vq.readers.members import Members

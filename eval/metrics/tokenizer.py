@@ -15,8 +15,10 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from masc.runtime.artifacts import InputError, hash_arrays, hash_file, replacing, write_json
+from masc.runtime.artifacts import hash_arrays
 from masc.runtime.device import patient_state
+from masc.runtime.errors import InputError
+from masc.runtime.files import hash_file, replacing, write_json
 from masc.runtime.streams import Purpose, random_stream
 from masc.tree import Partition
 from metrics import lite0

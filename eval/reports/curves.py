@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from masc.runtime.artifacts import InputError
+from masc.runtime.errors import InputError
 from metrics.results import Protocol
 from reports import figures
 from reports.comparison import Entry, captions_text, group_by, heading, settings_text

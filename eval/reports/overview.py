@@ -12,7 +12,7 @@ from typing import Any
 
 from PIL import Image
 
-from masc.runtime.artifacts import write_json, write_text
+from masc.runtime.files import write_json, write_text
 from reports.comparison import compare, entries
 from reports.curves import all_lines, draw
 from reports.doctor.doctor import VERDICTS, diagnose

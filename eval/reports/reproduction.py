@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from masc.runtime.artifacts import InputError, replacing, write_json, write_text
 from masc.runtime.codes import Codes
+from masc.runtime.errors import InputError
+from masc.runtime.files import replacing, write_json, write_text
 from masc.runtime.run import split_label
 from masc.tree import Partition, Tree
 from metrics.results import TOKENIZER_FILES, Protocol, Role, check_keys

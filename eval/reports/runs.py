@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from masc.runtime.artifacts import InputError, MissingArtifact
+from masc.runtime.errors import InputError, MissingArtifact
 from masc.runtime.run import read_metrics, run_facts, upgrade_config
 from metrics.results import Results
 from reports.published import label_of

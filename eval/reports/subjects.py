@@ -10,7 +10,7 @@ from typing import Any
 
 from PIL import Image
 
-from masc.runtime.artifacts import InputError, MissingArtifact
+from masc.runtime.errors import InputError, MissingArtifact
 from masc.runtime.run import flatten
 from metrics.results import Results
 from reports.doctor.doctor import read_results

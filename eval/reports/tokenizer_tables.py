@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from masc.runtime.artifacts import InputError
+from masc.runtime.errors import InputError
 from metrics.evaluators import SHA256_PREFIX
 from metrics.results import TOKENIZER_FILES, Protocol, Role, check_keys, is_row
 from reports.comparison import group_by, identity

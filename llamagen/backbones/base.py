@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from llamagen.backbones.config import BackboneConfig
 from llamagen.backbones.embeddings import TokenEmbedding
-from masc.runtime.artifacts import InputError
+from masc.runtime.errors import InputError
 from masc.runtime.targets import load_class
 
 

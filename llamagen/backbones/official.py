@@ -15,7 +15,8 @@ from torch import Tensor
 
 from llamagen.backbones.gpt import Transformer
 from llamagen.model import ARModel
-from masc.runtime.artifacts import InputError, replacing
+from masc.runtime.errors import InputError
+from masc.runtime.files import replacing
 from vq.checkpoint import CONTAINERS, find_state, load_state, read_checkpoint
 
 RELEASED = re.compile(r"(?:c2i|t2i)_\w+_(\d+)\.pt")  # the resolution in a released file's name

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote_plus
 
-from masc.runtime.artifacts import InputError
 from masc.runtime.codes import texts_of
+from masc.runtime.errors import InputError
 
 EXTENSIONS = "png|jpg|jpeg|bmp|webp|eps|pdf|apk|mp4"
 DOMAIN = r"[a-zA-Z0-9.\-]+\.(?:com|co|ru|net|org|edu|gov|it)[\w/-]*\b/?(?!@)"

@@ -23,8 +23,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from llamagen.conditions.captions import Captions, clean_caption
-from masc.runtime.artifacts import InputError, MissingArtifact, hash_file, recover, replacing, write_json
 from masc.runtime.device import from_main, patient_accelerator
+from masc.runtime.errors import InputError, MissingArtifact
+from masc.runtime.files import hash_file, recover, replacing, write_json
 
 FORMAT, VERSION = "masc-text-features", 1
 FILES = ("features.npy", "offsets.npy", "captions.json")

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from llamagen.backbones.config import BackboneConfig
 from llamagen.conditions.features import MAX_TOKENS, TextFeatures
-from masc.runtime.artifacts import InputError, MissingArtifact, naming
 from masc.runtime.codes import Codes, load_captions
+from masc.runtime.errors import InputError, MissingArtifact, naming
 
 
 class Labels:

@@ -18,7 +18,8 @@ from llamagen.evaluation.fid import Evaluation
 from llamagen.evaluation.images import EvalFidConfig, first_images
 from llamagen.sampling.sets import SampleSet
 from masc.layout import captions_file, reference_file, text_features_folder
-from masc.runtime.artifacts import InputError, MissingArtifact, naming, write_text
+from masc.runtime.errors import InputError, MissingArtifact, naming
+from masc.runtime.files import write_text
 from metrics.clip_score import MODEL, NAME, Clip, clip_cosines, clip_score, load_clip
 from metrics.coco_protocol import (
     CocoProtocolConfig,

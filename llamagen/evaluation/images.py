@@ -13,7 +13,7 @@ from llamagen.sampling.draw import sample
 from llamagen.sampling.filters import SamplingConfig
 from llamagen.sampling.plan import SampleConfig
 from llamagen.sampling.sets import SampleSet
-from masc.runtime.artifacts import InputError
+from masc.runtime.errors import InputError
 from masc.runtime.run import differences, flatten, plain
 from metrics.evaluators import NAME
 from metrics.inception import Inception, load_inception

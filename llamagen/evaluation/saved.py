@@ -4,7 +4,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from masc.runtime.artifacts import InputError
+from masc.runtime.errors import InputError
 from metrics.reference import hash_of
 from metrics.results import Protocol, Results
 

@@ -23,9 +23,10 @@ from llamagen.sampling.generate import generate, image_uniforms
 from llamagen.sampling.images import UNIT, decode_units, join_npz, read_units
 from llamagen.sampling.plan import SampleConfig, SamplePlan, make_plan, sampling_precision
 from llamagen.sampling.sets import SampleSet, Source, TokenImages, read_manifest, resolution_of
-from masc.runtime.artifacts import InputError, recover, replacing, write_json
 from masc.runtime.codes import code_type
 from masc.runtime.device import patient_accelerator
+from masc.runtime.errors import InputError
+from masc.runtime.files import recover, replacing, write_json
 from masc.runtime.run import differences, flatten, locked, plain, provenance
 from vq.pixels import image_grid
 

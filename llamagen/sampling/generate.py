@@ -10,7 +10,7 @@ from torch import Tensor
 from llamagen.backbones.base import Backbone
 from llamagen.model import ARModel
 from llamagen.sampling.filters import SamplingConfig, draw, guide, probabilities
-from masc.runtime.artifacts import InputError
+from masc.runtime.errors import InputError
 from masc.runtime.streams import Purpose, random_stream
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from masc.runtime.artifacts import replacing
+from masc.runtime.files import replacing
 from masc.runtime.npy import write_npy
 from vq.interface import Tokenizer
 from vq.pixels import to_uint8

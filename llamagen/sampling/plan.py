@@ -15,8 +15,8 @@ from llamagen.runs import Run
 from llamagen.sampling.filters import SamplingConfig
 from llamagen.sampling.generate import check_guidance
 from llamagen.sampling.sets import Source
-from masc.runtime.artifacts import InputError
 from masc.runtime.device import check_precision, resolve_precision
+from masc.runtime.errors import InputError
 from masc.runtime.streams import Purpose, random_stream
 from vq.interface import Tokenizer
 

@@ -13,7 +13,8 @@ import torch
 from llamagen.release import Release
 from llamagen.runs import Run
 from llamagen.sampling.images import UNIT, decode_unit
-from masc.runtime.artifacts import InputError, MissingArtifact, hash_arrays
+from masc.runtime.artifacts import hash_arrays
+from masc.runtime.errors import InputError, MissingArtifact
 from metrics.streams import Images, open_samples
 from vq.interface import Tokenizer, device_of
 

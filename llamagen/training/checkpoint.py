@@ -10,7 +10,8 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from llamagen.training.average import averaged_parameters
-from masc.runtime.artifacts import InputError, MissingArtifact, hash_file, recover, replacing, write_json
+from masc.runtime.errors import InputError, MissingArtifact
+from masc.runtime.files import hash_file, recover, replacing, write_json
 from masc.runtime.run import run_facts
 
 

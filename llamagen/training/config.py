@@ -9,8 +9,8 @@ from llamagen.training.tracking import TrackingConfig
 from masc.build import TreeConfig
 from masc.heads.config import CONFIGS, HeadConfig
 from masc.layout import Layout
-from masc.runtime.artifacts import InputError
 from masc.runtime.device import check_precision
+from masc.runtime.errors import InputError
 from masc.runtime.run import open_run, plain, run_label, upgrade_config
 from vq.data import DataConfig
 

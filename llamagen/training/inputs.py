@@ -6,8 +6,9 @@ from pathlib import Path
 from llamagen.backbones.base import DataShape
 from llamagen.conditions.images import Conditions, Labels, check_features, check_text_model, open_captions
 from llamagen.training.config import TrainConfig
-from masc.runtime.artifacts import Codebook, MissingArtifact
+from masc.runtime.artifacts import Codebook
 from masc.runtime.codes import Codes
+from masc.runtime.errors import MissingArtifact
 from masc.tree import Clustering
 
 

@@ -14,15 +14,9 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from masc.runtime.artifacts import (
-    InputError,
-    MissingArtifact,
-    hash_arrays,
-    hash_file,
-    replacing,
-    write_json,
-    write_text,
-)
+from masc.runtime.artifacts import hash_arrays
+from masc.runtime.errors import InputError, MissingArtifact
+from masc.runtime.files import hash_file, replacing, write_json, write_text
 from masc.runtime.npy import write_npy
 
 FORMAT, VERSION = "masc-codes", 2

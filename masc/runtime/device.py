@@ -6,7 +6,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from masc.runtime.artifacts import InputError
+from masc.runtime.errors import InputError
 
 if TYPE_CHECKING:
     from accelerate import Accelerator, PartialState

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from masc.runtime.artifacts import InputError
+from masc.runtime.errors import InputError
 
 logger = logging.getLogger(__name__)
 # What file systems without flock answer: some of Lustre, some of NFS.

@@ -5,7 +5,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from masc.runtime.artifacts import InputError
+from masc.runtime.errors import InputError
 
 
 def write_npy(file: BinaryIO, parts: Iterable[np.ndarray], num_rows: int, where: str) -> tuple[int, ...]:

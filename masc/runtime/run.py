@@ -15,7 +15,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from masc.runtime.artifacts import InputError, write_json, write_text
+from masc.runtime.errors import InputError
+from masc.runtime.files import write_json, write_text
 from masc.runtime.locks import lock_file
 
 logger = logging.getLogger(__name__)

@@ -3,7 +3,7 @@
 import inspect
 from importlib import import_module
 
-from masc.runtime.artifacts import InputError
+from masc.runtime.errors import InputError
 
 
 def check_target(target: str, key: str) -> None:

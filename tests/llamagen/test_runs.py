@@ -10,7 +10,7 @@ from user_errors import tells
 
 from llamagen.runs import Run
 from llamagen.train import train
-from masc.runtime.artifacts import InputError
+from masc.runtime.errors import InputError
 
 
 @pytest.fixture

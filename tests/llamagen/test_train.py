@@ -22,7 +22,7 @@ from llamagen.train import _Loop, train
 from llamagen.training.config import TrainConfig
 from llamagen.training.inputs import load_inputs
 from llamagen.training.likelihood import image_nats
-from masc.runtime.artifacts import InputError
+from masc.runtime.errors import InputError
 from masc.runtime.run import locked, read_metrics
 
 CLOCK = ("seconds", "speed/images_per_second")

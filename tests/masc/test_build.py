@@ -9,8 +9,9 @@ from user_errors import tells
 
 from masc.build import PARTITIONS, TreeConfig, build_tree
 from masc.layout import Layout
-from masc.runtime.artifacts import Codebook, InputError, load_npz
+from masc.runtime.artifacts import Codebook, load_npz
 from masc.runtime.codes import save_codes
+from masc.runtime.errors import InputError
 from masc.tree import VERSION, Partition, Tree
 
 N = 48

@@ -14,7 +14,7 @@ from masc.coherence import (
     num_pairs,
     residual_variance,
 )
-from masc.runtime.artifacts import InputError
+from masc.runtime.errors import InputError
 from masc.tree import Partition
 
 NUM_TOKENS = 60

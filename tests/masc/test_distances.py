@@ -9,7 +9,7 @@ from sklearn.manifold import Isomap
 from sklearn.metrics.pairwise import cosine_distances
 
 from masc.distances import MAX_DENSE, METRICS, condensed_distances
-from masc.runtime.artifacts import InputError
+from masc.runtime.errors import InputError
 
 
 def points(n, d=4, seed=0):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from masc.importers import import_partition
-from masc.runtime.artifacts import InputError
+from masc.runtime.errors import InputError
 
 N = 1024
 SIZE = 128

@@ -7,7 +7,7 @@ import pytest
 from sklearn.cluster import KMeans
 
 from masc.kmeans import _assign_balanced, kmeans, kmeans_balanced, kmeans_sklearn, random_balanced
-from masc.runtime.artifacts import InputError
+from masc.runtime.errors import InputError
 from masc.tree import Partition
 
 KINDS = [kmeans, kmeans_sklearn, kmeans_balanced]

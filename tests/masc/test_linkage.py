@@ -9,7 +9,7 @@ from sklearn.neighbors import kneighbors_graph
 from masc import linkage
 from masc.coherence import agreement
 from masc.linkage import average_linkage
-from masc.runtime.artifacts import InputError
+from masc.runtime.errors import InputError
 from masc.tree import Partition, Tree
 
 

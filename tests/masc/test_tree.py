@@ -14,7 +14,8 @@ from user_errors import tells
 from masc.build import TreeConfig, build_tree, make_tree
 from masc.kmeans import kmeans
 from masc.linkage import average_linkage
-from masc.runtime.artifacts import Codebook, InputError
+from masc.runtime.artifacts import Codebook
+from masc.runtime.errors import InputError
 from masc.tree import Partition, Tree, load_partition, save_tree
 
 

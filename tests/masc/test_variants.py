@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy.cluster.hierarchy import linkage as scipy_linkage
 
 from masc.distances import METRICS, condensed_distances
-from masc.runtime.artifacts import InputError
+from masc.runtime.errors import InputError
 from masc.tree import Partition, Tree
 from masc.variants import EUCLIDEAN_ONLY, LINKAGES, linkage_merges
 

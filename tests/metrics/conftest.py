@@ -3,7 +3,7 @@
 import pytest
 from inception_weights import save_seeded
 
-from masc.runtime.artifacts import hash_file
+from masc.runtime.files import hash_file
 from metrics.inception import load_inception
 from vq.interface import TokenizerConfig, tokenizer_path
 from vq.pretrained import load_tokenizer

@@ -12,7 +12,8 @@ from PIL import Image
 from safetensors.torch import save_file
 from user_errors import tells
 
-from masc.runtime.artifacts import InputError, hash_file
+from masc.runtime.errors import InputError
+from masc.runtime.files import hash_file
 from metrics.clip_score import MODEL, clip_cosines, clip_score, load_clip
 from metrics.streams import NpzImages
 

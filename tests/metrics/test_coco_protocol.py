@@ -10,7 +10,8 @@ from torchvision import transforms
 from user_errors import tells
 
 from llamagen.conditions.captions import read_captions
-from masc.runtime.artifacts import InputError, hash_file
+from masc.runtime.errors import InputError
+from masc.runtime.files import hash_file
 from metrics.coco_protocol import (
     CaptionList,
     CocoProtocolConfig,

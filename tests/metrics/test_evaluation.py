@@ -13,7 +13,7 @@ from PIL import Image
 from scipy.spatial.distance import cdist
 from user_errors import tells
 
-from masc.runtime.artifacts import InputError
+from masc.runtime.errors import InputError
 from metrics.bootstrap import SHARE, bootstrap_interval
 from metrics.features import PixelSums, inception_features
 from metrics.frechet import Gaussian, Moments, frechet_distance

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from masc.runtime.artifacts import hash_file
+from masc.runtime.files import hash_file
 from metrics.frechet import Gaussian, frechet_distance
 from metrics.inception import exact_arithmetic, load_inception
 from metrics.precision_recall import precision_recall

@@ -8,7 +8,8 @@ import torch
 from inception_weights import seeded_state
 from user_errors import tells
 
-from masc.runtime.artifacts import InputError, MissingArtifact, hash_file
+from masc.runtime.errors import InputError, MissingArtifact
+from masc.runtime.files import hash_file
 from metrics.frechet import frechet_distance
 from metrics.inception import FILE, exact_arithmetic, load_inception
 from metrics.inception_score import form_chunks, inception_score

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from masc.runtime.artifacts import InputError
+from masc.runtime.errors import InputError
 from metrics import lite0
 from metrics.lite0 import draw_variants, lite0_features, load_extractor, load_reference, measure_images
 from metrics.streams import SourceImages

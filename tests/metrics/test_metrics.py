@@ -7,7 +7,7 @@ from torch_fidelity import metric_fid as fidelity_fid
 from torch_fidelity import metric_isc as fidelity_isc
 from torch_fidelity import metric_prc as fidelity_prc
 
-from masc.runtime.artifacts import InputError
+from masc.runtime.errors import InputError
 from masc.tree import Partition
 from metrics.frechet import frechet_distance
 from metrics.inception_score import inception_score

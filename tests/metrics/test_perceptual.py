@@ -7,7 +7,8 @@ import torch
 import torchvision
 from user_errors import tells
 
-from masc.runtime.artifacts import InputError, hash_file
+from masc.runtime.errors import InputError
+from masc.runtime.files import hash_file
 from metrics.perceptual import BACKBONES, load_lpips, lpips_path
 
 

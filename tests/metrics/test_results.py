@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 import pytest
 
 from llamagen.sampling.filters import SamplingConfig
-from masc.runtime.artifacts import InputError
+from masc.runtime.errors import InputError
 from metrics.fidelity import LPIPS, PSNR, SSIM, Judges
 from metrics.perceptual import Lpips
 from metrics.reference import ReferenceStatistics

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from masc.runtime.artifacts import InputError
+from masc.runtime.errors import InputError
 from metrics.streams import NpzImages, open_samples, read_batches
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (11, 8, 10, 3), dtype=np.uint8)

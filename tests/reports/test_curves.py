@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from report_runs import curves_of, make_run, measured
 
-from masc.runtime.artifacts import InputError
+from masc.runtime.errors import InputError
 from reports.comparison import entries
 from reports.curves import all_lines, draw
 from reports.overview import OverviewConfig, write_overview

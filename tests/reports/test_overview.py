@@ -10,7 +10,7 @@ from report_runs import MASC, make_run, measured
 from stage import load_config
 from user_errors import tells
 
-from masc.runtime.artifacts import InputError
+from masc.runtime.errors import InputError
 from reports.overview import OverviewConfig, embed, time_text, write_overview
 from reports.runs import NATS, RunRecord
 from reports.subjects import find_subjects

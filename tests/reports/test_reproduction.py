@@ -7,7 +7,7 @@ import pytest
 import yaml
 from user_errors import tells
 
-from masc.runtime.artifacts import InputError
+from masc.runtime.errors import InputError
 from reports.claims import on_other_trees, state_claims
 from reports.reproduction import ReportInputs, overview_labels, summarise, write_report
 from reports.runs import NATS, RunRecord, TimeToTarget, reached_at, time_to_target

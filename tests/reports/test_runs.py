@@ -8,7 +8,7 @@ from report_runs import make_run
 from stage import load_config
 
 from llamagen.training.config import TrainConfig
-from masc.runtime.artifacts import InputError
+from masc.runtime.errors import InputError
 from masc.runtime.run import LLAMAGEN
 from reports.runs import NATS, RunRecord
 from reports.subjects import find_subjects

@@ -6,7 +6,8 @@ import pytest
 from PIL import Image
 from report_runs import make_run
 
-from masc.runtime.artifacts import InputError, write_json
+from masc.runtime.errors import InputError
+from masc.runtime.files import write_json
 from metrics.results import row
 from reports.overview import OverviewConfig, write_overview
 from reports.tokenizer_tables import find_tokenizers, tokenizer_tables

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import nn
 from user_errors import tells
 
-from masc.runtime.artifacts import InputError
+from masc.runtime.errors import InputError
 from vq.checkpoint import find_state, load_state, read_checkpoint
 
 STATE = {"weight": torch.arange(6.0).view(2, 3), "bias": torch.tensor([1.0, 2.0])}

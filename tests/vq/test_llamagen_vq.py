@@ -8,7 +8,7 @@ import torch
 from golden import GOLDEN, load_golden, load_state
 from published import load_written, num_parameters
 
-from masc.runtime.artifacts import InputError
+from masc.runtime.errors import InputError
 from vq.interface import TokenizerConfig
 from vq.llamagen import LlamaGenVQ
 from vq.quantize import best_match

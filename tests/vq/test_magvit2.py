@@ -14,7 +14,7 @@ from published import (
     num_parameters,
 )
 
-from masc.runtime.artifacts import InputError
+from masc.runtime.errors import InputError
 from vq.magvit2 import OpenMAGVIT2, SignQuantizer
 
 CONFIG = golden_config("magvit2", "vq.magvit2:OpenMAGVIT2")

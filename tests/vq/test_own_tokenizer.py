@@ -10,7 +10,8 @@ import pytest
 import torch
 import yaml
 
-from masc.runtime.artifacts import Codebook, InputError
+from masc.runtime.artifacts import Codebook
+from masc.runtime.errors import InputError
 from vq.codebook import make_codebook
 from vq.interface import TokenizerConfig, tokenizer_path
 from vq.pixels import to_tensor

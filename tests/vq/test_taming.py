@@ -4,7 +4,7 @@ import pytest
 import torch
 from published import assert_as_official, assert_batch_free, golden_config, golden_state, load_written, num_parameters
 
-from masc.runtime.artifacts import InputError
+from masc.runtime.errors import InputError
 from vq.taming import TamingVQ
 
 CONFIG = golden_config("taming", "vq.taming:TamingVQ")

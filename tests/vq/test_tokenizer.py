@@ -10,7 +10,7 @@ import torch
 from safetensors import safe_open
 from user_errors import tells
 
-from masc.runtime.artifacts import InputError
+from masc.runtime.errors import InputError
 from masc.runtime.streams import Purpose, random_stream
 from vq.codebook import make_codebook
 from vq.images import ImageSource

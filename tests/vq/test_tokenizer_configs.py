@@ -7,7 +7,8 @@ import torch
 from codebook import CodebookStage, main
 from stage import CONFIGS, load_config
 
-from masc.runtime.artifacts import Codebook, InputError
+from masc.runtime.artifacts import Codebook
+from masc.runtime.errors import InputError
 from vq.hub.releases import RELEASES
 
 SIZES = {  # tokens, dimensions, pixels a token and side

@@ -8,7 +8,7 @@ Shapes: B images, S x S pixels, T = grid * grid positions, N tokens, d code dime
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from masc.runtime.artifacts import InputError
+from masc.runtime.errors import InputError
 from vq.quantize import Quantized, VectorQuantizer
 
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from masc.runtime.artifacts import InputError
+from masc.runtime.errors import InputError
 from vq.quantize import VectorQuantizer
 
 

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from masc.runtime.artifacts import InputError, MissingArtifact
+from masc.runtime.errors import InputError, MissingArtifact
 
 # Classes of training frameworks in published checkpoints. Their objects are replaced by empty ones.
 FRAMEWORKS = ("pytorch_lightning.", "lightning.", "lightning_fabric.")

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from masc.runtime.artifacts import Codebook, hash_file, reuse_npz
+from masc.runtime.artifacts import Codebook, reuse_npz
+from masc.runtime.files import hash_file
 from masc.runtime.run import plain
 from vq.interface import Tokenizer, TokenizerConfig
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from masc.layout import Layout
-from masc.runtime.artifacts import InputError, MissingArtifact
+from masc.runtime.errors import InputError, MissingArtifact
 from masc.runtime.targets import check_target, load_class
 from vq.hub.pins import existing_weights
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from masc.runtime.artifacts import InputError
+from masc.runtime.errors import InputError
 from vq.blocks import VQGAN
 from vq.checkpoint import CONTAINERS, find_state
 from vq.quantize import Quantized, VectorQuantizer

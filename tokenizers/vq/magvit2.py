@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from masc.runtime.artifacts import InputError
+from masc.runtime.errors import InputError
 from vq.blocks import ConvTokenizer, ResBlock, activate, group_norm, res_blocks
 from vq.taming import lightning_state
 

@@ -7,7 +7,9 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from masc.runtime.artifacts import Codebook, InputError, MissingArtifact, hash_file, naming, require_parent
+from masc.runtime.artifacts import Codebook, require_parent
+from masc.runtime.errors import InputError, MissingArtifact, naming
+from masc.runtime.files import hash_file
 from vq.checkpoint import find_state, load_state, read_checkpoint
 from vq.interface import Tokenizer, TokenizerConfig, tokenizer_path
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from masc.runtime.artifacts import InputError
+from masc.runtime.errors import InputError
 from vq.blocks import VQGAN
 from vq.checkpoint import find_state
 from vq.quantize import VectorQuantizer

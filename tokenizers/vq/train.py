@@ -18,8 +18,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from masc.runtime.artifacts import InputError, replacing
 from masc.runtime.device import check_precision, resolve_precision
+from masc.runtime.errors import InputError
+from masc.runtime.files import replacing
 from masc.runtime.groups import Groups
 from masc.runtime.run import plain
 from masc.runtime.streams import Purpose, random_stream

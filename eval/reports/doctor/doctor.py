@@ -6,7 +6,7 @@ protocol or the images. Each rule looks for one mistake; a rule is a function fr
 from collections.abc import Sequence
 from pathlib import Path
 
-from masc.runtime.artifacts import InputError, MissingArtifact
+from masc.runtime.errors import InputError, MissingArtifact
 from metrics.results import Results
 from reports.doctor import evidence, rules
 from reports.doctor.rules import TOLERANCE, Case, Finding, agrees, beside, deviations, of_same_is

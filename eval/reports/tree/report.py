@@ -9,8 +9,10 @@ import numpy as np
 from masc.build import TreeConfig
 from masc.coherence import agreement, intra_cluster_distance, intra_cluster_similarity, num_pairs
 from masc.layout import Layout
-from masc.runtime.artifacts import Codebook, InputError, MissingArtifact, write_json, write_text
+from masc.runtime.artifacts import Codebook
 from masc.runtime.codes import Codes
+from masc.runtime.errors import InputError, MissingArtifact
+from masc.runtime.files import write_json, write_text
 from masc.runtime.run import provenance
 from masc.runtime.streams import Purpose, random_stream
 from masc.summary import describe

@@ -13,7 +13,7 @@ from llamagen.backbones.base import DataShape
 from llamagen.backbones.official import load_official, save_official
 from llamagen.model import build_model
 from masc.heads.config import MascConfig, MascTwoLevelConfig
-from masc.runtime.artifacts import InputError
+from masc.runtime.errors import InputError
 from masc.tree import Partition
 
 

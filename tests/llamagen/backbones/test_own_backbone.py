@@ -25,7 +25,7 @@ from llamagen.training.config import TrainConfig
 from llamagen.training.likelihood import image_nats
 from llamagen.training.optim import OptimConfig, build_optimizer
 from masc.heads.config import FlatConfig, MascConfig
-from masc.runtime.artifacts import InputError
+from masc.runtime.errors import InputError
 from masc.runtime.run import read_metrics
 from masc.tree import Partition
 

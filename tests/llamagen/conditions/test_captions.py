@@ -5,7 +5,7 @@ import json
 import pytest
 
 from llamagen.conditions.captions import clean_caption, read_captions
-from masc.runtime.artifacts import InputError
+from masc.runtime.errors import InputError
 
 # What `T5Embedder.text_preprocessing` of LlamaGen ce98ec4 gives, run on these captions. Twice cleaned, as there:
 # the oddities (a host name gone but its query left, the first of four digits kept) are the training data's.

@@ -19,7 +19,7 @@ from user_errors import tells
 from llamagen.conditions import features as text
 from llamagen.conditions.captions import Captions, clean_caption
 from llamagen.conditions.features import MAX_TOKENS, TextFeatures, extract_text_features
-from masc.runtime.artifacts import InputError
+from masc.runtime.errors import InputError
 
 BATCH = 4
 

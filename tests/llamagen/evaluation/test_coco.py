@@ -25,7 +25,8 @@ from llamagen.conditions.features import extract_text_features
 from llamagen.evaluation.coco import ChoiceConfig, ClipConfig, EvalCocoConfig, evaluate_coco, make_captions
 from llamagen.evaluation.images import ExtractorConfig
 from llamagen.sampling.filters import SamplingConfig
-from masc.runtime.artifacts import InputError, hash_file
+from masc.runtime.errors import InputError
+from masc.runtime.files import hash_file
 from metrics.coco_protocol import CocoProtocolConfig, load_captions
 from metrics.frechet import frechet_distance
 from metrics.resize import pil_bicubic

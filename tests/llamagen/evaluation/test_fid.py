@@ -20,7 +20,7 @@ from llamagen.evaluation.saved import save_beside
 from llamagen.sampling.draw import sample
 from llamagen.sampling.filters import SamplingConfig
 from llamagen.sampling.plan import SampleConfig
-from masc.runtime.artifacts import InputError
+from masc.runtime.errors import InputError
 from metrics.protocol import ProtocolConfig
 from metrics.results import Results, row
 

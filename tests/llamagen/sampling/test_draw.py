@@ -29,7 +29,7 @@ from llamagen.sampling.generate import generate, image_uniforms
 from llamagen.sampling.images import decode_unit, finish
 from llamagen.sampling.plan import SampleConfig, plan_labels
 from llamagen.sampling.sets import SampleSet
-from masc.runtime.artifacts import InputError
+from masc.runtime.errors import InputError
 from masc.runtime.run import locked
 
 

@@ -12,7 +12,7 @@ from llamagen.model import build_model
 from llamagen.sampling.filters import SamplingConfig, draw, filter_logits
 from llamagen.sampling.generate import SamplingPick, generate, image_uniforms
 from masc.heads.config import FlatConfig, MascConfig, MascTreeConfig, MascTwoLevelConfig
-from masc.runtime.artifacts import InputError
+from masc.runtime.errors import InputError
 from masc.tree import Partition
 
 SHAPE = DataShape(num_tokens=12, num_classes=3, num_positions=4)

@@ -15,7 +15,7 @@ from llamagen.release import Release
 from llamagen.sampling.draw import sample
 from llamagen.sampling.filters import SamplingConfig
 from llamagen.sampling.plan import SampleConfig, plan_labels
-from masc.runtime.artifacts import InputError
+from masc.runtime.errors import InputError
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from llamagen.sampling.draw import sample
 from llamagen.sampling.filters import SamplingConfig
 from llamagen.sampling.plan import SampleConfig
 from llamagen.sampling.sets import SampleSet
-from masc.runtime.artifacts import InputError
+from masc.runtime.errors import InputError
 
 
 @pytest.fixture

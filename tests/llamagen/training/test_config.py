@@ -10,7 +10,7 @@ from llamagen.train import train
 from llamagen.training.config import load_config
 from llamagen.training.inputs import load_inputs
 from masc.heads.config import FlatConfig, MascConfig
-from masc.runtime.artifacts import InputError
+from masc.runtime.errors import InputError
 from masc.runtime.run import LLAMAGEN, read_metrics
 
 

@@ -15,8 +15,8 @@ from llamagen.conditions.images import open_captions
 from llamagen.train import train
 from llamagen.training.inputs import load_inputs
 from llamagen.training.stream import caption_choices
-from masc.runtime.artifacts import InputError
 from masc.runtime.codes import load_codes
+from masc.runtime.errors import InputError
 from masc.runtime.run import read_metrics
 
 TEXT = ["model.condition=text", "model.caption_dim=16", "head=flat"]

@@ -14,7 +14,7 @@ from masc.heads.masc import MascHead, MascTwoLevelHead
 from masc.heads.registry import HEADS, build_head
 from masc.heads.tree import MascTreeHead
 from masc.linkage import average_linkage
-from masc.runtime.artifacts import InputError
+from masc.runtime.errors import InputError
 from masc.tree import Partition, Tree
 
 N, D = 40, 16

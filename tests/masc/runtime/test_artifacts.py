@@ -14,20 +14,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from masc.runtime.artifacts import (
-    Codebook,
-    InputError,
-    MissingArtifact,
-    hash_arrays,
-    load_npz,
-    naming,
-    recover,
-    replacing,
-    reuse_npz,
-    save_npz,
-    write_text,
-)
+from masc.runtime.artifacts import Codebook, hash_arrays, load_npz, reuse_npz, save_npz
 from masc.runtime.codes import load_codes, save_codes
+from masc.runtime.errors import InputError, MissingArtifact, naming
+from masc.runtime.files import recover, replacing, write_text
 from masc.runtime.run import MetricsLog, open_run, read_metrics, run_label, split_label
 
 VECTORS = np.eye(4, dtype=np.float32)

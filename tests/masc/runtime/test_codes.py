@@ -6,8 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from masc.runtime.artifacts import InputError, MissingArtifact
 from masc.runtime.codes import load_codes, save_codes, used_tokens, verify_codes
+from masc.runtime.errors import InputError, MissingArtifact
 
 
 def save(path, tokens, count, labels=None, names=("a", "b", "c"), **more):

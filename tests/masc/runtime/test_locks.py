@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from masc.runtime.artifacts import InputError
+from masc.runtime.errors import InputError
 from masc.runtime.locks import _warn_once, lock_file
 from masc.runtime.run import locked
 

@@ -19,7 +19,7 @@ from doctor_cases import (
 from script_runner import run_script
 from stage import CONFIGS
 
-from masc.runtime.artifacts import InputError
+from masc.runtime.errors import InputError
 from metrics.results import Results, row
 from reports.doctor.doctor import diagnose, read_results, render_findings
 from reports.doctor.rules import GALLERIES

@@ -14,8 +14,8 @@ from tree_report import TreeReportStage, main
 from masc.build import TreeConfig, make_tree
 from masc.coherence import agreement, intra_cluster_distance, intra_cluster_similarity, residual_variance
 from masc.layout import Layout
-from masc.runtime.artifacts import InputError, MissingArtifact
 from masc.runtime.codes import load_codes
+from masc.runtime.errors import InputError, MissingArtifact
 from masc.tree import Partition, Tree, save_tree
 from reports.tree import figures as tree_figures
 from reports.tree import report as tree_report

@@ -5,8 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from masc.runtime.artifacts import InputError
 from masc.runtime.codes import save_codes
+from masc.runtime.errors import InputError
 from vq.codebook import make_codebook
 from vq.codes.check_codes import LINE, check_codes
 from vq.interface import TokenizerConfig

@@ -17,8 +17,8 @@ from codes import CodesStage, main
 from stage import load_config
 from user_errors import tells
 
-from masc.runtime.artifacts import InputError, naming
 from masc.runtime.codes import load_codes, verify_codes
+from masc.runtime.errors import InputError, naming
 from vq.codebook import make_codebook
 from vq.codes import extract
 from vq.codes.extract import extract_codes

@@ -10,8 +10,9 @@ import torch
 from golden import GOLDEN
 from user_errors import tells
 
-from masc.runtime.artifacts import Codebook, InputError
+from masc.runtime.artifacts import Codebook
 from masc.runtime.codes import load_codes
+from masc.runtime.errors import InputError
 from vq.codebook import make_codebook
 from vq.codes.extract import extract_codes
 from vq.codes.import_codes import import_codes

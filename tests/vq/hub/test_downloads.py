@@ -9,7 +9,7 @@ import pytest
 from download_server import FaultyHandler, FaultyServer, serving
 from user_errors import tells
 
-from masc.runtime.artifacts import InputError
+from masc.runtime.errors import InputError
 from masc.runtime.locks import lock_file
 from vq.hub import fetch as hub
 from vq.hub.pins import Pin, lock

@@ -14,7 +14,7 @@ import pytest
 from download_server import CHUNK, FaultyHandler, FaultyServer, serving
 from user_errors import tells
 
-from masc.runtime.artifacts import InputError
+from masc.runtime.errors import InputError
 from vq.hub import fetch as hub
 from vq.hub.releases import LLAMAGEN_COMMIT, RELEASES, Release, RemoteFile
 

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
-from masc.runtime.artifacts import InputError
+from masc.runtime.errors import InputError
 from vq.crops import center_crop
 from vq.readers import load_images
 from vq.readers.folders import is_held_out

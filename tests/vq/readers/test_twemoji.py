@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from masc.runtime.artifacts import InputError
+from masc.runtime.errors import InputError
 from vq.pixels import to_tensor, to_uint8
 from vq.readers import load_images
 from vq.readers.twemoji import CLASS_NAMES, identify, is_held_out, normalise

@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from masc.runtime.artifacts import Codebook, replacing
+from masc.runtime.artifacts import Codebook
 from masc.runtime.codes import Codes, load_codes, verify_codes
+from masc.runtime.files import replacing
 from masc.runtime.streams import Purpose, random_stream
 from vq.interface import Tokenizer
 from vq.pixels import decode_pixels

@@ -24,9 +24,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from masc.runtime.artifacts import Codebook, InputError, MissingArtifact, recover
+from masc.runtime.artifacts import Codebook
 from masc.runtime.codes import load_codes, read_meta, save_codes
 from masc.runtime.device import patient_state
+from masc.runtime.errors import InputError, MissingArtifact
+from masc.runtime.files import recover
 from vq.codes.shards import ExtractConfig, Shards
 from vq.crops import Views
 from vq.images import ImageSource

@@ -14,8 +14,10 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from masc.runtime.artifacts import Codebook, InputError, write_text
+from masc.runtime.artifacts import Codebook
 from masc.runtime.codes import SHARD_SIZE, check_tokens, save_codes
+from masc.runtime.errors import InputError
+from masc.runtime.files import write_text
 from vq.crops import FIVE, Views
 from vq.data import DataConfig
 from vq.interface import TokenizerConfig

@@ -13,8 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from masc.runtime.artifacts import Codebook, InputError, MissingArtifact, load_npz, save_npz, write_text
+from masc.runtime.artifacts import Codebook, load_npz, save_npz
 from masc.runtime.codes import SHARD_SIZE, code_type
+from masc.runtime.errors import InputError, MissingArtifact
+from masc.runtime.files import write_text
 from vq.images import ImageSource
 from vq.readers.stored import StoredImages
 

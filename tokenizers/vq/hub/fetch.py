@@ -28,7 +28,8 @@ from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from huggingface_hub.file_download import http_get
 from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
 
-from masc.runtime.artifacts import InputError, MissingArtifact, hash_file
+from masc.runtime.errors import InputError, MissingArtifact
+from masc.runtime.files import hash_file
 from masc.runtime.locks import lock_file
 from vq.hub.pins import LOCK, Pin, key_of, lock, missing_file, pin_of
 from vq.hub.releases import RELEASES, Release, RemoteFile

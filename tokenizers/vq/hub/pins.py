@@ -4,7 +4,8 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from masc.runtime.artifacts import InputError, MissingArtifact, write_json
+from masc.runtime.errors import InputError, MissingArtifact
+from masc.runtime.files import write_json
 from masc.runtime.locks import lock_file
 from vq.hub.releases import RELEASES, Release, RemoteFile
 

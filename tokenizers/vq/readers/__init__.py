@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from masc.runtime.artifacts import InputError
+from masc.runtime.errors import InputError
 from vq.images import ImageSource
 from vq.readers.coco import load_coco
 from vq.readers.folders import load_class_folders, load_ffhq, load_lsun

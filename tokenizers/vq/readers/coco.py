@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from masc.runtime.artifacts import InputError
+from masc.runtime.errors import InputError
 from vq.readers.folders import open_images
 from vq.readers.stored import StoredImages
 

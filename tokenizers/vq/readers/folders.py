@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from masc.runtime.artifacts import InputError
+from masc.runtime.errors import InputError
 from vq.readers.members import Members, list_folder, list_zip
 from vq.readers.stored import StoredImages
 from vq.readers.tars import index_tars

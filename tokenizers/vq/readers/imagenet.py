@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from masc.runtime.artifacts import InputError
+from masc.runtime.errors import InputError
 from vq.readers.members import Members, is_image, list_folder
 from vq.readers.stored import StoredImages
 from vq.readers.tars import TarIndex, index_tars

@@ -13,7 +13,7 @@ from typing import Self
 
 import numpy as np
 
-from masc.runtime.artifacts import InputError
+from masc.runtime.errors import InputError
 
 # The suffixes of torchvision's ImageFolder, with which LlamaGen reads ImageNet.
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")

@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from masc.runtime.artifacts import InputError, replacing
+from masc.runtime.errors import InputError
+from masc.runtime.files import replacing
 from vq.readers.members import TarMembers, safe_name
 
 logger = logging.getLogger(__name__)
