@@ -22,6 +22,7 @@ from llamagen.training.config import TrainConfig, load_config
 from llamagen.training.inputs import RunInputs, load_inputs
 from llamagen.training.stream import group_labels
 from masc.runtime.artifacts import Codebook
+from masc.runtime.codes import read_meta
 from masc.runtime.errors import InputError, MissingArtifact
 from masc.runtime.run import differences, run_facts
 from vq.interface import Tokenizer
@@ -89,8 +90,8 @@ class Run:
     @cached_property
     def class_names(self) -> list[str]:
         """The classes that the run was trained on; empty if its codes are no longer there."""
-        meta = self.config.layout.codes(self.config.data.name, "train") / "meta.json"
-        return json.loads(meta.read_text())["class_names"] if meta.exists() else []
+        codes = self.config.layout.codes(self.config.data.name, "train")
+        return read_meta(codes).class_names if codes.exists() else []
 
     @property
     def num_classes(self) -> int:

@@ -25,6 +25,8 @@ class Partition:
         labels = np.asarray(self.cluster_of)
         if labels.ndim != 1 or labels.dtype.kind not in "iu" or len(labels) == 0 or labels.min() < 0:
             raise InputError(f"a partition has one cluster number for each token, found {labels.dtype} {labels.shape}")
+        if labels.max() >= len(labels):
+            raise InputError(f"a partition of {len(labels)} tokens has fewer clusters than {labels.max() + 1}")
         present, first = np.unique(labels, return_index=True)
         if len(present) != labels.max() + 1:
             missing = np.setdiff1d(np.arange(labels.max() + 1), present)
@@ -179,6 +181,8 @@ def _relabelled(merges: np.ndarray, tokens: np.ndarray, first_made: int) -> np.n
 
 
 VERSION = 2
+# The arrays of a stored tree, and of a stored partition.
+SCHEMAS = ({"merges": ("f", (None, 4)), "num_tokens": ("iu", ())}, {"cluster_of": ("iu", (None,))})
 
 
 def save_tree(
@@ -203,18 +207,16 @@ def save_tree(
 
 def load_tree(path: Path, codebook: Codebook) -> tuple[Tree | Partition, Meta]:
     """The tree or partition that `save_tree` wrote; MissingArtifact if it is broken or of another codebook."""
-    arrays, meta = load_npz(path, "tree", VERSION)
+    arrays, meta = load_npz(path, "tree", VERSION, *SCHEMAS)
     require_parent(meta, "codebook", codebook.meta.sha256, path)
+    is_tree = "merges" in arrays
+    num_tokens = int(arrays["num_tokens"]) if is_tree else len(arrays["cluster_of"])
+    if num_tokens != codebook.num_tokens:
+        raise MissingArtifact("tree", path, f"{path} holds {num_tokens} tokens, the codebook {codebook.num_tokens}")
     try:
-        if "merges" in arrays:
-            made = Tree(arrays["merges"], int(arrays["num_tokens"]))
-        else:
-            made = Partition(arrays["cluster_of"])
-    except KeyError as error:
-        raise MissingArtifact("tree", path, f"{path} lacks {error}") from error
-    if made.num_tokens != codebook.num_tokens:
-        problem = f"{path} holds {made.num_tokens} tokens, the codebook {codebook.num_tokens}"
-        raise MissingArtifact("tree", path, problem)
+        made = Tree(arrays["merges"], num_tokens) if is_tree else Partition(arrays["cluster_of"])
+    except InputError as error:
+        raise MissingArtifact("tree", path, f"{path} holds no tree: {error}") from error
     return made, meta
 
 

@@ -41,8 +41,8 @@ def main(stage: CodesStage) -> None:
             extract_codes(model, images, stage.data.views(split), codebook, path, stage.extraction)
         if state.is_main_process:
             meta = read_meta(path)
-            failed = f", {meta['num_failures']} not readable: {path}/failures.txt" if meta["num_failures"] else ""
-            print(f"{path}: {meta['shape'][0]} images, {meta['shape'][1]} view(s) of {meta['shape'][2]} tokens{failed}")
+            failed = f", {meta.num_failures} not readable: {path}/failures.txt" if meta.num_failures else ""
+            print(f"{path}: {meta.shape[0]} images, {meta.shape[1]} view(s) of {meta.shape[2]} tokens{failed}")
 
 
 if __name__ == "__main__":

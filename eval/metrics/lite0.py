@@ -147,7 +147,7 @@ def load_reference(
     called and the features are computed."""
     description = f"{data} train, one variant of each group"
     config, parents = {"reference": description, "seed": seed, **PROTOCOL}, {"images": images_sha256}
-    found = reuse_npz(path, "reference", VERSION, config, parents)
+    found = reuse_npz(path, "reference", VERSION, config, parents, {"pooled": ("f", (None, None))})
     if found is not None:
         return ReferenceFeatures(found[0]["pooled"], found[1].sha256, description)
     images = source()

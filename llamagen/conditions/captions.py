@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote_plus
 
-from masc.runtime.codes import texts_of
+from masc.runtime.codes import Entries, texts_of
 from masc.runtime.errors import InputError
+from masc.runtime.reading import check_json
 
 EXTENSIONS = "png|jpg|jpeg|bmp|webp|eps|pdf|apk|mp4"
 DOMAIN = r"[a-zA-Z0-9.\-]+\.(?:com|co|ru|net|org|edu|gov|it)[\w/-]*\b/?(?!@)"
@@ -152,7 +153,7 @@ def read_captions(path: Path, first_only: bool = False, column: int = 0, first_s
 def _read_json(path: Path, first_only: bool) -> Captions:
     content = json.loads(path.read_text("utf-8"))
     if isinstance(content, list):
-        kept = [texts_of(entry)[: 1 if first_only else None] for entry in content]
+        kept = [texts_of(entry)[: 1 if first_only else None] for entry in check_json(content, Entries, path)]
         names = [str(row) for row, texts in enumerate(kept) for _ in texts]
         return Captions([text for texts in kept for text in texts], names)
     rows = sorted(content["annotations"], key=lambda row: row["id"])

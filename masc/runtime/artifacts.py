@@ -5,15 +5,16 @@ is unpickled."""
 
 import hashlib
 import json
-import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from masc.runtime.errors import InputError, MissingArtifact
 from masc.runtime.files import replacing
+from masc.runtime.reading import Damaged, Shape, check_array, damaged_is_missing, parse_json, read_npz
 
 
 def hash_arrays(arrays: dict[str, np.ndarray]) -> str:
@@ -54,39 +55,58 @@ def save_npz(
     return meta
 
 
-def load_npz(path: Path, kind: str, version: int) -> tuple[dict[str, np.ndarray], Meta]:
-    """The arrays and the header of an artefact written by `save_npz`.
+Schema = Mapping[str, tuple[str, Shape]]  # name of an array -> kinds and shape, as `open_array` takes them
 
-    Raises MissingArtifact if the file is missing, truncated, of another kind or version, or altered."""
+
+@dataclass(frozen=True)
+class _Header(Meta):
+    """The header as it is stored."""
+
+    format: str = ""
+    version: int = 0
+
+
+def load_npz(
+    path: Path, kind: str, version: int, schema: Schema, *others: Schema
+) -> tuple[dict[str, np.ndarray], Meta]:
+    """The arrays and the header of an artefact written by `save_npz`; the arrays are as in `schema` or one of `others`.
+
+    Raises MissingArtifact if the file is missing, damaged, of another kind or version, or altered."""
     path = Path(path)
     if not path.exists():
         raise MissingArtifact(kind, path)
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-        header = json.loads(str(arrays.pop("header")))
-    except (zipfile.BadZipFile, EOFError, OSError, KeyError, ValueError) as error:
-        problem = f"{path} is not a {kind} of this project, or is truncated ({error})"
-        raise MissingArtifact(kind, path, problem) from error
-    if header.get("format") != f"masc-{kind}" or header.get("version") != version:
-        raise MissingArtifact(
-            kind,
-            path,
-            f"expected a masc-{kind} of format version {version}, found {header.get('format')!r} version "
-            f"{header.get('version')} in {path}",
-        )
-    meta = Meta(kind, header["sha256"], header["config"], header["parents"], header.get("about", {}))
-    if hash_arrays(arrays) != meta.sha256:
-        raise MissingArtifact(kind, path, f"the contents of {path} do not match its own SHA-256")
-    return arrays, meta
+    with damaged_is_missing(kind, path):
+        arrays = read_npz(path, at_most=0)  # `save_npz` does not compress
+        header = _header_of(arrays, path)
+        if (header.format, header.version) != (f"masc-{kind}", version):
+            raise Damaged(
+                f"expected a masc-{kind} of format version {version}, found {header.format!r} version "
+                f"{header.version} in {path}"
+            )
+        schemas = (schema, *others)
+        names = [sorted(one) for one in schemas]
+        if sorted(arrays) not in names:
+            raise Damaged(f"expected the arrays {' or '.join(map(str, names))} in {path}, found {sorted(arrays)}")
+        for name, (kinds, shape) in schemas[names.index(sorted(arrays))].items():
+            check_array(path, arrays[name], kinds, shape)
+        if hash_arrays(arrays) != header.sha256:
+            raise Damaged(f"the contents of {path} do not match its own SHA-256")
+    return arrays, Meta(kind, header.sha256, header.config, header.parents, header.about)
+
+
+def _header_of(arrays: dict[str, np.ndarray], path: Path) -> _Header:
+    """The header among the arrays of an artefact, which is taken out of them."""
+    if "header" not in arrays:
+        raise Damaged(f"{path} is not an artefact of this project: it has no header")
+    return parse_json(str(check_array(path, arrays.pop("header"), "U", ())), _Header, path)
 
 
 def reuse_npz(
-    path: Path, kind: str, version: int, config: dict[str, Any], parents: dict[str, str]
+    path: Path, kind: str, version: int, config: dict[str, Any], parents: dict[str, str], schema: Schema
 ) -> tuple[dict[str, np.ndarray], Meta] | None:
     """Arrays and header at `path` if the config and the parents are the same; None if the artefact must be made."""
     try:
-        arrays, meta = load_npz(path, kind, version)
+        arrays, meta = load_npz(path, kind, version, schema)
     except InputError:
         return None
     return (arrays, meta) if (meta.config, meta.parents) == (config, parents) else None
@@ -111,6 +131,7 @@ class Codebook:
     meta: Meta
 
     VERSION = 1
+    SCHEMA: ClassVar[Schema] = {"vectors": ("f", (None, None))}
 
     @property
     def num_tokens(self) -> int:
@@ -125,7 +146,7 @@ class Codebook:
     @staticmethod
     def load(path: Path) -> "Codebook":
         """The codebook at `path`; MissingArtifact if there is none that can be read."""
-        arrays, meta = load_npz(path, "codebook", Codebook.VERSION)
+        arrays, meta = load_npz(path, "codebook", Codebook.VERSION, Codebook.SCHEMA)
         return Codebook(check_vectors(arrays["vectors"], str(path)), meta)
 
 

@@ -5,7 +5,6 @@ used.npy (whether each token occurs), captions.json (for text conditioning), key
 failures.txt (images that could not be read, if any) and meta.json with the class names and a checksum of each shard."""
 
 import hashlib
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,9 +17,11 @@ from masc.runtime.artifacts import hash_arrays
 from masc.runtime.errors import InputError, MissingArtifact
 from masc.runtime.files import hash_file, replacing, write_json, write_text
 from masc.runtime.npy import write_npy
+from masc.runtime.reading import Damaged, damaged_is_missing, open_array, read_json
 
 FORMAT, VERSION = "masc-codes", 2
 SHARD_SIZE = 1024  # images that share a checksum
+CAPTIONS_AT_MOST = 4 * 2**30  # bytes of captions.json
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,6 +80,7 @@ def save_codes(
         whole = tokens
         tokens = (whole[start : start + SHARD_SIZE] for start in range(0, len(whole), SHARD_SIZE))
     _check_labels(labels, class_names, path)
+    _check_groups(groups, path)
     with replacing(path) as temporary:
         temporary.mkdir()
         written, file = _Written(num_tokens, str(path)), temporary / "codes.npy"
@@ -132,87 +134,127 @@ class _Written:
 
 def _check_labels(labels: np.ndarray, class_names: list[str], path: Path) -> None:
     if class_names and labels.size and not 0 <= labels.min() <= labels.max() < len(class_names):
-        raise InputError(
+        raise Damaged(
             f"labels in {path} run from {labels.min()} to {labels.max()}, but there are {len(class_names)} classes"
         )
 
 
-def read_meta(path: Path) -> dict[str, Any]:
-    """meta.json of a directory of codes; MissingArtifact if it is missing, broken, or of another version."""
-    if not (Path(path) / "meta.json").exists():
-        raise MissingArtifact("codes", path)
-    try:
-        meta = json.loads((Path(path) / "meta.json").read_text())
-    except ValueError as error:
-        raise MissingArtifact("codes", path, f"{path} holds no codes, or truncated ones ({error})") from error
-    if meta.get("format") != FORMAT or meta.get("version") != VERSION:
-        raise MissingArtifact(
-            "codes",
-            path,
-            f"expected {FORMAT} version {VERSION} in {path}/meta.json, found {meta.get('format')} version "
-            f"{meta.get('version')}",
+def _check_groups(groups: np.ndarray, path: Path) -> None:
+    count = len(np.unique(groups))
+    if groups.size and (groups.min() != 0 or groups.max() != count - 1):
+        raise Damaged(
+            f"groups in {path} run from {groups.min()} to {groups.max()} with {count} values, expected all of 0..G-1"
         )
-    return meta
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The checksum of a run of images in codes.npy."""
+
+    images: int
+    sha256: str  # of the bytes of their tokens
+
+
+@dataclass(frozen=True)
+class CodesMeta:
+    """meta.json of a directory of codes."""
+
+    format: str
+    version: int
+    shape: tuple[int, int, int]  # M images, V views, T positions
+    num_tokens: int  # N
+    class_names: list[str]
+    codebook_sha256: str
+    sha256: str  # of codes.npy
+    shards: list[Shard]
+    order_sha256: str  # of labels and groups
+    num_failures: int
+    config: dict[str, Any]
+    used_sha256: str | None = None  # None in older codes, which have no used.npy
+
+
+def read_meta(path: Path) -> CodesMeta:
+    """meta.json of a directory of codes; MissingArtifact if it is missing, damaged, or of another version."""
+    file = Path(path) / "meta.json"
+    if not file.exists():
+        raise MissingArtifact("codes", path)
+    with damaged_is_missing("codes", path):
+        meta = read_json(file, CodesMeta)
+        if (meta.format, meta.version) != (FORMAT, VERSION):
+            raise Damaged(
+                f"expected {FORMAT} version {VERSION} in {file}, found {meta.format!r} version {meta.version}"
+            )
+        if min(meta.shape) < 0 or not 1 <= meta.num_tokens <= 2**32:
+            raise Damaged(f"{file} has the shape {meta.shape} and {meta.num_tokens} tokens, which no codes have")
+        return meta
 
 
 def load_codes(path: Path, codebook_sha256: str) -> Codes:
     """Open a directory of codes.
 
-    Raises MissingArtifact if it is missing, truncated, of another version, or made with another codebook. Labels and
+    Raises MissingArtifact if it is missing, damaged, of another version, or made with another codebook. Labels and
     groups are checked against their hash and the class names, the memory-mapped tokens against their shape;
     `verify_codes` reads them all."""
     path = Path(path)
     meta = read_meta(path)
-    try:
-        tokens = np.load(path / "codes.npy", mmap_mode="r", allow_pickle=False)
-        order = {name: np.load(path / f"{name}.npy", allow_pickle=False) for name in ("labels", "groups")}
-        is_used = np.load(path / "used.npy", allow_pickle=False) if "used_sha256" in meta else None
-    except (OSError, ValueError, EOFError) as error:
-        raise MissingArtifact("codes", path, f"{path} holds no codes, or truncated ones ({error})") from error
-    if meta["codebook_sha256"] != codebook_sha256:
+    if meta.codebook_sha256 != codebook_sha256:
         raise MissingArtifact(
             "codes",
             path,
-            f"{path} was made with the codebook {meta['codebook_sha256'][:12]}, but the codebook in use is "
+            f"{path} was made with the codebook {meta.codebook_sha256[:12]}, but the codebook in use is "
             f"{codebook_sha256[:12]}",
         )
-    if list(tokens.shape) != meta["shape"] or tokens.dtype != code_type(meta["num_tokens"]):
-        problem = f"{path}/codes.npy has shape {list(tokens.shape)}, its meta.json says {meta['shape']}"
-        raise MissingArtifact("codes", path, problem)
-    if hash_arrays(order) != meta.get("order_sha256"):
-        raise MissingArtifact("codes", path, f"labels or groups in {path} were altered")
-    _check_labels(order["labels"], meta["class_names"], path)
-    if is_used is not None and hash_arrays({"used": is_used}) != meta["used_sha256"]:
-        raise MissingArtifact("codes", path, f"{path}/used.npy was altered")
+    with damaged_is_missing("codes", path):
+        tokens = _open_tokens(path, meta)
+        order = {name: open_array(path / f"{name}.npy", "i", (meta.shape[0],)) for name in ("labels", "groups")}
+        if hash_arrays(order) != meta.order_sha256:
+            raise Damaged(f"labels or groups in {path} were altered")
+        _check_labels(order["labels"], meta.class_names, path)
+        _check_groups(order["groups"], path)
+        is_used = None
+        if meta.used_sha256 is not None:
+            is_used = open_array(path / "used.npy", "b", (meta.num_tokens,))
+            if hash_arrays({"used": is_used}) != meta.used_sha256:
+                raise Damaged(f"{path}/used.npy was altered")
     return Codes(
         tokens=tokens,
         **order,
-        class_names=meta["class_names"],
-        num_tokens=meta["num_tokens"],
-        codebook_sha256=meta["codebook_sha256"],
-        sha256=meta["sha256"],
-        config=meta["config"],
+        class_names=meta.class_names,
+        num_tokens=meta.num_tokens,
+        codebook_sha256=meta.codebook_sha256,
+        sha256=meta.sha256,
+        config=meta.config,
         is_used=is_used,
     )
+
+
+def _open_tokens(path: Path, meta: CodesMeta) -> np.ndarray:
+    """The memory-mapped tokens; `Damaged` unless they have the shape and the type that meta.json says."""
+    tokens = open_array(path / "codes.npy", "u", meta.shape, mapped=True)
+    expected = code_type(meta.num_tokens)
+    if tokens.dtype != expected:
+        raise Damaged(f"expected {expected} in {path}/codes.npy for {meta.num_tokens} tokens, found {tokens.dtype}")
+    return tokens
 
 
 def verify_codes(path: Path) -> int:
     """Read all tokens, compare each shard with its checksum, and return the number of shards.
 
     Raises MissingArtifact with the number and the images of the first shard that differs."""
-    meta = read_meta(path)
-    tokens, start = np.load(Path(path) / "codes.npy", mmap_mode="r", allow_pickle=False), 0
-    for number, shard in enumerate(meta["shards"]):
-        rows = tokens[start : start + shard["images"]]
-        if hashlib.sha256(np.ascontiguousarray(rows).tobytes()).hexdigest() != shard["sha256"]:
-            raise MissingArtifact(
-                "codes",
-                path,
-                f"shard {number} of {path}/codes.npy (images {start} to {start + shard['images'] - 1}) does not match "
-                "its checksum",
-            )
-        start += shard["images"]
-    return len(meta["shards"])
+    meta, start = read_meta(path), 0
+    with damaged_is_missing("codes", path):
+        tokens = _open_tokens(Path(path), meta)
+        if [shard for shard in meta.shards if shard.images < 0] or sum(s.images for s in meta.shards) != len(tokens):
+            raise Damaged(f"the shards in {path}/meta.json do not add up to the {len(tokens)} images of codes.npy")
+        for number, shard in enumerate(meta.shards):
+            rows = tokens[start : start + shard.images]
+            if hashlib.sha256(np.ascontiguousarray(rows).data).hexdigest() != shard.sha256:
+                raise Damaged(
+                    f"shard {number} of {path}/codes.npy (images {start} to {start + shard.images - 1}) does not match "
+                    "its checksum"
+                )
+            start += shard.images
+    return len(meta.shards)
 
 
 def used_tokens(codes: Codes) -> np.ndarray:
@@ -229,11 +271,23 @@ def used_tokens(codes: Codes) -> np.ndarray:
     return is_used
 
 
+@dataclass(frozen=True)
+class ImageTexts:
+    """An entry of captions.json for an image with several captions."""
+
+    captions: list[str]
+
+
+Entries = list[str | ImageTexts]  # of captions.json: one for each image
+
+
 def load_captions(path: Path) -> list[list[str]]:
     """The captions of each image in a directory of codes; an image may have none or several."""
-    return [texts_of(entry) for entry in json.loads((Path(path) / "captions.json").read_text())]
+    with damaged_is_missing("codes", path):
+        entries = read_json(Path(path) / "captions.json", Entries, at_most=CAPTIONS_AT_MOST)
+    return [texts_of(entry) for entry in entries]
 
 
-def texts_of(entry: Any) -> list[str]:
-    """The captions in one entry of captions.json: a string, or {"captions": [...]}."""
-    return [entry] * bool(entry) if isinstance(entry, str) else list(entry["captions"])
+def texts_of(entry: str | ImageTexts) -> list[str]:
+    """The captions in one entry of captions.json; an empty text is none."""
+    return [entry] * bool(entry) if isinstance(entry, str) else entry.captions

@@ -12,7 +12,7 @@ from masc.layout import Layout
 from masc.runtime.artifacts import Codebook, load_npz
 from masc.runtime.codes import save_codes
 from masc.runtime.errors import InputError
-from masc.tree import VERSION, Partition, Tree
+from masc.tree import SCHEMAS, VERSION, Partition, Tree
 
 N = 48
 
@@ -47,7 +47,7 @@ def test_every_clustering_is_made_stored_and_described(layout, choice, capsys):
     partition, _ = layout.load_partition(config.tree, N // 2, codebook)
     assert partition.num_clusters == N // 2
     assert f"{N // 2:9d} {partition.sizes.max():9d}" in printed
-    _, meta = load_npz(layout.tree(config.tree, N // 2), "tree", VERSION)
+    _, meta = load_npz(layout.tree(config.tree, N // 2), "tree", VERSION, *SCHEMAS)
     assert meta.parents == {"codebook": codebook.meta.sha256}
     assert meta.about["packages"]["numpy"] == np.__version__ and meta.about["seconds"] >= 0
 

@@ -14,7 +14,7 @@ def make_codebook(config: TokenizerConfig, weights: Path, path: Path, model: Tok
     Its header holds the config, so the codebook names its tokenizer. `model` is the loaded tokenizer; without it, the
     weights are read only if the codebook must be written."""
     described, parents = plain(config), {"tokenizer": hash_file(weights)}
-    found = reuse_npz(path, "codebook", Codebook.VERSION, described, parents)
+    found = reuse_npz(path, "codebook", Codebook.VERSION, described, parents, Codebook.SCHEMA)
     if found is not None:
         return Codebook(found[0]["vectors"], found[1])
     if model is None:

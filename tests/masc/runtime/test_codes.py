@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from masc.runtime.codes import load_codes, save_codes, used_tokens, verify_codes
+from masc.runtime.codes import load_captions, load_codes, save_codes, used_tokens, verify_codes
 from masc.runtime.errors import InputError, MissingArtifact
 
 
@@ -47,7 +47,7 @@ def test_a_truncated_file_and_an_older_version_are_refused(tmp_path, tokens):
     file, meta = tmp_path / "codes" / "codes.npy", tmp_path / "codes" / "meta.json"
     whole = file.read_bytes()
     file.write_bytes(whole[:-2])
-    with pytest.raises(MissingArtifact, match="truncated ones"):
+    with pytest.raises(MissingArtifact, match=r"90128 bytes in .*codes.npy.*found 90126; it is truncated"):
         load_codes(tmp_path / "codes", "book")
     file.write_bytes(whole)
     meta.write_text(meta.read_text().replace('"version": 2', '"version": 1'))
@@ -103,3 +103,50 @@ def test_an_altered_record_of_used_tokens_is_refused(tmp_path, tokens):
     np.save(tmp_path / "codes" / "used.npy", np.ones(300, np.bool_) & (np.arange(300) > 0))
     with pytest.raises(InputError, match=r"used.npy was altered"):
         load_codes(tmp_path / "codes", "book")
+
+
+def respell(path, change):
+    """Rewrite meta.json with the function `change` of its content."""
+    file = path / "meta.json"
+    file.write_text(json.dumps(change(json.loads(file.read_text()))))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda meta: [meta], "meta.json does not hold what it should"),
+        (lambda meta: {key: meta[key] for key in meta if key != "shape"}, "Field required at shape"),
+        (lambda meta: meta | {"num_tokens": "300"}, "valid integer at num_tokens, found '300'"),
+        (lambda meta: meta | {"shape": [2500, 2, -9]}, "which no codes have"),
+        (lambda meta: meta | {"num_tokens": 10**15}, "which no codes have"),
+        (lambda meta: meta | {"num_tokens": 70_000}, "expected uint32 in .*codes.npy for 70000 tokens, found uint16"),
+        (lambda meta: meta | {"shape": [2500, 2, 10]}, "of shape 2500x2x10 in .*codes.npy"),
+        (lambda meta: meta | {"class_names": ["a"]}, "run from 0 to 2, but there are 1 classes"),
+    ],
+)
+def test_metadata_that_lies_is_refused(tmp_path, tokens, change, words):
+    save(tmp_path / "codes", tokens, 2500)
+    respell(tmp_path / "codes", change)
+    with pytest.raises(MissingArtifact, match=words):
+        load_codes(tmp_path / "codes", "book")
+
+
+@pytest.mark.parametrize("dtype", ["<u4", "<f2", ">u2", "<i2"])
+def test_another_type_of_tokens_is_named_as_such(tmp_path, tokens, dtype):
+    save(tmp_path / "codes", tokens, 2500)
+    np.save(tmp_path / "codes" / "codes.npy", tokens.astype(dtype))
+    with pytest.raises(MissingArtifact, match=f"found ({np.dtype(dtype)}|{dtype})"):
+        load_codes(tmp_path / "codes", "book")
+
+
+def test_groups_with_gaps_are_refused(tmp_path, tokens):
+    with pytest.raises(InputError, match=r"groups in .* run from 1 to 2500 with 2500 values"):
+        save_codes(tmp_path / "codes", tokens, np.zeros(2500, int), np.arange(2500) + 1, ["a"], [], 300, "book", {})
+
+
+@pytest.mark.parametrize("content", ["{}", '[{"captions": "a"}]', "[1]", "[", '[{"captions": [null]}]'])
+def test_captions_of_another_form_are_refused(tmp_path, tokens, content):
+    save(tmp_path / "codes", tokens, 2500)
+    (tmp_path / "codes" / "captions.json").write_text(content)
+    with pytest.raises(MissingArtifact, match=r"captions.json does not hold what it should"):
+        load_captions(tmp_path / "codes")

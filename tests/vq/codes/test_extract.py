@@ -153,7 +153,7 @@ def test_finished_shards_of_other_images_or_settings_are_made_anew(images, small
     extract_codes(model, images(), Views("center"), codebook, tmp_path / "fresh", settings)
     assert content(tmp_path / "codes") == content(tmp_path / "fresh")
     assert "000000.npz was made from other images or another config" in caplog.text
-    assert "000001.npz is not a codes-shard" in caplog.text and "000002.npz" not in caplog.text
+    assert "000001.npz, which is damaged" in caplog.text and "000002.npz" not in caplog.text
 
 
 def test_unreadable_images_are_listed_and_left_out(images, small, tmp_path):

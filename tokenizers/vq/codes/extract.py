@@ -103,7 +103,7 @@ def _is_done(path: Path, codebook: Codebook, config: dict[str, Any], images: Ima
         meta = read_meta(path)
     except InputError:
         return False
-    if meta["config"].get("imported"):  # only the user may replace them
+    if meta.config.get("imported"):  # only the user may replace them
         try:
             load_codes(path, codebook.meta.sha256)
         except MissingArtifact as error:
@@ -120,7 +120,7 @@ def _is_done(path: Path, codebook: Codebook, config: dict[str, Any], images: Ima
         return False
     row_of = {key: row for row, key in enumerate(images.keys)}
     rows = [row_of.get(key) for key in (path / "keys.txt").read_text().splitlines()]
-    readable = len(images) + len(images.missing) - meta["num_failures"]
+    readable = len(images) + len(images.missing) - meta.num_failures
     return len(rows) == readable and None not in rows and np.array_equal(found.labels, images.labels[rows])
 
 

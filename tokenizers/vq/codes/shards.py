@@ -22,6 +22,7 @@ from vq.readers.stored import StoredImages
 
 logger = logging.getLogger(__name__)
 SHARD_VERSION = 1
+SHARD_SCHEMA = {"tokens": ("u", (None, None, None))}
 
 
 @dataclass(kw_only=True)
@@ -106,7 +107,7 @@ class Shards:
         if not self.file(shard).exists():
             return False
         try:
-            _, meta = load_npz(self.file(shard), "codes-shard", SHARD_VERSION)
+            _, meta = load_npz(self.file(shard), "codes-shard", SHARD_VERSION, SHARD_SCHEMA)
         except InputError as error:
             logger.warning("%s; it is made again", error)
             return False
@@ -127,7 +128,7 @@ class Shards:
     def load(self, shard: int) -> np.ndarray:
         """Tokens (B, V, T) of a shard. Raises MissingArtifact for the codes if its file is missing or broken."""
         try:
-            return load_npz(self.file(shard), "codes-shard", SHARD_VERSION)[0]["tokens"]
+            return load_npz(self.file(shard), "codes-shard", SHARD_VERSION, SHARD_SCHEMA)[0]["tokens"]
         except MissingArtifact as error:
             raise MissingArtifact("codes", self.file(shard), str(error)) from error
 
