@@ -10,7 +10,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict, dataclass, field, is_dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,10 @@ from typing import Any
 from masc.runtime.errors import InputError
 from masc.runtime.files import write_json, write_text
 from masc.runtime.locks import lock_file
+from masc.runtime.reading import advising, read_bytes, read_json, read_yaml
 
 logger = logging.getLogger(__name__)
+CHECKPOINTS = "checkpoints"  # folder of a run
 PACKAGES = (
     *("torch", "accelerate", "numpy", "scipy", "numba", "scikit-learn", "fastcluster", "faiss-cpu", "faiss-gpu"),
     "safetensors",
@@ -116,14 +118,16 @@ def open_run(
 
     provenance.json keeps `label` (of `run_label`) and `volatile` for readers that do not know the config's classes.
     Keys that begin with one of `volatile` do not affect results and may differ. Raises InputError with all differing
-    keys if the directory holds results of another config or of other parent artefacts."""
+    keys if the directory holds results of another config or of other parent artefacts, and if one of the two files is
+    damaged, or missing beside checkpoints."""
     import yaml
 
     path = Path(path)
     file = path / "config.yaml"
-    if file.exists():
-        old, new = flatten(upgrade_config(yaml.safe_load(file.read_text()))), flatten(config)
-        old_parents = json.loads((path / "provenance.json").read_text())["parents"]
+    if file.exists() or (path / CHECKPOINTS).exists():
+        with advising(f"copy it back, or choose another directory with RUN_DIR=...; {path} keeps its checkpoints"):
+            stored, old_parents = read_yaml(file), read_provenance(path).parents
+        old, new = flatten(upgrade_config(stored)), flatten(config)
         old |= {f"sha256 of the {name}": value[:12] for name, value in old_parents.items()}
         new |= {f"sha256 of the {name}": value[:12] for name, value in parents.items()}
         lines = differences(old, new, volatile)
@@ -137,6 +141,26 @@ def open_run(
         path / "provenance.json", {"label": label, "volatile": list(volatile), "parents": parents, **provenance()}
     )
     write_text(file, yaml.safe_dump(config, sort_keys=False))
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """provenance.json of a run: where it came from. All but the parents may be missing in older runs."""
+
+    parents: dict[str, str]  # kind of input -> its SHA-256
+    label: str | None = None  # of `run_label`
+    volatile: list[str] = field(default_factory=list)  # prefixes of config keys that do not affect results
+    commit: str | None = None
+    dirty: bool = False
+    command: str = ""
+    python: str = ""
+    packages: dict[str, str] = field(default_factory=dict)
+    machine: str = ""
+
+
+def read_provenance(directory: Path) -> Provenance:
+    """provenance.json of a run's directory; `Damaged` if it is missing or holds something else."""
+    return read_json(Path(directory) / "provenance.json", Provenance)
 
 
 def provenance() -> dict[str, Any]:
@@ -182,13 +206,29 @@ class MetricsLog:
 
 
 def read_metrics(path: Path) -> list[dict[str, float | int]]:
-    """Rows of a metrics.jsonl in order; empty if there is no file. Broken lines are skipped with a warning."""
-    if not Path(path).exists():
+    """Rows of a metrics.jsonl in order; empty if there is no file.
+
+    A line that is no row of numbers with a step is skipped, with one warning for all such lines."""
+    path = Path(path)
+    if not path.exists():
         return []
-    rows = []
-    for line in Path(path).read_text().splitlines():
+    rows, broken = [], []
+    for number, line in enumerate(read_bytes(path).splitlines(), 1):
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            logger.warning("skipping a broken line in %s: %.60s", path, line)
+            row = json.loads(line)
+        except (ValueError, RecursionError):  # UnicodeDecodeError is a ValueError
+            row = None
+        if _is_row(row):
+            rows.append(row)
+        else:
+            broken.append(number)
+    if broken:
+        logger.warning("skipping %d broken line(s) in %s, the first is line %d", len(broken), path, broken[0])
     return rows
+
+
+def _is_row(content: Any) -> bool:
+    """Whether a line of metrics.jsonl holds numbers by name, one of them the step."""
+    if not isinstance(content, dict) or type(content.get("step")) is not int or content["step"] < 0:
+        return False
+    return all(type(value) in (int, float) for value in content.values())

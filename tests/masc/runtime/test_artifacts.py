@@ -18,7 +18,6 @@ from masc.runtime.artifacts import Codebook, hash_arrays, load_npz, reuse_npz, s
 from masc.runtime.codes import load_codes, save_codes
 from masc.runtime.errors import InputError, MissingArtifact, naming
 from masc.runtime.files import recover, replacing, write_text
-from masc.runtime.run import MetricsLog, open_run, read_metrics, run_label, split_label
 
 VECTORS = np.eye(4, dtype=np.float32)
 
@@ -201,40 +200,6 @@ def test_large_vocabularies_take_four_bytes(tmp_path):
     save_codes(tmp_path / "c", np.array([[[70000]]]), np.zeros(1), np.zeros(1), ["a"], [], 262144, "h", {})
     codes = load_codes(tmp_path / "c", "h")
     assert codes.tokens.dtype == np.uint32 and codes.tokens[0, 0, 0] == 70000
-
-
-def test_a_changed_config_is_refused_by_the_keys_that_differ(tmp_path):
-    config = {"steps": 10, "optim": {"lr": 0.1}, "tracking": {"mode": "offline"}}
-    open_run(tmp_path / "run", config, {"tree": "a" * 64}, ("tracking.",), "masc")
-    open_run(tmp_path / "run", config, {"tree": "a" * 64}, ("tracking.",), "masc")
-    open_run(tmp_path / "run", config | {"tracking": {"mode": "disabled"}}, {"tree": "a" * 64}, ("tracking.",), "masc")
-    with pytest.raises(InputError, match=r"optim.lr: 0.1 there, 0.2 now\n.*RUN_DIR") as error:
-        open_run(tmp_path / "run", config | {"optim": {"lr": 0.2}}, {"tree": "a" * 64}, ("tracking.",), "masc")
-    assert "steps" not in str(error.value)
-    with pytest.raises(InputError, match="sha256 of the tree"):
-        open_run(tmp_path / "run", config, {"tree": "b" * 64}, ("tracking.",), "masc")
-
-
-def test_the_metrics_log_drops_what_lies_beyond_the_checkpoint(tmp_path):
-    log = MetricsLog(tmp_path / "metrics.jsonl", 0)
-    for step in (1, 2, 3):
-        log.write({"step": step})
-    with (tmp_path / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 4, "tra')  # the process died here
-    MetricsLog(tmp_path / "metrics.jsonl", 2).write({"step": 3, "again": 1})
-    assert read_metrics(tmp_path / "metrics.jsonl") == [{"step": 1}, {"step": 2}, {"step": 3, "again": 1}]
-    provenance = tmp_path / "run2"
-    open_run(provenance, {}, {}, ("x",), "masc")
-    found = json.loads((provenance / "provenance.json").read_text())
-    assert found["packages"]["numpy"] and (found["label"], found["volatile"]) == ("masc", ["x"])
-
-
-@pytest.mark.parametrize(
-    ("head", "tree", "label"),
-    [("flat", None, "flat"), ("masc", "masc", "masc"), ("masc-two-level", "kmeans", "masc-two-level-on-kmeans")],
-)
-def test_a_label_gives_head_and_tree_back(head, tree, label):
-    assert run_label(head, tree) == label and split_label(label) == (head, tree or "masc")
 
 
 def test_the_facts_nearest_to_an_error_count():
