@@ -23,9 +23,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from llamagen.conditions.captions import Captions, clean_caption
+from masc.runtime.codes import CAPTIONS_AT_MOST
 from masc.runtime.device import from_main, patient_accelerator
 from masc.runtime.errors import InputError, MissingArtifact
 from masc.runtime.files import hash_file, recover, replacing, write_json
+from masc.runtime.reading import Damaged, check_array, damaged_is_missing, open_array, read_json, read_npz
 
 FORMAT, VERSION = "masc-text-features", 1
 FILES = ("features.npy", "offsets.npy", "captions.json")
@@ -197,8 +199,27 @@ def _join(shards: list[Path], captions: Captions, config: dict[str, Any], path: 
 
 
 def _read_shard(path: Path, name: str) -> np.ndarray:
-    with np.load(path, allow_pickle=False) as archive:
-        return archive[name]
+    """An array of a shard; a shard that is damaged is removed, so that the same command makes it again."""
+    kinds, shape = {"features": ("u", (None, None)), "lengths": ("i", (None,))}[name]
+    try:
+        found = read_npz(path, [name], at_most=0)
+        if name not in found:
+            raise Damaged(f"{path} has no {name}")
+        return check_array(path, found[name], kinds, shape)
+    except Damaged as error:
+        path.unlink(missing_ok=True)
+        raise InputError(f"{error}; the shard was removed, and the same command makes it again") from error
+
+
+@dataclass(frozen=True)
+class _Meta:
+    """meta.json of text features."""
+
+    format: str
+    version: int
+    shape: tuple[int, int]  # S, C
+    config: dict[str, Any]
+    sha256: dict[str, str]  # of FILES
 
 
 @dataclass(frozen=True, eq=False)
@@ -239,31 +260,36 @@ class TextFeatures:
         The memory-mapped file is checked against its shape, and with `verify` against its SHA-256. Raises
         MissingArtifact if the features are missing, truncated, altered or of another version."""
         path = Path(path)
+        recover(path)
         if not (path / "meta.json").exists():
             raise MissingArtifact("text features", path)
-        try:
-            meta = json.loads((path / "meta.json").read_text())
-            bits = np.load(path / "features.npy", mmap_mode="r", allow_pickle=False)
-            offsets = np.load(path / "offsets.npy", allow_pickle=False)
-            captions = json.loads((path / "captions.json").read_text())
-        except (OSError, ValueError, EOFError) as error:
-            problem = f"{path} holds no text features, or truncated ones ({error})"
-            raise MissingArtifact("text features", path, problem, remove=True) from error
-        if meta.get("format") != FORMAT or meta.get("version") != VERSION:
-            raise MissingArtifact(
-                "text features",
-                path,
-                f"expected {FORMAT} version {VERSION}, found {meta.get('format')} version {meta.get('version')} in "
-                f"{path}/meta.json",
-                remove=True,
-            )
-        for name in FILES if verify else FILES[1:]:
-            if hash_file(path / name) != meta["sha256"][name]:
-                problem = f"{path / name} does not match the SHA-256 in meta.json"
-                raise MissingArtifact("text features", path, problem, remove=True)
-        if bits.ndim != 2 or len(bits) != offsets[-1] or len(offsets) != len(captions["texts"]) + 1:
-            problem = f"{path}/features.npy has shape {bits.shape}, its captions need {offsets[-1]} rows"
-            raise MissingArtifact("text features", path, problem, remove=True)
+        with damaged_is_missing("text features", path, remove=True):
+            meta = read_json(path / "meta.json", _Meta)
+            if (meta.format, meta.version) != (FORMAT, VERSION):
+                raise Damaged(
+                    f"expected {FORMAT} version {VERSION}, found {meta.format!r} version {meta.version} in "
+                    f"{path}/meta.json"
+                )
+            if not isinstance(meta.config.get("encoder"), str):
+                raise Damaged(f"{path}/meta.json does not name the encoder")
+            bits = open_array(path / "features.npy", "u", meta.shape, mapped=True)
+            offsets = open_array(path / "offsets.npy", "i", (None,))
+            captions = read_json(path / "captions.json", Captions, at_most=CAPTIONS_AT_MOST)
+            for name in FILES if verify else FILES[1:]:
+                if hash_file(path / name) != meta.sha256.get(name):
+                    raise Damaged(f"{path / name} does not match the SHA-256 in meta.json")
+            _check_offsets(offsets, bits, captions, path)
         return TextFeatures(
-            bits, offsets, captions["texts"], captions["images"], meta["config"], meta["sha256"]["features.npy"]
+            bits, offsets, captions.texts, captions.images, meta.config, meta.sha256.get("features.npy", "")
+        )
+
+
+def _check_offsets(offsets: np.ndarray, bits: np.ndarray, captions: Captions, path: Path) -> None:
+    """Raise `Damaged` unless every caption has its own rows of `bits`, in order, 120 at most."""
+    lengths = np.diff(offsets)
+    fits = len(lengths) == len(captions) == len(captions.images or captions.texts) and bits.dtype == np.uint16
+    if not fits or offsets[0] != 0 or offsets[-1] != len(bits) or not ((lengths >= 0) & (lengths <= MAX_TOKENS)).all():
+        raise Damaged(
+            f"{path}/features.npy has {len(bits)} rows of {bits.dtype} for {len(captions)} captions; offsets.npy, with "
+            f"{len(offsets)} values up to {offsets.max(initial=0)}, does not give each caption rows of its own"
         )

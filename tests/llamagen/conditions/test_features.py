@@ -4,6 +4,7 @@ The encoder is a random T5 of two layers and a tokenizer trained on a few lines,
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import types
@@ -19,7 +20,8 @@ from user_errors import tells
 from llamagen.conditions import features as text
 from llamagen.conditions.captions import Captions, clean_caption
 from llamagen.conditions.features import MAX_TOKENS, TextFeatures, extract_text_features
-from masc.runtime.errors import InputError
+from masc.runtime.errors import InputError, MissingArtifact
+from masc.runtime.files import hash_file
 
 BATCH = 4
 
@@ -193,7 +195,10 @@ def test_features_of_others_are_refused(encoder, captions, made, tmp_path):
         ("captions.json", lambda old: old.replace(b"A", b"B", 1), "does not match the SHA-256"),
         ("offsets.npy", lambda old: old[:-8] + b"\0" * 8, "does not match the SHA-256"),
         ("meta.json", lambda old: old.replace(b'"version": 1', b'"version": 2'), "expected .* version 1, found"),
-        ("meta.json", lambda old: old[:20], "truncated"),
+        ("meta.json", lambda old: old[:20], "EOF while parsing"),
+        ("meta.json", lambda old: b"[1]", "should be an object"),
+        ("meta.json", lambda old: old.replace(b'"encoder"', b'"other"'), "does not name the encoder"),
+        ("meta.json", lambda old: old.replace(b'"offsets.npy"', b'"other"'), "does not match the SHA-256"),
     ],
 )
 def test_damaged_features_are_refused(made, tmp_path, name, change, words):
@@ -203,6 +208,33 @@ def test_damaged_features_are_refused(made, tmp_path, name, change, words):
         (path / file).write_bytes(change(content) if file == name else content)
     with pytest.raises(InputError, match=words):
         TextFeatures.load(path, verify=True)
+
+
+def test_offsets_that_give_a_caption_no_rows_of_its_own_are_refused(made, tmp_path):
+    path = tmp_path / "text"
+    shutil.copytree(made, path)
+    offsets = np.load(path / "offsets.npy")
+    for wrong in (offsets[::-1].copy(), offsets + 1, offsets[:-1], np.r_[0, 10**15, offsets[2:]]):
+        np.save(path / "offsets.npy", wrong)
+        meta = json.loads((path / "meta.json").read_text())
+        meta["sha256"]["offsets.npy"] = hash_file(path / "offsets.npy")
+        (path / "meta.json").write_text(json.dumps(meta))
+        with pytest.raises(MissingArtifact, match="does not give each caption rows of its own"):
+            TextFeatures.load(path)
+
+
+def test_a_damaged_shard_is_removed_and_made_again(encoder, captions, made, tmp_path, monkeypatch):
+    def damage(shards, *_):
+        shards[1].write_bytes(b"damaged")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(text, "_join", damage)
+        extract_text_features(captions, encoder, tmp_path / "text", BATCH)
+    with pytest.raises(InputError, match="the shard was removed, and the same command makes it again"):
+        extract_text_features(captions, encoder, tmp_path / "text", BATCH)
+    extract_text_features(captions, encoder, tmp_path / "text", BATCH)
+    assert contents(tmp_path / "text") == contents(made)
 
 
 def test_an_encoder_that_is_absent_or_incomplete_is_refused(encoder, captions, tmp_path):
