@@ -130,7 +130,7 @@ class Run:
 
     def load_tokenizer(self) -> Tokenizer:
         """The tokenizer that decodes the run's tokens, on the CPU."""
-        return load_decoder(self.codebook, self.config.layout.root)
+        return load_decoder(self.codebook, self.config.layout)
 
     def protocol(self, manifest: dict[str, Any]) -> dict[str, Any]:
         """Model, data and training step of a sample set with this manifest.

@@ -32,7 +32,7 @@ def main(stage: CheckStage) -> None:
     """Compare codes with their checksums, and write artifacts/<tokenizer>/codes/<data>/check-{train,val}.png."""
     layout = Layout(Path(stage.artifacts), stage.tokenizer.name)
     codebook = layout.load_codebook()
-    model = load_decoder(codebook, layout.root, stage.tokenizer.weights).to(Accelerator().device)
+    model = load_decoder(codebook, layout, stage.tokenizer).to(Accelerator().device)
     for split in stage.splits:
         path = layout.codes(stage.data.name, split)
         image = path.with_name(f"check-{split}.png")

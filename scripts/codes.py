@@ -32,7 +32,7 @@ def main(stage: CodesStage) -> None:
         raise InputError(f"splits can be train and val, found {', '.join(stage.splits)}")
     layout, state = Layout(Path(stage.artifacts), stage.tokenizer.name), patient_state()
     codebook = layout.load_codebook()
-    model = load_decoder(codebook, layout.root, stage.tokenizer.weights).to(state.device)
+    model = load_decoder(codebook, layout, stage.tokenizer).to(state.device)
     for split in stage.splits:
         with state.main_process_first():  # the others find the index of tars that it made
             images = load_images(stage.data.source, split, stage.data.resolution, stage.data.path)

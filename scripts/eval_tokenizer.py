@@ -63,7 +63,7 @@ def main(stage: EvalTokenizerStage) -> None:
         folder=Path(stage.folder),
         backbone=stage.lpips,
     )
-    model = load_decoder(codebook, layout.root, stage.tokenizer.weights)
+    model = load_decoder(codebook, layout, stage.tokenizer)
     directory = Path(stage.out) if stage.out else layout.evaluation
     evaluate_tokenizer(model, test, directory, data.name, reference_path(stage.artifacts, data.name))
     print(*sorted(directory.glob("*.json")), *sorted(directory.glob("*.png")), sep="\n")

@@ -32,7 +32,9 @@ def main(stage: ImportStage) -> None:
     """Write artifacts/<tokenizer>/codes/<data>/<split> from the .npy files of LlamaGen's layout."""
     layout = Layout(Path(stage.artifacts), stage.tokenizer.name)
     folders, path = [Path(folder) for folder in stage.folders], layout.codes(stage.data.name, stage.split)
-    count = import_codes(folders, stage.data, stage.split, layout.load_codebook(), path, stage.num_images)
+    codebook = layout.load_codebook()
+    stage.tokenizer.check_described(codebook.meta.config, layout.codebook)
+    count = import_codes(folders, stage.data, stage.split, codebook, path, stage.num_images, stage.tokenizer)
     print(f"{path}: {count} images")
 
 

@@ -8,6 +8,7 @@ import signal
 import sys
 import typing
 from collections.abc import Callable, Iterator
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 
 from masc.heads.config import CONFIGS as HEAD_CONFIGS
 from masc.runtime.errors import InputError, MissingArtifact
+from masc.runtime.targets import NAMED
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 # Group of configs/ -> the schemas that its files name in `defaults`, as module:Class. A group is registered, and its
@@ -98,6 +100,24 @@ def load_config(stage: str, schema: type, overrides: list[str]) -> Any:
         raise InputError(f"bad config for {stage}: {error}") from error
 
 
+def named_config(group: str, name: str) -> Any:
+    """The config in configs/<group>/<name>.yaml as its dataclass; None if there is no such file.
+
+    Raises InputError for a file that is no config."""
+    if name not in {file.stem for file in (CONFIGS / group).glob("*.yaml")}:
+        return None
+    _register_group(group)
+    ConfigStore.instance().store(name="alone", node={"defaults": ["_self_", {group: name}]})
+    try:
+        with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+            return OmegaConf.to_object(compose("alone")[group])
+    except (HydraException, ConfigCompositionException, OmegaConfBaseException, ValueError) as error:
+        raise InputError(f"bad config in configs/{group}/{name}.yaml: {_in_words(error.__cause__ or error)}") from error
+
+
+NAMED |= {group: partial(named_config, group) for group in ("tokenizer", "model")}
+
+
 def _in_words(cause: BaseException) -> str:
     """The message of Hydra or OmegaConf in one line; for a key that does not exist, the keys that do."""
     schema = getattr(cause, "object_type", None)
@@ -115,9 +135,14 @@ def _register(stage: str, schema: type) -> None:
     used = {f"{found.__module__}:{found.__qualname__}" for found in _dataclasses_in(schema)}
     for group, schemas in SCHEMAS.items():
         if used & set(schemas.values()):
-            for name, place in schemas.items():
-                module, _, attribute = place.partition(":")
-                store.store(group=group, name=name, node=getattr(import_module(module), attribute))
+            _register_group(group)
+
+
+def _register_group(group: str) -> None:
+    """Give Hydra the schemas of a group."""
+    for name, place in SCHEMAS[group].items():
+        module, _, attribute = place.partition(":")
+        ConfigStore.instance().store(group=group, name=name, node=getattr(import_module(module), attribute))
 
 
 def _dataclasses_in(annotation: Any) -> Iterator[type]:

@@ -45,7 +45,7 @@ def main(stage: TreeReportStage) -> None:
         inputs.codes = layout.load_codes(stage.data.name, "train", codebook)
         inputs.attribution = ATTRIBUTION if stage.data.source == "twemoji" else ""
         try:
-            inputs.tokenizer = load_decoder(codebook, layout.root, stage.tokenizer.weights).to(Accelerator().device)
+            inputs.tokenizer = load_decoder(codebook, layout, stage.tokenizer).to(Accelerator().device)
         except InputError as error:
             inputs.no_patches = explain(error)
     else:

@@ -1,7 +1,9 @@
 """Config of a run: everything that decides its result, and how a stored config is read."""
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from llamagen.backbones.config import BackboneConfig, ModelConfig, OwnModelConfig
 from llamagen.training.optim import OptimConfig
@@ -11,7 +13,9 @@ from masc.heads.config import CONFIGS, HeadConfig
 from masc.layout import Layout
 from masc.runtime.device import check_precision
 from masc.runtime.errors import InputError
-from masc.runtime.run import open_run, plain, run_label, upgrade_config
+from masc.runtime.reading import damaged_is_missing, read_yaml, reason
+from masc.runtime.run import LLAMAGEN, open_run, plain, run_facts, run_label, upgrade_config
+from masc.runtime.targets import check_same_target, config_named
 from vq.data import DataConfig
 
 
@@ -90,18 +94,32 @@ class TrainConfig:
 def load_config(file: Path) -> TrainConfig:
     """The config in a run's config.yaml, of this version or an earlier one.
 
-    Raises InputError for a head that is not known here, or for a key or value that does not fit."""
+    Its values are data: `${...}` is text, and the class of a backbone of one's own must be that of the config of the
+    same name on this machine. Raises MissingArtifact for a file that is missing or damaged, InputError for a class that
+    no config names, a head that is not known here, or a key or value that does not fit."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    stored = upgrade_config(OmegaConf.to_container(OmegaConf.load(file)))
-    kind = stored["head"].get("kind")
-    if kind not in CONFIGS:
-        raise InputError(f"{file} names the head {kind!r}; this version has {', '.join(CONFIGS)}")
+    with damaged_is_missing("run", file.parent, **run_facts(file.parent)):
+        stored = upgrade_config(read_yaml(file))
+    model, head = (stored[part] if isinstance(stored.get(part), dict) else {} for part in ("model", "head"))
+    if head.get("kind") not in CONFIGS:
+        raise InputError(f"{file} names the head {head.get('kind')!r:.60}; this version has {', '.join(CONFIGS)}")
+    if model.get("target", LLAMAGEN) != LLAMAGEN:
+        check_same_target(model["target"], config_named("model", model.get("name"), file), file)
     schema = OmegaConf.structured(TrainConfig)
-    schema.model = OmegaConf.structured(OwnModelConfig if "options" in stored["model"] else ModelConfig)
-    schema.head = OmegaConf.structured(CONFIGS[kind])
+    schema.model = OmegaConf.structured(OwnModelConfig if "options" in model else ModelConfig)
+    schema.head = OmegaConf.structured(CONFIGS[head["kind"]])
     try:
-        return OmegaConf.to_object(OmegaConf.merge(schema, stored))
+        return OmegaConf.to_object(OmegaConf.merge(schema, _as_text(stored)))
     except (OmegaConfBaseException, ValueError) as error:
-        raise InputError(f"{file} holds a config of another version: {' '.join(str(error).split())}") from error
+        raise InputError(f"{file} holds a config of another version: {reason(error)}") from error
+
+
+def _as_text(content: Any) -> Any:
+    """Plain values with every `${` escaped, so that OmegaConf reads it as text and resolves nothing."""
+    if isinstance(content, dict):
+        return {key: _as_text(value) for key, value in content.items()}
+    if isinstance(content, list):
+        return [_as_text(value) for value in content]
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", content) if isinstance(content, str) else content

@@ -10,6 +10,8 @@ import torch
 from safetensors import safe_open
 from user_errors import tells
 
+from masc.layout import Layout
+from masc.runtime.artifacts import Codebook
 from masc.runtime.errors import InputError
 from masc.runtime.streams import Purpose, random_stream
 from vq.codebook import make_codebook
@@ -154,15 +156,46 @@ def test_weights_that_do_not_fit_are_refused(tmp_path, squares):
 
 
 def test_a_codebook_of_other_weights_is_refused(tmp_path):
-    path = tokenizer_path(EMOJI32, tmp_path)
+    path, layout = tokenizer_path(EMOJI32, tmp_path), Layout(tmp_path, "emoji32")
     model = load_tokenizer(path, EMOJI32)
     codebook = make_codebook(EMOJI32, path, tmp_path / "codebook.npz", model)
-    assert torch.equal(load_decoder(codebook, tmp_path).codebook, model.codebook)
+    for config in (None, EMOJI32):  # without one, it is that of the name in the codebook
+        assert torch.equal(load_decoder(codebook, layout, config).codebook, model.codebook)
     mine = tmp_path / "emoji32" / "tokenizer.safetensors"
     mine.parent.mkdir()
     mine.write_bytes(path.read_bytes() + b" ")
     with tells(r"codebook was made from the tokenizer .*make codebook TOKENIZER=emoji32"):
-        load_decoder(codebook, tmp_path)
+        load_decoder(codebook, layout)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"target": "os:system"}, r"names the class 'os:system', but the config emoji32 .* names 'vq.autoencoder:Conv"),
+        ({"name": "mine"}, r"name: 'mine' there, 'emoji32' now"),
+        ({"options": {"width": 10**9}}, r"options.width: 1000000000 there, 64 now"),
+        ({"options": {"colour": 1}}, r"options.colour: 1 there, None now"),
+        ({"options": [1]}, r"options: \[1\] there"),
+    ],
+)
+def test_the_header_of_a_codebook_chooses_neither_class_nor_options(tmp_path, changes, words):
+    layout, vectors = Layout(tmp_path, "emoji32"), np.eye(4, dtype=np.float32)
+    described = {"name": "emoji32", "target": "vq.autoencoder:ConvVQ", "options": {"width": 64}, "weights": None}
+    codebook = Codebook.save(layout.codebook, vectors, described | changes, {"tokenizer": "0" * 64})
+    with pytest.raises(InputError, match=words):
+        load_decoder(codebook, layout, EMOJI32)
+
+
+def test_without_a_config_the_one_with_the_name_in_the_codebook_is_taken(tmp_path):
+    layout, vectors = Layout(tmp_path, "vq8"), np.eye(4, dtype=np.float32)
+    described = {"name": "vq8", "target": "vq.llamagen:LlamaGenVQ", "options": {"channel_multipliers": [1, 2, 2, 4]}}
+    codebook = Codebook.save(layout.codebook, vectors, described | {"weights": "no.pt"}, {"tokenizer": "0" * 64})
+    with pytest.raises(InputError, match=r"no weights of the tokenizer vq8 at no\.pt"):
+        load_decoder(codebook, layout)
+    for name in ("nonesuch", "../tokenizer/vq8", None):
+        codebook = Codebook.save(layout.codebook, vectors, described | {"name": name}, {"tokenizer": "0" * 64})
+        with pytest.raises(InputError, match="configs/tokenizer has no config of that name"):
+            load_decoder(codebook, layout)
 
 
 def test_psnr_of_known_errors():

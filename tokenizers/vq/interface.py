@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from masc.layout import Layout
 from masc.runtime.errors import InputError, MissingArtifact
-from masc.runtime.targets import check_target, load_class
+from masc.runtime.run import differences, flatten, plain
+from masc.runtime.targets import check_same_target, check_target, load_class
 from vq.hub.pins import existing_weights
 
 if TYPE_CHECKING:  # configs are read by stages that need no torch
@@ -61,15 +62,37 @@ class TokenizerConfig:
 
     def build(self) -> Any:
         """The tokenizer with fresh weights; InputError if its class or an option does not exist."""
-        from torch import nn
-
-        target = load_class(self.target, nn.Module, f"the tokenizer {self.name}", "tokenizer.target")
+        target = self._load_class()
         known = inspect.signature(target).parameters
         takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values())
         unknown = sorted(set(self.options) - set(known))
         if unknown and not takes_any:
             raise InputError(f"{self.target} has no option {', '.join(unknown)}; it takes {', '.join(known)}")
         return target(**self.options)
+
+    def _load_class(self) -> type:
+        from torch import nn
+
+        return load_class(self.target, nn.Module, f"the tokenizer {self.name}", "tokenizer.target")
+
+    def check_described(self, described: dict[str, Any], path: Path) -> None:
+        """Compare with the tokenizer that the header of the codebook at `path` describes.
+
+        Raises InputError if the header names another class, MissingArtifact if the name or an option differs."""
+        check_same_target(described.get("target"), self, path)
+        there = self._identity(described.get("name"), described.get("options"))
+        lines = differences(there, self._identity(self.name, self.options))
+        if lines:
+            problem = f"{path} was made by another tokenizer than the config {self.name}:\n{lines}\nmake it again"
+            raise MissingArtifact("codebook", path, problem, tokenizer=self.name)
+
+    def _identity(self, name: Any, options: Any) -> dict[str, Any]:
+        """Name and options of a tokenizer of this class as a flat config, with the defaults of the class."""
+        if isinstance(options, dict):
+            known = inspect.signature(self._load_class()).parameters
+            defaults = {key: value.default for key, value in known.items() if value.default is not value.empty}
+            options = plain(defaults | options)
+        return flatten({"name": name, "options": options})
 
 
 def tokenizer_path(config: TokenizerConfig, artifacts: Path) -> Path:

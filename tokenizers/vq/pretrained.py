@@ -7,9 +7,11 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from masc.layout import Layout
 from masc.runtime.artifacts import Codebook, require_parent
 from masc.runtime.errors import InputError, MissingArtifact, naming
 from masc.runtime.files import hash_file
+from masc.runtime.targets import config_named
 from vq.checkpoint import find_state, load_state, read_checkpoint
 from vq.interface import Tokenizer, TokenizerConfig, tokenizer_path
 
@@ -38,17 +40,22 @@ def _check_sizes(path: Path, config: TokenizerConfig, model: Any) -> None:
         raise MissingArtifact("tokenizer", path, problem, tokenizer=config.name)
 
 
-def load_decoder(codebook: Codebook, artifacts: Path, weights: str | None = None) -> Tokenizer:
-    """The tokenizer of a codebook, in evaluation mode. `weights` is its file if it has moved.
+def load_decoder(codebook: Codebook, layout: Layout, config: TokenizerConfig | None = None) -> Tokenizer:
+    """The tokenizer of the codebook of `layout`, in evaluation mode.
 
-    Raises InputError if the codebook was made from other weights."""
-    config = TokenizerConfig(**codebook.meta.config)
-    if weights is not None:
-        config = replace(config, weights=weights)
-    path = tokenizer_path(config, artifacts)
+    Its class and options come from `config`, never from the codebook. Without it they come from the config of this
+    machine that the codebook names, and only the file of weights is the codebook's. Raises InputError if the codebook
+    names another class, has other options, or was made from other weights."""
+    described = codebook.meta.config
+    if config is None:
+        config = config_named("tokenizer", described.get("name"), layout.codebook)
+        if isinstance(weights := described.get("weights"), str):
+            config = replace(config, weights=weights)
+    config.check_described(described, layout.codebook)
+    weights = tokenizer_path(config, layout.root)
     with naming(tokenizer=config.name):
-        require_parent(codebook.meta, "tokenizer", hash_file(path), path)
-    return load_tokenizer(path, config)
+        require_parent(codebook.meta, "tokenizer", hash_file(weights), weights)
+    return load_tokenizer(weights, config)
 
 
 def _config_in(path: Path) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import yaml
+from stage import explain
 
 from llamagen.backbones.config import ModelConfig
 from llamagen.train import train
@@ -12,6 +13,7 @@ from llamagen.training.inputs import load_inputs
 from masc.heads.config import FlatConfig, MascConfig
 from masc.runtime.errors import InputError
 from masc.runtime.run import LLAMAGEN, read_metrics
+from masc.runtime.targets import NAMED
 
 
 def as_before(run_dir):
@@ -43,9 +45,12 @@ def test_a_run_of_an_earlier_version_loads_and_goes_on(small_run, head, schema):
     assert read_metrics(config.directory / "metrics.jsonl")[-1]["step"] == 4
 
 
-def test_a_backbone_with_llamagens_keys_and_a_class_of_its_own_loads(small_run):
-    config = small_run("head=flat", "model.target=my.module:Transformer")
+def test_a_backbone_with_llamagens_keys_and_a_class_of_its_own_loads(small_run, monkeypatch):
+    config = small_run("head=flat", "model.target=my.module:Transformer", "model.name=mine")
     config.open_directory({})
+    with pytest.raises(InputError, match="names the model 'mine', and configs/model has no config of that name"):
+        load_config(config.directory / "config.yaml")
+    monkeypatch.setitem(NAMED, "model", {"mine": config.model}.get)
     assert load_config(config.directory / "config.yaml") == config
 
 
@@ -67,6 +72,14 @@ def test_a_changed_value_of_an_earlier_version_is_still_refused(small_run):
         ("head", "colour", 3, "colour"),
         ("optim", "learning_rate", "fast", "learning_rate"),
         ("model", "dim", 33, "head width divisible by 4"),
+        (
+            "model",
+            "target",
+            "os:system",
+            "names the class 'os:system', but the config llamagen-tiny .* names 'llamagen",
+        ),
+        ("model", "name", {"a": 1}, "name"),
+        ("data", "path", ["a"], "path"),
     ],
 )
 def test_a_config_that_does_not_fit_is_one_error_that_names_its_file(small_run, section, key, value, words):
@@ -79,3 +92,27 @@ def test_a_config_that_does_not_fit_is_one_error_that_names_its_file(small_run, 
     with pytest.raises(InputError, match=words) as error:
         load_config(file)
     assert str(file) in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["${oc.env:SECRET}", "\\${oc.env:SECRET}", "a${seed}b", "${"])
+def test_an_interpolation_in_a_stored_config_is_text(small_run, monkeypatch, text):
+    monkeypatch.setenv("SECRET", "hunter2")
+    config = small_run("head=masc")
+    config.open_directory({})
+    file = config.directory / "config.yaml"
+    stored = yaml.safe_load(file.read_text())
+    stored["data"]["path"] = text
+    file.write_text(yaml.safe_dump(stored))
+    assert load_config(file).data.path == text
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"model: [", b"- a", b"a: !!python/object/apply:os.system ['touch x']", b"\xff\xfe", b"seed: 0", b"model: 3"],
+)
+def test_a_damaged_config_says_so_and_advises_to_remove_nothing(tmp_path, content):
+    file = tmp_path / "config.yaml"
+    file.write_bytes(content)
+    with pytest.raises(InputError, match=r"config\.yaml") as error:
+        load_config(file)
+    assert "rm " not in explain(error.value)

@@ -97,7 +97,7 @@ def test_they_equal_our_extraction_of_the_same_images(tmp_path, monkeypatch):
     for kind in ("codes", "labels"):
         shutil.copytree(tmp_path / f"imagenet32_{kind}", tmp_path / f"imagenet64_{kind}")
     with pytest.raises(InputError, match=r"0.npy has shape \(1, 2, 64\), expected \(1, 2, 256\)"):
-        import_codes([tmp_path], coarse, "train", codebook, tmp_path / "again")
+        import_codes([tmp_path], coarse, "train", codebook, tmp_path / "again", tokenizer=tokenizer)
     np.save(tmp_path / "imagenet32_labels" / "7.npy", [900])
     with pytest.raises(InputError, match=r"not those of ImageNet train .* 999 classes, .* breaks after 6.npy"):
         import_codes([tmp_path], config(), "train", codebook, tmp_path / "again")

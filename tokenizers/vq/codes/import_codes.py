@@ -27,12 +27,19 @@ CENTRE = {1: 0, 2: 0, 10: FIVE.index("centre")}  # number of views -> place of t
 
 
 def import_codes(
-    folders: list[Path], data: DataConfig, split: str, codebook: Codebook, path: Path, num_images: int | None = None
+    folders: list[Path],
+    data: DataConfig,
+    split: str,
+    codebook: Codebook,
+    path: Path,
+    num_images: int | None = None,
+    tokenizer: TokenizerConfig | None = None,
 ) -> int:
     """Write the codes of LlamaGen's `folders` to `path` and return the number of images.
 
     There is one folder for each crop range of ten-crop, otherwise one folder. Files from number `num_images` on are
-    ignored; None means ILSVRC's number for ImageNet, and all files for other data. Raises InputError with the name of
+    ignored; None means ILSVRC's number for ImageNet, and all files for other data. `tokenizer` is that of the codebook:
+    the files must hold its number of tokens. Raises InputError with the name of
     the file if a number is missing, or if a file is truncated or has another shape, a token outside of the codebook or
     a label outside of the classes."""
     views = data.views(split)
@@ -76,7 +83,7 @@ def import_codes(
     }
     save_codes(
         path,
-        _shards(sets, count, views, per_folder, codebook.num_tokens, _num_positions(codebook, data)),
+        _shards(sets, count, views, per_folder, codebook.num_tokens, _num_positions(tokenizer, data)),
         labels,
         np.arange(count),
         names,
@@ -88,12 +95,12 @@ def import_codes(
     return count
 
 
-def _num_positions(codebook: Codebook, data: DataConfig) -> int | None:
-    """Tokens of an image by the codebook's tokenizer; None if the codebook does not name it."""
-    if "target" not in codebook.meta.config:
+def _num_positions(tokenizer: TokenizerConfig | None, data: DataConfig) -> int | None:
+    """Tokens of an image by a tokenizer; None without one."""
+    if tokenizer is None:
         return None
     with torch.device("meta"):
-        return (data.resolution // TokenizerConfig(**codebook.meta.config).build().downsample) ** 2
+        return (data.resolution // tokenizer.build().downsample) ** 2
 
 
 def _check_imagenet(labels: np.ndarray, one: "_Numbered", split: str) -> None:
