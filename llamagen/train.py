@@ -8,9 +8,11 @@ repeats the losses of an uninterrupted run, and one process with 8 micro-batches
 
 import contextlib
 import logging
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
@@ -39,49 +41,61 @@ from llamagen.training.likelihood import evaluate, on_device
 from llamagen.training.optim import build_optimizer, learning_rate, set_learning_rate
 from llamagen.training.stream import CodeStream, caption_choices, dropped_conditions
 from llamagen.training.tracking import Tracker
-from masc.runtime.device import resolve_precision
+from masc.runtime.device import build_accelerator, from_main, resolve_precision
 from masc.runtime.errors import InputError
 from masc.runtime.run import MetricsLog, locked
 from masc.runtime.streams import Purpose, torch_seed
 
 logger = logging.getLogger(__name__)
+SILENCE = 30  # seconds between two lines of progress where no bar is shown, evaluations apart
 
 
 def train(config: TrainConfig) -> Path:
     """Train a run to its last step, from its last checkpoint if there is one; return its directory.
 
-    Raises InputError if an input is missing, another config or another process uses the directory, or the run
-    was started in another precision or with another number of shares of a batch."""
+    A run that is resumed keeps its precision where the config says `auto`. Raises InputError if an input is missing,
+    another config or another process uses the directory, or the run was started in another precision or with another
+    number of shares of a batch."""
     inputs = load_inputs(config)
-    precision = resolve_precision(config.precision)
-    accelerator = Accelerator(mixed_precision="no" if precision == "fp32" else precision)
-    share, remainder = divmod(config.batch_size, accelerator.num_processes * config.micro_batches)
+    directory, last = config.directory, last_checkpoint(config.directory)
+    progress = load_progress(last)
+    is_resumed = config.precision == "auto" and progress.step > 0
+    precision = progress.precision if is_resumed else resolve_precision(config.precision)
+    if is_resumed and precision != resolve_precision("auto"):
+        logger.warning("%s continues in %s, in which it was started, whatever suits this machine", directory, precision)
+    accelerator = build_accelerator(precision)
+    shares = accelerator.num_processes * config.micro_batches
+    if progress.step:
+        _check_shares(config, progress.shares, accelerator.num_processes)
+    share, remainder = divmod(config.batch_size, shares)
     if remainder:
         raise InputError(
             f"batch_size {config.batch_size} must be a multiple of {accelerator.num_processes} processes x "
             f"{config.micro_batches} micro-batches; change batch_size or micro_batches in ARGS"
         )
-    directory = config.directory
-    last = last_checkpoint(directory)
-    with locked(directory) if accelerator.is_main_process else contextlib.nullcontext():
-        if accelerator.is_main_process:
-            config.open_directory(inputs.parents)
-        accelerator.wait_for_everyone()
-        now = Progress(shares=accelerator.num_processes * config.micro_batches, precision=precision)
+    with contextlib.ExitStack() as held:
+        from_main(lambda: held.enter_context(locked(directory)))
+        from_main(lambda: config.open_directory(inputs.parents))
         progress = load_progress(last)
         if progress.step >= config.steps:
             logger.info("%s is trained already (%d steps)", directory, progress.step)
             return directory
         if progress.step == 0:
-            progress = now
-        elif (progress.shares, progress.precision) != (now.shares, now.precision):
-            raise InputError(
-                f"{directory} was started in {progress.precision} with {progress.shares} share(s) of a batch "
-                f"(processes x micro_batches), now {now.precision} with {now.shares}; use the same, "
-                "or choose another RUN_DIR"
-            )
+            progress = Progress(shares=shares, precision=precision)
         _run(config, accelerator, inputs, progress, share)
     return directory
+
+
+def _check_shares(config: TrainConfig, there: int, processes: int) -> None:
+    """Raise InputError unless a run that was started with `there` shares of a batch continues with as many."""
+    if there == processes * config.micro_batches:
+        return
+    advice = f"set micro_batches={there // processes}" if there % processes == 0 else f"start {there} processes"
+    raise InputError(
+        f"{config.directory} was started with {there} share(s) of a batch, now {processes} process(es) x micro_batches "
+        f"{config.micro_batches} make {processes * config.micro_batches}; {advice}, or choose another directory with "
+        "RUN_DIR=..."
+    )
 
 
 def _run(config: TrainConfig, accelerator: Accelerator, inputs: RunInputs, progress: Progress, share: int) -> None:
@@ -143,6 +157,7 @@ class _Loop:
         )
         losses: list[Tensor] = []
         clock = time.perf_counter()
+        says, told = bar.disable and accelerator.is_main_process, -math.inf
         while progress.step < config.steps:
             losses.append(self.step(progress.step))
             progress.step += 1
@@ -156,7 +171,8 @@ class _Loop:
                 if not np.isfinite(nats):
                     raise InputError(
                         f"the loss is {nats} at step {step} of {config.directory}; lower optim.learning_rate "
-                        f"(now {config.optim.learning_rate}) or set precision=fp32"
+                        f"(now {config.optim.learning_rate}) or set precision=fp32, each in another directory with "
+                        "RUN_DIR=..."
                     )
                 progress.seconds += elapsed
                 row = {
@@ -169,6 +185,15 @@ class _Loop:
                 if tracker is not None:
                     tracker.write(step, row, images=step * config.batch_size, seconds=progress.seconds)
                 bar.set_postfix(nats=f"{nats:.3f}")
+                if says and (evaluates or time.perf_counter() - told > SILENCE):
+                    told = time.perf_counter()
+                    held_out = f", {row['val/nats_per_token']:.3f} held out" if evaluates else ""
+                    rate = row["speed/images_per_second"]
+                    left = timedelta(seconds=round((config.steps - step) * config.batch_size / rate))
+                    logger.info(
+                        "step %d of %d: %.3f nats per token%s, %.1f images/s, %s left",
+                        *(step, config.steps, nats, held_out, rate, left),
+                    )
                 losses, clock = [], time.perf_counter()
             if (step % config.checkpoint_every == 0 or is_last) and accelerator.is_main_process:
                 progress.seconds += time.perf_counter() - clock

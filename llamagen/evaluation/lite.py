@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from accelerate import Accelerator
 
 from llamagen.evaluation.saved import holds
 from llamagen.runs import Run
 from llamagen.sampling.sets import SampleSet
 from llamagen.training.likelihood import image_nats
 from masc.layout import reference_file
+from masc.runtime.device import build_accelerator
 from metrics.lite0 import load_extractor, load_reference, measure_images
 from metrics.results import Results, row
 from vq.readers import load_images
@@ -33,7 +33,7 @@ def reference_path(artifacts: str, data: str) -> Path:
 
 def likelihood(run: Run) -> list[dict[str, Any]]:
     """Held-out nats per fine token, with the standard error over images, in float32."""
-    accelerator, model, inputs = Accelerator(), run.load_model(), run.inputs
+    accelerator, model, inputs = build_accelerator(), run.load_model(), run.inputs
     model.to(accelerator.device)
     nats = image_nats(accelerator, model, inputs.held_out, inputs.conditions["val"]).double().sum(1).cpu().numpy()
     nats /= inputs.held_out.num_positions
@@ -70,7 +70,7 @@ def evaluate_lite(config: EvalLiteConfig) -> Path:
     sets = [each for each in sets if each.name in missing]
     if not sets:
         return directory
-    device = Accelerator().device
+    device = build_accelerator().device
     extractor, data = load_extractor().to(device), run.config.data
     reference = load_reference(
         reference_path(run.config.artifacts, data.name),

@@ -1,12 +1,14 @@
 """Config of a run: everything that decides its result, and how a stored config is read."""
 
+import logging
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from llamagen.backbones.config import BackboneConfig, ModelConfig, OwnModelConfig
-from llamagen.training.optim import OptimConfig
+from llamagen.training.checkpoint import last_checkpoint, load_progress
+from llamagen.training.optim import OptimConfig, may_lengthen
 from llamagen.training.tracking import TrackingConfig
 from masc.build import TreeConfig
 from masc.heads.config import CONFIGS, HeadConfig
@@ -14,9 +16,11 @@ from masc.layout import Layout
 from masc.runtime.device import check_precision
 from masc.runtime.errors import InputError
 from masc.runtime.reading import damaged_is_missing, read_yaml, reason
-from masc.runtime.run import LLAMAGEN, open_run, plain, run_facts, run_label, upgrade_config
+from masc.runtime.run import LLAMAGEN, is_begun, open_run, plain, record_steps, run_facts, run_label, upgrade_config
 from masc.runtime.targets import check_same_target, config_named
 from vq.data import DataConfig
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(kw_only=True)
@@ -83,8 +87,37 @@ class TrainConfig:
         return Path(self.run_dir or f"runs/{self.model.name}/{self.label}/seed{self.seed}")
 
     def open_directory(self, parents: dict[str, str]) -> None:
-        """Create the run's directory, or check that this config and these parents made it; see `open_run`."""
-        open_run(self.directory, plain(self), parents, self.volatile, self.label)
+        """Create the run's directory, or check that this config and these parents made it; see `open_run`.
+
+        The config of a start that trained nothing is replaced. A run is lengthened if its learning rates so far do not
+        depend on the number of steps. Raises InputError for fewer steps than the run has, for more steps in another
+        schedule, and for another precision than the run's; `auto` is the run's own."""
+        directory, progress = self.directory, load_progress(last_checkpoint(self.directory))
+        if not is_begun(directory):
+            (directory / "config.yaml").unlink(missing_ok=True)
+        checked = ("steps", "precision")
+        there = open_run(directory, plain(self), parents, self.volatile, self.label, checked).get("steps")
+        if progress.step and self.precision not in ("auto", progress.precision):
+            raise InputError(
+                f"{directory} was started in {progress.precision}, now precision={self.precision}; leave precision "
+                f"out or set precision={progress.precision}, or choose another directory with RUN_DIR=..."
+            )
+        if there == self.steps:
+            return
+        if type(there) is not int or there > self.steps:
+            raise InputError(
+                f"{directory} holds a run of {there} steps, now {self.steps}; a run cannot be shortened: set "
+                f"steps={there}, or choose another directory with RUN_DIR=..."
+            )
+        if not may_lengthen(self.optim, progress.step):
+            raise InputError(
+                f"{directory} holds a run of {there} steps, now {self.steps}; its learning rate falls towards the last "
+                f"step, so a run of {self.steps} steps differs from the first falling step on. Set steps={there}, or "
+                "train the longer run with RUN_DIR=...; only at a constant rate (optim.final_share=1) can a run be "
+                "lengthened"
+            )
+        logger.info("lengthening %s from %d to %d steps", directory, there, self.steps)
+        record_steps(directory, self.steps)
 
     @property
     def layout(self) -> Layout:

@@ -56,6 +56,11 @@ def learning_rate(config: OptimConfig, step: int, num_steps: int) -> float:
     return config.learning_rate * share
 
 
+def may_lengthen(config: OptimConfig, taken: int) -> bool:
+    """Whether the learning rates of the first `taken` steps are the same for any larger number of steps."""
+    return config.final_share == 1 or taken <= config.warmup_steps
+
+
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = rate * group["scale"]

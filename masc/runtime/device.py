@@ -1,5 +1,6 @@
 """Numeric precision of this machine, and processes that wait for each other."""
 
+import logging
 import os
 from collections.abc import Callable
 from datetime import timedelta
@@ -11,6 +12,7 @@ from masc.runtime.errors import InputError
 if TYPE_CHECKING:
     from accelerate import Accelerator, PartialState
 
+logger = logging.getLogger(__name__)
 PRECISIONS = ("auto", "fp32", "bf16")
 
 
@@ -36,29 +38,73 @@ def resolve_precision(precision: str) -> str:
     return "bf16" if "avx512_bf16" in flags or "amx_bf16" in flags else "fp32"
 
 
+# Variables of accelerate that say where a process runs. Its others say how to compute, which is the config's to say.
+PLACE = ("ACCELERATE_USE_CPU", "ACCELERATE_TORCH_DEVICE", "ACCELERATE_CPU_AFFINITY", "ACCELERATE_DEBUG_MODE")
+UNSET = ("", "0", "1", "no", "none", "false", "default")  # values of the others that ask for nothing
 # Processes that share work end minutes apart, but NCCL's barriers stop waiting after ten minutes.
 PATIENCE = timedelta(days=1)
 
 
+def pin_environment() -> None:
+    """Remove from this process's environment what accelerate would compute by: precision, accumulation, sharding, ...
+
+    accelerate reads some of these variables when it starts and some later, and prefers them to its arguments."""
+    names = [name for name in os.environ if name.startswith("ACCELERATE_") and name not in PLACE]
+    values = {name: os.environ.pop(name) for name in names}
+    ignored = sorted(name for name, value in values.items() if value.lower() not in UNSET)
+    if ignored:
+        logger.warning("ignoring %s of the environment: the config decides how to compute", ", ".join(ignored))
+
+
+def build_accelerator(precision: str = "fp32", timeout: timedelta | None = None) -> "Accelerator":
+    """An Accelerator that computes in `precision`, `fp32` or `bf16`, and in no other way that the environment asks for.
+
+    Its processes wait for each other for `timeout`, by default as long as torch does. Raises InputError as
+    `check_processes`."""
+    from accelerate import Accelerator, InitProcessGroupKwargs
+    from accelerate.state import AcceleratorState
+
+    pin_environment()
+    mixed = "no" if precision == "fp32" else precision
+    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != mixed:
+        AcceleratorState._reset_state()  # of an Accelerator that this process had before
+    accelerator = Accelerator(
+        mixed_precision=mixed,
+        gradient_accumulation_steps=1,
+        dynamo_backend="no",
+        kwargs_handlers=[] if timeout is None else [InitProcessGroupKwargs(timeout=timeout)],
+    )
+    check_processes(accelerator.num_processes)
+    return accelerator
+
+
 def patient_accelerator() -> "Accelerator":
     """An Accelerator whose processes wait a day for each other."""
-    from accelerate import Accelerator, InitProcessGroupKwargs
-
-    return Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)])
+    return build_accelerator(timeout=PATIENCE)
 
 
 def patient_state() -> "PartialState":
     """The processes that share a piece of work, and the device of this one; they wait a day for each other.
 
-    Raises InputError if several were started that do not see each other, because each would do all of the work."""
+    Raises InputError as `check_processes`."""
     import torch
     from accelerate import PartialState
 
+    pin_environment()
     state = PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE)
-    started = int(os.environ.get("WORLD_SIZE", "1"))
-    if state.num_processes != started:
-        raise InputError(f"{started} processes were started, but this one sees {state.num_processes}; use GPUS=1")
+    check_processes(state.num_processes)
     return state
+
+
+def check_processes(seen: int) -> None:
+    """Raise InputError if several processes were started but this one sees another number of them, `seen`: each would
+    do all of the work."""
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if seen != started:
+        raise InputError(
+            f"{started} processes were started (WORLD_SIZE), but this one sees {seen}, as on a machine without a GPU "
+            "for each; use GPUS=1, or LAUNCH_DEVICE=--cpu for several processes on a CPU"
+        )
 
 
 def from_main(compute: Callable[[], Any]) -> Any:

@@ -113,13 +113,14 @@ def open_run(
     parents: dict[str, str],
     volatile: tuple[str, ...],
     label: str,
-) -> None:
-    """Create the run directory with config.yaml and provenance.json, or check that they agree.
+    checked: tuple[str, ...] = (),
+) -> dict[str, Any]:
+    """Create the run directory with config.yaml and provenance.json, or check that they agree; return the config there.
 
     provenance.json keeps `label` (of `run_label`) and `volatile` for readers that do not know the config's classes.
-    Keys that begin with one of `volatile` do not affect results and may differ. Raises InputError with all differing
-    keys if the directory holds results of another config or of other parent artefacts, and if one of the two files is
-    damaged, or missing beside checkpoints."""
+    Keys that begin with one of `volatile` do not affect results and may differ, and so may those of `checked`, which
+    the caller compares. Raises InputError with all differing keys if the directory holds results of another config or
+    of other parent artefacts, and if one of the two files is damaged, or missing beside checkpoints."""
     import yaml
 
     path = Path(path)
@@ -127,20 +128,40 @@ def open_run(
     if file.exists() or (path / CHECKPOINTS).exists():
         with advising(f"copy it back, or choose another directory with RUN_DIR=...; {path} keeps its checkpoints"):
             stored, old_parents = read_yaml(file), read_provenance(path).parents
-        old, new = flatten(upgrade_config(stored)), flatten(config)
+        stored = upgrade_config(stored)
+        old, new = flatten(stored), flatten(config)
         old |= {f"sha256 of the {name}": value[:12] for name, value in old_parents.items()}
         new |= {f"sha256 of the {name}": value[:12] for name, value in parents.items()}
-        lines = differences(old, new, volatile)
+        lines = differences(old, new, (*volatile, *checked))
         if lines:
             raise InputError(
                 f"{path} holds a run with another config:\n{lines}\nChoose another directory with "
                 f"RUN_DIR=..., or delete this one with `rm -r {path}` to train it again"
             )
-        return
+        return stored
     write_json(
         path / "provenance.json", {"label": label, "volatile": list(volatile), "parents": parents, **provenance()}
     )
     write_text(file, yaml.safe_dump(config, sort_keys=False))
+    return config
+
+
+def is_begun(path: Path) -> bool:
+    """Whether a run's directory holds anything of a training: checkpoints, or a row of metrics after a step."""
+    path = Path(path)
+    return (path / CHECKPOINTS).exists() or any(row["step"] for row in read_metrics(path / "metrics.jsonl"))
+
+
+def record_steps(path: Path, steps: int) -> None:
+    """Change the number of steps in a run's config.yaml; its provenance.json keeps the earlier numbers."""
+    import yaml
+
+    path = Path(path)
+    config, earlier = read_yaml(path / "config.yaml"), read_provenance(path).earlier_steps
+    if config["steps"] not in earlier:  # else the process died between the two files
+        content = read_json(path / "provenance.json") | {"earlier_steps": [*earlier, config["steps"]]}
+        write_json(path / "provenance.json", content)
+    write_text(path / "config.yaml", yaml.safe_dump(config | {"steps": steps}, sort_keys=False))
 
 
 @dataclass(frozen=True)
@@ -156,6 +177,7 @@ class Provenance:
     python: str = ""
     packages: dict[str, str] = field(default_factory=dict)
     machine: str = ""
+    earlier_steps: list[int] = field(default_factory=list)  # numbers of steps before the run was lengthened
 
 
 def read_provenance(directory: Path) -> Provenance:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -9,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from run_rows import losses
 from safetensors.torch import load_file
 from script_runner import run_script
 from stage import load_config
@@ -23,14 +26,7 @@ from llamagen.training.config import TrainConfig
 from llamagen.training.inputs import load_inputs
 from llamagen.training.likelihood import image_nats
 from masc.runtime.errors import InputError
-from masc.runtime.run import locked, read_metrics
-
-CLOCK = ("seconds", "speed/images_per_second")
-
-
-def losses(run_dir):
-    """Rows of metrics.jsonl without what a clock decides."""
-    return [{k: v for k, v in row.items() if k not in CLOCK} for row in read_metrics(run_dir / "metrics.jsonl")]
+from masc.runtime.run import locked
 
 
 def weights(run_dir):
@@ -79,17 +75,39 @@ def test_a_resumed_run_gives_the_losses_of_an_unbroken_one(small_run, tmp_path, 
     assert all(torch.equal(a[key], b[key]) for key in a)
 
 
-def test_a_run_is_not_gone_on_with_in_other_shares_or_precision(small_run, monkeypatch):
-    step = _Loop.step
-    monkeypatch.setattr(_Loop, "step", lambda self, index: step(self, index) if index < 5 else 1 / 0)
-    with pytest.raises(ZeroDivisionError):
+def test_processes_that_do_not_see_each_other_are_refused(small_run, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match=r"2 processes were started .*sees 1.*GPUS=1"):
         train(small_run("head=flat"))
-    with pytest.raises(InputError, match=r"started in fp32 with 1 share\(s\).*now fp32 with 2"):
-        train(small_run("head=flat", "micro_batches=2"))
-    path = small_run("head=flat").directory / "checkpoints/last/progress.json"
-    path.write_text(path.read_text().replace("fp32", "bf16"))
-    with pytest.raises(InputError, match="started in bf16"):
-        train(small_run("head=flat"))
+
+
+def test_the_environment_does_not_decide_how_a_run_is_trained(small_run, tmp_path, monkeypatch, caplog):
+    plain = train(small_run("head=flat", f"run_dir={tmp_path / 'plain'}"))
+    for name, value in HOSTILE.items():
+        monkeypatch.setenv(f"ACCELERATE_{name}", value)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    hostile = train(small_run("head=flat", f"run_dir={tmp_path / 'hostile'}"))
+    assert losses(plain) == losses(hostile)
+    assert "ignoring ACCELERATE_" in caplog.text and "GRADIENT_ACCUMULATION_STEPS" in caplog.text
+
+
+HOSTILE = {
+    "GRADIENT_ACCUMULATION_STEPS": "8",
+    "MIXED_PRECISION": "bf16",
+    "DYNAMO_BACKEND": "EAGER",
+    "USE_FSDP": "true",
+    "USE_DEEPSPEED": "true",
+    "USE_MEGATRON_LM": "true",
+    "USE_PARALLELISM_CONFIG": "true",
+}
+
+
+def test_progress_is_told_where_no_bar_is_shown(small_run, caplog):
+    caplog.set_level("INFO")
+    train(small_run("head=flat"))
+    told = [record.getMessage() for record in caplog.records if "nats per token" in record.getMessage()]
+    assert [line.split(":")[0] for line in told] == ["step 2 of 12", "step 6 of 12", "step 12 of 12"]
+    assert re.search(r"[\d.]+ nats per token, [\d.]+ held out, [\d.]+ images/s, 0:00:00 left", told[-1])
 
 
 def test_two_processes_cannot_train_one_directory(small_run):

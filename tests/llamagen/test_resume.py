@@ -1,0 +1,118 @@
+"""What a run keeps when its command is typed again: precision, shares of a batch, config, and its number of steps."""
+
+import pytest
+from accelerate import Accelerator
+from run_rows import losses
+
+from llamagen.runs import Run
+from llamagen.train import _Loop, train
+from masc.runtime.errors import InputError
+
+
+@pytest.fixture
+def dies(monkeypatch):
+    """Trains a config until a step that fails."""
+
+    def train_until(config, death, error=ZeroDivisionError):
+        step = _Loop.step
+
+        def fails(self, index):
+            if index == death:
+                raise error
+            return step(self, index)
+
+        with monkeypatch.context() as patch, pytest.raises(error):
+            patch.setattr(_Loop, "step", fails)
+            train(config)
+
+    return train_until
+
+
+def test_a_run_is_not_gone_on_with_in_other_shares_or_precision(small_run, dies):
+    dies(small_run("head=flat"), 5)
+    with pytest.raises(InputError, match=r"started with 1 share\(s\).* make 2; .*RUN_DIR"):
+        train(small_run("head=flat", "micro_batches=2"))
+    with pytest.raises(InputError, match=r"started in fp32, now precision=bf16; .*set precision=fp32"):
+        train(small_run("head=flat", "precision=bf16"))
+    train(small_run("head=flat"))
+
+
+def test_a_run_in_other_shares_is_told_how_to_continue(small_run, dies, monkeypatch):
+    dies(small_run("head=flat", "micro_batches=4"), 5)
+    with pytest.raises(InputError, match="set micro_batches=4"):
+        train(small_run("head=flat"))
+    monkeypatch.setattr(Accelerator, "num_processes", 3)
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(InputError, match="start 4 processes"):
+        train(small_run("head=flat"))
+
+
+@pytest.mark.parametrize(("there", "machine"), [("fp32", "bf16"), ("bf16", "fp32")])
+def test_auto_precision_is_that_of_the_run_on_any_machine(small_run, dies, monkeypatch, caplog, there, machine):
+    monkeypatch.setattr("llamagen.train.resolve_precision", lambda asked: there if asked == "auto" else asked)
+    config = small_run("head=flat", "precision=auto")
+    dies(config, 5)
+    monkeypatch.setattr("llamagen.train.resolve_precision", lambda asked: machine if asked == "auto" else asked)
+    train(config)
+    assert f"continues in {there}, in which it was started" in caplog.text
+    assert Run(config.directory).progress.precision == there
+    other = train(small_run("head=flat", f"precision={there}", f"run_dir={config.directory}-other"))
+    assert losses(config.directory) == losses(other)
+    train(small_run("head=flat", f"precision={there}"))  # what a message may advise
+
+
+CONSTANT = ("head=flat", "optim.final_share=1", "ema_decay=0.9")
+
+
+@pytest.mark.parametrize("death", [None, 9])
+def test_a_lengthened_run_is_the_longer_run(small_run, tmp_path, dies, death):
+    long = train(small_run(*CONSTANT, "steps=20", f"run_dir={tmp_path / 'long'}"))
+    short = small_run(*CONSTANT)
+    train(short) if death is None else dies(short, death)
+    longer = small_run(*CONSTANT, "steps=20")
+    assert not Run(short.directory).is_trained(longer)
+    assert train(longer) == short.directory and Run(short.directory).is_trained(longer)
+    rows = losses(short.directory)
+    assert [row for row in rows if row["step"] != 12] == [row for row in losses(long) if row["step"] != 12]
+    for name in ("model", "average"):
+        one, other = (path / f"checkpoints/last/{name}.safetensors" for path in (long, short.directory))
+        assert one.read_bytes() == other.read_bytes()
+    assert Run(short.directory).config == longer and Run(short.directory).provenance["earlier_steps"] == [12]
+    for shorter in ("steps=12", "steps=16"):
+        with pytest.raises(InputError, match=r"a run of 20 steps, now 1.; a run cannot be shortened: set steps=20"):
+            train(small_run(*CONSTANT, shorter))
+
+
+def test_a_run_is_lengthened_at_a_constant_rate_only_and_with_no_other_change(small_run):
+    train(small_run("head=flat"))
+    before = (small_run("head=flat").directory / "config.yaml").read_bytes()
+    with pytest.raises(InputError, match=r"a run of 12 steps, now 20; its learning rate falls .*RUN_DIR"):
+        train(small_run("head=flat", "steps=20"))
+    with pytest.raises(InputError, match=r"seed: 0 there, 1 now") as error:
+        train(small_run("head=flat", "steps=20", "seed=1"))
+    assert "steps" not in str(error.value).replace("checkpoints", "")
+    assert (small_run("head=flat").directory / "config.yaml").read_bytes() == before
+
+
+def test_samples_and_results_of_fewer_steps_do_not_pass_for_those_of_the_longer_run(small_run):
+    config = small_run(*CONSTANT)
+    train(config)
+    earlier = Run(config.directory)
+    manifest = {"weights_sha256": earlier.weights_sha256, "config": {"use_ema": False}}
+    assert earlier.protocol(manifest)["step"] == 12
+    train(small_run(*CONSTANT, "steps=20"))
+    assert "step" not in Run(config.directory).protocol(manifest)
+
+
+def test_a_start_that_trained_nothing_does_not_block_the_next(small_run, dies):
+    dies(small_run("head=flat", "batch_size=4"), 0)  # as out of memory, after the first evaluation
+    directory = train(small_run("head=masc"))
+    assert Run(directory).config == small_run("head=masc")
+    with pytest.raises(InputError, match="batch_size: 8 there, 4 now"):
+        train(small_run("head=masc", "batch_size=4"))
+
+
+def test_a_refused_start_leaves_nothing(small_run):
+    with pytest.raises(InputError, match="multiple of"):
+        train(small_run("head=flat", "micro_batches=3"))
+    assert not small_run("head=flat").directory.exists()
