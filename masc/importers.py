@@ -2,11 +2,11 @@
 
 from pathlib import Path
 from pickle import UnpicklingError
-from tokenize import TokenError
 
 import numpy as np
 
 from masc.runtime.errors import InputError
+from masc.runtime.reading import advising, open_array, reason
 from masc.tree import Partition
 
 TORCH_SUFFIXES = (".pt", ".pth")
@@ -26,7 +26,7 @@ def import_partition(path: Path, num_tokens: int, cluster_size: int = 128) -> Pa
     if not path.is_file():
         raise InputError(f"no mapping at {path}; give the file with `tree.mapping=PATH`")
     is_permutation = path.suffix in TORCH_SUFFIXES
-    mapping = _load_tensor(path) if is_permutation else _load_array(path)
+    mapping = _load_tensor(path) if is_permutation else _load_array(path, num_tokens)
     if mapping.dtype.kind not in "iu" or mapping.shape != (num_tokens,):
         raise InputError(
             f"expected integers ({num_tokens},), one for each token of the codebook, found {mapping.dtype} "
@@ -77,26 +77,14 @@ def _load_tensor(path: Path) -> np.ndarray:
             "torch.save"
         ) from error
     except Exception as error:  # for damaged bytes torch raises errors of many types, AssertionError too
-        raise InputError(f"{path} is truncated or is no torch file ({_first_line(error)}); copy it again") from error
+        raise InputError(f"{path} is truncated or is no torch file ({reason(error)}); copy it again") from error
     if not isinstance(loaded, torch.Tensor) or loaded.layout != torch.strided or loaded.dtype.is_floating_point:
         found = f"{loaded.layout} {loaded.dtype}" if isinstance(loaded, torch.Tensor) else type(loaded).__name__
         raise InputError(f"expected a bare integer tensor in {path}, found {found}; IAR's mapping file is one")
     return loaded.numpy()
 
 
-def _load_array(path: Path) -> np.ndarray:
-    """The array in a .npy file; InputError if it holds something else or is broken."""
-    try:
-        loaded = np.load(path, allow_pickle=False, mmap_mode="r")  # so a wrong size in the header allocates nothing
-    except (OSError, EOFError, ValueError, TokenError) as error:  # TokenError: a damaged header
-        raise InputError(
-            f"{path} is truncated, holds Python objects or is no .npy file ({_first_line(error)}); save the integers "
-            "with numpy.save"
-        ) from error
-    if not isinstance(loaded, np.ndarray):
-        raise InputError(f"expected one array in {path}, found an archive; save the integers with numpy.save")
-    return np.array(loaded)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0][:200] or type(error).__name__
+def _load_array(path: Path, num_tokens: int) -> np.ndarray:
+    """The array (N,) of whole numbers in a .npy file; InputError if it holds something else or is damaged."""
+    with advising(f"save the {num_tokens} whole numbers of this codebook's tokens with numpy.save"):
+        return open_array(path, "iu", (num_tokens,))

@@ -8,7 +8,6 @@ ADM's own evaluator reads such a file too."""
 import json
 import logging
 import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from masc.runtime.device import from_main
 from masc.runtime.errors import InputError, MissingArtifact
 from masc.runtime.files import hash_file, replacing
 from masc.runtime.npy import write_npy
+from masc.runtime.reading import Damaged, advising, check_array, check_json, parse_json, read_npz
 from masc.runtime.streams import Purpose, random_stream
 from metrics.evaluators import RESIZE, SHA256_PREFIX
 from metrics.features import ImageFeatures, inception_features
@@ -38,6 +38,14 @@ logger = logging.getLogger(__name__)
 STATISTICS = {"mu": (POOLED,), "sigma": (POOLED, POOLED), "mu_s": (SPATIAL,), "sigma_s": (SPATIAL, SPATIAL)}
 FORMAT, VERSION = "masc-statistics", 1
 FEATURES_VERSION = 1
+# Arrays of the features that are kept: those of the set, without or with its second feature set and its images.
+SPATIAL_SCHEMA = {"mu_s": ("f", (None,)), "factor_s": ("f", (None, None))}
+IMAGES_SCHEMA = {"neighbours": ("f", (None, None)), "sharpness": ("f", ())}
+FEATURES_SCHEMAS = [
+    {"mu": ("f", (None,)), "factor": ("f", (None, None)), **spatial, **images}
+    for spatial in ({}, SPATIAL_SCHEMA)
+    for images in ({}, IMAGES_SCHEMA)
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,7 +119,7 @@ def load_statistics(
         _check_pinned(name, path, sha256, weights)
     config = {"reference": sha256, "extractor": model.sha256, "resize": resize}
     cache = reference_file(artifacts, f"features-{hash_of(config)}")
-    kept = reuse_npz(cache, "reference-features", FEATURES_VERSION, config, {})
+    kept = reuse_npz(cache, "reference-features", FEATURES_VERSION, config, {}, *FEATURES_SCHEMAS)
     state.wait_for_everyone()  # every process looks before the main one writes, so that all take the same branch
     found = inception_features(images, model, resize, batch_size, state) if kept is None and images else None
     if not state.is_main_process:
@@ -146,16 +154,30 @@ def hash_of(config: dict[str, Any]) -> str:
     return hash_arrays({"": np.frombuffer(json.dumps(config, sort_keys=True).encode(), np.uint8)})[:12]
 
 
+@dataclass(frozen=True)
+class _Header:
+    """The keys of a reference's header that are used, all optional."""
+
+    name: str = ""
+    sha256: str = ""  # of the statistics
+    split: str | None = None
+    count: int | None = None
+    extractor_sha256: str = ""
+    resize: str = ""
+
+
 def _read_statistics(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """The statistics in an .npz, and its header if `make reference` made it; both are empty without them."""
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            stored = {key: archive[key] for key in STATISTICS if key in archive.files}
-            header = json.loads(str(archive["header"])) if "header" in archive.files else {}
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-        raise InputError(
-            f"{path} is no .npz of statistics, or is truncated ({error}); copy it or make it again"
-        ) from error
+    with advising("copy it or make it again"):
+        stored = read_npz(path, [*STATISTICS, "header"])
+        text, header = stored.pop("header", None), {}
+        if text is not None:
+            header = parse_json(str(check_array(path, text, "U", ())), dict[str, Any], path)
+            check_json(header, _Header, path)
+        for array in stored.values():
+            check_array(path, array, "f", (None,) * array.ndim)
+        if stored and header.get("sha256") not in (None, hash_arrays(stored)):
+            raise Damaged(f"the statistics in {path} do not match its own SHA-256")
     if stored and not {"mu", "sigma"} <= stored.keys():
         raise InputError(f"{path} holds {', '.join(stored)} but not both mu and sigma; make it again")
     return stored, header

@@ -102,11 +102,11 @@ def _header_of(arrays: dict[str, np.ndarray], path: Path) -> _Header:
 
 
 def reuse_npz(
-    path: Path, kind: str, version: int, config: dict[str, Any], parents: dict[str, str], schema: Schema
+    path: Path, kind: str, version: int, config: dict[str, Any], parents: dict[str, str], *schemas: Schema
 ) -> tuple[dict[str, np.ndarray], Meta] | None:
     """Arrays and header at `path` if the config and the parents are the same; None if the artefact must be made."""
     try:
-        arrays, meta = load_npz(path, kind, version, schema)
+        arrays, meta = load_npz(path, kind, version, *schemas)
     except InputError:
         return None
     return (arrays, meta) if (meta.config, meta.parents) == (config, parents) else None

@@ -99,7 +99,7 @@ def read_bytes(path: Path, at_most: int = 1024 * MIB) -> bytes:
     with open_file(path) as (file, size):
         if size > at_most:
             raise Damaged(f"expected at most {at_most} bytes in {path}, found {size}")
-        return file.read(at_most)
+        return file.read(size)
 
 
 def read_text(path: Path, at_most: int = 1024 * MIB) -> str:

@@ -127,8 +127,13 @@ def test_statistics_that_cannot_be_compared_are_refused(made, tmp_path):
     with pytest.raises(InputError, match="not finite"):
         load(tmp_path, str(tmp_path / "nan.npz"))
     (tmp_path / "cut.npz").write_bytes(made.read_bytes()[:5000])
-    with pytest.raises(InputError, match="truncated"):
+    with pytest.raises(InputError, match="damaged or another kind of file"):
         load(tmp_path, str(tmp_path / "cut.npz"))
+    for change, words in [({"mu": np.zeros(2048)}, "its own SHA-256"), ({"header": np.array("[1]")}, "be an object")]:
+        with np.load(made) as whole:
+            np.savez(tmp_path / "other.npz", **{**whole, **change})
+        with pytest.raises(InputError, match=words):
+            load(tmp_path, str(tmp_path / "other.npz"))
     with tells(r"no reference 'nothing'.*make reference DATA="):
         load(tmp_path, "nothing")
     with tells(r"make reference DATA=imagenet256 ARGS=.resize=pil-bicubic"):
