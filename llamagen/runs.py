@@ -1,6 +1,5 @@
 """Runs on disk, opened again: config, inputs, weights, and what results say about them."""
 
-import json
 import logging
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -24,7 +23,8 @@ from llamagen.training.stream import group_labels
 from masc.runtime.artifacts import Codebook
 from masc.runtime.codes import read_meta
 from masc.runtime.errors import InputError, MissingArtifact
-from masc.runtime.run import differences, run_facts
+from masc.runtime.reading import advising
+from masc.runtime.run import Provenance, differences, read_provenance, run_facts
 from vq.interface import Tokenizer
 from vq.pretrained import load_decoder
 from vq.readers.imagenet import wnids
@@ -41,7 +41,7 @@ class Run:
 
     @cached_property
     def config(self) -> TrainConfig:
-        """The config that the run was trained with; MissingArtifact if there is no run."""
+        """The config that the run was trained with; MissingArtifact if there is no run, or its config is damaged."""
         file = self.directory / "config.yaml"
         if not file.exists():
             raise MissingArtifact(
@@ -55,9 +55,10 @@ class Run:
         return config
 
     @cached_property
-    def provenance(self) -> dict[str, Any]:
-        """Hashes of the run's inputs, commit, versions and machine."""
-        return json.loads((self.directory / "provenance.json").read_text())
+    def provenance(self) -> Provenance:
+        """Hashes of the run's inputs, commit, versions and machine; InputError if the file is missing or damaged."""
+        with advising("copy it back from where the run was trained"):
+            return read_provenance(self.directory)
 
     @property
     def checkpoint(self) -> Path:
@@ -78,7 +79,7 @@ class Run:
     def inputs(self) -> RunInputs:
         """Codes, conditions and tree. Raises InputError if one is missing or was remade after training."""
         inputs = load_inputs(self.config, self.codebook)
-        both = self.provenance["parents"], inputs.parents
+        both = self.provenance.parents, inputs.parents
         lines = differences(*({kind: sha256[:12] for kind, sha256 in parents.items()} for parents in both))
         if lines:
             raise InputError(
@@ -125,8 +126,9 @@ class Run:
         return model.eval()
 
     @property
-    def tokenizer_sha256(self) -> str:
-        return self.codebook.meta.parents["tokenizer"]
+    def tokenizer_sha256(self) -> str | None:
+        """SHA-256 of the tokenizer's file; None if the codebook does not state it."""
+        return self.codebook.meta.parents.get("tokenizer")
 
     def load_tokenizer(self) -> Tokenizer:
         """The tokenizer that decodes the run's tokens, on the CPU."""
@@ -163,7 +165,7 @@ class Run:
     def evidence(self) -> dict[str, Any]:
         """Facts about the run that `make doctor` judges: averaged weights, tokenizer of its tree, order of labels."""
         found: dict[str, Any] = {"average_kept": (self.checkpoint / "average.safetensors").exists()}
-        trained_on = self.provenance.get("parents", {}).get("codebook")
+        trained_on = self.provenance.parents.get("codebook")
         if self.config.head.uses_tree and trained_on == self.codebook.meta.sha256:
             found["tree_tokenizer_sha256"] = self.tokenizer_sha256
         if self.num_classes == 1000:

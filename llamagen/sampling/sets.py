@@ -1,20 +1,23 @@
 """Sample sets on disk: their images, how they were drawn, and which labels they show."""
 
 import hashlib
-import json
+import shlex
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
 from llamagen.release import Release
 from llamagen.runs import Run
+from llamagen.sampling.filters import SamplingConfig
 from llamagen.sampling.images import UNIT, decode_unit
 from masc.runtime.artifacts import hash_arrays
+from masc.runtime.codes import check_tokens
 from masc.runtime.errors import InputError, MissingArtifact
+from masc.runtime.reading import Damaged, advising, open_array, parse_json, read_bytes
 from metrics.streams import Images, open_samples
 from vq.interface import Tokenizer, device_of
 
@@ -46,10 +49,64 @@ class TokenImages(Images):
         return hashlib.sha256(f"{hash_arrays({'': np.asarray(self.tokens)})} {self.resolution}".encode()).hexdigest()
 
 
+@dataclass(frozen=True)
+class _Named:
+    name: str
+
+
+@dataclass(frozen=True)
+class _ReleaseSettings:
+    name: str
+    grid: int
+    resolution: int
+    use_ema: bool
+    tokenizer: _Named
+    model: _Named
+
+
+@dataclass(frozen=True)
+class _Settings:
+    num_images: int
+    form: Literal["npz", "png", "tokens"]
+    use_ema: bool
+    sampling: dict[str, int | float | str]
+    labels: str | None
+    seed: int
+    precision: str
+    resolution: int | None
+    release: _ReleaseSettings | None
+
+
+@dataclass(frozen=True)
+class _Manifest:
+    """The keys of a manifest that are read. It has more: it holds everything that decides the samples."""
+
+    config: _Settings
+    weights_sha256: str
+    tokenizer_sha256: str
+    captions: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        if self.config.num_images < 1:
+            raise ValueError(f"num_images must be positive, found {self.config.num_images}")
+        try:
+            SamplingConfig(**self.config.sampling)
+        except TypeError as error:  # a key that is none of this version
+            raise ValueError(str(error)) from error
+
+
 def read_manifest(directory: Path) -> dict[str, Any] | None:
-    """The manifest of a sample set, finished or not; None if there is none."""
+    """The manifest of a sample set, finished or not; None if there is none. InputError if it is damaged."""
     file = directory / "manifest.json"
-    return json.loads(file.read_text()) if file.exists() else None
+    return parse_manifest(read_bytes(file), directory) if file.exists() else None
+
+
+def parse_manifest(stored: bytes, directory: Path) -> dict[str, Any]:
+    """The content of the manifest of the sample set at `directory`; InputError if it is damaged."""
+    file = directory / "manifest.json"
+    with advising("copy it back, draw another set with SAMPLES=..., or remove this one"):
+        parse_json(stored, _Manifest, file)
+        return parse_json(stored, dict[str, Any], file)
 
 
 def resolution_of(settings: dict[str, Any]) -> int | None:
@@ -83,12 +140,13 @@ class SampleSet:
                 run=self.source.directory if is_run else None,
                 release=None if is_run else self.source.config.name,
             )
-        return (self.directory / "manifest.json").read_bytes()
+        return read_bytes(self.directory / "manifest.json")
 
     @cached_property
     def manifest(self) -> dict[str, Any]:
-        """Settings and hashes that decide the samples; MissingArtifact if none are drawn."""
-        return json.loads(self._stored_manifest)
+        """Settings and hashes that decide the samples; MissingArtifact if none are drawn, InputError for a damaged
+        file."""
+        return parse_manifest(self._stored_manifest, self.directory)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -97,14 +155,28 @@ class SampleSet:
 
     @property
     def tokens(self) -> np.ndarray:
-        """The tokens (M, T), memory-mapped."""
-        return np.load(self.directory / "tokens.npy", mmap_mode="r", allow_pickle=False)
+        """The tokens (M, T), memory-mapped; InputError if their file is damaged."""
+        with advising(self._again):
+            return open_array(self.directory / "tokens.npy", "iu", (self.settings["num_images"], None), mapped=True)
 
     @property
     def labels(self) -> np.ndarray | None:
-        """The labels (M,); None where captions were shown."""
+        """The labels (M,); None where captions were shown. InputError if their file is damaged."""
         file = self.directory / "labels.npy"
-        return np.load(file, allow_pickle=False) if file.exists() else None
+        if not file.exists():
+            return None
+        with advising(self._again):
+            labels = open_array(file, "iu", (self.settings["num_images"],))
+            num_classes = self.source.num_classes
+            if labels.min() < 0 or (num_classes and labels.max() >= num_classes):
+                raise Damaged(
+                    f"expected labels of {num_classes} classes in {file}, found {labels.min()} to {labels.max()}"
+                )
+        return labels
+
+    @property
+    def _again(self) -> str:
+        return f"draw another set with SAMPLES=..., or delete this one with `rm -r {shlex.quote(str(self.directory))}`"
 
     def open_images(self, device: torch.device) -> Images:
         """The images, read as they are needed. A set kept as tokens is decoded on `device`.
@@ -116,11 +188,12 @@ class SampleSet:
         drawn, present = self.manifest["tokenizer_sha256"], self.source.tokenizer_sha256
         if drawn != present:
             raise InputError(
-                f"{self.directory} holds tokens of the tokenizer {drawn[:12]}, but the one in use is {present[:12]}, "
-                f"which decodes them to other images; delete the set with `rm -r {self.directory}` to draw it again"
+                f"{self.directory} holds tokens of the tokenizer {drawn[:12]}, but the one in use is "
+                f"{str(present)[:12]}, which decodes them to other images; {self._again}"
             )
-        tokenizer = self.source.load_tokenizer().to(device)
-        return TokenImages(self.tokens, tokenizer, resolution_of(self.settings), str(self.directory))
+        tokenizer, tokens = self.source.load_tokenizer().to(device), self.tokens
+        check_tokens(tokens, tokenizer.num_tokens, f"{self.directory}/tokens.npy")
+        return TokenImages(tokens, tokenizer, resolution_of(self.settings), str(self.directory))
 
     def protocol(self) -> dict[str, Any]:
         """Settings and hashes that a result of these samples must carry."""

@@ -30,7 +30,7 @@ def test_what_a_run_has_read_is_kept(trained, tmp_path):
     run = Run(directory)
     found = run.protocol(manifest_of(run))
     weights = run.load_model().state_dict()
-    assert run.config.label == "masc" and run.provenance["parents"]["codebook"] == run.codebook.meta.sha256
+    assert run.config.label == "masc" and run.provenance.parents["codebook"] == run.codebook.meta.sha256
     shutil.rmtree(directory / "checkpoints")
     for name in ("config.yaml", "provenance.json"):
         (directory / name).unlink()
@@ -81,3 +81,13 @@ def test_inputs_remade_after_training_are_refused(trained, artifacts, tmp_path):
     gone = Run(directory)
     assert gone.class_names == [] and "label_map" not in gone.evidence()
     assert np.array_equal(gone.codebook.vectors, run.codebook.vectors)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"[]", b"{}", b'{"parents": {"codebook": 3}}', b'{"parents"', b"\xff"])
+def test_a_damaged_provenance_is_one_error_that_names_it(trained, tmp_path, content):
+    directory = Path(shutil.copytree(trained.directory, tmp_path / "copy"))
+    file = directory / "provenance.json"
+    file.unlink() if content is None else file.write_bytes(content)
+    for read in (Run(directory).load_model, Run(directory).evidence):
+        with tells(r"provenance\.json.*copy it back"):
+            read()

@@ -1,6 +1,7 @@
 """Sample sets on disk: what they hold, and what results say about them."""
 
 import hashlib
+import json
 from pathlib import Path
 
 import numpy as np
@@ -65,3 +66,58 @@ def test_evidence_counts_the_labels_of_the_images_measured(samples):
     assert samples.label_evidence(10) == counted | {"most": 1, "sorted": True}
     (samples.directory / "labels.npy").unlink()
     assert samples.label_evidence() is None  # captions were shown
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("weights_sha256", None),
+        ("config", []),
+        ("config.num_images", "12"),
+        ("config.num_images", True),
+        ("config.num_images", 0),
+        ("config.num_images", 13),  # tokens.npy has another length
+        ("config.form", "exe"),
+        ("config.use_ema", 1),
+        ("config.sampling", {"guidance": 2.0, "colour": 1}),
+        ("config.sampling", {"guidance": "much"}),
+        ("config.sampling", {"top_p": 7}),
+        ("config.release", {"name": "a"}),
+        ("config.release.grid", "4"),
+        ("", [1]),
+    ],
+)
+def test_a_damaged_manifest_is_one_error_that_names_its_file(samples, key, value):
+    file = samples.directory / "manifest.json"
+    content = json.loads(file.read_text())
+    if not key:
+        content = value
+    else:
+        part = content
+        *outer, last = key.split(".")
+        for name in outer:
+            part = part[name]
+        part[last] = value
+    file.write_text(json.dumps(content))
+    fresh = SampleSet(samples.source, "a")
+    with pytest.raises(InputError, match=r"manifest\.json|tokens\.npy"):
+        fresh.source.protocol(fresh.manifest | fresh.protocol())
+        fresh.open_images(torch.device("cpu"))
+
+
+def test_arrays_that_do_not_fit_the_manifest_are_one_error_each(samples):
+    for name, array in (
+        ("labels", np.arange(11)),
+        ("labels", np.full(12, 10)),  # there are 10 classes
+        ("labels", np.full(12, -1)),
+        ("labels", np.full(12, 2**62)),
+        ("labels", np.zeros(12)),
+        ("tokens", np.full((12, 16), 256)),
+        ("tokens", np.zeros(12, np.int64)),
+    ):
+        kept = (samples.directory / f"{name}.npy").read_bytes()
+        np.save(samples.directory / f"{name}.npy", array)
+        with pytest.raises(InputError, match=f"{name}.npy"):
+            samples.label_evidence()
+            samples.open_images(torch.device("cpu"))
+        (samples.directory / f"{name}.npy").write_bytes(kept)
