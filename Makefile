@@ -1,5 +1,29 @@
 # MASC on LlamaGen. `make help` lists the commands. MODEL, HEAD, TREE, DATA, ... name files in the groups of configs/.
 
+# The variables that a command takes. Each holds any text: neither make, nor the shell, nor Hydra reads anything into it.
+# ARGS, PYTHON and SETUP_PYTHON are words of the shell.
+CHOICES = MODEL HEAD TREE DATA DATA_PATH TOKENIZER K SEED SEEDS RUN RUN_DIR RUNS SAMPLES NAME RELEASE PRESET CAPTIONS RESULTS PROTOCOL ARGS
+VARIABLES = $(CHOICES) GPUS NODES MACHINE_RANK MAIN_HOST MAIN_PORT LAUNCH_DEVICE PYTHON SETUP_PYTHON
+GIVEN := $(foreach name,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(name)))),$(name)))
+UNKNOWN := $(filter-out $(VARIABLES) SHELL,$(GIVEN))
+comma := ,
+define newline
+
+
+endef
+$(if $(UNKNOWN),$(error there is no variable $(firstword $(UNKNOWN)); the variables are $(VARIABLES). A value of the config is given in ARGS, as in ARGS="steps=10"))
+$(foreach name,$(VARIABLES),$(if $(findstring $(newline),$(value $(name))),$(error $(name) holds a line break)))
+$(foreach name,$(CHOICES),$(if $(filter environment,$(origin $(name))),$(warning $(name)=$(value $(name)) is taken from the environment)))
+# Make would expand a $ in what was given.
+$(foreach name,$(VARIABLES),$(if $(filter command environment,$(firstword $(origin $(name)))),$(eval override $(name) := $$(value $(name)))))
+
+# $(call set,KEY,VARIABLE) is the word KEY=TEXT if the variable holds a text, and $(call each,KEY,VARIABLE) the word for
+# a list of texts. What stands before the word -- is taken as it is; behind it stand overrides in Hydra's grammar.
+quote = '$(subst ','\'',$(1))'
+set = $(if $($(2)),$(call quote,$(1)=$($(2))))
+each = $(if $($(2)),$(call quote,$(1)[]=$($(2))))
+WORDS = -- $(ARGS)
+
 PYTHON ?= .venv/bin/python
 SETUP_PYTHON ?= python3
 ARGS ?=
@@ -14,6 +38,7 @@ SEED ?= 0
 SEEDS ?= 0
 GPUS ?= 1
 NODES ?= 1
+DATA_PATH ?=
 K ?=
 RUN ?=
 RUN_DIR ?=
@@ -41,16 +66,16 @@ ON_CPUS = ACCELERATE_USE_CPU=1 $(PYTHON) -m torch.distributed.run --nproc_per_no
 LAUNCH = $(if $(filter-out 1,$(GPUS)$(NODES:1=)),$(if $(filter --cpu,$(LAUNCH_DEVICE)),$(ON_CPUS),$(ON_GPUS)),$(PYTHON))
 # Benchmarks import the scripts, and the stand-ins of the tests.
 BENCH = PYTHONPATH=scripts:tests $(PYTHON)
-CLUSTERS = $(if $(K),head.num_clusters=$(K))
-comma := ,
+CLUSTERS = $(call set,head.num_clusters,K)
+IMAGES = $(call set,data,DATA) $(call set,data.path,DATA_PATH)
 NEED_RUN = $(if $(RUN),,$(error say which run: make $@ RUN=runs/llamagen-tiny/masc/seed0))
 # The model that samples: a run, or a released model with its published settings.
-SUBJECT = $(if $(RELEASE),release=$(RELEASE) sampling=$(or $(PRESET),$(RELEASE)),'run="$(RUN)"' $(if $(PRESET),sampling=$(PRESET)))
+SUBJECT = $(if $(RELEASE),$(call set,release,RELEASE) $(call set,sampling,$(if $(PRESET),PRESET,RELEASE)),$(call set,run,RUN) $(call set,sampling,PRESET))
 
 # The measured images: samples of a run or a release by the name of their set, or any images by their path.
-PICTURES = $(if $(filter default,$(SAMPLES)),$(error say what to measure: RUN=runs/..., RELEASE=c2i_B_256, or SAMPLES=folder or .npz),'samples="$(SAMPLES)"')
-MEASURED = $(if $(RUN)$(RELEASE),$(SUBJECT) samples=$(SAMPLES),$(PICTURES))
-PROTOCOLS = $(foreach name,$(subst $(comma), ,$(PROTOCOL)),+protocol@protocols.$(name)=$(name))
+PICTURES = $(if $(filter default,$(SAMPLES)),$(error say what to measure: RUN=runs/..., RELEASE=c2i_B_256, or SAMPLES=folder or .npz),$(call set,samples,SAMPLES))
+MEASURED = $(if $(RUN)$(RELEASE),$(SUBJECT) $(call set,samples,SAMPLES),$(PICTURES))
+PROTOCOLS = $(foreach name,$(subst $(comma), ,$(PROTOCOL)),$(call quote,+protocol@protocols.$(name)=$(name)))
 
 .DEFAULT_GOAL := help
 .PHONY: help setup embedded-inputs reproduce tokenizer codebook codes check-codes import-codes tree tree-report train sample export parameters weights \
@@ -60,7 +85,7 @@ PROTOCOLS = $(foreach name,$(subst $(comma), ,$(PROTOCOL)),+protocol@protocols.$
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "  make %-16s %s\n", $$1, $$2}'
 	@echo
-	@echo "  MODEL HEAD TREE DATA TOKENIZER K SEED GPUS NODES choose; ARGS=\"key=value ...\" overrides any config value."
+	@echo "  MODEL HEAD TREE DATA DATA_PATH TOKENIZER K SEED GPUS NODES choose; ARGS=\"key=value ...\" overrides any config value."
 
 # The stamp's name holds a hash of the requirements, so a second `make setup` does nothing.
 STAMP = .venv/.installed-$(shell cat requirements.txt requirements-cpu.txt pyproject.toml 2>/dev/null | sha256sum | cut -c1-16)
@@ -85,32 +110,32 @@ reproduce tokenizer codebook codes check-codes import-codes tree tree-report emb
 endif
 
 # Variables that the main job does not read are refused.
-REFUSED = $(foreach name,MODEL DATA HEAD TREE TOKENIZER SEED,$(if $(filter command,$(firstword $(origin $(name)))),$(name)))
+REFUSED = $(filter MODEL DATA HEAD TREE TOKENIZER SEED,$(GIVEN))
 
 reproduce:  ## the main job on the embedded data, from images to the report: SEEDS=0,1,2 K=512
 	$(if $(strip $(REFUSED)),$(error make reproduce does not take $(strip $(REFUSED)): say it in ARGS, as in ARGS="heads=[flat$(comma)masc]"))
-	$(PYTHON) scripts/reproduce.py seeds=[$(SEEDS)] $(if $(K),num_clusters=$(K)) $(ARGS)
+	$(PYTHON) scripts/reproduce.py $(call each,seeds,SEEDS) $(call set,num_clusters,K) $(WORDS)
 
 tokenizer:  ## train the small tokenizer: TOKENIZER=emoji32
-	$(PYTHON) scripts/tokenizer.py tokenizer=$(TOKENIZER) data=$(if $(filter emoji64,$(TOKENIZER)),twemoji64,$(DATA)) $(ARGS)
+	$(PYTHON) scripts/tokenizer.py $(call set,tokenizer,TOKENIZER) $(if $(filter emoji64,$(TOKENIZER)),data=twemoji64,$(IMAGES)) $(WORDS)
 
 codebook:  ## effective codebook of a tokenizer: TOKENIZER=emoji32
-	$(PYTHON) scripts/codebook.py tokenizer=$(TOKENIZER) $(ARGS)
+	$(PYTHON) scripts/codebook.py $(call set,tokenizer,TOKENIZER) $(WORDS)
 
-codes:  ## encode images into packed codes: DATA=imagenet256 TOKENIZER=vq16 GPUS=8 ARGS=data.path=/data/ILSVRC
-	$(LAUNCH) scripts/codes.py data=$(DATA) tokenizer=$(TOKENIZER) $(ARGS)
+codes:  ## encode images into packed codes: DATA=imagenet256 TOKENIZER=vq16 GPUS=8 DATA_PATH=/data/ILSVRC
+	$(LAUNCH) scripts/codes.py $(IMAGES) $(call set,tokenizer,TOKENIZER) $(WORDS)
 
 check-codes:  ## verify the checksums of codes and decode a grid of random entries: DATA=... TOKENIZER=...
-	$(PYTHON) scripts/check_codes.py data=$(DATA) tokenizer=$(TOKENIZER) $(ARGS)
+	$(PYTHON) scripts/check_codes.py $(IMAGES) $(call set,tokenizer,TOKENIZER) $(WORDS)
 
 import-codes:  ## turn LlamaGen's .npy files into packed codes: DATA=imagenet256 ARGS="folders=[TEN_CROP,TEN_CROP_105]"
-	$(PYTHON) scripts/import_codes.py data=$(DATA) tokenizer=$(TOKENIZER) $(ARGS)
+	$(PYTHON) scripts/import_codes.py $(IMAGES) $(call set,tokenizer,TOKENIZER) $(WORDS)
 
 tree:  ## dendrogram of a codebook, or clusters by another method: TREE=masc TOKENIZER=emoji32 K=512
-	$(PYTHON) scripts/tree.py tree=$(TREE) tokenizer_name=$(TOKENIZER) $(CLUSTERS) $(ARGS)
+	$(PYTHON) scripts/tree.py $(call set,tree,TREE) $(call set,tokenizer_name,TOKENIZER) $(CLUSTERS) $(WORDS)
 
 tree-report:  ## one page that compares a tree with other clusterings: TOKENIZER=emoji32 K=512 ARGS=+tree@trees.ward=ward
-	$(PYTHON) scripts/tree_report.py tokenizer=$(TOKENIZER) data=$(DATA) $(if $(K),num_clusters=$(K)) $(ARGS)
+	$(PYTHON) scripts/tree_report.py $(call set,tokenizer,TOKENIZER) $(IMAGES) $(call set,num_clusters,K) $(WORDS)
 
 # On the embedded data `make train` makes its inputs; for ImageNet, where that takes hours, it names the commands.
 ifneq ($(findstring twemoji,$(DATA)),)
@@ -118,57 +143,57 @@ train: embedded-inputs
 endif
 
 embedded-inputs:
-	@test -e artifacts/$(TOKENIZER)/codes/$(DATA)/val/meta.json \
-		|| { $(PYTHON) scripts/codebook.py tokenizer=$(TOKENIZER) \
-		&& $(PYTHON) scripts/codes.py data=$(DATA) tokenizer=$(TOKENIZER); }
-	@test $(HEAD) = flat || $(PYTHON) scripts/tree.py tree=$(TREE) tokenizer_name=$(TOKENIZER) $(CLUSTERS) $(filter tree.%,$(ARGS))
+	@test -e $(call quote,artifacts/$(TOKENIZER)/codes/$(DATA)/val/meta.json) \
+		|| { $(PYTHON) scripts/codebook.py $(call set,tokenizer,TOKENIZER) -- \
+		&& $(PYTHON) scripts/codes.py $(call set,data,DATA) $(call set,tokenizer,TOKENIZER) -- ; }
+	@test $(call quote,$(HEAD)) = flat || $(PYTHON) scripts/tree.py $(call set,tree,TREE) $(call set,tokenizer_name,TOKENIZER) $(CLUSTERS) -- $(filter tree.%,$(ARGS))
 
 train:  ## train a run, or resume it: MODEL=llamagen-tiny HEAD=masc DATA=twemoji SEED=0 GPUS=1 NODES=1
-	$(LAUNCH) scripts/train.py model=$(MODEL) head=$(HEAD) tree=$(TREE) data=$(DATA) tokenizer_name=$(TOKENIZER) \
-		seed=$(SEED) $(CLUSTERS) $(if $(RUN_DIR),run_dir=$(RUN_DIR)) $(ARGS)
+	$(LAUNCH) scripts/train.py $(call set,model,MODEL) $(call set,head,HEAD) $(call set,tree,TREE) $(IMAGES) \
+		$(call set,tokenizer_name,TOKENIZER) $(call set,seed,SEED) $(CLUSTERS) $(call set,run_dir,RUN_DIR) $(WORDS)
 
 sample:  ## draw samples: RUN=runs/llamagen-tiny/masc/seed0, or RELEASE=c2i_B_256 PRESET=gallery
-	$(if $(RELEASE),,$(NEED_RUN))$(LAUNCH) scripts/sample.py $(SUBJECT) name=$(SAMPLES) $(ARGS)
+	$(if $(RELEASE),,$(NEED_RUN))$(LAUNCH) scripts/sample.py $(SUBJECT) $(call set,name,SAMPLES) $(WORDS)
 
 export:  ## a run's weights in LlamaGen's layout: RUN=runs/llamagen-b/flat/seed0
-	$(NEED_RUN)$(PYTHON) scripts/export.py 'run="$(RUN)"' $(ARGS)
+	$(NEED_RUN)$(PYTHON) scripts/export.py $(call set,run,RUN) $(WORDS)
 
 parameters:  ## exact parameter counts by size and vocabulary
-	$(PYTHON) scripts/parameters.py $(ARGS)
+	$(PYTHON) scripts/parameters.py $(WORDS)
 
 weights:  ## download and verify checkpoints, extractor weights, references: NAME=c2i_B_256,adm-imagenet256 (no NAME: list them)
-	$(PYTHON) scripts/weights.py names=[$(NAME)] $(ARGS)
+	$(PYTHON) scripts/weights.py $(call each,names,NAME) $(WORDS)
 
 text-features:  ## FLAN-T5-XL features of captions: CAPTIONS=captions_val2014.json GPUS=1
-	$(if $(CAPTIONS),,$(error say which captions: make $@ CAPTIONS=captions_val2014.json))$(LAUNCH) scripts/text_features.py 'captions="$(CAPTIONS)"' $(ARGS)
+	$(if $(CAPTIONS),,$(error say which captions: make $@ CAPTIONS=captions_val2014.json))$(LAUNCH) scripts/text_features.py $(call set,captions,CAPTIONS) $(WORDS)
 
 eval-tokenizer:  ## PSNR, SSIM, LPIPS, rFID, codebook usage, semantic replacement: TOKENIZER=emoji32 K=512
-	$(PYTHON) scripts/eval_tokenizer.py tokenizer=$(TOKENIZER) data=$(DATA) $(if $(K),num_clusters=[$(K)]) $(ARGS)
+	$(PYTHON) scripts/eval_tokenizer.py $(call set,tokenizer,TOKENIZER) $(IMAGES) $(call each,num_clusters,K) $(WORDS)
 
-reference:  ## statistics of an image source in ADM's layout, for FID: DATA=imagenet256 GPUS=8 ARGS=data.path=/data/ILSVRC
-	$(LAUNCH) scripts/reference.py data=$(DATA) $(ARGS)
+reference:  ## statistics of an image source in ADM's layout, for FID: DATA=imagenet256 GPUS=8 DATA_PATH=/data/ILSVRC
+	$(LAUNCH) scripts/reference.py $(IMAGES) $(WORDS)
 
 eval-fid:  ## FID, sFID, IS, precision, recall: RUN=..., RELEASE=c2i_B_256 or SAMPLES=folder|npz; PROTOCOL=adm,paper GPUS=8
-	$(LAUNCH) scripts/eval_fid.py $(MEASURED) $(PROTOCOLS) $(ARGS)
+	$(LAUNCH) scripts/eval_fid.py $(MEASURED) $(PROTOCOLS) $(WORDS)
 
-coco-captions:  ## choose 30,000 captions of val2014, one for each image: ARGS="coco=/data/coco caption_seed=0"
-	$(PYTHON) scripts/coco_captions.py $(ARGS)
+coco-captions:  ## choose 30,000 captions of val2014, one for each image: DATA_PATH=/data/coco ARGS=caption_seed=0
+	$(PYTHON) scripts/coco_captions.py $(call set,coco,DATA_PATH) $(WORDS)
 
-eval-coco: PICTURES = $(if $(filter default,$(SAMPLES)),$(error say what to measure: RUN=runs/..., RELEASE=t2i_XL_stage1_256, or SAMPLES=folder or .npz),'samples="$(SAMPLES)"')
-eval-coco:  ## FID, IS, CLIP score on COCO-30k: RUN=..., RELEASE=t2i_XL_stage1_256 or SAMPLES=folder|npz; ARGS="coco=/data/coco"
-	$(LAUNCH) scripts/eval_coco.py $(if $(RUN)$(RELEASE),$(SUBJECT) $(if $(filter-out default,$(SAMPLES)),samples=$(SAMPLES)),$(PICTURES)) $(ARGS)
+eval-coco: PICTURES = $(if $(filter default,$(SAMPLES)),$(error say what to measure: RUN=runs/..., RELEASE=t2i_XL_stage1_256, or SAMPLES=folder or .npz),$(call set,samples,SAMPLES))
+eval-coco:  ## FID, IS, CLIP score on COCO-30k: RUN=..., RELEASE=t2i_XL_stage1_256 or SAMPLES=folder|npz; DATA_PATH=/data/coco
+	$(LAUNCH) scripts/eval_coco.py $(if $(RUN)$(RELEASE),$(SUBJECT) $(if $(filter-out default,$(SAMPLES)),$(call set,samples,SAMPLES)),$(PICTURES)) $(call set,coco,DATA_PATH) $(WORDS)
 
 eval-replacement:  ## the semantic replacement test alone: TOKENIZER=emoji32 K=512,256 ARGS=+tree@trees.ward=ward
-	$(PYTHON) scripts/eval_tokenizer.py reconstruction=false tokenizer=$(TOKENIZER) data=$(DATA) $(if $(K),num_clusters=[$(K)]) $(ARGS)
+	$(PYTHON) scripts/eval_tokenizer.py reconstruction=false $(call set,tokenizer,TOKENIZER) $(IMAGES) $(call each,num_clusters,K) $(WORDS)
 
 eval-lite:  ## likelihood, FD-lite0, IS-lite0, precision, recall: RUN=... SAMPLES=default
-	$(NEED_RUN)$(PYTHON) scripts/eval_lite.py 'run="$(RUN)"' samples=[$(SAMPLES)] $(ARGS)
+	$(NEED_RUN)$(PYTHON) scripts/eval_lite.py $(call set,run,RUN) $(call each,samples,SAMPLES) $(WORDS)
 
 doctor:  ## probable causes of wrong results: RUN=runs/llamagen-b/flat/seed0, or RESULTS=.../default-adm.json
-	$(if $(RESULTS),,$(NEED_RUN))$(PYTHON) scripts/doctor.py $(if $(RESULTS),'results="$(RESULTS)"','run="$(RUN)"') $(ARGS)
+	$(if $(RESULTS),,$(NEED_RUN))$(PYTHON) scripts/doctor.py $(if $(RESULTS),$(call set,results,RESULTS),$(call set,run,RUN)) $(WORDS)
 
 report:  ## one page with all runs and the published results: RUNS=runs ARGS="results=[FILE] metrics=[FID]"
-	$(PYTHON) scripts/report.py $(if $(RUNS),'runs="$(RUNS)"') $(ARGS)
+	$(PYTHON) scripts/report.py $(call set,runs,RUNS) $(WORDS)
 
 sweep:  ## the learning-rate grid behind configs/tuned
 	$(BENCH) benchmarks/sweep.py $(ARGS)

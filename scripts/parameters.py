@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 import torch
 from stage import CONFIGS, load_config, run_stage
+from words import override
 
 from llamagen.backbones.base import DataShape
 from llamagen.model import build_model, count_parameters
@@ -20,7 +21,7 @@ class ParametersStage:
 
 def count(model: str, vocabulary: int, num_classes: int) -> int:
     """Parameters of a model that embeds and predicts `vocabulary` tokens (or clusters: MASC's K)."""
-    config = load_config("train", TrainConfig, [f"model={model}"]).model
+    config = load_config("train", TrainConfig, [override("model", model)]).model
     with torch.device("meta"):
         shape = DataShape(vocabulary, num_classes, num_positions=256)
         return count_parameters(build_model(config, FlatConfig(name="flat"), shape, None, seed=0))
@@ -32,7 +33,7 @@ def main(stage: ParametersStage) -> None:
     heads = "".join(f"{vocabulary:>16,}" for vocabulary in stage.vocabularies)
     print(f"{'model':18}{'body':>16}{heads}")
     for model in models:
-        width = load_config("train", TrainConfig, [f"model={model}"]).model.dim
+        width = load_config("train", TrainConfig, [override("model", model)]).model.dim
         counts = [count(model, vocabulary, stage.num_classes) for vocabulary in stage.vocabularies]
         body = counts[0] - 2 * stage.vocabularies[0] * width
         print(f"{model:18}{body:>16,}" + "".join(f"{number:>16,}" for number in counts))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from jobs import Job, available_cores, run_jobs
 from tqdm import tqdm
+from words import override
 
 from llamagen.evaluation.lite import EvalLiteConfig, unmeasured
 from llamagen.runs import Run
@@ -143,11 +144,11 @@ def _script(name: str, *overrides: str) -> list[str]:
 def _tokenizer_job(config: ReproduceConfig, layout: Layout, ks: list[int], test: TokenizerTest) -> Job:
     command = _script(
         "eval_tokenizer",
-        f"tokenizer={config.tokenizer.name}",
-        f"data={config.data}",
-        f"num_clusters=[{','.join(map(str, ks))}]",
-        f"num_images={config.num_samples}",
-        f"artifacts={config.artifacts}",
+        override("tokenizer", config.tokenizer.name),
+        override("data", config.data),
+        override("num_clusters", ks),
+        override("num_images", config.num_samples),
+        override("artifacts", config.artifacts),
     )
     log = layout.evaluation / "eval_tokenizer.log"
     return Job("measuring the tokenizer", command, log, lambda: test.is_done(layout.evaluation), total=0)
@@ -178,10 +179,10 @@ def _sample_job(run: PlannedRun, name: str, guidance: float, config: ReproduceCo
     )
     command = _script(
         "sample",
-        f"run={directory}",
-        f"name={name}",
-        f"num_images={config.num_samples}",
-        f"sampling.guidance={guidance}",
+        override("run", str(directory)),
+        override("name", name),
+        override("num_images", config.num_samples),
+        override("sampling.guidance", guidance),
     )
     log = directory / "sample.log"
     return Job(f"sampling {directory}", command, log, lambda: is_sampled(settings), total=config.num_samples)
@@ -190,6 +191,6 @@ def _sample_job(run: PlannedRun, name: str, guidance: float, config: ReproduceCo
 def _evaluate_job(run: PlannedRun, sets: list[str], config: ReproduceConfig) -> Job:
     directory = run.config.directory
     settings = EvalLiteConfig(run=str(directory), samples=sets)
-    command = _script("eval_lite", f"run={directory}", f"samples=[{','.join(sets)}]")
+    command = _script("eval_lite", override("run", str(directory)), override("samples", sets))
     log, total = directory / "eval_lite.log", config.num_samples * len(sets)
     return Job(f"measuring {directory}", command, log, lambda: not unmeasured(settings), total=total)

@@ -2,6 +2,7 @@
 
 from pipeline import PlannedRun, ReproduceConfig, reproduce
 from stage import load_config, run_stage
+from words import override
 
 from llamagen.training.config import TrainConfig
 from masc.runtime.run import split_label
@@ -9,23 +10,24 @@ from masc.runtime.run import split_label
 
 def has_one_cut(head: str) -> bool:
     """Whether a head of configs/head takes the number of clusters K."""
-    config = load_config("train", TrainConfig, [f"head={head}"]).head
+    config = load_config("train", TrainConfig, [override("head", head)]).head
     return hasattr(config, "num_clusters")
 
 
 def plan(config: ReproduceConfig, head: str, seed: int) -> PlannedRun:
     """The run of HEAD or HEAD-on-TREE at a seed."""
     name, tree = split_label(head)
-    cut = [f"head.num_clusters={config.num_clusters}"] if config.num_clusters is not None and has_one_cut(name) else []
+    k = config.num_clusters
+    cut = [override("head.num_clusters", k)] if k is not None and has_one_cut(name) else []
     overrides = [
-        f"model={config.model}",
-        f"data={config.data}",
-        f"head={name}",
-        f"tree={tree}",
-        f"seed={seed}",
-        f"tokenizer_name={config.tokenizer.name}",
-        f"artifacts={config.artifacts}",
-        f"run_dir={config.runs}/{config.model}/{head}/seed{seed}",
+        override("model", config.model),
+        override("data", config.data),
+        override("head", name),
+        override("tree", tree),
+        override("seed", seed),
+        override("tokenizer_name", config.tokenizer.name),
+        override("artifacts", config.artifacts),
+        override("run_dir", f"{config.runs}/{config.model}/{head}/seed{seed}"),
         *cut,
         *config.train_overrides,
     ]

@@ -2,6 +2,7 @@
 
 from accelerate import PartialState
 from stage import CONFIGS, load_config, run_stage
+from words import override
 
 from llamagen.sampling.draw import sample
 from llamagen.sampling.filters import SamplingConfig
@@ -13,7 +14,7 @@ def preset_of(config: SampleConfig) -> SamplingConfig | None:
     if config.release is None or not (CONFIGS / "sampling" / f"{config.release.name}.yaml").exists():
         return None
     name = config.release.name
-    return load_config("sample", SampleConfig, [f"release={name}", f"sampling={name}"]).sampling
+    return load_config("sample", SampleConfig, [override("release", name), override("sampling", name)]).sampling
 
 
 def main(config: SampleConfig) -> None:

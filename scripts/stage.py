@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import logging
+import re
 import shlex
 import signal
 import sys
@@ -15,9 +16,11 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.types import Override
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
 from omegaconf import OmegaConf
-from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
+from words import make_word, override, parse_words, read_words
 
 from masc.heads.config import CONFIGS as HEAD_CONFIGS
 from masc.runtime.errors import InputError, MissingArtifact
@@ -70,8 +73,8 @@ def command_for(error: MissingArtifact) -> str:
     commands = [command_for(other) for other in error.first]
     target, *variables = COMMANDS[error.kind]
     given = {name: error.facts.get(name.lower(), "...") for name in variables}
-    given["ARGS"] = " ".join(f"{key}={value}" for key, value in error.overrides.items()) or None
-    words = [f'{name}="{value}"' if " " in str(value) else f"{name}={value}" for name, value in given.items() if value]
+    given["ARGS"] = " ".join(shlex.quote(override(key, value)) for key, value in error.overrides.items()) or None
+    words = [make_word(name, value) for name, value in given.items() if value]
     if error.remove:
         commands.append(f"rm -r {shlex.quote(str(error.path))}")
     return " && ".join(dict.fromkeys([*commands, " ".join(["make", target, *words])]))
@@ -85,6 +88,7 @@ def explain(error: InputError) -> str:
 def load_config(stage: str, schema: type, overrides: list[str]) -> Any:
     """The config of a stage as its dataclass; InputError for an unknown choice or key, or a bad value."""
     _register(stage, schema)
+    _check_choices(parse_words(overrides))
     try:
         with initialize_config_dir(str(CONFIGS), version_base="1.3"):
             config = compose(stage, overrides)
@@ -93,7 +97,7 @@ def load_config(stage: str, schema: type, overrides: list[str]) -> Any:
             raise InputError(f"no value for {', '.join(missing)}; add KEY=VALUE to ARGS")
         return OmegaConf.to_object(config)
     except MissingConfigException as error:
-        raise InputError(_unknown_choice(stage, str(error))) from error
+        raise InputError(_missing_choice(stage, str(error))) from error
     except (HydraException, ConfigCompositionException, OmegaConfBaseException) as error:
         raise InputError(f"bad config for {stage}: {_in_words(error.__cause__ or error)}") from error
     except ValueError as error:  # from a dataclass's __post_init__
@@ -118,6 +122,9 @@ def named_config(group: str, name: str) -> Any:
 NAMED |= {group: partial(named_config, group) for group in ("tokenizer", "model")}
 
 
+TYPES = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}  # OmegaConf's words
+
+
 def _in_words(cause: BaseException) -> str:
     """The message of Hydra or OmegaConf in one line; for a key that does not exist, the keys that do."""
     schema = getattr(cause, "object_type", None)
@@ -125,6 +132,9 @@ def _in_words(cause: BaseException) -> str:
         section, _, key = str(cause.full_key).rpartition(".")
         known = ", ".join(field.name for field in dataclasses.fields(schema))
         return f"{section or 'it'} has no key {key}; the keys of {schema.__name__} are {known}"
+    found = re.match(r"Value (.*) of type .* could not be converted to (Integer|Float|Boolean)", str(cause))
+    if isinstance(cause, ValidationError) and found:
+        return f"{cause.full_key} must be {TYPES[found[2]]}, found {found[1]}"
     return " ".join(str(cause).split())
 
 
@@ -155,20 +165,19 @@ def _dataclasses_in(annotation: Any) -> Iterator[type]:
             yield from _dataclasses_in(hint)
 
 
-def _unknown_choice(stage: str, message: str) -> str:
-    # Hydra: "In 'train': Could not find 'head/x'\n\nAvailable options in 'head':\n\tflat\n\tmasc\n..."
-    lines = [line.strip() for line in message.splitlines() if line.strip()]
-    wanted = lines[0].split("'")[-2]
-    group, _, choice = wanted.partition("/")
-    if choice.endswith("_schema"):
-        return f"the stage {stage} reads no group {group}"
-    options = []
-    for line in lines[1:]:
-        if line.startswith("Config search path"):
-            break
-        if not line.startswith("Available options") and not line.endswith("_schema"):
-            options.append(line)
-    return f"there is no {group} called {choice!r}; {group.upper()} can be: {', '.join(options)}"
+def _check_choices(overrides: list[Override]) -> None:
+    """Raise InputError for a choice that no file of its group in configs/ bears."""
+    for group, choice in ((given.key_or_group, given.value()) for given in overrides):
+        options = sorted(file.stem for file in (CONFIGS / group).glob("*.yaml"))
+        if options and isinstance(choice, str) and choice not in options:
+            variable = "PRESET" if group == "sampling" else group.upper()
+            raise InputError(f"there is no {group} called {choice!r}; {variable} can be: {', '.join(options)}")
+
+
+def _missing_choice(stage: str, message: str) -> str:
+    # Hydra: "In 'train': Could not find 'data/data_schema'\n\nAvailable options in 'data':\n..."
+    group, _, choice = message.splitlines()[0].split("'")[-2].partition("/")
+    return f"the stage {stage} reads no group {group}" if choice.endswith("_schema") else " ".join(message.split())
 
 
 def run_stage(stage: str, schema: type, function: Callable[[Any], Any]) -> None:
@@ -178,7 +187,7 @@ def run_stage(stage: str, schema: type, function: Callable[[Any], Any]) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     logging.getLogger("faiss").setLevel(logging.WARNING)  # it logs each instruction set that it tries
     try:
-        overrides = sys.argv[1:]
+        overrides = read_words(sys.argv[1:])
         if "--help" in overrides or "-h" in overrides:
             defaults = load_config(stage, schema, [word for word in overrides if "=" in word])
             print(f"{(function.__doc__ or stage).strip()}\n\nKEY=VALUE overrides; the current values:\n")

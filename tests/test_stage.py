@@ -13,6 +13,7 @@ from tree import TreeStage, main
 from user_errors import tells
 
 from llamagen.runs import Run
+from llamagen.sampling.plan import SampleConfig
 from masc.build import TreeConfig
 from masc.runtime.errors import InputError, MissingArtifact
 
@@ -63,6 +64,14 @@ def test_a_group_that_a_stage_does_not_read_is_refused_by_name(store):
         load_config("tree", TreeStage, ["+data=twemoji"])
 
 
+def test_a_release_that_does_not_exist_is_called_a_release():
+    overrides = ["release=bogus", "sampling=bogus"]  # what make gives for RELEASE=bogus
+    with pytest.raises(InputError, match=r"^there is no release called 'bogus'; RELEASE can be: c2i_3B_384, "):
+        load_config("sample", SampleConfig, overrides)
+    with pytest.raises(InputError, match=r"^there is no sampling called 'bogus'; PRESET can be: "):
+        load_config("sample", SampleConfig, ["sampling=bogus"])
+
+
 def targets() -> set[str]:
     """The targets of the Makefile that `make help` lists."""
     return set(re.findall(r"^([a-z-]+):.*## ", MAKEFILE, re.MULTILINE))
@@ -72,7 +81,7 @@ def test_every_command_is_a_target_and_its_variables_are_read_by_the_makefile():
     for target, *variables in COMMANDS.values():
         assert target in targets()
         for name in variables:
-            assert f"$({name})" in MAKEFILE, name
+            assert re.search(rf"call (set|each),[a-z_.]+,{name}\)", MAKEFILE), name
 
 
 def test_every_kind_that_the_code_names_has_a_command(root):

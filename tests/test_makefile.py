@@ -1,0 +1,94 @@
+"""What the Makefile hands to the scripts, for the worst names that its variables can hold."""
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+
+import pytest
+from test_words import held
+from words import read_words
+
+WORST = """a  b'c"d[e]{f:g}=h$i${oc.env:HOME}`j`$(k)\\,é漢#%~*?!(l)&|;<m>@n"""
+
+
+@pytest.fixture(scope="module")
+def make(root, tmp_path_factory):
+    """Runs make with a Python that prints the words of each command; returns the words of the last, and the output."""
+    stub = tmp_path_factory.mktemp("a b") / "it's python"
+    stub.write_text(f"#!{sys.executable}\nimport json, sys\nprint(json.dumps(sys.argv[1:]))\n")
+    stub.chmod(0o755)
+
+    def run(*words, **environment):
+        command = ["make", "--silent", *words, f"PYTHON={shlex.quote(str(stub))}"]
+        done = subprocess.run(command, cwd=root, capture_output=True, text=True, env=os.environ | environment)
+        printed = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
+        return printed[-1] if printed else [], done.stdout + done.stderr
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("words", "key"),
+    [
+        ("train RUN_DIR", "run_dir"),
+        ("train MODEL", "model"),
+        ("train HEAD", "head"),
+        ("train TREE", "tree"),
+        ("train TOKENIZER", "tokenizer_name"),
+        ("train SEED", "seed"),
+        ("train K", "head.num_clusters"),
+        ("codes DATA", "data"),
+        ("codes DATA_PATH", "data.path"),
+        ("coco-captions DATA_PATH", "coco"),
+        ("sample RUN", "run"),
+        ("sample RELEASE", "release"),
+        ("sample RUN=r PRESET", "sampling"),
+        ("sample RUN=r SAMPLES", "name"),
+        ("export RUN", "run"),
+        ("eval-fid SAMPLES", "samples"),
+        ("eval-coco SAMPLES", "samples"),
+        ("doctor RESULTS", "results"),
+        ("report RUNS", "runs"),
+        ("text-features CAPTIONS", "captions"),
+    ],
+)
+def test_a_script_is_given_the_very_text_of_a_variable(make, words, key):
+    target, *given, variable = words.split()
+    (_, *arguments), _ = make(target, *given, f"{variable}={WORST}")
+    config = held(*(word for word in read_words(arguments) if not word.startswith("+")))
+    for part in key.split("."):
+        config = config[part]
+    assert config == WORST
+
+
+@pytest.mark.parametrize(
+    ("words", "key"), [("weights NAME", "names"), ("reproduce SEEDS", "seeds"), ("eval-tokenizer K", "num_clusters")]
+)
+def test_a_list_is_split_at_its_commas_only(make, words, key):
+    target, variable = words.split()
+    (_, *arguments), _ = make(target, f"{variable}={WORST}")
+    assert held(*read_words(arguments))[key] == WORST.split(",")
+
+
+def test_args_are_words_of_the_shell(make):
+    words, _ = make("report", "ARGS=a=1 'b=\"c d\"' e=$HOME")
+    assert words == ["scripts/report.py", "--", "a=1", 'b="c d"', f"e={os.environ['HOME']}"]
+
+
+@pytest.mark.parametrize("word", ["STEPS=10", "head=flat", "WORDS=x"])
+def test_a_variable_that_does_not_exist_is_refused(make, word):
+    words, said = make("train", word)
+    name = word.partition("=")[0]
+    assert words == [] and f"there is no variable {name}; the variables are MODEL HEAD " in said
+
+
+def test_a_line_break_is_refused(make):
+    assert "RUN holds a line break" in make("export", "RUN=a\nb")[1]
+
+
+def test_a_choice_from_the_environment_is_taken_and_told(make):
+    words, said = make("weights", NAME="$HOME")
+    assert read_words(words[1:]) == ["names=[$HOME]"]
+    assert "NAME=$HOME is taken from the environment" in said
