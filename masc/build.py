@@ -14,7 +14,7 @@ from masc.importers import import_partition
 from masc.kmeans import kmeans, kmeans_balanced, kmeans_sklearn, random_balanced
 from masc.linkage import ENGINES, average_linkage
 from masc.runtime.artifacts import Codebook, Meta
-from masc.runtime.errors import InputError
+from masc.runtime.errors import InputError, removal
 from masc.runtime.files import hash_file
 from masc.runtime.run import differences, provenance
 from masc.tree import Partition, Tree, load_tree, save_tree
@@ -131,7 +131,7 @@ def _reuse(
     if lines:
         raise InputError(
             f"{path} holds another clustering of that name:\n{lines}\nGive the new one another name, by a file in "
-            f"configs/tree or tree.name=..., or delete the old one with `rm {path}`"
+            f"configs/tree or tree.name=..., or delete the old one with `{removal(path)}`"
         )
     same_parents = meta.parents == {"codebook": codebook.meta.sha256, **parents}
     deep_enough = not isinstance(made, Tree) or made.coarsest <= config.coarsest

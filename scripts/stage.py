@@ -23,7 +23,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 from words import make_word, override, parse_words, read_words
 
 from masc.heads.config import CONFIGS as HEAD_CONFIGS
-from masc.runtime.errors import InputError, MissingArtifact
+from masc.runtime.errors import InputError, MissingArtifact, removal
 from masc.runtime.targets import NAMED
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -76,7 +76,7 @@ def command_for(error: MissingArtifact) -> str:
     given["ARGS"] = " ".join(shlex.quote(override(key, value)) for key, value in error.overrides.items()) or None
     words = [make_word(name, value) for name, value in given.items() if value]
     if error.remove:
-        commands.append(f"rm -r {shlex.quote(str(error.path))}")
+        commands.append(removal(error.path))
     return " && ".join(dict.fromkeys([*commands, " ".join(["make", target, *words])]))
 
 

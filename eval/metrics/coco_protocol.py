@@ -129,7 +129,7 @@ def choose_captions(root: Path, split: str, num_images: int, seed: int) -> Capti
 
     The order of the annotations does not matter. Raises InputError if they are missing or cover fewer images."""
     if not Path(root).is_dir():
-        raise InputError(f'no folder {root}; name the folder of COCO with ARGS="coco=FOLDER"')
+        raise InputError(f"no folder {root}; name the folder of COCO with DATA_PATH=FOLDER")
     file = find_annotations(Path(root), split)
     _, captions = read_annotations(file)
     if not 1 <= num_images <= len(captions):

@@ -19,7 +19,7 @@ from accelerate import PartialState
 from masc.layout import reference_file
 from masc.runtime.artifacts import hash_arrays, reuse_npz, save_npz
 from masc.runtime.device import from_main
-from masc.runtime.errors import InputError, MissingArtifact
+from masc.runtime.errors import InputError, MissingArtifact, removal
 from masc.runtime.files import hash_file, replacing
 from masc.runtime.npy import write_npy
 from masc.runtime.reading import Damaged, advising, check_array, check_json, parse_json, read_npz
@@ -273,7 +273,7 @@ def make_reference(
         if differing:
             raise InputError(
                 f'{path} holds another reference: {", ".join(differing)}. Choose another name with ARGS="name=...", or '
-                f"delete the file with `rm {path}`"
+                f"delete the file with `{removal(path)}`"
             )
         return
     found = inception_features(SourceImages(source), model, resize, batch_size, state)

@@ -25,7 +25,7 @@ from tqdm import tqdm
 from llamagen.conditions.captions import Captions, clean_caption
 from masc.runtime.codes import CAPTIONS_AT_MOST
 from masc.runtime.device import from_main, patient_accelerator
-from masc.runtime.errors import InputError, MissingArtifact
+from masc.runtime.errors import InputError, MissingArtifact, removal
 from masc.runtime.files import hash_file, recover, replacing, write_json
 from masc.runtime.reading import Damaged, check_array, damaged_is_missing, open_array, read_json, read_npz
 
@@ -113,7 +113,7 @@ def _is_done(path: Path, config: dict[str, Any]) -> bool:
     differing = [key for key in sorted(decisive) if there.get(key) != config[key]]
     if differing:
         listed = ", ".join(f"{key} {there.get(key)} there, {config[key]} now" for key in differing)
-        raise InputError(f"{path} holds other text features: {listed}; choose another out=..., or `rm -r {path}`")
+        raise InputError(f"{path} holds other text features: {listed}; choose another out=..., or `{removal(path)}`")
     return True
 
 

@@ -171,7 +171,7 @@ class CocoEvaluation(Evaluation):
         name = protocol.reference_name(config.split, shown.ids_sha256)
         path = reference_file(Path(config.extractor.artifacts), name)
         if config.coco is None and not path.exists():
-            raise InputError(f'no reference {path}; say where COCO lies with ARGS="coco=FOLDER"')
+            raise InputError(f"no reference {path}; say where COCO lies with DATA_PATH=FOLDER")
         if config.coco is None:
             return name
         source = coco_source(

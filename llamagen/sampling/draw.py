@@ -25,7 +25,7 @@ from llamagen.sampling.plan import SampleConfig, SamplePlan, make_plan, sampling
 from llamagen.sampling.sets import SampleSet, Source, TokenImages, read_manifest, resolution_of
 from masc.runtime.codes import code_type
 from masc.runtime.device import patient_accelerator
-from masc.runtime.errors import InputError
+from masc.runtime.errors import InputError, removal
 from masc.runtime.files import recover, replacing, write_json
 from masc.runtime.run import differences, flatten, locked, plain, provenance
 from vq.pixels import image_grid
@@ -122,7 +122,7 @@ def _refuse_other_settings(directory: Path, manifest: dict[str, Any]) -> None:
     if lines:
         raise InputError(
             f"{directory} holds samples of other settings:\n{lines}\nChoose another name with SAMPLES=..., or delete "
-            f"these with `rm -r {directory}`"
+            f"these with `{removal(directory)}`"
         )
     if there != manifest:
         logger.warning("%s was drawn from other weights; drawing again", directory)

@@ -16,7 +16,7 @@ from llamagen.sampling.filters import SamplingConfig
 from llamagen.sampling.images import UNIT, decode_unit
 from masc.runtime.artifacts import hash_arrays
 from masc.runtime.codes import check_tokens
-from masc.runtime.errors import InputError, MissingArtifact
+from masc.runtime.errors import InputError, MissingArtifact, removal
 from masc.runtime.reading import Damaged, advising, open_array, parse_json, read_bytes
 from metrics.streams import Images, open_samples
 from vq.interface import Tokenizer, device_of

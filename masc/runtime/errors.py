@@ -1,6 +1,7 @@
 """Errors that the user can correct, and what they say about the artefact that is missing."""
 
 import contextlib
+import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,11 @@ def _missing_artifact(
     facts: dict[str, Any],
 ) -> MissingArtifact:
     return MissingArtifact(kind, path, problem, remove=remove, overrides=overrides, first=first, **facts)
+
+
+def removal(path: Path) -> str:
+    """The command that deletes a file or a folder, to be typed in a shell."""
+    return f"rm -r {shlex.quote(str(path))}"
 
 
 @contextlib.contextmanager

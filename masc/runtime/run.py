@@ -15,7 +15,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from masc.runtime.errors import InputError
+from masc.runtime.errors import InputError, removal
 from masc.runtime.files import write_json, write_text
 from masc.runtime.locks import lock_file
 from masc.runtime.reading import advising, read_bytes, read_json, read_yaml
@@ -136,7 +136,7 @@ def open_run(
         if lines:
             raise InputError(
                 f"{path} holds a run with another config:\n{lines}\nChoose another directory with "
-                f"RUN_DIR=..., or delete this one with `rm -r {path}` to train it again"
+                f"RUN_DIR=..., or delete this one with `{removal(path)}` to train it again"
             )
         return stored
     write_json(

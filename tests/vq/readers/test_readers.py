@@ -264,7 +264,7 @@ def test_coco_has_captions_by_image_id(tmp_path, zipped):
 
 
 def test_sources_on_disk_need_a_folder_that_exists(tmp_path):
-    with pytest.raises(InputError, match=r'ARGS="data.path=FOLDER"'):
+    with pytest.raises(InputError, match="DATA_PATH=FOLDER"):
         load_images("imagenet", "train", 256)
     with pytest.raises(InputError, match=f"no folder {tmp_path}/none"):
         load_images("imagenet", "train", 256, f"{tmp_path}/none")

@@ -27,7 +27,7 @@ from tqdm import tqdm
 from masc.runtime.artifacts import Codebook
 from masc.runtime.codes import load_codes, read_meta, save_codes
 from masc.runtime.device import patient_state
-from masc.runtime.errors import InputError, MissingArtifact
+from masc.runtime.errors import InputError, MissingArtifact, removal
 from masc.runtime.files import recover
 from vq.codes.shards import ExtractConfig, Shards
 from vq.crops import Views
@@ -109,7 +109,9 @@ def _is_done(path: Path, codebook: Codebook, config: dict[str, Any], images: Ima
         except MissingArtifact as error:
             raise MissingArtifact("imported codes", path, str(error), remove=True) from error
         logger.info(
-            "%s holds imported codes, which are kept; to extract codes instead, delete them with rm -r %s", path, path
+            "%s holds imported codes, which are kept; to extract codes instead, delete them with %s",
+            path,
+            removal(path),
         )
         return True
     try:

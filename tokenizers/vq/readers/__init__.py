@@ -34,7 +34,7 @@ def load_images(name: str, split: str, resolution: int, path: str | None = None)
     if name not in ON_DISK:
         raise InputError(f"there is no image source {name!r}; choose one of {', '.join(SOURCES)}")
     if path is None:
-        raise InputError(f'the folder with the images of {name} is not named; name it with ARGS="data.path=FOLDER"')
+        raise InputError(f"the folder with the images of {name} is not named; name it with DATA_PATH=FOLDER")
     if not Path(path).is_dir():
-        raise InputError(f'no folder {path} with the images of {name}; name it with ARGS="data.path=FOLDER"')
+        raise InputError(f"no folder {path} with the images of {name}; name it with DATA_PATH=FOLDER")
     return ON_DISK[name](Path(path), split, resolution)

@@ -39,7 +39,7 @@ def load_lsun(root: Path, split: str, resolution: int) -> StoredImages:
     if not any(root.glob("*.zip")) and (any(root.glob("**/data.mdb"))):
         raise InputError(
             f"{root} holds LSUN's lmdb. Reading it needs the package lmdb, which this project does not use. Export its "
-            'images to a folder or to tars with LSUN\'s own data.py, and name that with ARGS="data.path=FOLDER"'
+            "images to a folder or to tars with LSUN's own data.py, and name that with DATA_PATH=FOLDER"
         )
     return _load_collection("lsun", root, split, resolution)
 

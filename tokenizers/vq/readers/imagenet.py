@@ -65,7 +65,7 @@ def load_imagenet(root: Path, split: str, resolution: int) -> StoredImages:
     else:
         raise InputError(
             f"no {split} images of ImageNet in {root}: expected {split}/ with a folder a class, {tar.name}, or "
-            f'shards *{split}*.tar; name the folder that holds them with ARGS="data.path=FOLDER"'
+            f"shards *{split}*.tar; name the folder that holds them with DATA_PATH=FOLDER"
         )
     if labels is None:
         labels = _labels_by_name(root, members)
