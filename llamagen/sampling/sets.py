@@ -1,7 +1,6 @@
 """Sample sets on disk: their images, how they were drawn, and which labels they show."""
 
 import hashlib
-import shlex
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -176,7 +175,7 @@ class SampleSet:
 
     @property
     def _again(self) -> str:
-        return f"draw another set with SAMPLES=..., or delete this one with `rm -r {shlex.quote(str(self.directory))}`"
+        return f"draw another set with SAMPLES=..., or delete this one with `{removal(self.directory)}`"
 
     def open_images(self, device: torch.device) -> Images:
         """The images, read as they are needed. A set kept as tokens is decoded on `device`.
