@@ -10,13 +10,12 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from llamagen.backbones.gpt import Transformer
 from llamagen.model import ARModel
 from masc.runtime.errors import InputError
-from masc.runtime.files import replacing
+from masc.runtime.files import replacing, save_torch
 from vq.checkpoint import CONTAINERS, find_state, load_state, read_checkpoint
 
 RELEASED = re.compile(r"(?:c2i|t2i)_\w+_(\d+)\.pt")  # the resolution in a released file's name
@@ -66,7 +65,7 @@ def save_official(model: ARModel, path: Path) -> None:
     """Write `{"model": state dict}`, what LlamaGen's samplers load."""
     state = official_state(model)
     with replacing(path) as temporary:
-        torch.save({"model": state}, temporary)
+        save_torch(temporary, {"model": state})
 
 
 def load_official(model: ARModel, path: Path, use_ema: bool = False) -> None:

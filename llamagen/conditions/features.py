@@ -27,6 +27,7 @@ from masc.runtime.codes import CAPTIONS_AT_MOST
 from masc.runtime.device import from_main, patient_accelerator
 from masc.runtime.errors import InputError, MissingArtifact, removal
 from masc.runtime.files import hash_file, recover, replacing, write_json
+from masc.runtime.npy import save_npy, write_npy
 from masc.runtime.reading import Damaged, check_array, damaged_is_missing, open_array, read_json, read_npz
 
 FORMAT, VERSION = "masc-text-features", 1
@@ -177,16 +178,10 @@ def _join(shards: list[Path], captions: Captions, config: dict[str, Any], path: 
     offsets = np.concatenate([[0], lengths.cumsum()]).astype(np.int64)
     with replacing(path) as temporary:
         temporary.mkdir()
-        features = np.lib.format.open_memmap(
-            temporary / "features.npy", "w+", np.uint16, shape=(int(offsets[-1]), width)
-        )
-        position = 0
-        for shard in shards:
-            rows = _read_shard(shard, "features")
-            features[position : position + len(rows)] = rows
-            position += len(rows)
-        features.flush()
-        np.save(temporary / "offsets.npy", offsets)
+        # Not a memory map: on a full disk, a write to one ends the process.
+        with (temporary / "features.npy").open("wb") as file:
+            write_npy(file, (_read_shard(shard, "features") for shard in shards), int(offsets[-1]), str(path))
+        save_npy(temporary / "offsets.npy", offsets)
         write_json(temporary / "captions.json", asdict(captions))
         meta = {
             "format": FORMAT,

@@ -26,7 +26,8 @@ from llamagen.sampling.sets import SampleSet, Source, TokenImages, read_manifest
 from masc.runtime.codes import code_type
 from masc.runtime.device import patient_accelerator
 from masc.runtime.errors import InputError, removal
-from masc.runtime.files import recover, replacing, write_json
+from masc.runtime.files import recover, remove_leftovers, replacing, write_json
+from masc.runtime.npy import save_npy
 from masc.runtime.run import differences, flatten, locked, plain, provenance
 from vq.pixels import image_grid
 
@@ -164,8 +165,8 @@ def _draw_tokens(config: SampleConfig, accelerator: Accelerator, plan: SamplePla
         mask = None if mask is None else mask.to(device)
         uniforms = image_uniforms(config.seed, rows, positions, decisions)
         drawn = generate(model, condition.to(device), uniforms, config.sampling, mask, config.compile).cpu().numpy()
-        with replacing(folder / f"{rows[0]:08d}-{rows[-1] + 1:08d}.npy") as temporary, temporary.open("wb") as file:
-            np.save(file, drawn)
+        with replacing(folder / f"{rows[0]:08d}-{rows[-1] + 1:08d}.npy") as temporary:
+            save_npy(temporary, drawn)
         bar.update(len(rows))
     plan.model.backbone.end_decoding()
     plan.model.to("cpu")  # the decoder may need the room
@@ -201,17 +202,16 @@ def _finish(
     with replacing(directory) as temporary:
         temporary.mkdir(parents=True)
         Image.fromarray(image_grid(shown, 8)).save(temporary / "grid.png")
-        np.save(temporary / "tokens.npy", decoded.tokens)
+        save_npy(temporary / "tokens.npy", decoded.tokens)
         if isinstance(conditions, TextFeatures):
             write_json(temporary / "captions.json", conditions.captions[: config.num_images])
         else:
-            np.save(temporary / "labels.npy", conditions.labels)
+            save_npy(temporary / "labels.npy", conditions.labels)
         write_json(temporary / "manifest.json", read_manifest(work))
         write_json(temporary / "provenance.json", provenance())
         if config.form == "npz":
             join_npz(work / "images", config.num_images, temporary / "images.npz")
         elif config.form == "png":
-            for leftover in (work / "images").glob(".*.partial"):  # of a process that died while it wrote
-                leftover.unlink()
+            remove_leftovers(work / "images")
             (work / "images").rename(temporary / "images")
     shutil.rmtree(work)

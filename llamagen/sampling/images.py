@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from masc.runtime.files import replacing
-from masc.runtime.npy import write_npy
+from masc.runtime.npy import save_npy, write_npy
 from vq.interface import Tokenizer
 from vq.pixels import to_uint8
 
@@ -61,8 +61,8 @@ def decode_units(
                 with replacing(png_path(folder, index)) as temporary:
                     Image.fromarray(image).save(temporary, format="PNG")
         else:
-            with replacing(_unit_path(folder, start)) as temporary, temporary.open("wb") as file:
-                np.save(file, images)
+            with replacing(_unit_path(folder, start)) as temporary:
+                save_npy(temporary, images)
 
 
 def png_path(folder: Path, index: int) -> Path:

@@ -5,13 +5,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from llamagen.training.average import averaged_parameters
 from masc.runtime.errors import InputError, MissingArtifact
-from masc.runtime.files import hash_file, recover, replacing, write_json
+from masc.runtime.files import hash_file, recover, replacing, save_safetensors, save_torch, write_json
 from masc.runtime.run import run_facts
 
 
@@ -35,11 +35,11 @@ def save_checkpoint(
     with replacing(path) as temporary:
         temporary.mkdir(parents=True)
         state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-        save_file(state, temporary / "model.safetensors", metadata={"format": "pt"})
+        save_safetensors(temporary / "model.safetensors", state)
         if average is not None:
             averaged = {name: value.cpu().contiguous() for name, value in averaged_parameters(average).items()}
-            save_file(averaged, temporary / "average.safetensors", metadata={"format": "pt"})
-        torch.save(optimizer.state_dict(), temporary / "optimizer.pt")
+            save_safetensors(temporary / "average.safetensors", averaged)
+        save_torch(temporary / "optimizer.pt", optimizer.state_dict())
         write_json(temporary / "progress.json", asdict(progress))
 
 

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from masc.runtime.artifacts import hash_arrays
 from masc.runtime.errors import InputError, MissingArtifact
 from masc.runtime.files import hash_file, replacing, write_json, write_text
-from masc.runtime.npy import write_npy
+from masc.runtime.npy import save_npy, write_npy
 from masc.runtime.reading import Damaged, damaged_is_missing, open_array, read_json
 
 FORMAT, VERSION = "masc-codes", 2
@@ -86,9 +86,9 @@ def save_codes(
         written, file = _Written(num_tokens, str(path)), temporary / "codes.npy"
         with file.open("wb") as stream:
             shape = write_npy(stream, written.pack(tokens), len(labels), f"{path}/codes.npy")
-        np.save(temporary / "used.npy", written.is_used)
-        np.save(temporary / "labels.npy", labels.astype(np.int64))
-        np.save(temporary / "groups.npy", groups.astype(np.int64))
+        save_npy(temporary / "used.npy", written.is_used)
+        save_npy(temporary / "labels.npy", labels.astype(np.int64))
+        save_npy(temporary / "groups.npy", groups.astype(np.int64))
         write_json(temporary / "captions.json", captions)
         write_text(temporary / "keys.txt", "".join(f"{key}\n" for key in keys))
         if failures:

@@ -1,78 +1,186 @@
-"""Files that are written completely or not at all."""
+"""Files and directories that are written completely or not at all, by any number of processes at once.
+
+A process writes under a temporary name, `.NAME.0.partial`, and holds the lock of `.NAME.0.partial.lock` meanwhile. A
+second process that writes the same target takes the next number. A temporary whose lock nobody holds was left by a
+dead process, whatever its number and machine; the next write into the folder removes it. On a file system without
+locks that is done once the lock's file is a day old."""
 
 import contextlib
 import errno
 import hashlib
+import itertools
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from masc.runtime.errors import InputError
+from masc.runtime.locks import claim, release
+from masc.runtime.writing import make_folder, writing
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+LONGEST = 200  # bytes of a name that its temporary names repeat; file systems allow 255
+LEFTOVER = re.compile(r"(\..+\.\d+\.partial)(\.lock)?", re.DOTALL)
+CROWDED = 1000  # files; a larger folder is searched for leftovers once a process
+_crowded: set[Path] = set()
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary name beside `path`, renamed to it on success and removed on failure.
 
-    An existing directory is first renamed; `recover` restores it if the process dies before the second rename."""
+    An existing directory is first renamed; if the process dies before the second rename, `recover` restores it and
+    `located` finds it. Where `path` is a link, what the link names is replaced. Raises InputError, with the cause, if
+    the system refuses a write, or if a directory is in the place of a file or a file in the place of a directory."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    with writing(path):
+        if path.is_symlink():
+            path = _behind_link(path)  # its folder is not made: the link may be to a disk that is not mounted
+        else:
+            make_folder(path.parent)
+        if path.parent not in _crowded:
+            remove_leftovers(path.parent)
+        with _temporary(path) as temporary:
+            yield temporary
+            _publish(temporary, path)
+
+
+def _behind_link(path: Path) -> Path:
+    return Path(os.path.realpath(path)) if path.is_symlink() else path
+
+
+@contextlib.contextmanager
+def _temporary(path: Path) -> Iterator[Path]:
+    """A name beside `path` that no other process uses; what has this name at the end is removed."""
+    for number in itertools.count():
+        temporary = path.with_name(f".{_short(path.name)}.{number}.partial")
+        lock = _lock_of(temporary)
+        if (held := claim(lock)) is not None:
+            break
     try:
+        _remove(temporary)  # a dead process may have left it
         yield temporary
-        if path.is_dir():
-            aside = _aside(path)
-            shutil.rmtree(aside, ignore_errors=True)
-            path.rename(aside)
-            temporary.rename(path)
-            shutil.rmtree(aside)
-        else:
-            temporary.replace(path)
-    except Exception as error:
-        if _is_full(error):
-            raise InputError(
-                f"no space left while writing {path} "
-                f"({shutil.disk_usage(path.parent).free / 2**20:.0f} MiB free on its disk); nothing was kept. "
-                "Free some space and run the same command again: it continues from its last files"
-            ) from error
-        raise
     finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary)
-        else:
-            temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # hides no error, and the next start removes what stays
+            _remove(temporary)
+        release(lock, held)
+
+
+def _short(name: str) -> str:
+    """The name, or a hash in the place of a long one."""
+    return name if len(os.fsencode(name)) <= LONGEST else hashlib.sha256(os.fsencode(name)).hexdigest()[:32]
+
+
+def _lock_of(temporary: Path) -> Path:
+    return temporary.with_name(f"{temporary.name}.lock")
+
+
+def _remove(path: Path) -> None:
+    """Delete a file, a link or a directory, if there is one."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what dead processes left in a folder while they wrote; what belongs to another user stays."""
+    with contextlib.suppress(PermissionError):
+        with os.scandir(folder) as entries:
+            names = [entry.name for entry in entries]
+        if len(names) > CROWDED:
+            _crowded.add(folder)
+        for temporary in {folder / found[1] for found in map(LEFTOVER.fullmatch, names) if found}:
+            lock = _lock_of(temporary)
+            if (held := claim(lock)) is not None:
+                with contextlib.suppress(OSError):
+                    _remove(temporary)
+                release(lock, held)
+
+
+def _publish(temporary: Path, path: Path) -> None:
+    """Rename what was written to `path`."""
+    if not temporary.is_dir():
+        temporary.replace(path)
+        return
+    aside = _aside(path)
+    for attempt in itertools.count():
+        try:
+            if path.is_dir():
+                shutil.rmtree(aside, ignore_errors=True)
+                path.rename(aside)
+            temporary.rename(path)
+            break
+        except OSError as error:
+            # Another process renamed its own directory in between.
+            if error.errno not in (errno.ENOENT, errno.ENOTEMPTY, errno.EEXIST) or attempt == 100:
+                raise
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def _aside(path: Path) -> Path:
-    return path.with_name(f".{path.name}.old")
+    return path.with_name(f".{_short(path.name)}.old")
 
 
 def recover(path: Path) -> None:
-    """Restore the directory that `replacing` had renamed when its process died."""
-    if not path.exists() and _aside(path).exists():
-        _aside(path).rename(path)
+    """Restore the directory that `replacing` had renamed when its process died. For those who write it."""
+    with writing(path):
+        path = _behind_link(Path(path))
+        try:
+            if not path.exists() and _aside(path).exists():
+                _aside(path).rename(path)
+        except OSError as error:
+            # There is none, or another process restored or wrote it in between.
+            if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ENOTEMPTY, errno.EEXIST):
+                raise
 
 
-def _is_full(error: Exception) -> bool:
-    """Whether a write failed because the disk is full; safetensors and torch say so only in the message."""
-    if isinstance(error, OSError):
-        return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    words = ("No space left", "os error 28", "File too large", "os error 27", "inline_container")
-    return any(word in str(error) for word in words)
+def located(path: Path) -> Path:
+    """Where the directory `path` is: there, or where `replacing` had renamed it when its process died.
+
+    For those who read it, because nothing is changed. `path` if there is none."""
+    path = Path(path)
+    with contextlib.suppress(PermissionError):  # whoever opens its files gives the error
+        aside = _aside(_behind_link(path))
+        # A process may rename both in between, so `path` is looked at twice.
+        return next((place for place in (path, aside, path) if place.exists()), path)
+    return path
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file completely or not at all."""
+    """Write a text file in UTF-8, completely or not at all."""
     with replacing(path) as temporary:
-        temporary.write_text(text)
+        temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, content: Any) -> None:
     """Write a JSON file completely or not at all, keys in the given order."""
     write_text(path, json.dumps(content, indent=1) + "\n")
+
+
+def save_safetensors(path: Path, tensors: "dict[str, Tensor]", metadata: dict[str, str] | None = None) -> None:
+    """Write tensors to `path`, under a name of `replacing`, with the permissions of any other file.
+
+    The library's own function leaves the file readable by its owner only."""
+    from safetensors.torch import save_file
+
+    path.touch()
+    mode = path.stat().st_mode
+    save_file(tensors, path, metadata={"format": "pt", **(metadata or {})})
+    if path.stat().st_mode != mode:
+        path.chmod(mode)
+
+
+def save_torch(path: Path, content: Any) -> None:
+    """Write `content` with torch.save to `path`, under a name of `replacing`."""
+    import torch
+
+    with path.open("wb") as file:  # torch does not name the error of a write to a path
+        torch.save(content, file)
 
 
 def hash_file(path: Path) -> str:

@@ -1,6 +1,7 @@
-"""Large arrays written a part at a time, in NumPy's format."""
+"""Arrays written in NumPy's format, large ones a part at a time."""
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
@@ -27,3 +28,11 @@ def write_npy(file: BinaryIO, parts: Iterable[np.ndarray], num_rows: int, where:
     if first is None or written != num_rows:
         raise InputError(f"there are {written} rows for {where}, expected {num_rows}")
     return (num_rows, *first.shape[1:])
+
+
+def save_npy(path: Path, array: np.ndarray) -> None:
+    """Write one array (M, ...) to `path`, under a name of `replacing`.
+
+    np.save does not say why the system refuses a write."""
+    with path.open("wb") as file:
+        write_npy(file, [array], len(array), str(path))

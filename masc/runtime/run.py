@@ -19,6 +19,7 @@ from masc.runtime.errors import InputError, removal
 from masc.runtime.files import write_json, write_text
 from masc.runtime.locks import lock_file
 from masc.runtime.reading import advising, read_bytes, read_json, read_yaml
+from masc.runtime.writing import make_folder, writing
 
 logger = logging.getLogger(__name__)
 CHECKPOINTS = "checkpoints"  # folder of a run
@@ -60,7 +61,7 @@ def differences(there: dict[str, Any], now: dict[str, Any], volatile: tuple[str,
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Hold the directory `path`, created if it is missing; InputError if another process holds it."""
-    path.mkdir(parents=True, exist_ok=True)
+    make_folder(path)
     with lock_file(path / ".lock", busy=f"another process is using {path}; wait for it, or stop it first"):
         yield
 
@@ -223,7 +224,7 @@ class MetricsLog:
         write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
 
     def write(self, row: dict[str, float | int]) -> None:
-        with self.path.open("a") as file:
+        with writing(self.path), self.path.open("a") as file:
             file.write(json.dumps(row) + "\n")
 
 

@@ -14,13 +14,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
 from masc.runtime.device import check_precision, resolve_precision
 from masc.runtime.errors import InputError
-from masc.runtime.files import replacing
+from masc.runtime.files import replacing, save_safetensors
 from masc.runtime.groups import Groups
 from masc.runtime.run import plain
 from masc.runtime.streams import Purpose, random_stream
@@ -146,4 +145,4 @@ def save_tokenizer(name: str, model: ConvVQ, path: Path, extra: dict[str, Any]) 
     state = {name: value.detach().half().contiguous() for name, value in model.state_dict().items()}
     header = {"config": json.dumps({"name": name, **model.options}), "extra": json.dumps(extra)}
     with replacing(path) as temporary:
-        save_file(state, temporary, metadata={"format": "pt", **header})
+        save_safetensors(temporary, state, header)

@@ -1,23 +1,15 @@
 """Artefacts: whole or absent, and never of something else."""
 
-import contextlib
-import errno
 import json
-import os
 import pickle
-import resource
-import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from safetensors.torch import save_file
 
 from masc.runtime.artifacts import Codebook, hash_arrays, load_npz, reuse_npz, save_npz
 from masc.runtime.codes import load_codes, save_codes
 from masc.runtime.errors import InputError, MissingArtifact, naming
-from masc.runtime.files import recover, replacing, write_text
 
 VECTORS = np.eye(4, dtype=np.float32)
 
@@ -95,71 +87,6 @@ def test_reuse_needs_the_same_config_and_parents(tmp_path):
     assert reuse_npz(path, "thing", 1, {"k": 1}, {"p": "y"}, layout) is None
     path.write_bytes(b"broken")
     assert reuse_npz(path, "thing", 1, {"k": 1}, {"p": "x"}, layout) is None
-
-
-def test_a_failed_write_keeps_the_old_file_and_leaves_nothing_behind(tmp_path):
-    write_text(tmp_path / "a.txt", "old")
-    with pytest.raises(RuntimeError), replacing(tmp_path / "a.txt") as temporary:
-        temporary.write_text("half")
-        raise RuntimeError
-    assert [file.name for file in tmp_path.iterdir()] == ["a.txt"]
-    assert (tmp_path / "a.txt").read_text() == "old"
-
-
-def test_a_full_disk_is_one_clear_error(tmp_path):
-    def fill_the_disk():
-        with replacing(tmp_path / "a.txt") as temporary:
-            temporary.write_text("half")
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    with pytest.raises(InputError, match=r"no space left while writing .*a.txt.*Free some space"):
-        fill_the_disk()
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_directory_moved_aside_by_a_killed_process_comes_back(tmp_path):
-    with replacing(tmp_path / "last") as temporary:
-        temporary.mkdir()
-        (temporary / "a").write_text("1")
-    (tmp_path / "last").rename(tmp_path / ".last.old")  # where a kill between the two renames leaves it
-    recover(tmp_path / "last")
-    assert (tmp_path / "last" / "a").read_text() == "1"
-    with replacing(tmp_path / "last") as temporary:
-        temporary.mkdir()
-    assert [file.name for file in tmp_path.iterdir()] == ["last"]
-
-
-WRITERS = {
-    "safetensors": lambda tensor, file: save_file({"a": tensor}, file),
-    "torch": torch.save,
-    "numpy": lambda tensor, file: np.savez(file.open("wb"), a=tensor.numpy()),
-}
-
-
-@contextlib.contextmanager
-def files_of_10_kb():
-    """A limit on the size of every file that this process writes, in place of a full disk.
-
-    It holds for pytest's own output too, which writes nothing during the block."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        signal.signal(signal.SIGXFSZ, handler)
-
-
-@pytest.mark.parametrize("writer", WRITERS)
-def test_a_write_the_system_refuses_is_one_clear_error(tmp_path, writer):
-    with (
-        pytest.raises(InputError, match="no space left while writing"),
-        files_of_10_kb(),
-        replacing(tmp_path / "big") as temporary,
-    ):
-        WRITERS[writer](torch.zeros(100_000), temporary)
-    assert not [file for file in tmp_path.iterdir() if file.name == "big"]
 
 
 def test_a_missing_artifact_reaches_other_processes_whole():

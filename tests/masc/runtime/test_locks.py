@@ -3,14 +3,17 @@
 import contextlib
 import errno
 import fcntl
+import logging
+import os
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
 
 from masc.runtime.errors import InputError
-from masc.runtime.locks import _warn_once, lock_file
+from masc.runtime.locks import _warn_once, claim, lock_file, release
 from masc.runtime.run import locked
 
 HOLDER = """
@@ -75,6 +78,68 @@ def test_a_file_system_without_locks_gives_one_warning(tmp_path, monkeypatch, ca
     assert record.getMessage().startswith(f"the file system of {tmp_path} has no file locks")
 
 
-def test_another_error_of_the_lock_is_raised(tmp_path):
-    with pytest.raises(IsADirectoryError), lock_file(tmp_path):
+@pytest.mark.parametrize("code", [errno.EIO, errno.ESTALE])
+def test_another_error_of_the_lock_is_raised_in_words(tmp_path, monkeypatch, code):
+    def flock(file, operation):
+        raise OSError(code, os.strerror(code))
+
+    with pytest.raises(InputError, match="a folder is in the place of a file while writing"), lock_file(tmp_path):
         pass
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(InputError, match=rf"{os.strerror(code)} while writing .*\.lock"), locked(tmp_path):
+        pass
+
+
+def test_a_directory_that_cannot_be_made_or_written_is_said(tmp_path, monkeypatch):
+    def refuse(*arguments):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"expected a folder at .*file, found a file"), locked(tmp_path / "file" / "a"):
+        pass
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(InputError, match=r"permission denied while writing .*\.lock; choose another"), locked(tmp_path):
+        pass
+
+
+def test_a_lock_is_taken_by_all_users_of_a_shared_folder(tmp_path):
+    before = os.umask(0o002)
+    try:
+        with lock_file(tmp_path / "lock"):
+            assert (tmp_path / "lock").stat().st_mode & 0o777 == 0o664
+    finally:
+        os.umask(before)
+
+
+def test_a_process_that_waits_says_so_once(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    with holder(tmp_path / "lock") as process:
+        threading.Timer(0.2, process.kill).start()
+        with lock_file(tmp_path / "lock", waiting="waiting for the other"):
+            pass
+    assert [record.getMessage() for record in caplog.records] == ["waiting for the other"]
+
+
+def test_a_claim_of_a_living_process_holds_and_one_of_a_dead_process_is_taken_over(tmp_path):
+    claimed = claim(tmp_path / "a")
+    assert claim(tmp_path / "a") is None
+    release(tmp_path / "a", claimed)
+    assert not (tmp_path / "a").exists()
+    (tmp_path / "a").touch()
+    release(tmp_path / "a", claim(tmp_path / "a"))
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_claim_whose_file_another_process_deleted_is_made_again(tmp_path, monkeypatch):
+    flock, seen = fcntl.flock, []
+
+    def deleting(file, operation):
+        if not seen:
+            seen.append(file)
+            (tmp_path / "a").unlink()
+        flock(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", deleting)
+    claimed = claim(tmp_path / "a")
+    assert os.path.samestat(os.fstat(claimed), (tmp_path / "a").stat())
+    release(tmp_path / "a", claimed)

@@ -1,0 +1,108 @@
+"""What the system answers to a write, in words: no space, no permission, a name that is too long, and others."""
+
+import contextlib
+import errno
+import os
+import re
+import resource
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from masc.runtime.errors import InputError
+
+CAUSES = {
+    errno.ENOSPC: "no space left",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "the file would be larger than a limit on the size of files",
+    errno.EROFS: "the file system is read-only",
+    errno.EACCES: "permission denied",
+    errno.EPERM: "permission denied",
+    errno.ENOTDIR: "a file is in the place of a folder",
+    errno.EISDIR: "a folder is in the place of a file",
+    errno.ENAMETOOLONG: "the name is longer than the file system allows",
+    errno.EXDEV: "a directory of a container's image cannot be renamed",  # overlayfs
+}
+ADVICE = {
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "free some space",
+    errno.EFBIG: "raise the limit, or choose another disk",
+    errno.EROFS: "choose another folder",
+    errno.EACCES: "choose another folder, or change its permissions",
+    errno.EPERM: "choose another folder, or change its permissions",
+    errno.ENOTDIR: "move it away, or choose another path",
+    errno.EISDIR: "move it away, or choose another path",
+    errno.ENAMETOOLONG: "choose a shorter one",
+    errno.EXDEV: "copy it to another name, delete it, rename the copy to the first name",
+}
+UNNAMED = -1  # torch and NumPy do not always name the error
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Raise one InputError, with `path` and the cause, for an error of the system that is raised inside."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:  # safetensors and torch raise classes of their own
+        words = in_words(error, path)
+        if words is None:
+            raise
+        raise InputError(words) from error
+
+
+def make_folder(path: Path) -> None:
+    """Create the folder `path` and those above it; InputError if that is not possible."""
+    path = Path(path)
+    with writing(path):
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            there = next((part for part in (path, *path.parents) if os.path.lexists(part) and not part.is_dir()), path)
+            found = f"a link to {there.readlink()}, where there is no folder" if there.is_symlink() else "a file"
+            raise InputError(
+                f"expected a folder at {there}, found {found}; move it away, or choose another path"
+            ) from error
+
+
+def in_words(error: Exception, path: Path) -> str | None:
+    """The message for an error of the system while `path` was written; None for an error of another kind."""
+    number = _number_of(error)
+    if number is None:
+        return None
+    place = getattr(error, "filename2", None) or getattr(error, "filename", None)  # a rename has two
+    cause = CAUSES.get(number) or os.strerror(number)
+    if number == UNNAMED:
+        cause = "no space left, or the file would be larger than a limit on the size of files"
+    elif number == errno.ENOSPC:
+        cause += _room(Path(path).parent)
+    elif number == errno.EFBIG:
+        limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+        cause += "" if limit == resource.RLIM_INFINITY else f" (`ulimit -f`: {limit} bytes)"
+    elif place is not None and os.fsdecode(place) != str(path):
+        cause += f" ({os.fsdecode(place)})"
+    advice = ADVICE.get(number, "repair that")
+    return f"{cause} while writing {path}; {advice}. The same command then continues from its last files"
+
+
+def _number_of(error: Exception) -> int | None:
+    """The system's number of an error; UNNAMED for an error of a write that names none; None for other errors."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno
+    if isinstance(error, RuntimeError) and isinstance(error.__context__, OSError):  # torch.save to an open file
+        return error.__context__.errno
+    if found := re.search(r"\(os error (\d+)\)", str(error)):  # safetensors
+        return int(found[1])
+    is_write = re.search(r"inline_container|^\d+ requested and \d+ written$", str(error))  # torch.save, ndarray.tofile
+    return UNNAMED if is_write else None
+
+
+def _room(folder: Path) -> str:
+    """What is left on the disk of a folder."""
+    try:
+        is_full_of_files = os.statvfs(folder).f_favail == 0 < os.statvfs(folder).f_files
+        free = shutil.disk_usage(folder).free
+    except OSError:
+        return ""
+    return " for more files" if is_full_of_files else f" ({free / 2**20:.0f} MiB free on its disk)"

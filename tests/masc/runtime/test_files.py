@@ -1,0 +1,449 @@
+"""Files that are whole or absent, whoever else writes them, whatever the system answers."""
+
+import contextlib
+import errno
+import fcntl
+import os
+import re
+import resource
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from masc.runtime import files
+from masc.runtime.errors import InputError
+from masc.runtime.files import (
+    located,
+    recover,
+    remove_leftovers,
+    replacing,
+    save_safetensors,
+    save_torch,
+    write_json,
+    write_text,
+)
+from masc.runtime.npy import save_npy
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def write_folder(path, text):
+    with replacing(path) as temporary:
+        temporary.mkdir()
+        (temporary / "a").write_text(text)
+
+
+def test_a_failed_write_keeps_the_old_file_and_leaves_nothing_behind(tmp_path):
+    write_text(tmp_path / "a.txt", "old")
+    with pytest.raises(RuntimeError), replacing(tmp_path / "a.txt") as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert names(tmp_path) == ["a.txt"]
+    assert (tmp_path / "a.txt").read_text() == "old"
+
+
+# A process that writes a file and a folder, and waits for a line within both. It has the number that a container gives.
+WRITER = """
+import os, sys
+from pathlib import Path
+from masc.runtime.files import replacing
+os.getpid = lambda: 1
+with replacing(Path(sys.argv[1])) as file, replacing(Path(sys.argv[2])) as folder:
+    file.write_text("theirs")
+    folder.mkdir()
+    (folder / "a").write_text("theirs")
+    print("writing", flush=True)
+    sys.stdin.readline()
+"""
+
+
+@contextlib.contextmanager
+def writer(folder):
+    """A second process that writes `file` and `folder` below `folder` until it reads a line."""
+    command = [sys.executable, "-c", WRITER, folder / "file", folder / "folder"]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout.readline() == "writing\n"
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_two_processes_of_one_number_write_one_target_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "getpid", lambda: 1)
+    with writer(tmp_path) as process:
+        write_text(tmp_path / "file", "ours")
+        write_folder(tmp_path / "folder", "ours")
+        assert (tmp_path / "file").read_text() == (tmp_path / "folder" / "a").read_text() == "ours"
+        process.communicate("\n")
+        assert process.returncode == 0
+    assert (tmp_path / "file").read_text() == (tmp_path / "folder" / "a").read_text() == "theirs"
+    assert names(tmp_path) == ["file", "folder"]
+
+
+def test_what_a_killed_process_left_is_removed_by_the_next_write_into_the_folder(tmp_path):
+    with writer(tmp_path) as process:
+        process.kill()
+        process.wait()
+        assert len(names(tmp_path)) == 4
+        write_text(tmp_path / "other", "")
+    assert names(tmp_path) == ["other"]
+
+
+@pytest.mark.parametrize("number", [1, os.getpid(), 12345])
+def test_what_an_earlier_version_left_is_removed_whatever_its_number(tmp_path, number):
+    (tmp_path / f".a.txt.{number}.partial").write_text("half")
+    (tmp_path / f".last.{number}.partial").mkdir()
+    (tmp_path / f".last.{number}.partial" / "a").write_text("half")
+    write_text(tmp_path / "a.txt", "whole")
+    write_folder(tmp_path / "last", "whole")
+    assert names(tmp_path) == ["a.txt", "last"]
+
+
+def test_a_large_folder_is_searched_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "CROWDED", 2)
+    for name in "abcd":
+        write_text(tmp_path / name, "")
+    (tmp_path / ".a.7.partial").write_text("")
+    write_text(tmp_path / "a", "")
+    assert (tmp_path / ".a.7.partial").exists()
+    remove_leftovers(tmp_path)
+    assert not (tmp_path / ".a.7.partial").exists()
+
+
+def test_without_locks_a_temporary_counts_as_left_after_a_day(tmp_path, monkeypatch):
+    def flock(file, operation):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    for number, age in ((0, 0), (1, 25 * 3600)):
+        for name in (f".a.{number}.partial", f".a.{number}.partial.lock"):
+            (tmp_path / name).write_text("")
+            os.utime(tmp_path / name, (time.time() - age,) * 2)
+    write_text(tmp_path / "a", "whole")
+    assert names(tmp_path) == [".a.0.partial", ".a.0.partial.lock", "a"]
+
+
+def test_a_directory_moved_aside_by_a_killed_process_comes_back(tmp_path):
+    write_folder(tmp_path / "last", "1")
+    (tmp_path / "last").rename(tmp_path / ".last.old")  # where a kill between the two renames leaves it
+    assert located(tmp_path / "last") == tmp_path / ".last.old"
+    assert names(tmp_path) == [".last.old"]  # readers change nothing
+    recover(tmp_path / "last")
+    assert located(tmp_path / "last") == tmp_path / "last"
+    assert (tmp_path / "last" / "a").read_text() == "1"
+    write_folder(tmp_path / "last", "2")
+    assert names(tmp_path) == ["last"]
+
+
+def test_a_write_over_a_directory_that_was_moved_aside_removes_the_old_one_last(tmp_path):
+    write_folder(tmp_path / "last", "1")
+    (tmp_path / "last").rename(tmp_path / ".last.old")
+    write_folder(tmp_path / "last", "2")
+    assert names(tmp_path) == ["last"] and (tmp_path / "last" / "a").read_text() == "2"
+
+
+@pytest.mark.parametrize("theirs", ["restored", "written"])
+def test_two_processes_may_restore_a_directory_at_once(tmp_path, monkeypatch, theirs):
+    write_folder(tmp_path / ".last.old", "1")
+    rename = Path.rename
+
+    def second(source, target):  # another process was faster
+        if theirs == "restored":
+            rename(source, target)
+        else:
+            target.mkdir()
+            (target / "b").touch()
+        return rename(source, target)
+
+    monkeypatch.setattr(Path, "rename", second)
+    recover(tmp_path / "last")
+    assert (tmp_path / "last").is_dir()
+
+
+def test_a_directory_that_appears_during_a_write_is_replaced(tmp_path, monkeypatch):
+    rename, seen = Path.rename, []
+
+    def raced(source, target):
+        if not seen:  # another process puts its own directory there first
+            seen.append(target)
+            shutil.copytree(source, target)
+        return rename(source, target)
+
+    monkeypatch.setattr(Path, "rename", raced)
+    write_folder(tmp_path / "last", "ours")
+    assert names(tmp_path) == ["last"] and (tmp_path / "last" / "a").read_text() == "ours"
+
+
+WRITERS = {
+    "safetensors": lambda tensor, file: save_safetensors(file, {"a": tensor}, {"b": "c"}),
+    "torch": lambda tensor, file: save_torch(file, tensor),
+    "npy": lambda tensor, file: save_npy(file, tensor.numpy()),
+    "npz": lambda tensor, file: np.savez(file.open("wb"), a=tensor.numpy()),
+    "text": lambda tensor, file: file.write_text("a" * len(tensor)),
+    "png": lambda tensor, file: Image.fromarray(noise(len(tensor))).save(file, "PNG"),
+}
+
+
+def noise(count):
+    return np.random.default_rng(0).integers(0, 256, (count // 100, 100), np.uint8)
+
+
+@pytest.fixture
+def umask():
+    """Sets the umask until the end of the test."""
+    before = os.umask(0o022)
+    yield os.umask
+    os.umask(before)
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o077, 0o002])
+def test_every_file_gets_the_permissions_that_the_umask_gives(tmp_path, umask, mask):
+    umask(mask)
+    for name, write in WRITERS.items():
+        with replacing(tmp_path / "new" / name) as temporary:
+            write(torch.zeros(200), temporary)
+        with replacing(tmp_path / "new" / "folder" / name) as temporary:
+            temporary.mkdir()
+            write(torch.zeros(200), temporary / name)
+    for path in (tmp_path / "new").rglob("*"):
+        assert stat.S_IMODE(path.stat().st_mode) == (0o777 if path.is_dir() else 0o666) & ~mask, path
+
+
+def test_the_group_of_a_shared_folder_is_kept(tmp_path):
+    groups = [group for group in os.getgroups() if group != os.getegid()]
+    if os.geteuid() == 0:
+        groups.append(12345)
+    if not groups:
+        pytest.skip("this user has one group")
+    os.chown(tmp_path, -1, groups[-1])
+    tmp_path.chmod(0o2775)
+    with replacing(tmp_path / "folder") as temporary:
+        temporary.mkdir()
+        save_safetensors(temporary / "a", {"a": torch.zeros(2)})
+    with replacing(tmp_path / "b") as temporary:
+        save_safetensors(temporary, {"a": torch.zeros(2)})
+    assert {path.stat().st_gid for path in tmp_path.rglob("*")} == {groups[-1]}
+
+
+@contextlib.contextmanager
+def files_of_10_kb():
+    """A limit on the size of every file that this process writes.
+
+    It holds for pytest's own output too, which writes nothing during the block."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, handler)
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_a_limit_on_the_size_of_files_is_named_and_not_a_full_disk(tmp_path, writer):
+    words = (
+        r"^the file would be larger than a limit on the size of files \(`ulimit -f`: 10000 bytes\) while writing .*big"
+    )
+    with pytest.raises(InputError, match=words), files_of_10_kb(), replacing(tmp_path / "big") as temporary:
+        WRITERS[writer](torch.zeros(100_000), temporary)
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("writer", ["torch", "numpy"])
+def test_a_library_that_names_no_cause_gives_both(tmp_path, writer):
+    with (
+        pytest.raises(
+            InputError, match=r"^no space left, or the file would be larger than a limit .* while writing .*big"
+        ),
+        files_of_10_kb(),
+        replacing(tmp_path / "big") as temporary,
+    ):
+        if writer == "torch":
+            torch.save(torch.zeros(100_000), temporary)
+        else:
+            with temporary.open("wb") as file:
+                np.save(file, np.zeros(100_000))
+    assert names(tmp_path) == []
+
+
+REFUSED = {
+    errno.ENOSPC: r"no space left \(\d+ MiB free on its disk\)",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EROFS: "the file system is read-only",
+    errno.EACCES: "permission denied",
+    errno.EPERM: "permission denied",
+    errno.EIO: "Input/output error",
+    errno.ESTALE: "Stale file handle",
+    errno.EXDEV: "a directory of a container's image cannot be renamed",
+}
+
+
+@pytest.mark.parametrize("code", REFUSED)
+@pytest.mark.parametrize("where", ["open", "write", "rename"])
+def test_what_the_system_refuses_is_one_error_with_path_and_cause(tmp_path, monkeypatch, code, where):
+    write_text(tmp_path / "a.txt", "old")
+
+    def refuse(*arguments, **options):
+        raise OSError(code, os.strerror(code), "elsewhere")
+
+    with monkeypatch.context() as patch:
+        if where == "open":
+            patch.setattr(os, "open", refuse)
+        if where == "rename":
+            patch.setattr(Path, "replace", refuse)
+        if where == "write":
+            patch.setattr(Path, "write_text", refuse)
+        patch.setattr(Path, "unlink", refuse)  # a cleaning up that fails does not hide the cause
+        with pytest.raises(InputError, match=rf"^{REFUSED[code]}.* while writing {re.escape(str(tmp_path))}/a.txt; "):
+            write_text(tmp_path / "a.txt", "new")
+    assert (tmp_path / "a.txt").read_text() == "old"
+    write_text(tmp_path / "a.txt", "new")
+    assert names(tmp_path) == ["a.txt"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_another_user_is_refused_in_a_folder_and_passes_over_what_was_left_in_a_shared_one(umask):
+    with tempfile.TemporaryDirectory() as name:  # pytest's own folders are closed to other users
+        shared, closed = (Path(name) / kind for kind in ("shared", "closed"))
+        umask(0o077)
+        for path, mode in ((closed, 0o755), (shared, 0o777), (Path(name), 0o755)):
+            path.mkdir(exist_ok=True)
+            path.chmod(mode)
+            for left in (".a.0.partial", ".a.0.partial.lock"):
+                (path / left).touch()
+        os.seteuid(65534)
+        try:
+            write_text(shared / "a", "")
+            for folder in (closed, closed / "new"):
+                with pytest.raises(InputError, match=r"^permission denied.* while writing .*closed"):
+                    write_text(folder / "a", "")
+            assert located(closed / "a") == closed / "a"
+        finally:
+            os.seteuid(0)
+        assert names(shared) == [".a.0.partial", ".a.0.partial.lock", "a"]
+        write_text(shared / "a", "")
+        assert names(shared) == ["a"]
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+@pytest.mark.parametrize(
+    "name", ["a b", "a\nb", "ä" * 125, "x" * 250, os.fsdecode(b"\xff\xfe"), "[*]", "'\"$`", "-", ".a.0.partial"]
+)
+def test_any_name_is_written(tmp_path, name, kind):
+    path = tmp_path / name
+    for text in ("1", "2"):
+        write_text(path, text) if kind == "file" else write_folder(path, text)
+        assert (path if kind == "file" else path / "a").read_text() == text
+    assert names(tmp_path) == [name]
+    if kind == "folder":
+        path.rename(files._aside(path))
+        recover(path)
+        assert names(tmp_path) == [name]
+
+
+def test_a_name_that_is_too_long_is_said(tmp_path):
+    with pytest.raises(InputError, match="the name is longer than the file system allows while writing"):
+        write_text(tmp_path / ("x" * 256), "")
+    with pytest.raises(InputError, match="the name is longer than the file system allows while writing"):
+        write_text(tmp_path / ("x" * 256) / "a", "")
+    assert names(tmp_path) == []
+
+
+def test_a_folder_in_the_place_of_a_file_is_kept(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("two years")
+    with pytest.raises(InputError, match=r"a folder is in the place of a file while writing .*mine; move it away"):
+        write_text(tmp_path / "mine", "")
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "two years"
+    assert names(tmp_path) == ["mine"]
+
+
+def test_a_file_in_the_place_of_a_folder_is_kept(tmp_path):
+    (tmp_path / "mine").write_text("two years")
+    with pytest.raises(InputError, match=r"a file is in the place of a folder while writing .*mine; move it away"):
+        write_folder(tmp_path / "mine", "")
+    for path in (tmp_path / "mine" / "a", tmp_path / "mine" / "a" / "b"):
+        with pytest.raises(InputError, match=r"expected a folder at .*mine, found a file; move it away"):
+            write_text(path, "")
+    assert (tmp_path / "mine").read_text() == "two years"
+
+
+def test_a_link_stays_and_what_it_names_is_replaced(tmp_path):
+    (tmp_path / "disk").mkdir()
+    for name in ("file", "folder"):
+        (tmp_path / name).symlink_to(Path("disk") / name)
+    for text in ("1", "2"):
+        write_text(tmp_path / "file", text)
+        write_folder(tmp_path / "folder", text)
+        assert (tmp_path / "disk" / "file").read_text() == (tmp_path / "disk" / "folder" / "a").read_text() == text
+    assert (tmp_path / "file").is_symlink() and (tmp_path / "folder").is_symlink()
+    assert names(tmp_path / "disk") == ["file", "folder"]
+    (tmp_path / "disk" / "folder").rename(tmp_path / "disk" / ".folder.old")
+    assert (located(tmp_path / "folder") / "a").read_text() == "2"
+    recover(tmp_path / "folder")
+    assert located(tmp_path / "folder") == tmp_path / "folder"
+
+
+def test_a_link_to_a_disk_that_is_not_there_is_refused(tmp_path):
+    (tmp_path / "artifacts").symlink_to(tmp_path / "disk" / "artifacts")
+    with pytest.raises(InputError, match=r"expected a folder at .*artifacts, found a link to .*disk/artifacts, where"):
+        write_text(tmp_path / "artifacts" / "emoji32" / "a", "")
+    with pytest.raises(InputError, match=r"No such file or directory \(.*disk\) while writing .*artifacts; "):
+        write_text(tmp_path / "artifacts", "")
+    assert names(tmp_path) == ["artifacts"]
+
+
+def test_a_loop_of_links_is_refused(tmp_path):
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to("a")
+    with pytest.raises(InputError, match=r"expected a folder at .*a, found a link to b, where there is no folder"):
+        write_text(tmp_path / "a" / "c", "")
+
+
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="needs a second file system")
+def test_a_target_on_another_file_system_is_reached_through_a_link(tmp_path):
+    other = Path("/dev/shm") / f"masc-{os.getpid()}-{tmp_path.name}"
+    other.mkdir()
+    try:
+        (tmp_path / "last").symlink_to(other / "last")
+        for text in ("1", "2"):
+            write_folder(tmp_path / "last", text)
+        assert (other / "last" / "a").read_text() == "2" and names(other) == ["last"]
+    finally:
+        shutil.rmtree(other)
+
+
+def test_text_is_utf_8_in_any_locale(tmp_path):
+    code = "import sys, masc.runtime.files as files; files.write_text(sys.argv[1], chr(228))"
+    environment = os.environ | {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    subprocess.run([sys.executable, "-c", code, tmp_path / "a"], env=environment, check=True)
+    assert (tmp_path / "a").read_bytes() == "ä".encode()
+    write_json(tmp_path / "b", "ä")
+    assert (tmp_path / "b").read_bytes() == b'"\\u00e4"\n'
+
+
+def test_files_are_saved_in_one_place(root):
+    """These functions write with other permissions, or do not say why the system refuses a write."""
+    pattern = re.compile(r"\bsave_file\(|\btorch\.save\(|\bnp\.save\(|\btempfile\b|open_memmap\(.*w\+")
+    found = [
+        str(path.relative_to(root))
+        for folder in ("masc", "tokenizers", "eval", "llamagen", "scripts")
+        for path in (root / folder).rglob("*.py")
+        if pattern.search(path.read_text())
+    ]
+    assert found == ["masc/runtime/files.py"]
