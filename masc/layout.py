@@ -10,7 +10,7 @@ from masc.build import TreeConfig, Usage, make_tree
 from masc.runtime.artifacts import Codebook, Meta, require_parent
 from masc.runtime.codes import Codes, load_codes, used_tokens
 from masc.runtime.errors import InputError, MissingArtifact, naming
-from masc.runtime.files import hash_file
+from masc.runtime.files import hash_file, recover
 from masc.runtime.run import differences
 from masc.tree import Clustering, Partition, Tree, check_cuts, load_tree
 
@@ -53,7 +53,7 @@ class Layout:
 
     def codes(self, data: str, split: str) -> Path:
         """The folder of the codes of a split: `train` or `val`."""
-        return self.folder / "codes" / data / split
+        return recover(self.folder / "codes" / data / split)
 
     def missing_codebook(self) -> MissingArtifact:
         """The error for a codebook that has not been made."""

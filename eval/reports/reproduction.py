@@ -9,7 +9,7 @@ import numpy as np
 
 from masc.runtime.codes import Codes
 from masc.runtime.errors import InputError
-from masc.runtime.files import replacing, write_json, write_text
+from masc.runtime.files import recover, replacing, write_json, write_text
 from masc.runtime.run import split_label
 from masc.tree import Partition, Tree
 from metrics.results import TOKENIZER_FILES, Protocol, Role, check_keys
@@ -111,7 +111,7 @@ def sample_grids(runs: list[RunRecord], name: str) -> dict[str, np.ndarray]:
     """The first samples of each label's first seed; all grids use the same classes and random numbers."""
     grids = {}
     for label, members in group_by_label(runs).items():
-        file = members[0].directory / "samples" / name / "images.npz"
+        file = recover(members[0].directory / "samples" / name) / "images.npz"
         if file.exists():
             with np.load(file, allow_pickle=False) as archive:
                 grids[label] = image_grid(archive["arr_0"][:NUM_SAMPLES_SHOWN], 8)

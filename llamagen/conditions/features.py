@@ -105,8 +105,7 @@ def extract_text_features(
 
 def _is_done(path: Path, config: dict[str, Any]) -> bool:
     """Whether `path` holds these features already; InputError if it holds others."""
-    recover(path)
-    if not path.exists():
+    if not recover(path).exists():
         return False
     there = TextFeatures.load(path, verify=True).config
     # The batch size changes only the rounding, the name of the encoder's directory nothing.
@@ -254,8 +253,7 @@ class TextFeatures:
 
         The memory-mapped file is checked against its shape, and with `verify` against its SHA-256. Raises
         MissingArtifact if the features are missing, truncated, altered or of another version."""
-        path = Path(path)
-        recover(path)
+        path = recover(path)
         if not (path / "meta.json").exists():
             raise MissingArtifact("text features", path)
         with damaged_is_missing("text features", path, remove=True):

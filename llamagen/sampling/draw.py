@@ -26,7 +26,7 @@ from llamagen.sampling.sets import SampleSet, Source, TokenImages, read_manifest
 from masc.runtime.codes import code_type
 from masc.runtime.device import patient_accelerator
 from masc.runtime.errors import InputError, removal
-from masc.runtime.files import recover, remove_leftovers, replacing, write_json
+from masc.runtime.files import remove_leftovers, replacing, write_json
 from masc.runtime.npy import save_npy
 from masc.runtime.run import differences, flatten, locked, plain, provenance
 from vq.pixels import image_grid
@@ -82,7 +82,6 @@ def sample(config: SampleConfig, preset: SamplingConfig | None = None, source: S
     samples, captions = SampleSet(source, config.name), config.open_captions()
     if accelerator.is_main_process:
         _warn_off_preset(config, preset)
-        recover(samples.directory)
     accelerator.wait_for_everyone()
     manifest = manifest_of(config, source, captions)
     if samples.is_drawn and samples.manifest == manifest:

@@ -16,6 +16,7 @@ from llamagen.sampling.images import UNIT, decode_unit
 from masc.runtime.artifacts import hash_arrays
 from masc.runtime.codes import check_tokens
 from masc.runtime.errors import InputError, MissingArtifact, removal
+from masc.runtime.files import recover
 from masc.runtime.reading import Damaged, advising, open_array, parse_json, read_bytes
 from metrics.streams import Images, open_samples
 from vq.interface import Tokenizer, device_of
@@ -122,7 +123,7 @@ class SampleSet:
 
     @property
     def directory(self) -> Path:
-        return self.source.directory / "samples" / self.name
+        return recover(self.source.directory / "samples" / self.name)
 
     @property
     def is_drawn(self) -> bool:

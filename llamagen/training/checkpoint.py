@@ -45,7 +45,6 @@ def save_checkpoint(
 
 def load_progress(path: Path) -> Progress:
     """Progress of the checkpoint at `path`; step 0 if there is none."""
-    recover(Path(path))
     file = Path(path) / "progress.json"
     return Progress(**json.loads(file.read_text())) if file.exists() else Progress()
 
@@ -88,7 +87,7 @@ def hash_weights(run_dir: Path, averaged: bool = False) -> str:
 
 def last_checkpoint(run_dir: Path) -> Path:
     """Directory of a run's last checkpoint."""
-    return Path(run_dir) / "checkpoints" / "last"
+    return recover(Path(run_dir) / "checkpoints" / "last")
 
 
 def load_optimizer(path: Path, optimizer: torch.optim.Optimizer) -> None:

@@ -33,8 +33,8 @@ _crowded: set[Path] = set()
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary name beside `path`, renamed to it on success and removed on failure.
 
-    An existing directory is first renamed; if the process dies before the second rename, `recover` restores it and
-    `located` finds it. Where `path` is a link, what the link names is replaced. Raises InputError, with the cause, if
+    An existing directory is first renamed; `recover` restores it if the process dies before the second rename. Where
+    `path` is a link, what the link names is replaced. Raises InputError, with the cause, if
     the system refuses a write, or if a directory is in the place of a file or a file in the place of a directory."""
     path = Path(path)
     with writing(path):
@@ -89,7 +89,7 @@ def _remove(path: Path) -> None:
 
 def remove_leftovers(folder: Path) -> None:
     """Remove what dead processes left in a folder while they wrote; what belongs to another user stays."""
-    with contextlib.suppress(PermissionError):
+    with contextlib.suppress(FileNotFoundError, PermissionError):
         with os.scandir(folder) as entries:
             names = [entry.name for entry in entries]
         if len(names) > CROWDED:
@@ -115,39 +115,31 @@ def _publish(temporary: Path, path: Path) -> None:
                 path.rename(aside)
             temporary.rename(path)
             break
-        except OSError as error:
-            # Another process renamed its own directory in between.
+        except OSError as error:  # another process wrote or restored the directory in between
             if error.errno not in (errno.ENOENT, errno.ENOTEMPTY, errno.EEXIST) or attempt == 100:
                 raise
-    shutil.rmtree(aside, ignore_errors=True)
+    with contextlib.suppress(OSError):  # there is none, or another process removed it
+        aside.rename(temporary)  # half removed, it must not be restored
 
 
 def _aside(path: Path) -> Path:
     return path.with_name(f".{_short(path.name)}.old")
 
 
-def recover(path: Path) -> None:
-    """Restore the directory that `replacing` had renamed when its process died. For those who write it."""
-    with writing(path):
-        path = _behind_link(Path(path))
-        try:
-            if not path.exists() and _aside(path).exists():
-                _aside(path).rename(path)
-        except OSError as error:
-            # There is none, or another process restored or wrote it in between.
-            if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ENOTEMPTY, errno.EEXIST):
-                raise
+def recover(path: Path) -> Path:
+    """Restore the directory `path` if `replacing` had renamed it when its process died. Returns where it is now.
 
-
-def located(path: Path) -> Path:
-    """Where the directory `path` is: there, or where `replacing` had renamed it when its process died.
-
-    For those who read it, because nothing is changed. `path` if there is none."""
+    That is `path`, also if there is none, or its place beside `path` where nothing can be renamed, as on a read-only
+    disk. Everyone who looks for such a directory does so through this function."""
     path = Path(path)
-    with contextlib.suppress(PermissionError):  # whoever opens its files gives the error
-        aside = _aside(_behind_link(path))
-        # A process may rename both in between, so `path` is looked at twice.
-        return next((place for place in (path, aside, path) if place.exists()), path)
+    with contextlib.suppress(PermissionError):  # raised again by whoever opens its files
+        place = _behind_link(path)
+        aside = _aside(place)
+        if not place.exists() and aside.exists():
+            try:
+                aside.rename(place)
+            except OSError:  # nothing can be renamed here, or another process restored or wrote it in between
+                return path if place.exists() else aside
     return path
 
 

@@ -28,7 +28,7 @@ from masc.runtime.artifacts import Codebook
 from masc.runtime.codes import load_codes, read_meta, save_codes
 from masc.runtime.device import patient_state
 from masc.runtime.errors import InputError, MissingArtifact, removal
-from masc.runtime.files import recover
+from masc.runtime.files import recover, remove_leftovers
 from vq.codes.shards import ExtractConfig, Shards
 from vq.crops import Views
 from vq.images import ImageSource
@@ -72,8 +72,7 @@ def extract_codes(
     shards = Shards(path.with_name(f".{path.name}.shards"), images, config, codebook, settings)
     if state.is_main_process:
         recover(path)
-        for leftover in path.parent.glob(f".{path.name}.*.partial"):  # from a process that died while it joined shards
-            shutil.rmtree(leftover)
+        remove_leftovers(path.parent)
     state.wait_for_everyone()
     done = _is_done(path, codebook, config, images)
     state.wait_for_everyone()
