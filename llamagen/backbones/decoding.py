@@ -2,6 +2,7 @@
 
 Shapes: B images, T positions of tokens, D width."""
 
+import logging
 from collections.abc import Callable
 
 import torch
@@ -9,7 +10,9 @@ from torch import Tensor
 
 from llamagen.backbones.base import Decoding
 from llamagen.backbones.layers import KVCache
+from masc.runtime.reading import reason
 
+logger = logging.getLogger(__name__)
 Step = Callable[[Tensor, int, list[KVCache], Tensor | None], Tensor]
 
 
@@ -35,20 +38,40 @@ class CachedDecoding(Decoding):
 
 
 class CompiledStep:
-    """A step compiled by torch.compile, over caches of fixed length that are kept from batch to batch."""
+    """A step compiled by torch.compile, over caches of fixed length that are kept from batch to batch.
+
+    Where torch cannot compile, the plain step runs over the same caches, and one warning says so."""
+
+    fails = False  # whether torch.compile has failed in this process
 
     def __init__(self, step: Callable[..., Tensor], caches: list[KVCache]):
-        self.caches = caches
+        self.caches, self._step = caches, step
+        self._compiled: Callable[..., Tensor] | None = None
         keys = caches[0].keys
-        for cache in caches:  # CUDA graphs write to fixed addresses only
-            torch._dynamo.mark_static_address(cache.keys)
-            torch._dynamo.mark_static_address(cache.values)
-        mode = "reduce-overhead" if keys.is_cuda else "default"
-        self._step = torch.compile(step, mode=mode, fullgraph=True, dynamic=False)
         size = keys.shape[2]
         self._causal = torch.ones(size, size, dtype=torch.bool, device=keys.device).tril()[None, None]
 
+    def _compile(self) -> Callable[..., Tensor]:
+        for cache in self.caches:  # CUDA graphs write to fixed addresses only
+            torch._dynamo.mark_static_address(cache.keys)
+            torch._dynamo.mark_static_address(cache.values)
+        mode = "reduce-overhead" if self.caches[0].keys.is_cuda else "default"
+        return torch.compile(self._step, mode=mode, fullgraph=True, dynamic=False)
+
     def __call__(self, tokens: Tensor, position: int, caches: list[KVCache], mask: Tensor | None) -> Tensor:
-        where = torch.tensor([position], device=tokens.device)
-        torch.compiler.cudagraph_mark_step_begin()
-        return self._step(tokens, where, caches, self._causal if mask is None else mask).clone()
+        inputs = tokens, torch.tensor([position], device=tokens.device), caches, self._causal if mask is None else mask
+        if not CompiledStep.fails:
+            try:
+                self._compiled = self._compiled or self._compile()
+                torch.compiler.cudagraph_mark_step_begin()
+                return self._compiled(*inputs).clone()
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as error:  # of a compiler, its cache, or a driver: any type
+                CompiledStep.fails = True
+                logger.warning(
+                    "torch.compile failed (%s); drawing goes on without it, more slowly. It needs a C++ compiler such "
+                    "as g++, and a place for its files, which TORCHINDUCTOR_CACHE_DIR can name",
+                    reason(error),
+                )
+        return self._step(*inputs)

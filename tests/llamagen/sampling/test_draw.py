@@ -18,6 +18,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from text_encoder import make_encoder
 
+from llamagen.backbones.decoding import CompiledStep
 from llamagen.conditions.captions import Captions
 from llamagen.conditions.features import TextFeatures, extract_text_features
 from llamagen.conditions.images import check_features
@@ -249,22 +250,10 @@ def as_it_is(step, **options):
     return step
 
 
-@pytest.mark.parametrize(
-    "compiler",
-    [
-        pytest.param(as_it_is, id="not-compiled"),  # the same step over the same caches of fixed length
-        pytest.param(
-            torch.compile,
-            marks=[
-                pytest.mark.slow,
-                pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU"),
-            ],
-            id="compiled",
-        ),
-    ],
-)
-def test_the_compiled_step_draws_what_the_growing_cache_draws(compiler, monkeypatch):
-    monkeypatch.setattr(torch, "compile", compiler)
+NEEDS_COMPILER = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
+
+
+def draws_what_the_growing_cache_draws():
     meta, arrays = load_golden("c2i_a")
     model = build_gpt(meta["config"]).eval()
     load_gpt_state(model, load_state("c2i_a"))
@@ -274,6 +263,52 @@ def test_the_compiled_step_draws_what_the_growing_cache_draws(compiler, monkeypa
     assert torch.equal(generate(model, labels, uniforms, settings, compiled=True), plain)
     again = generate(model, labels.flip(0), uniforms, settings, compiled=True)  # the caches of before are reused
     assert torch.equal(again, generate(model, labels.flip(0), uniforms, settings)) and not torch.equal(again, plain)
+
+
+@pytest.mark.parametrize(
+    "compiler",
+    [
+        pytest.param(as_it_is, id="not-compiled"),  # the same step over the same caches of fixed length
+        pytest.param(torch.compile, marks=[pytest.mark.slow, NEEDS_COMPILER], id="compiled"),
+    ],
+)
+def test_the_compiled_step_draws_what_the_growing_cache_draws(compiler, monkeypatch):
+    monkeypatch.setattr(torch, "compile", compiler)
+    draws_what_the_growing_cache_draws()
+    assert not CompiledStep.fails
+
+
+def does_not_compile(step, **options):
+    raise RuntimeError("torch.compile is not supported")
+
+
+def fails_as_it_runs(step, **options):
+    def run(tokens, position, *others):
+        if position == 3:
+            raise FileNotFoundError("Failed to find C compiler")
+        return step(tokens, position, *others)
+
+    return run
+
+
+@pytest.mark.parametrize("compiler", [does_not_compile, fails_as_it_runs])
+def test_a_step_that_cannot_be_compiled_is_drawn_without_and_told_once(compiler, monkeypatch, caplog):
+    monkeypatch.setattr(CompiledStep, "fails", False)
+    monkeypatch.setattr(torch, "compile", compiler)
+    draws_what_the_growing_cache_draws()
+    assert caplog.text.count("torch.compile failed (") == 1 and "g++" in caplog.text
+
+
+@pytest.mark.slow
+def test_without_a_compiler_the_images_are_drawn_without_it(monkeypatch, caplog, tmp_path):
+    from torch._inductor import config
+
+    torch._dynamo.reset()  # of what another test has compiled
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(CompiledStep, "fails", False)
+    monkeypatch.setattr(config.cpp, "cxx", (None, "/nonexistent/g++"))
+    draws_what_the_growing_cache_draws()
+    assert caplog.text.count("No working C++ compiler found") == 1
 
 
 def test_images_are_resized_before_they_are_rounded():
