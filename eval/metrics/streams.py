@@ -23,7 +23,7 @@ from masc.runtime.errors import InputError
 from vq.images import ImageSource
 from vq.readers.folders import open_images
 from vq.readers.members import Members
-from vq.readers.stored import UNREADABLE
+from vq.readers.stored import decoding
 
 logger = logging.getLogger(__name__)
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -153,19 +153,17 @@ class FileImages(Images):
 
     def _image(self, index: int) -> np.ndarray:
         where = f"{self.members.names[index]} of {self.name}"
-        try:
+        with decoding(where):
             data = self.members.read(index)
-            image = Image.open(io.BytesIO(data))
-            mode = image.mode
-            if (data[:8] == PNG_SIGNATURE and data[24] == 16) or mode.startswith(("I", "F")):
-                raise InputError(f"{where} has 16 bits or more a channel (mode {mode}); write uint8 pixels")
-            if mode not in ("RGB", "L", "P", "1"):
-                raise InputError(f"{where} has the channels {mode}; write it as RGB, without an alpha channel")
-            pixels = np.asarray(image.convert("RGB"))
-        except InputError:
-            raise
-        except UNREADABLE as error:
-            raise InputError(f"{where} cannot be read ({error}); write it again, or remove it") from error
+            with Image.open(io.BytesIO(data)) as image:
+                mode = image.mode
+                is_deep = (data[:8] == PNG_SIGNATURE and data[24] == 16) or mode.startswith(("I", "F"))
+                is_known = mode in ("RGB", "L", "P", "1")
+                pixels = np.asarray(image.convert("RGB")) if is_known and not is_deep else None
+        if is_deep:
+            raise InputError(f"{where} has 16 bits or more a channel (mode {mode}); write uint8 pixels")
+        if pixels is None:
+            raise InputError(f"{where} has the channels {mode}; write it as RGB, without an alpha channel")
         if mode in ("L", "1"):
             if not self.num_grey:
                 logger.warning("%s is greyscale; such images are read with three equal channels", where)

@@ -161,3 +161,13 @@ def sixteen_bit_rgb():
     header = struct.pack(">IIBBBBB", 10, 8, 16, 2, 0, 0, 0)
     chunks = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + chunks
+
+
+def test_any_error_of_a_decoder_names_the_image(places, monkeypatch):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(Image.Image, "convert", fail)
+    for error in (RuntimeError("Failed to decode frame 0"), MemoryError(), TypeError("x")):
+        with pytest.raises(InputError, match=rf"the image 000000.png of .* cannot be read \({type(error).__name__}"):
+            open_samples(places[0]).read(0, 1)

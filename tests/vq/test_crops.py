@@ -76,3 +76,23 @@ def test_views_of_ten_crop_are_the_sets_of_both_ranges_by_name():
 def test_other_crops_are_refused(values, words):
     with pytest.raises(ValueError, match=words):
         config(**values)
+
+
+@pytest.mark.parametrize("shape", [(300, 1), (3, 300), (130, 17), (20, 1000), (5, 9)])
+def test_a_strip_is_cut_to_the_pixels_of_the_whole_scaled_image_but_for_rounding(shape, monkeypatch):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8))
+    whole = [center_crop(image, 16), random_crop(image, 16, 0.8, 1.0, random.Random(1))]
+    monkeypatch.setattr("vq.crops.MAX_SCALED", 0)
+    cut = [center_crop(image, 16), random_crop(image, 16, 0.8, 1.0, random.Random(1))]
+    assert np.abs(np.subtract(whole, cut, dtype=int)).max() <= 1
+
+
+def test_a_long_strip_is_never_scaled_as_a_whole(monkeypatch):
+    resize = Image.Image.resize
+
+    def small(image, size, *arguments):
+        assert size[0] * size[1] <= 256 * 256
+        return resize(image, size, *arguments)
+
+    monkeypatch.setattr(Image.Image, "resize", small)
+    assert center_crop(Image.new("RGB", (1, 6000), "red"), 256).shape == (256, 256, 3)

@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 CROPS = ("center", "center-flip", "ten-crop")
+MAX_SCALED = 2**26  # most pixels of a scaled image in memory
 FIVE = ("top left", "top right", "bottom left", "bottom right", "centre")
 
 
@@ -22,19 +23,34 @@ def _image(image: Image.Image | np.ndarray) -> Image.Image:
     return image if isinstance(image, Image.Image) else Image.fromarray(image)
 
 
-def _shrink(image: Image.Image, side: int) -> Image.Image:
-    """Scale the shorter side to `side`: halved with a box filter while twice too large, then bicubic."""
+def _halve(image: Image.Image, side: int) -> Image.Image:
+    """Halve the image by a box filter while its shorter side is at least twice `side`."""
     while min(image.size) >= 2 * side:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    return image
+
+
+def _scaled_size(image: Image.Image, side: int) -> tuple[int, int]:
+    """Width and height of the image when its shorter side is scaled to `side`."""
     scale = side / min(image.size)
-    return image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
+    return round(image.width * scale), round(image.height * scale)
+
+
+def _cut(image: Image.Image, scaled: tuple[int, int], left: int, top: int, size: int) -> np.ndarray:
+    """The square of `size` at (left, top) of the image scaled to `scaled` by a bicubic filter: (S, S, 3) uint8."""
+    width, height = scaled
+    if width * height > MAX_SCALED:  # a strip: only the square is computed, equal but for rounding
+        x, y = image.width / width, image.height / height
+        box = (left * x, top * y, (left + size) * x, (top + size) * y)
+        return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC, box))
+    return np.asarray(image.resize(scaled, Image.Resampling.BICUBIC))[top : top + size, left : left + size]
 
 
 def center_crop(image: Image.Image | np.ndarray, size: int) -> np.ndarray:
     """ADM's centre crop: an image or (H, W, 3) uint8 -> (S, S, 3) uint8."""
-    pixels = np.asarray(_shrink(_image(image), size))
-    top, left = (pixels.shape[0] - size) // 2, (pixels.shape[1] - size) // 2
-    return pixels[top : top + size, left : left + size]
+    image = _halve(_image(image), size)
+    width, height = scaled = _scaled_size(image, size)
+    return _cut(image, scaled, (width - size) // 2, (height - size) // 2, size)
 
 
 def random_crop(
@@ -44,10 +60,11 @@ def random_crop(
 
     An image or (H, W, 3) uint8 -> (S, S, 3) uint8. `rng` is a random.Random, or the module's own generator."""
     side = rng.randrange(math.ceil(size / largest), math.ceil(size / smallest) + 1)
-    pixels = np.asarray(_shrink(_image(image), side))
-    top = rng.randrange(pixels.shape[0] - size + 1)
-    left = rng.randrange(pixels.shape[1] - size + 1)
-    return pixels[top : top + size, left : left + size]
+    image = _halve(_image(image), side)
+    width, height = scaled = _scaled_size(image, side)
+    top = rng.randrange(height - size + 1)
+    left = rng.randrange(width - size + 1)
+    return _cut(image, scaled, left, top, size)
 
 
 def ten_crop(image: Image.Image | np.ndarray, size: int, crop_range: float) -> np.ndarray:

@@ -18,6 +18,7 @@ from vq.readers import load_images
 from vq.readers.folders import is_held_out
 from vq.readers.imagenet import wnids
 from vq.readers.members import list_zip
+from vq.readers.stored import UnreadableImage, open_image
 
 
 @pytest.fixture(scope="module")
@@ -84,12 +85,12 @@ def test_the_index_of_tars_is_kept_and_made_anew_when_a_tar_changes(tars, monkey
     first = load_images("imagenet", "val", 16, tmp_path)
     assert len(list(tmp_path.glob(".masc-index-*.npz"))) == 1
     with monkeypatch.context() as patch:
-        patch.setattr("vq.readers.tars.tarfile.open", None)
+        patch.setattr("vq.readers.tars._scan", None)
         patch.setattr("vq.readers.imagenet._ground_truth", lambda root: first.labels)
         again = load_images("imagenet", "val", 16, tmp_path)
     assert again.keys == first.keys and again.sha256 == first.sha256
     os.utime(tmp_path / "ILSVRC2012_img_val.tar", (1, 1))
-    monkeypatch.setattr("vq.readers.tars.tarfile.open", None)
+    monkeypatch.setattr("vq.readers.tars._scan", None)
     with pytest.raises(TypeError):
         load_images("imagenet", "val", 16, tmp_path)
 
@@ -312,5 +313,5 @@ def test_an_encrypted_image_in_a_zip_is_unreadable(tmp_path):
     content[6] |= 1  # the encryption bit of the local header, and of the directory's entry
     content[content.index(b"PK\x01\x02") + 8] |= 1
     (tmp_path / "x.zip").write_bytes(content)
-    with pytest.raises(OSError, match=r"a/1.jpg in .*x.zip.*encrypted"):
-        list_zip(tmp_path / "x.zip").read(0)
+    with pytest.raises(UnreadableImage, match=r"a/1.jpg.*encrypted"):
+        open_image(list_zip(tmp_path / "x.zip"), 0)

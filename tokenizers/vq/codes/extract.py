@@ -34,7 +34,7 @@ from vq.crops import Views
 from vq.images import ImageSource
 from vq.interface import Tokenizer, device_of
 from vq.pixels import to_tensor
-from vq.readers.stored import UNREADABLE
+from vq.readers.stored import UnreadableImage, decoding
 
 logger = logging.getLogger(__name__)
 
@@ -135,10 +135,10 @@ class _Decoded(Dataset):
 
     def __getitem__(self, row: int) -> np.ndarray | str:
         try:
-            image = self.images.image(row)
-        except UNREADABLE as error:
-            return " ".join(f"{type(error).__name__}: {error}".split())
-        return self.views(image, self.resolution)
+            with decoding(self.images.keys[row]):
+                return self.views(self.images.image(row), self.resolution)
+        except UnreadableImage as error:
+            return error.cause
 
 
 def _collate(decoded: list[np.ndarray | str]) -> tuple[Tensor | None, dict[int, str]]:

@@ -4,34 +4,70 @@ If there is no separate validation split, one image in 50 is held out, chosen by
 
 import hashlib
 import re
-from pathlib import Path
+import unicodedata
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
 from masc.runtime.errors import InputError
-from vq.readers.members import Members, list_folder, list_zip
+from vq.readers.members import IMAGE_SUFFIXES, Members, is_visible, list_folder, list_zip, top_folders
 from vq.readers.stored import StoredImages
 from vq.readers.tars import index_tars
 
 HELD_OUT_ONE_IN = 50
+# Folders that are splits under other names.
+OTHER_SPLITS = ("train", "training", "val", "valid", "validation", "test", "testing")
 
 
 def load_class_folders(root: Path, split: str, resolution: int) -> StoredImages:
     """Images with one folder for each class; the label is the place in the sorted folder names, as in ImageFolder.
 
-    The classes are those of `train`. Raises InputError for an image outside of a class folder, and for a class that
-    `train` does not have."""
-    everything = open_split(root, "train")
-    class_names = sorted({_class_of(name, root) for name in everything.names})
-    members = open_split(root, split)
-    unknown = sorted({_class_of(name, root) for name in members.names} - set(class_names))
+    The classes are those of `train`. Raises InputError for an image outside of a class folder, a class folder without
+    images, and a class that `train` does not have."""
+
+    def class_of(name: str) -> str:
+        folder, slash, _ = name.partition("/")
+        if not slash:
+            raise InputError(f"the image {name} of {root} is outside of the class folders; move it to CLASS/{name}")
+        return folder
+
+    everything = open_split(root, "train", class_of)
+    class_names = _check_classes(everything, {class_of(name) for name in everything.names}, f"train of {root}")
+    members = open_split(root, split, class_of)
+    unknown = sorted({class_of(name) for name in members.names} - set(class_names))
     if unknown:
+        is_look_alike = _look(unknown[0]) in map(_look, class_names)
+        shown = ascii(unknown[0]) if is_look_alike else repr(unknown[0])
         raise InputError(
-            f"{split} of {root} has the class {unknown[0]!r}, which train does not have; remove it, or add it to train"
+            f"{split} of {root} has the class {shown}, which train does not have; remove it, or add it to train"
         )
+    _check_classes(members, {class_of(name) for name in members.names}, f"{split} of {root}")
     label_of = {name: label for label, name in enumerate(class_names)}
-    labels = np.array([label_of[_class_of(name, root)] for name in members.names], np.int64)
+    labels = np.array([label_of[class_of(name)] for name in members.names], np.int64)
     return StoredImages.of("folder", split, resolution, members, labels, tuple(class_names))
+
+
+def _check_classes(members: Members, with_images: set[str], where: str) -> list[str]:
+    """The sorted names of the classes; InputError for a folder without images, or for two names that look the same."""
+    empty = sorted(filter(is_visible, members.folders - with_images))
+    if empty:
+        raise InputError(
+            f"{where} has class folders without images: {', '.join(map(repr, empty[:10]))}; add their images (which "
+            f"end in {', '.join(IMAGE_SUFFIXES)}), or remove the folders"
+        )
+    looks: dict[str, str] = {}
+    for name in sorted(with_images):
+        other = looks.setdefault(_look(name), name)
+        if other != name:
+            raise InputError(f"{where} has the classes {other!a} and {name!a}, which look the same; merge them")
+    return sorted(with_images)
+
+
+def _look(name: str) -> str:
+    """The name in the one form of Unicode that all names of the same look share."""
+    return unicodedata.normalize("NFC", name)
 
 
 def load_lsun(root: Path, split: str, resolution: int) -> StoredImages:
@@ -45,31 +81,51 @@ def load_lsun(root: Path, split: str, resolution: int) -> StoredImages:
 
 
 def load_ffhq(root: Path, split: str, resolution: int) -> StoredImages:
-    """FFHQ's faces; one class."""
-    return _load_collection("ffhq", root, split, resolution)
+    """FFHQ's faces; one class. Raises InputError if a face is there in several versions, as in FFHQ's own download."""
+    source = _load_collection("ffhq", root, split, resolution)
+    folder_of: dict[str, str] = {}
+    for name in source.keys:
+        folder = name.partition("/")[0] if "/" in name else ""
+        other = folder_of.setdefault(PurePosixPath(name).stem, folder)
+        if other != folder:
+            raise InputError(
+                f"{root} holds the face {PurePosixPath(name).stem} in {other or 'itself'} and in {folder or 'itself'}; "
+                f'name the folder of one version, as in ARGS="data.path={root / (other or folder)}"'
+            )
+    return source
 
 
 def _load_collection(name: str, root: Path, split: str, resolution: int) -> StoredImages:
-    members = open_split(root, split)
+    members = open_split(root, split, lambda _: name)
     return StoredImages.of(name, split, resolution, members, np.zeros(len(members)), (name,))
 
 
-def _class_of(name: str, root: Path) -> str:
-    folder, slash, _ = name.partition("/")
-    if not slash:
-        raise InputError(f"the image {name} of {root} is outside of the class folders; move it to CLASS/{name}")
-    return folder
+def open_split(root: Path, split: str, class_of: Callable[[str], str]) -> Members:
+    """The images of a split: those in root/split, root/split.zip or root/*split*.tar, otherwise a share of `root`.
 
-
-def open_split(root: Path, split: str) -> Members:
-    """The images of a split: those in root/split, root/split.zip or root/*split*.tar, otherwise a share of `root`."""
+    `class_of` gives the class of an image by its name. One image of each class at least is for training."""
     members = _find_split(root, split)
     if members is not None:
         return members
-    if _find_split(root, "train") is not None:
-        raise InputError(f"{root} holds a train split but no {split}: expected {split}/, {split}.zip or *{split}*.tar")
+    other = "val" if split == "train" else "train"
+    if _find_split(root, other) is not None:
+        raise InputError(
+            f"{root} holds a {other} split but no {split}: expected {split}/, {split}.zip or *{split}*.tar"
+        )
     members = open_images(root)
-    return members.take([row for row, name in enumerate(members.names) if is_held_out(name) == (split == "val")])
+    splits = sorted(filter(is_visible, members.folders))
+    if splits and all(name.lower() in OTHER_SPLITS for name in splits):
+        raise InputError(f"{root} holds the folders {', '.join(splits)}; name them train and val")
+    held_out = np.array([is_held_out(name) for name in members.names])
+    first_of: dict[str, int] = {}
+    for row, name in enumerate(members.names):
+        if not held_out[row]:
+            first_of[class_of(name)] = -1
+        else:
+            first_of.setdefault(class_of(name), row)
+    held_out[[row for row in first_of.values() if row >= 0]] = False
+    share = members.take(np.flatnonzero(held_out == (split == "val")))
+    return share if split == "train" else replace(share, folders=top_folders(share.names, ()))
 
 
 def _find_split(root: Path, split: str) -> Members | None:
