@@ -5,14 +5,15 @@ tables and comparisons ask it for the keys of a role."""
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from enum import StrEnum
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from masc.runtime.errors import InputError
 from masc.runtime.files import write_json
+from masc.runtime.reading import Damaged, advising, check_json, read_json
+from metrics.stored import Evidence, StoredRow, check_sizes
 
 TOKENIZER_FILES = {"reconstruction": "tokenizer.json", "replacement": "replacement.json"}  # of a tokenizer's evaluation
 VERSION = 1
@@ -133,6 +134,13 @@ class Protocol:
     sd_over_seeds: float = key(Role.PER_RUN)
     by_seed: Sequence[float] = key(Role.PER_RUN)
 
+    def __post_init__(self) -> None:
+        check_sizes(asdict(self))
+        for name in ("num_images", "reference_size", "image_size", "drawn_at", "resolution", "K", "chunk"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be positive, found {value}")
+
     @classmethod
     @cache
     def roles(cls) -> dict[str, Role]:
@@ -165,6 +173,16 @@ class Protocol:
                 f"{', '.join(sorted(cls.roles()))}"
             )
 
+    @classmethod
+    def check_stored(cls, protocol: dict[str, Any], path: Path) -> None:
+        """Raise `Damaged` if a protocol in the file at `path` has an unknown key, or a value of another type."""
+        try:
+            cls.check(protocol, str(path))
+        except ValueError as error:
+            raise Damaged(str(error)) from error
+        names = {_name(each): each.name for each in fields(cls)}
+        check_json({names[key]: value for key, value in protocol.items()}, cls, path)
+
 
 def _name(each: Any) -> str:
     return each.name.rstrip("_")
@@ -177,21 +195,24 @@ def row(metric: str, value: float, protocol: dict[str, Any], interval: dict[str,
     return {"metric": metric, "value": value, **({"interval": interval} if interval else {}), "protocol": protocol}
 
 
-def is_row(content: Any) -> bool:
-    """Whether a value read from a file has the form of a row."""
-    kinds = {"metric": str, "value": (int, float), "protocol": dict}
-    return isinstance(content, dict) and all(isinstance(content.get(name), kind) for name, kind in kinds.items())
+def check_rows(rows: Any, path: Path) -> list[dict[str, Any]]:
+    """The rows that a file holds, without the keys of a protocol that are null, which means absent.
+
+    Raises `Damaged` if there is no row, if one has another form, an unknown key or a value of another type, or if two
+    describe one number."""
+    check_json(rows, list[StoredRow], path)
+    found = [row | {"protocol": {k: v for k, v in row["protocol"].items() if v is not None}} for row in rows]
+    for row in found:
+        Protocol.check_stored(row["protocol"], path)
+    alike = {identity([row["metric"], row["protocol"]]) for row in found}
+    if not rows or len(alike) < len(rows):
+        raise Damaged(f"expected one or more rows in {path}, each of another number, found {len(rows)}")
+    return found
 
 
-def check_keys(rows: list[dict[str, Any]], path: Path) -> None:
-    """Raise InputError if a row read from a file has a key that `Protocol` does not have."""
-    for each in rows:
-        try:
-            Protocol.check(each["protocol"], str(path))
-        except ValueError as error:
-            raise InputError(
-                f"{error}. Remove the file and measure again, or read it with the code that wrote it"
-            ) from error
+def identity(content: Any) -> str:
+    """A text that is equal for equal plain values."""
+    return json.dumps(content, sort_keys=True, default=str)
 
 
 def row_text(row: dict[str, Any]) -> str:
@@ -221,27 +242,17 @@ class Results:
 
     @staticmethod
     def load(path: Path) -> "Results":
-        """The results in a file. Raises InputError if it is missing, is no file of results, or has an unknown key."""
+        """The results in a file. Raises InputError if it is missing, is no file of results, or holds a key or a value
+        that does not belong there."""
         path = Path(path)
-        if not path.exists():
-            raise InputError(f"no file of results at {path}; name another file")
-        try:
-            content = json.loads(path.read_text())
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise InputError(f"{path} is no file of results, or is truncated ({error}); measure again") from error
-        found = (content.get("format"), content.get("version")) if isinstance(content, dict) else (None, None)
-        if found != ("masc-results", VERSION):
-            raise InputError(
-                f"expected masc-results of version {VERSION} in {path}, found {found[0]} version {found[1]}; remove "
-                "it and measure again"
-            )
-        if not {"rows", "evidence"} <= content.keys():
-            raise InputError(f"{path} lacks its rows or its evidence; remove it and measure again")
-        rows, evidence = content["rows"], content["evidence"]
-        is_whole = isinstance(rows, list) and rows and all(map(is_row, rows)) and isinstance(evidence, dict)
-        if not is_whole:
-            raise InputError(
-                f"expected rows of metric, value and protocol, and evidence, in {path}; remove it and measure again"
-            )
-        check_keys(rows, path)
-        return Results(rows, evidence)
+        with advising("name another file, or remove it and measure again"):
+            content = read_json(path)
+            found = (content.get("format"), content.get("version"))
+            if found != ("masc-results", VERSION):
+                raise Damaged(
+                    f"expected masc-results of version {VERSION} in {path}, found {found[0]!r:.60} version "
+                    f"{found[1]!r:.60}"
+                )
+            evidence = content.get("evidence")
+            check_json(evidence, Evidence, path)
+            return Results(check_rows(content.get("rows"), path), evidence)

@@ -3,14 +3,13 @@
 Two numbers share a table only if their settings are equal, and a column only if their details are equal
 (`metrics.results.Role`)."""
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from metrics.results import Protocol, Role
+from metrics.results import Protocol, Role, identity
 from reports.published import PublishedRow, label_of, matching, rows_for
 from reports.subjects import Subject
 
@@ -73,10 +72,6 @@ def entries(subjects: list[Subject]) -> list[Entry]:
 
 def _may_host(table: dict[str, Any], key: dict[str, Any]) -> bool:
     return "reference" in table and all(table.get(k) == key.get(k) for k in ("protocol", "num_images"))
-
-
-def identity(content: Any) -> str:
-    return json.dumps(content, sort_keys=True, default=str)
 
 
 def group_by(items: Iterable[Any], key: Any) -> list[list[Any]]:

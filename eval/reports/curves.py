@@ -55,7 +55,7 @@ def all_lines(subjects: list[Subject], found: list[Entry], wanted: list[str]) ->
 def _from_log(subject: Subject) -> Iterator[Line]:
     if subject.run is None:
         return
-    config, parents = subject.run.config, subject.run.provenance.get("parents", {})
+    config, parents = subject.run.config, subject.run.provenance.parents
     tokenizer = config.get("tokenizer_name")
     title = ", ".join(word for word in (config["data"]["name"], tokenizer and f"tokenizer {tokenizer}") if word)
     for metric in subject.run.metrics:

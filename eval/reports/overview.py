@@ -6,7 +6,7 @@ import base64
 import io
 import logging
 import math
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +80,7 @@ def write_overview(config: OverviewConfig) -> Path:
             for tokenizer in tokenizers
             for file, row in tokenizer.rows
         ],
-        "provenance": {str(subject.place): subject.run.provenance for subject in runs},
+        "provenance": {str(subject.place): asdict(subject.run.provenance) for subject in runs},
     }
     curves = [{key: value for key, value in each.items() if key != "svg"} for each in drawn]
     directory = Path(config.output)

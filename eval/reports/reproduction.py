@@ -1,7 +1,7 @@
 """The report of `make reproduce`: runs, curves, samples and metrics as one HTML page, Markdown and JSON."""
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,12 @@ from masc.runtime.errors import InputError
 from masc.runtime.files import recover, replacing, write_json, write_text
 from masc.runtime.run import split_label
 from masc.tree import Partition, Tree
-from metrics.results import TOKENIZER_FILES, Protocol, Role, check_keys
+from metrics.results import TOKENIZER_FILES, Protocol, Role
 from reports import figures
 from reports.claims import on_other_trees, state_claims
 from reports.page import render_page
 from reports.runs import BASELINE, RunRecord, TimeToTarget, time_to_target
+from reports.tokenizer_tables import read_tokenizer_results
 from reports.tree import figures as tree_figures
 from reports.tree.patches import cluster_sheet, token_patches
 from vq.interface import Tokenizer
@@ -153,13 +154,10 @@ def tree_section(inputs: ReportInputs, sheets: dict[str, np.ndarray]) -> dict[st
 def tokenizer_figures(directory: Path | None) -> dict[str, Any]:
     """Results of the tokenizer and of the replacement test, as far as they exist, with rows of images."""
     results: dict[str, Any] = {}
-    files = [directory / name for name in TOKENIZER_FILES.values()] if directory else []
-    for file in files:
+    files = {part: directory / name for part, name in TOKENIZER_FILES.items()} if directory else {}
+    for part, file in files.items():
         if file.exists():
-            content = json.loads(file.read_text())
-            parts = [part for part in content.values() if isinstance(part, list)]
-            check_keys([row for part in parts for each in part for row in each.get("metrics", [each])], file)
-            results |= content
+            results |= read_tokenizer_results(file, part)
     if not results:
         return {}
     if "replacement" not in results:
@@ -194,7 +192,7 @@ def write_report(inputs: ReportInputs, directory: Path) -> Path:
             "batch_size": first.config["batch_size"],
             "attribution": inputs.attribution,
         },
-        "provenance": first.provenance,
+        "provenance": asdict(first.provenance),
         "protocols": protocols(inputs, tokenizer.get("results")),
     }
     target = flat["nats"]["mean"] if flat else None

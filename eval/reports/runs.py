@@ -1,6 +1,5 @@
 """Runs read from their directories: curves, results, and times to a target."""
 
-import json
 import re
 from dataclasses import dataclass
 from functools import cached_property
@@ -8,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
-from masc.runtime.errors import InputError, MissingArtifact
-from masc.runtime.run import read_metrics, run_facts, upgrade_config
+from masc.runtime.errors import MissingArtifact
+from masc.runtime.reading import Damaged, advising, check_json, read_yaml
+from masc.runtime.run import Provenance, read_metrics, read_provenance, run_facts, upgrade_config
 from metrics.results import Results
+from metrics.stored import LARGEST
 from reports.published import label_of
 
 NATS = "val/nats_per_token"
@@ -36,7 +36,7 @@ class RunRecord:
 
     directory: Path
     config: dict[str, Any]
-    provenance: dict[str, Any]
+    provenance: Provenance
     rows: list[dict[str, float]]
 
     @staticmethod
@@ -46,18 +46,12 @@ class RunRecord:
         for name in FILES:
             if not (directory / name).exists():
                 raise MissingArtifact("run", directory, f"no {name} in {directory}", **run_facts(directory))
-        try:
-            config = yaml.safe_load((directory / "config.yaml").read_text())
-            config = upgrade_config(config) if isinstance(config, dict) else config
-            provenance = json.loads((directory / "provenance.json").read_text())
-            rows = read_metrics(directory / "metrics.jsonl")
-        except (yaml.YAMLError, json.JSONDecodeError, UnicodeDecodeError) as error:
-            words = " ".join(str(error).split())
-            raise InputError(
-                f"a file of {directory} is truncated or not of a run ({words}); restore it, or train again"
-            ) from error
-        _check_config(config, provenance, directory)
-        run = RunRecord(directory, config, provenance, _check_rows(rows, directory))
+        with advising("restore it, or train again"):
+            config = upgrade_config(read_yaml(directory / "config.yaml"))
+            provenance = read_provenance(directory)
+            check_json(config, _Config, directory / "config.yaml")
+            rows = _check_rows(read_metrics(directory / "metrics.jsonl"), directory)
+        run = RunRecord(directory, config, provenance, rows)
         if not run.curve["step"].size:
             problem = f"{directory} has no validation results yet; resume its training"
             raise MissingArtifact("run", directory, problem, **run_facts(directory))
@@ -66,16 +60,16 @@ class RunRecord:
     @property
     def label(self) -> str:
         """The label in provenance.json; of an older run without one, from its config or else its directory's name."""
-        if "label" in self.provenance:
-            return self.provenance["label"]
+        if self.provenance.label is not None:
+            return self.provenance.label
         head, tree = ((self.config.get(part) or {}).get("name") for part in ("head", "tree"))
         return label_of({"head": head, "tree": tree}) or self.directory.parent.name
 
     @property
     def volatile(self) -> tuple[str, ...]:
         """Prefixes of the config keys that change no result."""
-        if "volatile" in self.provenance:
-            return tuple(self.provenance["volatile"])
+        if self.provenance.volatile:
+            return tuple(self.provenance.volatile)
         return VOLATILE if self.label != "flat" else (*VOLATILE, "tree.")
 
     @property
@@ -120,32 +114,36 @@ class RunRecord:
         return Results.load(file).by_metric if file.exists() else {}
 
 
-def _check_config(config: Any, provenance: Any, where: Path) -> None:
-    """Raise InputError if config or provenance lacks what the reports need."""
-    found = config if isinstance(config, dict) else {}
-    parts = [part for part in ("model", "data", "head", "tree") if part in found or part in ("model", "data")]
-    named = [isinstance(found.get(part), dict) and "name" in found[part] for part in parts]
-    if not all(named) or not isinstance(found.get("seed"), int):
-        raise InputError(
-            f"expected the config of a run (model.name, data.name, seed) in {where / 'config.yaml'}; restore the file, "
-            "or train again"
-        )
-    found = provenance if isinstance(provenance, dict) else {"label": None}
-    label, volatile = found.get("label", ""), found.get("volatile", [])
-    is_named = isinstance(label, str) and isinstance(volatile, list)
-    if not is_named or not all(isinstance(key, str) for key in volatile):
-        raise InputError(f"expected names and values in {where / 'provenance.json'}; restore the file, or train again")
+@dataclass(frozen=True)
+class _Section:
+    name: str
 
 
-def _check_rows(rows: list[Any], where: Path) -> list[dict[str, float]]:
-    """The rows unchanged. Raises InputError if one lacks an axis or holds another value than a number."""
+@dataclass(frozen=True)
+class _HeadSection:
+    name: str
+    num_clusters: int | None = None
+
+
+@dataclass(frozen=True)
+class _Config:
+    """The keys of config.yaml that the reports need."""
+
+    seed: int
+    model: _Section
+    data: _Section
+    head: _HeadSection | None = None
+    tree: _Section | None = None
+    tokenizer_name: str | None = None
+
+
+def _check_rows(rows: list[dict[str, float]], where: Path) -> list[dict[str, float]]:
+    """The rows unchanged. Raises `Damaged` if one lacks an axis, or holds a number that is too large."""
     for number, row in enumerate(rows, start=1):
-        if not (
-            isinstance(row, dict) and set(AXES) <= set(row) and all(isinstance(v, int | float) for v in row.values())
-        ):
-            raise InputError(
-                f"expected {', '.join(AXES)} and numbers in every row, found {str(row)[:60]!r} as number {number} in "
-                f"{where / 'metrics.jsonl'}; correct or remove the line"
+        if not set(AXES) <= set(row) or any(isinstance(value, int) and abs(value) > LARGEST for value in row.values()):
+            raise Damaged(
+                f"expected {', '.join(AXES)} in every row, and no number over {LARGEST}, found {str(row)[:60]!r} as "
+                f"number {number} in {where / 'metrics.jsonl'}"
             )
     return rows
 

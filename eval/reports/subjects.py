@@ -42,7 +42,7 @@ class Subject:
             return str(self.place)
         free = ("seed", *self.run.volatile)
         config = {key: value for key, value in flatten(self.run.config).items() if not key.startswith(free)}
-        return json.dumps([self.run.label, config, self.run.provenance.get("parents", {})], sort_keys=True, default=str)
+        return json.dumps([self.run.label, config, self.run.provenance.parents], sort_keys=True, default=str)
 
     def about(self, protocol: dict[str, Any]) -> dict[str, Any]:
         """A row's protocol, completed with model, head, tree, K and data of the run's config."""

@@ -4,17 +4,20 @@ The results come from `make eval-tokenizer` and `make eval-replacement`, below `
 only if they were measured on the same images."""
 
 import json
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from masc.runtime.errors import InputError
+from masc.runtime.reading import Damaged, advising, check_json, read_json
 from metrics.evaluators import SHA256_PREFIX
-from metrics.results import TOKENIZER_FILES, Protocol, Role, check_keys, is_row
-from reports.comparison import group_by, identity
+from metrics.results import TOKENIZER_FILES, Protocol, Role, check_rows, identity
+from reports.comparison import group_by
 from reports.published import PublishedRow, published
 from reports.subjects import is_image
 
+RECONSTRUCTIONS = ("training images", "reconstructions")  # further lists of rows in the file of reconstruction
 IMAGES = ("images", "num_images", "images_sha256")  # decide the table
 COLUMN = tuple(key for key in Protocol.keys(Role.SETTING, Role.DETAIL) if key not in IMAGES)  # decide the column
 # Names of published metrics by ours. Every published SSIM follows LlamaGen's definition.
@@ -46,7 +49,7 @@ def find_tokenizers(root: Path) -> tuple[list[MeasuredTokenizer], list[dict[str,
         parts: dict[str, list[dict[str, Any]]] = {part: [] for part in TOKENIZER_FILES}
         for part in (part for part, name in TOKENIZER_FILES.items() if (place / name).exists()):
             try:
-                parts[part] = _read(place / TOKENIZER_FILES[part], part)
+                parts[part] = read_tokenizer_results(place / TOKENIZER_FILES[part], part)[part]
             except InputError as error:
                 skipped.append({"place": str(place / TOKENIZER_FILES[part]), "reason": str(error)})
         image, make = place / "replacement.png", f"`make eval-replacement TOKENIZER={place.parent.name}`"
@@ -57,36 +60,43 @@ def find_tokenizers(root: Path) -> tuple[list[MeasuredTokenizer], list[dict[str,
     return found, skipped
 
 
-def _read(file: Path, part: str) -> list[dict[str, Any]]:
-    """The results in a file. Raises InputError if it is truncated, has another form, or an unknown key."""
-    make = f"remove it and type `make eval-tokenizer TOKENIZER={file.parent.parent.name}`"
-    try:
-        content = json.loads(file.read_text())
-    except ValueError as error:
-        raise InputError(f"{file} is truncated or no JSON ({error}); {make}") from error
-    results = content.get(part) if isinstance(content, dict) else None
-    is_whole = _is_row if part == "reconstruction" else _is_case
-    if not isinstance(results, list) or not results or not all(map(is_whole, results)):
-        raise InputError(f"expected the results of {part} in {file}; {make}")
-    check_keys([row for each in results for row in each.get("metrics", [each])], file)
-    return results
+@dataclass(frozen=True)
+class _Case:
+    """The replacement test within the clusters of a tree at one K."""
+
+    tree: str
+    K: int
+    largest_cluster: int
+    metrics: list[dict[str, Any]]
 
 
-def _has(content: Any, kinds: dict[str, Any]) -> bool:
-    return isinstance(content, dict) and all(isinstance(content.get(key), kind) for key, kind in kinds.items())
+def read_tokenizer_results(file: Path, part: str) -> dict[str, Any]:
+    """The content of a file of a tokenizer's results; `part` is its key of TOKENIZER_FILES.
+
+    Raises InputError if the file is missing or damaged, lacks the part, or has an unknown key or a wrong value."""
+    make = f"remove it and type `make eval-tokenizer TOKENIZER={shlex.quote(file.parent.parent.name)}`"
+    with advising(make):
+        content = read_json(file)
+        if part == "replacement":
+            check_json(content.get(part), list[_Case], file)
+            for case in content[part]:
+                case["metrics"] = _check_images(check_rows(case["metrics"], file), file)
+        else:
+            content[part] = _check_images(check_rows(content.get(part), file), file)
+            for name in {*RECONSTRUCTIONS} & content.keys():
+                content[name] = check_rows(content[name], file)
+        if not content[part]:
+            raise Damaged(f"expected results of {part} in {file}, found none")
+    return content
 
 
-def _is_row(row: Any) -> bool:
-    return (
-        is_row(row)
-        and _has(row["protocol"], {"tokenizer": str, "images": str, "num_images": int})
-        and isinstance(row["protocol"].get("sd_over_seeds"), int | float | None)
-    )
-
-
-def _is_case(case: Any) -> bool:
-    kinds = {"tree": str, "K": int, "largest_cluster": int, "metrics": list}
-    return _has(case, kinds) and bool(case["metrics"]) and all(map(_is_row, case["metrics"]))
+def _check_images(rows: list[dict[str, Any]], file: Path) -> list[dict[str, Any]]:
+    """The rows unchanged; `Damaged` if one does not say what was measured on which images."""
+    for row in rows:
+        lacking = [key for key in ("tokenizer", "images", "num_images") if key not in row["protocol"]]
+        if lacking:
+            raise Damaged(f"the {row['metric']} in {file} lacks {', '.join(lacking)}")
+    return rows
 
 
 def tokenizer_tables(found: list[MeasuredTokenizer]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

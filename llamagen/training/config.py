@@ -15,8 +15,8 @@ from masc.heads.config import CONFIGS, HeadConfig
 from masc.layout import Layout
 from masc.runtime.device import check_precision
 from masc.runtime.errors import InputError
-from masc.runtime.reading import damaged_is_missing, read_yaml, reason
-from masc.runtime.run import LLAMAGEN, is_begun, open_run, plain, record_steps, run_facts, run_label, upgrade_config
+from masc.runtime.reading import advising, read_yaml, reason
+from masc.runtime.run import LLAMAGEN, is_begun, open_run, plain, record_steps, run_label, upgrade_config
 from masc.runtime.targets import check_same_target, config_named
 from vq.data import DataConfig
 
@@ -128,12 +128,12 @@ def load_config(file: Path) -> TrainConfig:
     """The config in a run's config.yaml, of this version or an earlier one.
 
     Its values are data: `${...}` is text, and the class of a backbone of one's own must be that of the config of the
-    same name on this machine. Raises MissingArtifact for a file that is missing or damaged, InputError for a class that
-    no config names, a head that is not known here, or a key or value that does not fit."""
+    same name on this machine. Raises InputError for a file that is missing or damaged, a class that no config names, a
+    head that is not known here, or a key or value that does not fit."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    with damaged_is_missing("run", file.parent, **run_facts(file.parent)):
+    with advising("copy it back from where the run was trained"):
         stored = upgrade_config(read_yaml(file))
     model, head = (stored[part] if isinstance(stored.get(part), dict) else {} for part in ("model", "head"))
     if head.get("kind") not in CONFIGS:

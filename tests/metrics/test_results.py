@@ -57,4 +57,79 @@ def test_a_file_keeps_its_layout(tmp_path):
     Results(rows, {"blockiness": 1.0}).save(tmp_path / "a.json")
     content = json.loads((tmp_path / "a.json").read_text())
     assert content == {"format": "masc-results", "version": 1, "rows": rows, "evidence": {"blockiness": 1.0}}
+    del rows[0]["protocol"]["labels"]  # null means absent
     assert Results.load(tmp_path / "a.json").rows == rows
+
+
+BAD = (
+    {"value": "5"},
+    {"value": None},
+    {"value": True},
+    {"metric": 3},
+    {"interval": {"low": "a", "high": 1}},
+    {"interval": [1, 2]},
+    {"protocol": []},
+    *(
+        {"protocol": {name: value}}
+        for name, value in (
+            ("num_images", "50000"),
+            ("num_images", True),
+            ("num_images", 5.5),
+            ("num_images", 0),
+            ("num_images", 10**400),
+            ("levels", [1, "a"]),
+            ("levels", [10**30]),
+            ("guidance", "2"),
+            ("arithmetic", 3),
+            ("model", ["a"]),
+            ("as", 3),
+        )
+    ),
+)
+
+
+@pytest.mark.parametrize("change", BAD, ids=str)
+def test_a_value_of_another_type_is_one_error_that_names_the_file(tmp_path, change):
+    file = tmp_path / "a.json"
+    Results([row("FID", 5.0, {}) | change]).save(file)
+    with pytest.raises(InputError, match=r"a\.json"):
+        Results.load(file)
+
+
+@pytest.mark.parametrize(
+    "evidence",
+    [
+        [],
+        {"labels": None},
+        {"labels": {"classes": 0, "present": 0, "fewest": 0, "most": 0, "sorted": True}},
+        {"labels": {"classes": 10}},
+        {"inception_score": {"file_order": 1, "shuffled": 0}},
+        {"inception_score": {"file_order": "1", "shuffled": 2}},
+        {"file_types": {"png": "many"}},
+        {"image_sizes": [256]},
+        {"sharpness": 3},
+        {"blockiness": "high"},
+        {"tree_tokenizer_sha256": 5},
+    ],
+    ids=str,
+)
+def test_evidence_of_another_form_is_one_error_that_names_the_file(tmp_path, evidence):
+    file = tmp_path / "a.json"
+    Results([row("FID", 5.0, {})], evidence).save(file)
+    with pytest.raises(InputError, match=r"a\.json"):
+        Results.load(file)
+
+
+def test_two_rows_of_one_number_are_refused_and_of_two_protocols_are_not(tmp_path):
+    file = tmp_path / "a.json"
+    Results([row("IS", 5.0, {"form": "adm"}), row("IS", 6.0, {"form": "torch-fidelity"})]).save(file)
+    assert len(Results.load(file).rows) == 2
+    Results([row("IS", 5.0, {"form": "adm"}), row("IS", 6.0, {"form": "adm"})]).save(file)
+    with pytest.raises(InputError, match=r"each of another number"):
+        Results.load(file)
+
+
+def test_numbers_that_are_not_finite_are_read(tmp_path):
+    file = tmp_path / "a.json"
+    Results([row("FID", float("nan"), {}), row("IS", float("inf"), {"guidance": 1e400})]).save(file)
+    assert Results.load(file)["IS"]["value"] == float("inf")

@@ -75,5 +75,5 @@ def test_the_levels_of_a_tree_stand_in_their_order(tmp_path):
 def test_a_provenance_of_another_form_is_refused(tmp_path, more):
     directory = make_run(tmp_path)
     change(directory, **more)
-    with pytest.raises(InputError, match=r"expected names and values in .*provenance.json"):
+    with pytest.raises(InputError, match=r"provenance\.json does not hold what it should .*restore it"):
         RunRecord.load(directory)

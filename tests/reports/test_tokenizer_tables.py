@@ -175,13 +175,14 @@ ROW = row("PSNR (dB)", 20.8, about("vq16"))
 @pytest.mark.parametrize(
     ("part", "content", "words"),
     [
-        ("tokenizer", "{", "truncated"),
-        ("tokenizer", [], "results of reconstruction"),
-        ("tokenizer", {"reconstruction": []}, "results of reconstruction"),
-        ("tokenizer", {"reconstruction": [ROW | {"value": "high"}]}, "results of reconstruction"),
-        ("tokenizer", {"reconstruction": [ROW | {"protocol": {}}]}, "results of reconstruction"),
-        ("replacement", {"replacement": [{"tree": "masc", "K": 512}]}, "results of replacement"),
-        ("replacement", {"replacement": [{"tree": "masc", "K": 2, "largest_cluster": 3, "metrics": []}]}, "results of"),
+        ("tokenizer", "{", "JSON"),
+        ("tokenizer", [], "an object"),
+        ("tokenizer", {"reconstruction": []}, "one or more rows"),
+        ("tokenizer", {"reconstruction": [ROW | {"value": "high"}]}, "at 0.value, found"),
+        ("tokenizer", {"reconstruction": [ROW | {"protocol": {}}]}, "lacks tokenizer, images, num_images"),
+        ("replacement", {"replacement": [{"tree": "masc", "K": 512}]}, "at 0.largest_cluster"),
+        ("replacement", {"replacement": [{"tree": "masc", "K": 2, "largest_cluster": 3, "metrics": []}]}, "one or"),
+        ("replacement", {"replacement": []}, "found none"),
     ],
 )
 def test_a_broken_file_is_named_and_the_others_are_shown(tmp_path, part, content, words):

@@ -162,11 +162,11 @@ def test_a_runs_files_are_read_but_not_its_likelihood(tmp_path):
     ("content", "words"),
     [
         (None, "no results"),
-        ("{", "truncated"),
-        (WHOLE | {"rows": []}, "rows of metric"),
-        (WHOLE | {"rows": [{"metric": "FID"}]}, "rows of metric"),
-        (WHOLE | {"rows": {"FID": 3}}, "rows of metric"),
-        (WHOLE | {"rows": [{"metric": "FID", "value": None, "protocol": {}}]}, "rows of metric"),
+        ("{", "JSON"),
+        (WHOLE | {"rows": []}, "one or more rows"),
+        (WHOLE | {"rows": [{"metric": "FID"}]}, "required at 0.value"),
+        (WHOLE | {"rows": {"FID": 3}}, "valid array"),
+        (WHOLE | {"rows": [{"metric": "FID", "value": None, "protocol": {}}]}, "at 0.value"),
     ],
 )
 def test_bad_files_are_refused_by_name(tmp_path, content, words):
