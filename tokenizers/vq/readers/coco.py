@@ -3,14 +3,18 @@
 FOLDER/annotations/captions_train2017.json    (or directly in FOLDER; 2014 as well), with
 FOLDER/train2017/*.jpg                        (or train2017.zip)"""
 
-import json
+from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from masc.runtime.errors import InputError
+from masc.runtime.reading import MIB, Damaged, read_json
 from vq.readers.folders import open_images
 from vq.readers.stored import StoredImages
+
+LARGEST_ANNOTATIONS = 1024 * MIB
 
 
 def load_coco(root: Path, split: str, resolution: int) -> StoredImages:
@@ -28,7 +32,13 @@ def load_coco(root: Path, split: str, resolution: int) -> StoredImages:
         )
     images, captions = read_annotations(file)
     members = open_images(place)
-    row_of = {name.rpartition("/")[2]: row for row, name in enumerate(members.names)}
+    row_of: dict[str, int] = {}
+    for row, name in enumerate(members.names):
+        other = row_of.setdefault(name.rpartition("/")[2], row)
+        if other != row:
+            raise InputError(
+                f"{place} holds the images {members.names[other]} and {name}, which have one name; keep one"
+            )
     there = [image_id for image_id, name in sorted(images.items()) if name in row_of]
     return StoredImages.of(
         "coco",
@@ -57,17 +67,47 @@ def find_annotations(root: Path, split: str) -> Path:
     return files[0]
 
 
+@dataclass
+class _Image:
+    id: int
+    file_name: str
+
+
+@dataclass
+class _Caption:
+    id: int
+    image_id: int
+    caption: str
+
+
+@dataclass
+class _Annotations:
+    """The keys of a captions file of COCO that are read."""
+
+    images: list[_Image]
+    annotations: list[_Caption]
+
+
 def read_annotations(file: Path) -> tuple[dict[int, str], dict[int, list[tuple[int, str]]]]:
-    """File names by image id, and captions by image id; a caption is its own id and its text, in the order of ids."""
+    """File names by image id, and captions by image id; a caption is its own id and its text, in the order of ids.
+
+    Raises InputError if the file is damaged or holds something else, or if an id or a file name occurs twice."""
     try:
-        content = json.loads(file.read_text())
-        images = {int(image["id"]): str(image["file_name"]) for image in content["images"]}
-        captions: dict[int, list[tuple[int, str]]] = {}
-        for annotation in sorted(content["annotations"], key=lambda annotation: annotation["id"]):
-            caption = int(annotation["id"]), annotation["caption"].strip()
-            captions.setdefault(int(annotation["image_id"]), []).append(caption)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        content = read_json(file, _Annotations, at_most=LARGEST_ANNOTATIONS)
+    except Damaged as error:
         raise InputError(
-            f"{file} is not a captions file of COCO, or it is truncated ({error!r}); download it again"
+            f"{file} is not a captions file of COCO, or it is truncated ({error}); download it again"
         ) from error
+    for what, values in (
+        ("image id", [image.id for image in content.images]),
+        ("file name", [image.file_name for image in content.images]),
+        ("caption id", [caption.id for caption in content.annotations]),
+    ):
+        twice = [value for value, count in Counter(values).items() if count > 1]
+        if twice:
+            raise InputError(f"{file} holds the {what} {twice[0]!r} twice; download it again")
+    images = {image.id: image.file_name for image in content.images}
+    captions: dict[int, list[tuple[int, str]]] = {}
+    for one in sorted(content.annotations, key=lambda caption: caption.id):
+        captions.setdefault(one.image_id, []).append((one.id, one.caption.strip()))
     return images, captions

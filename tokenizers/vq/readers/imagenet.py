@@ -10,16 +10,18 @@ The label is the index of torchvision's ImageFolder, as in FoundationVision/Llam
 Where a name also holds the WNID, the label is checked against it, so that labels in another order are refused."""
 
 import io
-import json
 import re
 import tarfile
+from collections.abc import Iterable
 from functools import cache
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from masc.runtime.errors import InputError
+from masc.runtime.reading import MIB, open_file, parse_json, read_bytes, reason
 from vq.readers.members import Members, is_image, list_folder
 from vq.readers.stored import StoredImages
 from vq.readers.tars import TarIndex, index_tars
@@ -28,6 +30,7 @@ NUM_IMAGES = {"train": 1_281_167, "val": 50_000}
 WNID = re.compile(r"(?:^|/)(n\d{8})(?=[_/.]|$)")
 VAL_NAME = re.compile(r"ILSVRC2012_val_(\d{8})")
 DEVKIT = "ILSVRC2012_devkit_t12"
+LARGEST_DEVKIT_FILE = 64 * MIB
 
 
 @cache
@@ -84,10 +87,13 @@ def _labels_by_name(root: Path, members: Members) -> np.ndarray:
                     f"{wnid[1]} ({name} in {root}) is not one of the 1,000 classes of ILSVRC 2012; "
                     "remove it, or read the folder with data.source=folder"
                 )
+            others = sorted(set(WNID.findall(name)) - {wnid[1]})
+            if others:
+                raise InputError(f"{name} in {root} names the classes {wnid[1]} and {others[0]}; move it to its class")
             labels[row] = _label_of()[wnid[1]]
         elif number is not None:
             truth = _ground_truth(root) if truth is None else truth
-            if int(number[1]) > len(truth):
+            if not 1 <= int(number[1]) <= len(truth):
                 raise InputError(
                     f"{name} in {root} has no label: the devkit holds labels of {len(truth)} images; remove the image"
                 )
@@ -106,57 +112,88 @@ def _ground_truth(root: Path) -> np.ndarray:
 
     archive, folder = root / f"{DEVKIT}.tar.gz", root / DEVKIT
     names = ("data/ILSVRC2012_validation_ground_truth.txt", "data/meta.mat")
+    if not folder.is_dir() and not archive.exists():
+        raise InputError(
+            f"the validation images of {root} are not in class folders, and {archive.name} with their labels is "
+            f"missing; put it into {root}"
+        )
     try:
         if folder.is_dir():
-            truth, meta = ((folder / name).read_bytes() for name in names)
-        elif archive.exists():
-            with tarfile.open(archive) as tar:
-                truth, meta = (tar.extractfile(f"{DEVKIT}/{name}").read() for name in names)
+            truth, meta = (read_bytes(folder / name, LARGEST_DEVKIT_FILE) for name in names)
         else:
-            raise InputError(
-                f"the validation images of {root} are not in class folders, and {archive.name} with their labels is "
-                f"missing; put it into {root}"
-            )
-    except (tarfile.TarError, OSError, EOFError, KeyError) as error:
+            with open_file(archive) as (file, _), tarfile.open(fileobj=file) as tar:
+                truth, meta = (tar.extractfile(f"{DEVKIT}/{name}").read(LARGEST_DEVKIT_FILE) for name in names)
+        synsets = loadmat(io.BytesIO(meta), squeeze_me=True)["synsets"]
+        label_of_id = {
+            int(number): _label_of()[str(wnid)]
+            for number, wnid in zip(synsets["ILSVRC2012_ID"], synsets["WNID"], strict=True)
+            if str(wnid) in _label_of()  # the others are inner nodes of WordNet
+        }
+        return np.array([label_of_id[int(line)] for line in truth.split()], np.int64)
+    except Exception as error:  # tarfile, gzip and loadmat raise errors of many types for damaged bytes
         raise InputError(
-            f"the devkit in {root} is truncated or not the official one ({error}); download it again"
+            f"the devkit in {root} is truncated or not the official one ({reason(error)}); download it again"
         ) from error
-    synsets = loadmat(io.BytesIO(meta), squeeze_me=True)["synsets"]
-    label_of_id = {
-        int(number): _label_of()[str(wnid)]
-        for number, wnid in zip(synsets["ILSVRC2012_ID"], synsets["WNID"], strict=True)
-        if str(wnid) in _label_of()  # the others are inner nodes of WordNet
-    }
-    return np.array([label_of_id[int(line)] for line in truth.split()], np.int64)
 
 
 def _labelled_samples(index: TarIndex) -> tuple[Members, np.ndarray]:
-    """Images of WebDataset shards and their labels: (M,) int64."""
-    members, sidecars = index.members, {}
-    for row, text in index.texts.items():
-        sidecars.setdefault(_sample(members, row), {})[members.names[row].rpartition(".")[2]] = text
+    """Images of WebDataset shards and their labels: (M,) int64.
+
+    The label of an image has the same name but for the suffix. If there is none, it is that of the sample, whose files
+    share the part of their name before the first dot in WebDataset. Raises InputError for a sample with two images or
+    two labels, because nothing says which belong together."""
+    members = index.members
     rows = [row for row, name in enumerate(members.names) if is_image(name)]
+    images, texts = (_by_stem_and_key(members, some) for some in (rows, index.texts))
     labels = np.empty(len(rows), np.int64)
     for place, row in enumerate(rows):
+        stem, key = _stem_and_key(members, row)
+        shared = stem if stem in texts else key
+        beside = texts.get(shared, [])
+        kinds = [_suffix(members.names[text]) for text in beside]
         archive = members.archives[members.places[row, 1]]
-        labels[place] = _sample_label(members.names[row], sidecars.get(_sample(members, row), {}), archive)
+        if beside and (len(images[shared]) > 1 or len(set(kinds)) < len(kinds)):
+            found = ", ".join(members.names[one] for one in [*images[shared], *beside][:6])
+            raise InputError(
+                f"expected one image and one label for each sample of {archive}, found {found}; name the files of a "
+                "sample alike but for the suffix"
+            )
+        sidecars = {kind: index.texts[text] for kind, text in zip(kinds, beside, strict=True)}
+        labels[place] = _sample_label(members.names[row], sidecars, archive)
     return members.take(rows), labels
 
 
-def _sample(members: Members, row: int) -> tuple[int, str]:
-    # In WebDataset the files of one sample share the part of their name before the first dot.
-    folder, slash, file = members.names[row].rpartition("/")
-    return int(members.places[row, 1]), folder + slash + file.partition(".")[0]
+Place = tuple[int, str]  # number of an archive, and a name in it
+
+
+def _by_stem_and_key(members: Members, rows: Iterable[int]) -> dict[Place, list[int]]:
+    """The files of `rows` by their name without suffix, and by that before the first dot."""
+    found: dict[Place, list[int]] = {}
+    for row in rows:
+        for place in set(_stem_and_key(members, row)):
+            found.setdefault(place, []).append(row)
+    return found
+
+
+def _stem_and_key(members: Members, row: int) -> tuple[Place, Place]:
+    archive, (folder, slash, file) = int(members.places[row, 1]), members.names[row].rpartition("/")
+    return (archive, folder + slash + file.rpartition(".")[0]), (archive, folder + slash + file.partition(".")[0])
+
+
+def _suffix(name: str) -> str:
+    return name.rpartition(".")[2].lower()
 
 
 def _sample_label(name: str, sidecars: dict[str, bytes], archive: Path) -> int:
-    try:
-        described = json.loads(sidecars.get("json", b"{}"))
-        label = int(sidecars["cls"]) if "cls" in sidecars else int(described["label"])
-    except (ValueError, KeyError, TypeError) as error:
+    described = parse_json(sidecars.get("json", b"{}"), dict[str, Any], archive / name)
+    stored = sidecars["cls"].decode(errors="replace").strip() if "cls" in sidecars else described.get("label")
+    if not re.fullmatch(r"[0-9]{1,9}", str(stored)):
+        found = "no label" if stored is None else f"the label {stored!r:.60}"
         raise InputError(
-            f"the sample {name} of {archive} has no label: expected a .cls file beside it, or a .json with `label`"
-        ) from error
+            f"the sample {name} of {archive} has {found}: expected a whole number in a .cls file beside it, or as "
+            "`label` in a .json"
+        )
+    label = int(stored)
     if not 0 <= label < len(wnids()):
         raise InputError(f"the sample {name} of {archive} has the label {label}, outside of 0..{len(wnids()) - 1}")
     wnid = WNID.search(f"{described.get('filename', '')}") or WNID.search(name)
