@@ -6,6 +6,7 @@ follows its evaluations/t2i/evaluation.py (ce98ec4); its captions are a table wi
 
 import csv
 import hashlib
+import io
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -16,8 +17,11 @@ import numpy as np
 from PIL import Image
 
 from masc.layout import captions_file
+from masc.runtime.captions import read_lines
+from masc.runtime.codes import CAPTIONS_AT_MOST
 from masc.runtime.errors import InputError, MissingArtifact
 from masc.runtime.files import hash_file, write_json, write_text
+from masc.runtime.reading import Damaged, check_json, read_json, read_text, reason
 from masc.runtime.streams import Purpose, random_stream
 from metrics.evaluators import TF1_BILINEAR
 from metrics.protocol import ProtocolConfig
@@ -176,24 +180,17 @@ def save_captions(path: Path, captions: CaptionList) -> None:
 def load_captions(path: Path) -> CaptionList:
     """Captions in the order of the samples: a selection (.json), one a line (.txt), or LlamaGen's table (.csv).
 
-    Raises InputError if there are none, if a selection was altered, or if the file holds all of COCO's annotations."""
+    Raises InputError if there are none, if a line is blank, if a selection was altered, or if the file holds all of
+    COCO's annotations."""
     path = Path(path)
     if not path.is_file():
         raise _missing_choice(path, f"no captions at {path}")
     try:
         if path.suffix == ".json":
             return _load_choice(path)
-        texts = read_table(path) if path.suffix == ".csv" else path.read_text("utf-8").split("\n")
-    except (UnicodeDecodeError, json.JSONDecodeError, csv.Error, KeyError, TypeError) as error:
-        problem = f"cannot read the captions of {path} ({type(error).__name__}: {error})"
-        raise _missing_choice(path, problem) from error
-    texts = [text.strip() for text in texts]
-    while texts and not texts[-1]:
-        texts.pop()
-    if not texts or not all(texts):
-        where = f"line {texts.index('') + 1} is empty" if texts else "the file is empty"
-        raise InputError(f"{path} must hold one caption a line, but {where}; image i shows caption i, so write all")
-    return CaptionList(texts)
+        return CaptionList([text.strip() for text in read_table(path)] if path.suffix == ".csv" else read_lines(path))
+    except (Damaged, csv.Error) as error:
+        raise _missing_choice(path, f"cannot read the captions of {path} ({reason(error)})") from error
 
 
 def _missing_choice(path: Path, problem: str, remove: bool = False) -> MissingArtifact:
@@ -205,11 +202,16 @@ def read_table(path: Path) -> list[str]:
 
     Read as LlamaGen reads it: with tabs between columns and csv's rule for quotation marks, which removes them from
     one row ('"Head shot" of a zebra ...')."""
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.reader(file, delimiter="\t"))
-    if not rows or rows[0] != ["Prompt"] or any(len(row) != 1 for row in rows):
+    rows = list(csv.reader(io.StringIO(read_text(path).removeprefix("\ufeff"), newline=""), delimiter="\t"))
+    if len(rows) < 2 or rows[0] != ["Prompt"]:
         raise InputError(f"expected a line `Prompt` and then one caption a line in {path}, found {rows[:1]}")
-    broken = [number for number, (text,) in enumerate(rows[1:], 1) if len(text.splitlines()) > 1]
+    odd = [number for number, row in enumerate(rows[1:], 1) if len(row) != 1 or not row[0].strip()]
+    if odd:
+        raise InputError(
+            f"row {odd[0]} of {path} holds no caption, or several, as do {len(odd) - 1} others; image i shows caption "
+            "i, so write one on every line"
+        )
+    broken = [number for number, (text,) in enumerate(rows[1:], 1) if "\n" in text or "\r" in text]
     if broken:
         raise InputError(
             f"caption {broken[0]} of {path} spans several lines: its opening quotation mark is never closed. "
@@ -218,19 +220,48 @@ def read_table(path: Path) -> list[str]:
     return [row[0] for row in rows[1:]]
 
 
+@dataclass(frozen=True)
+class _Chosen:
+    image_id: int
+    caption_id: int
+    caption: str
+
+
+@dataclass(frozen=True)
+class _Info:
+    format: str
+    version: int
+    split: str
+    seed: int
+    annotations_sha256: str
+    captions_sha256: str
+    ids_sha256: str
+
+
+@dataclass(frozen=True)
+class _Choice:
+    info: _Info
+    annotations: list[_Chosen]
+
+
 def _load_choice(path: Path) -> CaptionList:
-    content = json.loads(path.read_text("utf-8"))
-    info = content["info"] if isinstance(content, dict) and isinstance(content.get("info"), dict) else {}
-    if (info.get("format"), info.get("version")) != (FORMAT, VERSION):
+    content = read_json(path, at_most=CAPTIONS_AT_MOST)
+    about = content.get("info")
+    if not isinstance(about, dict) or (about.get("format"), about.get("version")) != (FORMAT, VERSION):
         raise _missing_choice(
             path,
             f"{path} is no selection of captions (one an image, in the order of the samples); if it is COCO's own "
             "file, choose from it",
         )
-    rows = content["annotations"]
-    texts, images, own = ([row[key] for row in rows] for key in ("caption", "image_id", "caption_id"))
-    found = CaptionList(texts, images, own, {key: info[key] for key in ("split", "seed", "annotations_sha256")})
-    if (found.sha256, found.ids_sha256) != (info["captions_sha256"], info["ids_sha256"]):
+    choice = check_json(content, _Choice, path)
+    info, rows = choice.info, choice.annotations
+    found = CaptionList(
+        [row.caption for row in rows],
+        [row.image_id for row in rows],
+        [row.caption_id for row in rows],
+        {"split": info.split, "seed": info.seed, "annotations_sha256": info.annotations_sha256},
+    )
+    if (found.sha256, found.ids_sha256) != (info.captions_sha256, info.ids_sha256):
         raise _missing_choice(path, f"{path} does not match its own SHA-256", remove=True)
     return found
 

@@ -5,18 +5,23 @@ and DeepFloyd IF), applied twice as in LlamaGen; here it is three lists of subst
 take the files of LlamaGen's language/extract_t5_feature.py, COCO's annotations and plain text."""
 
 import html
-import json
+import logging
 import re
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from urllib.parse import unquote_plus
 
-from masc.runtime.codes import Entries, texts_of
-from masc.runtime.errors import InputError
-from masc.runtime.reading import check_json
+from masc.runtime.captions import read_lines
+from masc.runtime.codes import CAPTIONS_AT_MOST, Entries, texts_of
+from masc.runtime.errors import InputError, MissingArtifact
+from masc.runtime.reading import advising, parse_json, read_text
 
+logger = logging.getLogger(__name__)
+FORMS = (
+    'expected lines of text in UTF-8, COCO\'s {"annotations": [{"image_id", "id", "caption"}]}, or lines of '
+    '{"image_path", "text": [...]}'
+)
 EXTENSIONS = "png|jpg|jpeg|bmp|webp|eps|pdf|apk|mp4"
 DOMAIN = r"[a-zA-Z0-9.\-]+\.(?:com|co|ru|net|org|edu|gov|it)[\w/-]*\b/?(?!@)"
 # Every kind of hyphen and dash in Unicode, but not the minus sign.
@@ -131,18 +136,16 @@ def read_captions(path: Path, first_only: bool = False, column: int = 0, first_s
         raise InputError(
             f"no captions at {path}; expected a .txt, COCO's captions_*.json, a .jsonl or a folder of them"
         )
-    try:
+    if path.suffix in (".csv", ".tsv"):
+        problem = f"{path} is a table, whose first line is no caption; make lines of it"
+        raise MissingArtifact("captions", path, problem, overrides={"captions": path})
+    with advising(FORMS):
         if path.suffix == ".json":
             captions = _read_json(path, first_only)
         elif files[0].suffix == ".jsonl":
             captions = _read_jsonl(files, column)
         else:
-            captions = Captions([line.strip() for line in path.read_text("utf-8").split("\n") if line.strip()])
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, IndexError, TypeError) as error:
-        raise InputError(
-            f"cannot read the captions of {path} ({type(error).__name__}: {error}); expected lines of text, COCO's "
-            '{"annotations": [{"image_id", "id", "caption"}]}, or lines of {"image_path", "text": [...]}'
-        ) from error
+            captions = Captions(read_lines(path))
     if not captions.texts:
         raise InputError(f"there are no captions in {path}")
     if first_sentence:
@@ -150,24 +153,72 @@ def read_captions(path: Path, first_only: bool = False, column: int = 0, first_s
     return captions
 
 
+def warn_of_empty(captions: Captions) -> None:
+    """Log a warning if the cleaning leaves nothing of some captions, with their number and the first of them.
+
+    LlamaGen's cleaning drops ideographs, nicknames, links, file names and codes."""
+    empty = [row for row, text in enumerate(captions.texts) if not clean_caption(text)]
+    if empty:
+        logger.warning(
+            "%d of %d captions are empty after LlamaGen's cleaning, the first is caption %d (%r): their images show no "
+            "text. The cleaning drops Chinese characters, @names, links and file names",
+            *(len(empty), len(captions), empty[0] + 1, captions.texts[empty[0]]),
+        )
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """A caption in COCO's captions_*.json."""
+
+    id: int
+    image_id: int | str
+    caption: str
+
+
+@dataclass(frozen=True)
+class Annotations:
+    """COCO's captions_*.json."""
+
+    annotations: list[Annotation]
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of LlamaGen's .jsonl: an image and its captions."""
+
+    image_path: str
+    text: list[str]
+
+
 def _read_json(path: Path, first_only: bool) -> Captions:
-    content = json.loads(path.read_text("utf-8"))
-    if isinstance(content, list):
-        kept = [texts_of(entry)[: 1 if first_only else None] for entry in check_json(content, Entries, path)]
+    text = read_text(path, CAPTIONS_AT_MOST).removeprefix("\ufeff").lstrip()
+    if text.startswith("["):
+        kept = [texts_of(entry)[: 1 if first_only else None] for entry in parse_json(text, Entries, path)]
         names = [str(row) for row, texts in enumerate(kept) for _ in texts]
         return Captions([text for texts in kept for text in texts], names)
-    rows = sorted(content["annotations"], key=lambda row: row["id"])
+    rows = sorted(parse_json(text, Annotations, path).annotations, key=lambda row: row.id)
     if first_only:
-        first: dict[Any, dict] = {}
+        first: dict[int | str, Annotation] = {}
         for row in rows:
-            first.setdefault(row["image_id"], row)
+            first.setdefault(row.image_id, row)
         rows = list(first.values())
-    return Captions([row["caption"] for row in rows], [str(row["image_id"]) for row in rows])
+    return Captions([row.caption for row in rows], [str(row.image_id) for row in rows])
 
 
 def _read_jsonl(files: list[Path], column: int) -> Captions:
-    rows = [json.loads(line) for file in files for line in file.read_text("utf-8").split("\n") if line.strip()]
-    if column < 0 or not all(isinstance(row["text"], list) for row in rows):
-        raise TypeError(f"every line needs a list of captions as text, and a column from 0 up, not {column}")
-    texts = [str(row["text"][column]) for row in rows]
-    return Captions(texts, [row["image_path"] for row in rows])
+    if column < 0:
+        raise InputError(f"column counts the captions of a line from 0 up, found {column}")
+    texts, images = [], []
+    for file in files:
+        for number, text in enumerate(read_text(file).removeprefix("\ufeff").split("\n"), 1):
+            if not text.strip():
+                continue
+            line = parse_json(text, Line, Path(f"{file}, line {number}"))
+            if column >= len(line.text):
+                raise InputError(
+                    f"{file}, line {number} holds {len(line.text)} caption(s), so there is none at column={column}, "
+                    "which counts from 0"
+                )
+            texts.append(line.text[column])
+            images.append(line.image_path)
+    return Captions(texts, images)

@@ -8,6 +8,7 @@ output is rounded to bfloat16."""
 
 import hashlib
 import json
+import logging
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -22,7 +23,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from llamagen.conditions.captions import Captions, clean_caption
+from llamagen.conditions.captions import Captions, clean_caption, warn_of_empty
 from masc.runtime.codes import CAPTIONS_AT_MOST
 from masc.runtime.device import from_main, patient_accelerator
 from masc.runtime.errors import InputError, MissingArtifact, removal
@@ -30,6 +31,7 @@ from masc.runtime.files import hash_file, recover, replacing, write_json
 from masc.runtime.npy import save_npy, write_npy
 from masc.runtime.reading import Damaged, check_array, damaged_is_missing, open_array, read_json, read_npz
 
+logger = logging.getLogger(__name__)
 FORMAT, VERSION = "masc-text-features", 1
 FILES = ("features.npy", "offsets.npy", "captions.json")
 MAX_TOKENS = 120  # LlamaGen's cls_token_num for text
@@ -84,6 +86,8 @@ def extract_text_features(
     }
     if from_main(lambda: _is_done(path, config)):
         return
+    if accelerator.is_main_process:
+        warn_of_empty(captions)
     # The name holds a hash, so that shards of other captions or of another encoder are never used.
     key = hashlib.sha256(json.dumps(config).encode()).hexdigest()[:12]
     shards = path.with_name(f".{path.name}.{key}.shards")
@@ -173,6 +177,9 @@ def _encode(texts: Sequence[str], tokenizer: Any, model: nn.Module, batch_size: 
 def _join(shards: list[Path], captions: Captions, config: dict[str, Any], path: Path) -> None:
     """Write all shards to the directory `path`, whole or not at all."""
     lengths = np.concatenate([_read_shard(shard, "lengths") for shard in shards])
+    cut = int((lengths == MAX_TOKENS).sum())
+    if cut:
+        logger.warning("%d of %d captions have %d tokens or more; the rest is cut", cut, len(lengths), MAX_TOKENS)
     width = _read_shard(shards[0], "features").shape[1]
     offsets = np.concatenate([[0], lengths.cumsum()]).astype(np.int64)
     with replacing(path) as temporary:

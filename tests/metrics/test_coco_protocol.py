@@ -88,13 +88,15 @@ def test_a_choice_is_kept_with_its_ids_and_read_by_text_features_in_its_order(co
 
 def test_llamagens_table_is_read_as_llamagen_reads_it(tmp_path):
     file = tmp_path / "coco_captions.csv"
-    file.write_text(f"Prompt\n A cat, on a mat \n{QUOTED}\n", newline="\r\n")
+    file.write_text(f"\ufeffPrompt\n A cat, on a mat \n{QUOTED}\nA \u2028 dog\n", newline="\r\n")
     captions = load_captions(file)
-    assert captions.texts == ["A cat, on a mat", "Head shot of a zebra, with grass"]
+    assert captions.texts == ["A cat, on a mat", "Head shot of a zebra, with grass", "A \u2028 dog"]
     assert captions.ids_sha256 is None and "without image ids" in captions.protocol["captions"]
     for content, words in (
         ('Prompt\n"a cat\na dog"\n', "caption 1 of .* spans several lines"),
         ("x" * 200_000, "field"),
+        ("Prompt\n\na dog\n", "row 1 of .* holds no caption"),
+        ("Prompt\na cat\tand\n", "row 1 of .* or several"),
     ):
         file.write_text(content)
         with pytest.raises(InputError, match=words):
@@ -108,7 +110,7 @@ def test_what_is_no_list_of_captions_is_refused(coco, tmp_path):
     with tells(r"is no selection of captions.*choose from it; type `make coco-captions"):
         load_captions(coco / "annotations" / "captions_val2014.json")
     (tmp_path / "gap.txt").write_text("a\n\nb\n")
-    with pytest.raises(InputError, match="line 2 is empty"):
+    with pytest.raises(InputError, match=r"line 2 of .*gap.txt is blank"):
         load_captions(tmp_path / "gap.txt")
     with pytest.raises(InputError, match=r"no captions at .*none.json"):
         load_captions(tmp_path / "none.json")

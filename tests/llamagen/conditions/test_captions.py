@@ -3,8 +3,9 @@
 import json
 
 import pytest
+from user_errors import tells
 
-from llamagen.conditions.captions import clean_caption, read_captions
+from llamagen.conditions.captions import Captions, clean_caption, read_captions, warn_of_empty
 from masc.runtime.errors import InputError
 
 # What `T5Embedder.text_preprocessing` of LlamaGen ce98ec4 gives, run on these captions. Twice cleaned, as there:
@@ -77,9 +78,30 @@ def test_the_cleaning_gives_the_text_of_the_training_data(caption, cleaned):
 
 def test_a_text_file_has_a_caption_a_line(tmp_path):
     path = tmp_path / "captions.txt"
-    path.write_text("a cat\n\n  two dögs \u2028 here\n", "utf-8")
+    path.write_text("\ufeffa cat\r\n  two dögs \u2028 \x0b \x85 here\t\r\na\rb &amp; c\n\n \n", "utf-8", newline="")
     captions = read_captions(path)
-    assert captions.texts == ["a cat", "two dögs \u2028 here"] and captions.images is None
+    assert captions.texts == ["a cat", "two dögs \u2028 \x0b \x85 here", "a\rb &amp; c"] and captions.images is None
+    path.write_bytes(b"a cat\rtwo dogs\r")
+    assert read_captions(path).texts == ["a cat", "two dogs"]
+
+
+def test_no_caption_moves_up_to_the_place_of_a_blank_line(tmp_path):
+    path = tmp_path / "captions.txt"
+    path.write_text("a cat\n\na dog\n \t\na bird\n")
+    with pytest.raises(InputError, match=r"line 2 of .*captions.txt is blank, as are 1 others: image i shows"):
+        read_captions(path)
+    table = tmp_path / "coco_captions.csv"
+    table.write_text("Prompt\na cat\n")
+    with tells(r"csv is a table, whose first line is no caption; .*make coco-captions ARGS=.?captions="):
+        read_captions(table)
+
+
+def test_captions_that_the_cleaning_empties_are_told_with_the_first_of_them(caplog):
+    warn_of_empty(Captions(["a cat", "@someone", "戴帽子的猫", "cat.png"]))
+    assert "3 of 4 captions are empty after LlamaGen's cleaning, the first is caption 2 ('@someone')" in caplog.text
+    caplog.clear()
+    warn_of_empty(Captions(["a cat", "été"]))
+    assert not caplog.records
 
 
 def test_coco_annotations_come_in_the_order_of_their_ids(tmp_path):
@@ -101,7 +123,7 @@ def test_a_folder_of_llamagens_lists_is_read_in_the_order_of_names(tmp_path):
     assert captions.texts == ["blip 00", "blip 01", "blip 10", "blip 11"]
     assert captions.images == ["0/0.jpg", "0/1.jpg", "1/0.jpg", "1/1.jpg"]
     assert read_captions(tmp_path / "000001.jsonl", column=1).texts == ["llava", "llava"]
-    with pytest.raises(InputError, match="IndexError"):
+    with pytest.raises(InputError, match=r"000000.jsonl, line 1 holds 2 caption\(s\), so there is none at column=2"):
         read_captions(tmp_path, column=2)
 
 
@@ -109,9 +131,15 @@ def test_a_folder_of_llamagens_lists_is_read_in_the_order_of_names(tmp_path):
     ("name", "content", "words"),
     [
         ("c.json", '{"images": []}', "annotations"),
-        ("c.json", "not json", "JSONDecodeError"),
-        ("c.jsonl", '{"image_path": "a"}', "KeyError"),
+        ("c.json", "not json", "Invalid JSON"),
+        ("c.json", '{"annotations": [{"image_id": 1, "id": 1, "caption": 5}]}', "string.*found 5"),
+        ("c.json", '{"annotations": [{"image_id": [1], "id": 1, "caption": "a"}]}', "image_id"),
+        ("c.json", '["a", 3]', "found 3"),
+        ("c.jsonl", '{"image_path": "a"}', "line 1 does not hold what it should .*text"),
+        ("c.jsonl", '\n{"image_path": "a", "text": "a cat"}', "line 2 .*array.*found 'a cat'"),
+        ("c.jsonl", '{"image_path": "a", "text": [null]}', "found None"),
         ("c.txt", "\n\n", "there are no captions"),
+        ("c.txt", "a\0c\0a\0t\0", "null bytes, as in UTF-16"),
         ("c.csv/x", "", "no captions at"),
     ],
 )

@@ -254,3 +254,9 @@ def test_an_encoder_that_is_absent_or_incomplete_is_refused(encoder, captions, t
     assert not (tmp_path / "text").exists()
     with pytest.raises(InputError, match="dtype must be one of bfloat16, float32"):
         extract_text_features(captions, encoder, tmp_path / "text", dtype="float16")
+
+
+def test_captions_that_lose_all_or_a_part_of_their_text_are_told(encoder, captions, tmp_path, caplog):
+    extract_text_features(captions, encoder, tmp_path / "text", BATCH)
+    assert "1 of 12 captions are empty after LlamaGen's cleaning, the first is caption 11 ('')" in caplog.text
+    assert "1 of 12 captions have 120 tokens or more; the rest is cut" in caplog.text
