@@ -8,7 +8,7 @@ import numpy as np
 
 from masc.build import TreeConfig, Usage, make_tree
 from masc.runtime.artifacts import Codebook, Meta, require_parent
-from masc.runtime.codes import Codes, load_codes, used_tokens
+from masc.runtime.codes import Codes, load_codes, used_tokens, verify_once
 from masc.runtime.errors import InputError, MissingArtifact, naming
 from masc.runtime.files import hash_file, recover
 from masc.runtime.run import differences
@@ -107,9 +107,12 @@ class Layout:
             return Codebook.load(self.codebook)
 
     def load_codes(self, data: str, split: str, codebook: Codebook) -> Codes:
-        """The codes of a split; MissingArtifact if they are missing, broken, or of another codebook."""
+        """The codes of a split, verified; MissingArtifact if they are missing, broken, or of another codebook."""
+        path = self.codes(data, split)
         with naming(data=data, tokenizer=self.tokenizer):
-            return load_codes(self.codes(data, split), codebook.meta.sha256)
+            codes = load_codes(path, codebook.meta.sha256)
+            verify_once(path)
+        return codes
 
     def load_tree(self, tree: TreeConfig, cuts: list[int], codebook: Codebook) -> tuple[Clustering, str]:
         """The clustering that has all `cuts` (numbers of clusters), and its SHA-256.

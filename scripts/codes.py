@@ -9,7 +9,7 @@ from masc.layout import Layout
 from masc.runtime.codes import read_meta
 from masc.runtime.device import patient_state
 from masc.runtime.errors import InputError, naming
-from vq.codes.extract import extract_codes
+from vq.codes.extract import check_images, extract_codes
 from vq.codes.shards import ExtractConfig
 from vq.data import DataConfig
 from vq.interface import TokenizerConfig
@@ -33,9 +33,12 @@ def main(stage: CodesStage) -> None:
     layout, state = Layout(Path(stage.artifacts), stage.tokenizer.name), patient_state()
     codebook = layout.load_codebook()
     model = load_decoder(codebook, layout, stage.tokenizer).to(state.device)
+    sources = {}
     for split in stage.splits:
         with state.main_process_first():  # the others find the index of tars that it made
-            images = load_images(stage.data.source, split, stage.data.resolution, stage.data.path)
+            sources[split] = load_images(stage.data.source, split, stage.data.resolution, stage.data.path)
+        check_images(sources[split], model)
+    for split, images in sources.items():
         path = layout.codes(stage.data.name, split)
         with naming(data=stage.data.name, tokenizer=stage.tokenizer.name):
             extract_codes(model, images, stage.data.views(split), codebook, path, stage.extraction)

@@ -2,9 +2,12 @@
 
 A directory holds codes.npy (M images, V views, T positions; uint16, uint32 from N > 65,536), labels.npy, groups.npy,
 used.npy (whether each token occurs), captions.json (for text conditioning), keys.txt (the name of each image),
-failures.txt (images that could not be read, if any) and meta.json with the class names and a checksum of each shard."""
+failures.txt (images that could not be read, if any) and meta.json with the class names and a checksum of each shard.
+`.NAME.verified.json` beside the directory says which codes.npy and meta.json were found to match."""
 
+import contextlib
 import hashlib
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,8 +20,9 @@ from masc.runtime.artifacts import hash_arrays
 from masc.runtime.errors import InputError, MissingArtifact
 from masc.runtime.files import hash_file, replacing, write_json, write_text
 from masc.runtime.npy import save_npy, write_npy
-from masc.runtime.reading import Damaged, damaged_is_missing, open_array, read_json
+from masc.runtime.reading import Damaged, damaged_is_missing, open_array, read_json, read_text
 
+logger = logging.getLogger(__name__)
 FORMAT, VERSION = "masc-codes", 2
 SHARD_SIZE = 1024  # images that share a checksum
 CAPTIONS_AT_MOST = 4 * 2**30  # bytes of captions.json
@@ -194,7 +198,7 @@ def load_codes(path: Path, codebook_sha256: str) -> Codes:
 
     Raises MissingArtifact if it is missing, damaged, of another version, or made with another codebook. Labels and
     groups are checked against their hash and the class names, the memory-mapped tokens against their shape;
-    `verify_codes` reads them all."""
+    `verify_codes` and `verify_once` read them all."""
     path = Path(path)
     meta = read_meta(path)
     if meta.codebook_sha256 != codebook_sha256:
@@ -240,21 +244,73 @@ def _open_tokens(path: Path, meta: CodesMeta) -> np.ndarray:
 def verify_codes(path: Path) -> int:
     """Read all tokens, compare each shard with its checksum, and return the number of shards.
 
-    Raises MissingArtifact with the number and the images of the first shard that differs."""
-    meta, start = read_meta(path), 0
+    Raises MissingArtifact with the number and the images of the first shard that differs or holds a token outside of
+    the codebook. The result is remembered for `verify_once`."""
+    path = Path(path)
+    meta = read_meta(path)
     with damaged_is_missing("codes", path):
-        tokens = _open_tokens(Path(path), meta)
-        if [shard for shard in meta.shards if shard.images < 0] or sum(s.images for s in meta.shards) != len(tokens):
-            raise Damaged(f"the shards in {path}/meta.json do not add up to the {len(tokens)} images of codes.npy")
-        for number, shard in enumerate(meta.shards):
-            rows = tokens[start : start + shard.images]
-            if hashlib.sha256(np.ascontiguousarray(rows).data).hexdigest() != shard.sha256:
-                raise Damaged(
-                    f"shard {number} of {path}/codes.npy (images {start} to {start + shard.images - 1}) does not match "
-                    "its checksum"
-                )
-            start += shard.images
+        _verify(path, meta, _open_tokens(path, meta))
     return len(meta.shards)
+
+
+def verify_once(path: Path) -> None:
+    """Verify the codes as `verify_codes`, unless that was done since codes.npy and meta.json were written."""
+    try:
+        is_verified = read_json(_mark_of(Path(path))) == _state(Path(path))
+    except (Damaged, OSError):  # not verified yet, or not readable, which is then said
+        is_verified = False
+    if not is_verified:
+        verify_codes(path)
+
+
+def _verify(path: Path, meta: CodesMeta, tokens: np.ndarray) -> None:
+    """Compare the shards with their checksums and remember the result; `Damaged` for the first that differs."""
+    state = _state(path)
+    with contextlib.suppress(OSError):
+        _mark_of(path).unlink(missing_ok=True)
+    if [shard for shard in meta.shards if shard.images < 0] or sum(s.images for s in meta.shards) != len(tokens):
+        raise Damaged(f"the shards in {path}/meta.json do not add up to the {len(tokens)} images of codes.npy")
+    start = 0
+    for number, shard in enumerate(tqdm(meta.shards, desc=f"verifying {path}", disable=None, leave=False, delay=1)):
+        rows, where = tokens[start : start + shard.images], f"images {start} to {start + shard.images - 1}"
+        if hashlib.sha256(np.ascontiguousarray(rows).data).hexdigest() != shard.sha256:
+            raise Damaged(f"shard {number} of {path}/codes.npy ({where}) does not match its checksum")
+        if rows.size and int(rows.max()) >= meta.num_tokens:
+            raise Damaged(
+                f"shard {number} of {path}/codes.npy ({where}) holds the token {rows.max()}, outside the codebook of "
+                f"{meta.num_tokens}"
+            )
+        start += shard.images
+    try:
+        write_json(_mark_of(path), state)
+    except InputError as error:
+        logger.info("the codes are verified each time they are opened, because that cannot be remembered: %s", error)
+
+
+def _mark_of(path: Path) -> Path:
+    return path.with_name(f".{path.name}.verified.json")
+
+
+def _state(path: Path) -> dict[str, Any]:
+    """What changes when codes.npy or meta.json change."""
+    status = (path / "codes.npy").stat()
+    return {
+        "codes": [status.st_size, status.st_mtime_ns, status.st_ino],
+        "meta_sha256": hash_file(path / "meta.json"),
+    }
+
+
+def load_keys(path: Path) -> list[str]:
+    """The name of each image in a directory of codes, or none; MissingArtifact if there are fewer or more."""
+    meta = read_meta(path)
+    with damaged_is_missing("codes", path):
+        text = read_text(Path(path) / "keys.txt")
+        keys = text.removesuffix("\n").split("\n") if text else []
+        if keys and len(keys) != meta.shape[0]:
+            raise Damaged(
+                f"{path}/keys.txt holds {len(keys)} names, expected one for each of the {meta.shape[0]} images"
+            )
+    return keys
 
 
 def used_tokens(codes: Codes) -> np.ndarray:

@@ -40,6 +40,11 @@ class ImageSource:
         """SHA-256 of the images `rows`. Artefacts made from them are made again if it changes."""
         return hash_arrays({"pixels": np.asarray(self.pixels[rows])})
 
+    @property
+    def earlier_sha256(self) -> str | None:
+        """SHA-256 by which earlier versions identified all images; None if it is the same."""
+        return None
+
     @cached_property
     def sha256(self) -> str:
         """SHA-256 of all images."""

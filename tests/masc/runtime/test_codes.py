@@ -1,12 +1,24 @@
 """Packed codes: streamed or whole they are the same file, and what is damaged is named."""
 
+import hashlib
 import json
+import os
+import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from masc.runtime.codes import load_captions, load_codes, save_codes, used_tokens, verify_codes
+from masc.runtime import codes
+from masc.runtime.codes import (
+    load_captions,
+    load_codes,
+    load_keys,
+    save_codes,
+    used_tokens,
+    verify_codes,
+    verify_once,
+)
 from masc.runtime.errors import InputError, MissingArtifact
 
 
@@ -150,3 +162,95 @@ def test_captions_of_another_form_are_refused(tmp_path, tokens, content):
     (tmp_path / "codes" / "captions.json").write_text(content)
     with pytest.raises(MissingArtifact, match=r"captions.json does not hold what it should"):
         load_captions(tmp_path / "codes")
+
+
+@pytest.fixture
+def reads(monkeypatch):
+    """A list that grows by one each time when all tokens are read."""
+    found = []
+    verify = codes._verify
+    monkeypatch.setattr(codes, "_verify", lambda *arguments: found.append(1) or verify(*arguments))
+    return found
+
+
+def flip(path):
+    damaged = np.load(path / "codes.npy", mmap_mode="r+")
+    damaged[1500, 1, 3] ^= 1
+    damaged.flush()
+
+
+def test_codes_are_verified_once_and_again_when_they_change(tmp_path, tokens, reads):
+    path = tmp_path / "codes"
+    save(path, tokens, 2500)
+    for _ in range(3):
+        verify_once(path)
+    assert len(reads) == 1
+    (path / "meta.json").write_text((path / "meta.json").read_text() + "\n")
+    verify_once(path)
+    assert len(reads) == 2
+    flip(path)
+    for _ in range(2):
+        with pytest.raises(MissingArtifact, match=r"shard 1 of .*its checksum"):
+            verify_once(path)
+    assert len(reads) == 4
+    save(path, tokens, 2500)
+    verify_once(path)
+    shutil.copytree(path, tmp_path / "copy")
+    verify_once(tmp_path / "copy")
+    assert len(reads) == 6
+
+
+def test_damage_that_keeps_the_times_is_found_by_a_full_check_and_then_remembered(tmp_path, tokens, reads):
+    path = tmp_path / "codes"
+    save(path, tokens, 2500)
+    verify_once(path)
+    times = (path / "codes.npy").stat()
+    flip(path)
+    os.utime(path / "codes.npy", ns=(times.st_atime_ns, times.st_mtime_ns))
+    with pytest.raises(MissingArtifact, match="its checksum"):
+        verify_codes(path)
+    with pytest.raises(MissingArtifact, match="its checksum"):
+        verify_once(path)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", '{"codes": [1, 2, 3], "meta_sha256": "x"}'])
+def test_a_damaged_mark_is_no_mark(tmp_path, tokens, reads, content):
+    save(tmp_path / "codes", tokens, 2500)
+    (tmp_path / ".codes.verified.json").write_text(content)
+    verify_once(tmp_path / "codes")
+    verify_once(tmp_path / "codes")
+    assert len(reads) == 1
+
+
+def test_codes_on_a_read_only_disk_are_verified_each_time(tmp_path, tokens, reads, monkeypatch):
+    def refuse(*_):
+        raise InputError("the file system is read-only")
+
+    save(tmp_path / "codes", tokens, 2500)
+    monkeypatch.setattr(codes, "write_json", refuse)
+    verify_once(tmp_path / "codes")
+    verify_once(tmp_path / "codes")
+    assert len(reads) == 2
+
+
+def test_a_token_outside_of_the_codebook_is_found_although_its_checksum_fits(tmp_path, tokens):
+    save(tmp_path / "codes", tokens, 2500)
+    altered = np.load(tmp_path / "codes" / "codes.npy", mmap_mode="r+")
+    altered[7, 1, 2] = 300
+    altered.flush()
+    meta = json.loads((tmp_path / "codes" / "meta.json").read_text())
+    meta["shards"][0]["sha256"] = hashlib.sha256(altered[:1024].tobytes()).hexdigest()
+    (tmp_path / "codes" / "meta.json").write_text(json.dumps(meta))
+    with pytest.raises(MissingArtifact, match=r"images 0 to 1023\) holds the token 300, outside the codebook of 300"):
+        verify_codes(tmp_path / "codes")
+
+
+@pytest.mark.parametrize(("text", "words"), [(None, "no file at"), ("a\nb\n", "2 names, expected one for each of the")])
+def test_names_of_images_that_are_missing_are_said(tmp_path, tokens, text, words):
+    save(tmp_path / "codes", tokens, 2500, keys=["k"] * 2500)
+    assert load_keys(tmp_path / "codes") == ["k"] * 2500
+    (tmp_path / "codes" / "keys.txt").unlink()
+    if text:
+        (tmp_path / "codes" / "keys.txt").write_text(text)
+    with pytest.raises(MissingArtifact, match=words):
+        load_keys(tmp_path / "codes")

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from masc.runtime.codes import save_codes
-from masc.runtime.errors import InputError
+from masc.runtime.errors import InputError, MissingArtifact
 from vq.codebook import make_codebook
 from vq.codes.check_codes import LINE, check_codes
 from vq.interface import TokenizerConfig
@@ -59,3 +59,13 @@ def test_a_damaged_shard_is_named(made, tmp_path):
     with pytest.raises(InputError, match=r"shard 0 of .*images 0 to 9"):
         check_codes(model, codebook, tmp_path / "codes", tmp_path / "check.png", 4, 0)
     assert not (tmp_path / "check.png").exists()
+
+
+def test_names_that_do_not_fit_are_named_and_views_without_names_are_shown(made, tmp_path):
+    model, codebook, _ = made
+    meta = tmp_path / "codes" / "meta.json"
+    meta.write_text(meta.read_text().replace('"config": {}', '"config": {"views": 3}'))
+    check_codes(model, codebook, tmp_path / "codes", tmp_path / "check.png", 4, 0)
+    (tmp_path / "codes" / "keys.txt").write_text("k\n")
+    with pytest.raises(MissingArtifact, match=r"keys.txt holds 1 names, expected one for each of the 10 images"):
+        check_codes(model, codebook, tmp_path / "codes", tmp_path / "check.png", 4, 0)

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from codes import CodesStage, main
+from PIL import Image
 from stage import load_config
 from user_errors import tells
 
@@ -33,6 +34,7 @@ from vq.readers import load_images
 SMALL = TokenizerConfig(
     name="small", target="vq.autoencoder:ConvVQ", options={"resolution": 16, "num_tokens": 32, "width": 16}
 )
+EMOJI = TokenizerConfig(name="emoji32", target="vq.autoencoder:ConvVQ")
 NUM_IMAGES = 50
 SETTINGS = ExtractConfig(num_workers=0)
 
@@ -258,6 +260,119 @@ def test_the_shards_of_two_processes_make_the_bytes_of_one(images, small, tmp_pa
             made = sorted(file.stem for file in (tmp_path / "two" / ".codes.shards").glob("*.npz"))
             assert made == ["000001", "000003", "000005", "000007"]
     assert content(tmp_path / "one" / "codes") == content(tmp_path / "two" / "codes")
+
+
+def test_damaged_codes_are_made_again(images, small, tmp_path, caplog):
+    model, codebook = small
+    path, source = tmp_path / "codes", images()
+    extract_codes(model, source, Views("center"), codebook, path, SETTINGS)
+    whole = content(path)
+    for name in ("codes.npy", "labels.npy", "keys.txt", "meta.json"):
+        (path / name).write_bytes(whole[name][:-1] + bytes([whole[name][-1] ^ 1]))
+        extract_codes(model, source, Views("center"), codebook, path, SETTINGS)
+        assert content(path) == whole, name
+        (path / name).unlink()
+        extract_codes(model, source, Views("center"), codebook, path, SETTINGS)
+        assert content(path) == whole, name
+    assert "does not match its checksum; the codes are made again" in caplog.text
+
+
+def test_a_second_launch_is_refused_and_leaves_nothing(images, small, tmp_path, monkeypatch):
+    model, codebook = small
+    path, source = tmp_path / "codes", images()
+
+    def second(*arguments):  # begins while the first one joins its shards
+        with pytest.raises(InputError, match=r"another launch makes the codes at .*codes; wait for it"):
+            extract_codes(model, source, Views("center"), codebook, path, ExtractConfig(num_workers=0, shard_size=9))
+        join(*arguments)
+
+    join = extract._join
+    monkeypatch.setattr(extract, "_join", second)
+    extract_codes(model, source, Views("center"), codebook, path, SETTINGS)
+    assert load_codes(path, codebook.meta.sha256).num_images == NUM_IMAGES
+    assert not list(tmp_path.glob(".codes.shards*")) and not list(tmp_path.glob(".codes.*.partial*"))
+
+
+def test_finished_codes_need_no_lock(images, small, tmp_path, monkeypatch):
+    model, codebook = small
+    extract_codes(model, images(), Views("center"), codebook, tmp_path / "codes", SETTINGS)
+
+    def refuse(*_, **__):
+        raise InputError("the file system is read-only")
+
+    monkeypatch.setattr(extract, "lock_file", refuse)
+    extract_codes(model, images(), Views("center"), codebook, tmp_path / "codes", SETTINGS)
+    with pytest.raises(InputError, match="read-only"):
+        extract_codes(model, images(), Views("center-flip"), codebook, tmp_path / "codes", SETTINGS)
+
+
+def test_images_replaced_by_others_of_the_same_size_make_other_codes(small, tmp_path, caplog):
+    model, codebook = small
+    root = tmp_path / "d" / "train" / "a"
+    root.mkdir(parents=True)
+    for name, colour in (("1", "red"), ("2", "blue")):
+        Image.new("RGB", (16, 16), colour).save(tmp_path / name, "BMP")
+    (root / "x.bmp").symlink_to(tmp_path / "1")
+    tokens = []
+    for target in ("1", "2"):
+        (root / "x.bmp").unlink()
+        (root / "x.bmp").symlink_to(tmp_path / target)
+        source = load_images("folder", "train", 16, tmp_path / "d")
+        extract_codes(model, source, Views("center"), codebook, tmp_path / "codes", SETTINGS)
+        tokens.append(np.array(load_codes(tmp_path / "codes", codebook.meta.sha256).tokens))
+    assert not np.array_equal(*tokens)
+    assert "was made by another config; it is made again:\n  images_sha256" in caplog.text
+
+
+def test_codes_of_an_earlier_version_are_kept_with_a_warning(images, small, tmp_path, monkeypatch, caplog):
+    model, codebook = small
+    with monkeypatch.context() as patch:
+        patch.setattr("vq.readers.stored.StoredImages.identity", lambda self, rows: self.earlier_sha256)
+        extract_codes(model, images(), Views("center"), codebook, tmp_path / "codes", SETTINGS)
+    before = content(tmp_path / "codes")
+    extract_codes(model, images(), Views("center"), codebook, tmp_path / "codes", SETTINGS)
+    assert content(tmp_path / "codes") == before
+    assert "was made by an earlier version" in caplog.text
+    file = tmp_path / "images" / "train" / "class 0" / "00.jpg"
+    file.write_bytes(file.read_bytes() + b"x")
+    extract_codes(model, images(), Views("center"), codebook, tmp_path / "codes", SETTINGS)
+    assert content(tmp_path / "codes")["meta.json"] != before["meta.json"]
+
+
+def test_an_image_that_cannot_be_cropped_or_decoded_is_listed_with_the_others(images, small, tmp_path, monkeypatch):
+    model, codebook = small
+    errors = {"13.jpg": MemoryError(), "22.jpg": RuntimeError("Failed to decode\nframe 0")}
+    views = Views("center")
+
+    class Failing:
+        names = views.names
+
+        def __call__(self, image, size):
+            if error := errors.pop(next(iter(errors), None), None) if image.width == 21 else None:
+                raise error
+            return views(image, size)
+
+    settings = ExtractConfig(num_workers=0, max_failed_share=0.1)
+    extract_codes(model, images(), Failing(), codebook, tmp_path / "codes", settings)
+    failures = (tmp_path / "codes" / "failures.txt").read_text().splitlines()
+    assert [line.partition(": ")[2] for line in failures] == [
+        "MemoryError: MemoryError",
+        "RuntimeError: Failed to decode frame 0",
+    ]
+
+
+def test_both_splits_are_checked_before_one_is_written(tmp_path):
+    for n in range(3):
+        for split in ("train", "val"):
+            file = tmp_path / "d" / split / f"{split if n == 2 else n}" / "1.jpg"
+            file.parent.mkdir(parents=True)
+            file.write_bytes(ilsvrc.jpeg(n))
+    path = tokenizer_path(EMOJI, tmp_path)
+    make_codebook(EMOJI, path, tmp_path / "emoji32" / "codebook.npz", load_tokenizer(path, EMOJI))
+    options = ["tokenizer=emoji32", "data=folder256", "data.resolution=32", f"data.path={tmp_path / 'd'}"]
+    with pytest.raises(InputError, match=r"val of .* has the class 'val', which train does not have"):
+        main(load_config("codes", CodesStage, [*options, f"artifacts={tmp_path}"]))
+    assert not (tmp_path / "emoji32" / "codes").exists()
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from masc.runtime.artifacts import Codebook
-from masc.runtime.codes import Codes, load_codes, verify_codes
+from masc.runtime.codes import Codes, load_codes, load_keys, verify_codes
 from masc.runtime.files import replacing
 from masc.runtime.streams import Purpose, random_stream
 from vq.interface import Tokenizer
@@ -41,9 +41,9 @@ def check_codes(model: Tokenizer, codebook: Codebook, path: Path, image: Path, n
 
     The text below each image gives its number, view, label and the name of the label. Raises InputError as `load_codes`
     and `verify_codes` do."""
-    codes = load_codes(path, codebook.meta.sha256)
     num_shards = verify_codes(path)
-    keys = (path / "keys.txt").read_text().splitlines()
+    codes = load_codes(path, codebook.meta.sha256)
+    keys = load_keys(path)
     rng = random_stream(seed, Purpose.CHECKED_CODES)
     rows = np.sort(rng.choice(codes.num_images, min(num_shown, codes.num_images), replace=False))
     views = rng.integers(codes.tokens.shape[1], size=len(rows))
@@ -64,11 +64,12 @@ def check_codes(model: Tokenizer, codebook: Codebook, path: Path, image: Path, n
 
 def _note(codes: Codes, keys: list[str], row: int, view: int) -> list[str]:
     label = int(codes.labels[row])
-    names = codes.config.get("views", [])
+    names = codes.config.get("views")
+    has_names = isinstance(names, list) and len(names) == codes.tokens.shape[1]
     return [
         f"{row} {keys[row].rpartition('/')[2] if keys else ''}",
         f"label {label}: {codes.class_names[label]}",
-        f"view {view}: {names[view] if names else ''}",
+        f"view {view}: {names[view] if has_names else ''}",
     ]
 
 

@@ -9,8 +9,8 @@ Differs: LlamaGen takes one image a batch and starts again after an interruption
 
 Shapes: B images, V views, S x S pixels, T positions."""
 
+import contextlib
 import logging
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,10 +25,12 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from masc.runtime.artifacts import Codebook
-from masc.runtime.codes import load_codes, read_meta, save_codes
-from masc.runtime.device import patient_state
+from masc.runtime.codes import load_codes, load_keys, read_meta, save_codes, verify_codes
+from masc.runtime.device import from_main, patient_state
 from masc.runtime.errors import InputError, MissingArtifact, removal
 from masc.runtime.files import recover, remove_leftovers
+from masc.runtime.locks import lock_file
+from masc.runtime.run import differences, flatten
 from vq.codes.shards import ExtractConfig, Shards
 from vq.crops import Views
 from vq.images import ImageSource
@@ -50,79 +52,114 @@ def extract_codes(
 ) -> None:
     """Write the codes of the given views of every image to `path`, unless they are there. Every process calls this.
 
-    Raises InputError if the images do not fit the tokenizer, or if more images are missing or unreadable than the
-    settings allow; the message then names the file that lists them."""
-    settings, state, resolution = settings or ExtractConfig(), patient_state(), images.pixels.shape[1]
-    if resolution % model.downsample:
-        raise InputError(
-            f"the images of {images.name} have {resolution} pixels a side, but the tokenizer takes multiples of "
-            f"{model.downsample}; choose another DATA or TOKENIZER"
-        )
+    Codes that are damaged, or made from other images or by another config, are made again. Raises InputError as
+    `check_images`, if another launch makes these codes, or if more images are missing or unreadable than the settings
+    allow; the message then names the file that lists them."""
+    settings, state = settings or ExtractConfig(), patient_state()
+    check_images(images, model)
     config = {
         "source": images.name,
         "split": images.split,
-        "resolution": resolution,
+        "resolution": images.pixels.shape[1],
         "views": views.names,
         "images_sha256": images.sha256,
         "tokenizer": codebook.meta.config,
         "tokenizer_sha256": codebook.meta.parents["tokenizer"],
     }
+    shards = Shards(path.with_name(f".{path.name}.shards"), images, config, codebook, settings)
+    with contextlib.ExitStack() as held:
+        if from_main(lambda: _begin(held, shards, path)):
+            return
+        own = range(state.process_index, shards.count, state.num_processes)
+        # The remaining shards are divided again, so that after an interruption all processes have equal work.
+        todo = sorted(gather_object([shard for shard in own if not shards.is_done(shard)]))
+        todo = todo[state.process_index :: state.num_processes]
+        shards.check_failures()  # missing images count from the start
+        state.wait_for_everyone()
+        decoded = _Decoded(images, views, config["resolution"])
+        _fill(shards, todo, model, decoded, settings.workers(images, state.num_processes))
+        state.wait_for_everyone()
+        if state.is_main_process:
+            _join(shards, path)
+            shards.clear(everything=True)
+        state.wait_for_everyone()
+
+
+def check_images(images: ImageSource, model: Tokenizer) -> None:
+    """Raise InputError if there are no images, or if their size does not fit the tokenizer."""
+    resolution = images.pixels.shape[1]
+    if resolution % model.downsample:
+        raise InputError(
+            f"the images of {images.name} have {resolution} pixels a side, but the tokenizer takes multiples of "
+            f"{model.downsample}; choose another DATA or TOKENIZER"
+        )
     if not len(images):
         raise InputError(f"{images.name} has no {images.split} images; add some, or leave {images.split} out of splits")
-    shards = Shards(path.with_name(f".{path.name}.shards"), images, config, codebook, settings)
-    if state.is_main_process:
-        recover(path)
-        remove_leftovers(path.parent)
-    state.wait_for_everyone()
-    done = _is_done(path, codebook, config, images)
-    state.wait_for_everyone()
-    if state.is_main_process:
-        shards.clear(everything=done)
-    state.wait_for_everyone()
-    if done:
-        return
-    own = range(state.process_index, shards.count, state.num_processes)
-    # The remaining shards are divided again, so that after an interruption all processes have equal work.
-    todo = sorted(gather_object([shard for shard in own if not shards.is_done(shard)]))
-    todo = todo[state.process_index :: state.num_processes]
-    shards.check_failures()  # missing images count from the start
-    state.wait_for_everyone()
-    _fill(shards, todo, model, _Decoded(images, views, resolution), settings.workers(images, state.num_processes))
-    state.wait_for_everyone()
-    if state.is_main_process:
-        _join(shards, images, codebook, path, config)
-        shutil.rmtree(shards.folder)
-        shards.failures_file.unlink(missing_ok=True)
-    state.wait_for_everyone()
 
 
-def _is_done(path: Path, codebook: Codebook, config: dict[str, Any], images: ImageSource) -> bool:
-    """Whether the codes of these images are at `path`. Imported codes count as those of any images."""
+def _begin(held: contextlib.ExitStack, shards: Shards, path: Path) -> bool:
+    """Whether the codes are at `path` already. Otherwise lock `path` and remove the shards that cannot be reused."""
+    recover(path)
+    busy = f"another launch makes the codes at {path}; wait for it, or stop it first"
+    try:
+        held.enter_context(lock_file(path.with_name(f".{path.name}.lock"), busy=busy))
+    except InputError:  # another launch, or a read-only disk
+        if not _is_done(path, shards):
+            raise
+        return True
+    remove_leftovers(path.parent)
+    is_done = _is_done(path, shards)
+    shards.clear(everything=is_done)
+    return is_done
+
+
+def _is_done(path: Path, shards: Shards) -> bool:
+    """Whether the codes of the images are at `path`, complete and undamaged. Imported codes count as those of any
+    images."""
+    images, codebook = shards.images, shards.codebook
     try:
         meta = read_meta(path)
     except InputError:
         return False
-    if meta.config.get("imported"):  # only the user may replace them
-        try:
-            load_codes(path, codebook.meta.sha256)
-        except MissingArtifact as error:
+    is_imported = bool(meta.config.get("imported"))  # only the user may replace them
+    try:
+        verify_codes(path)
+        found, keys = load_codes(path, codebook.meta.sha256), load_keys(path)
+    except MissingArtifact as error:
+        if is_imported:
             raise MissingArtifact("imported codes", path, str(error), remove=True) from error
+        logger.warning("%s; the codes are made again", error)
+        return False
+    if is_imported:
         logger.info(
             "%s holds imported codes, which are kept; to extract codes instead, delete them with %s",
             path,
             removal(path),
         )
         return True
-    try:
-        found = load_codes(path, codebook.meta.sha256)
-    except InputError:
+    if not _is_made_by(found.config, shards, path):
         return False
-    if found.config != config:
-        return False
-    row_of = {key: row for row, key in enumerate(images.keys)}
-    rows = [row_of.get(key) for key in (path / "keys.txt").read_text().splitlines()]
     readable = len(images) + len(images.missing) - meta.num_failures
-    return len(rows) == readable and None not in rows and np.array_equal(found.labels, images.labels[rows])
+    every = iter(zip(images.keys, images.labels, strict=True))
+    is_in_order = all((key, label) in every for key, label in zip(keys, found.labels, strict=True))
+    return len(keys) == readable and is_in_order
+
+
+def _is_made_by(found: dict[str, Any], shards: Shards, path: Path) -> bool:
+    """Whether codes with the config `found` are those that the config of `shards` makes."""
+    lines = differences(flatten(found), flatten(shards.config))
+    earlier = shards.images.earlier_sha256
+    if earlier is not None and found == shards.config | {"images_sha256": earlier}:
+        logger.warning(
+            "%s was made by an earlier version, which recorded the names and sizes of the images but not when they "
+            "were changed; it is kept. If an image was replaced by one of the same size, delete it with %s",
+            path,
+            removal(path),
+        )
+        return True
+    if lines:
+        logger.warning("%s was made by another config; it is made again:\n%s", path, lines)
+    return not lines
 
 
 @dataclass(frozen=True)
@@ -183,7 +220,8 @@ def _fill(shards: Shards, todo: list[int], model: Tokenizer, decoded: _Decoded, 
     bar.close()
 
 
-def _join(shards: Shards, images: ImageSource, codebook: Codebook, path: Path, config: dict[str, Any]) -> None:
+def _join(shards: Shards, path: Path) -> None:
+    images = shards.images
     failed = [row for shard in range(shards.count) for row in shards.failures(shard)]
     rows = np.setdiff1d(np.arange(len(images)), failed)
     if not rows.size:
@@ -201,9 +239,9 @@ def _join(shards: Shards, images: ImageSource, codebook: Codebook, path: Path, c
         np.unique(images.groups[rows], return_inverse=True)[1],
         list(images.class_names),
         [images.captions[row] for row in rows] if images.captions else [],
-        codebook.num_tokens,
-        codebook.meta.sha256,
-        config,
+        shards.codebook.num_tokens,
+        shards.codebook.meta.sha256,
+        shards.config,
         keys=[images.keys[row] for row in rows],
         failures=shards.list_failures(),
     )

@@ -17,11 +17,13 @@ from masc.runtime.artifacts import Codebook, load_npz, save_npz
 from masc.runtime.codes import SHARD_SIZE, code_type
 from masc.runtime.errors import InputError, MissingArtifact
 from masc.runtime.files import write_text
+from masc.runtime.reading import read_json
 from vq.images import ImageSource
 from vq.readers.stored import StoredImages
 
 logger = logging.getLogger(__name__)
 SHARD_VERSION = 1
+Failures = list[tuple[int, str]]  # rows of unreadable images, and the reasons
 SHARD_SCHEMA = {"tokens": ("u", (None, None, None))}
 
 
@@ -77,7 +79,7 @@ class Shards:
     def failures(self, shard: int) -> dict[int, str]:
         """Reasons of a shard's unreadable images, by row."""
         file = self.file(shard).with_suffix(".failures.json")
-        return {int(row): reason for row, reason in json.loads(file.read_text())} if file.exists() else {}
+        return dict(read_json(file, Failures)) if file.exists() else {}
 
     def parents(self, shard: int) -> dict[str, str]:
         """Hashes of everything a shard is made from. If one changes, the shard is made again."""
@@ -95,11 +97,12 @@ class Shards:
         larger set; with `everything`, all."""
         if everything:
             shutil.rmtree(self.folder, ignore_errors=True)
+            self.failures_file.unlink(missing_ok=True)
         for file in self.folder.glob("*.failures.json"):
             file.with_name(f"{file.name.partition('.')[0]}.npz").unlink(missing_ok=True)
             file.unlink()
         for file in self.folder.glob("*.npz"):
-            if int(file.stem) >= self.count:
+            if not file.stem.isdigit() or int(file.stem) >= self.count:
                 file.unlink()
 
     def is_done(self, shard: int) -> bool:
@@ -136,7 +139,7 @@ class Shards:
         """A line for each missing or unreadable image, of all processes."""
         lines = [f"{name}: missing" for name in self.images.missing]
         for file in sorted(self.folder.glob("*.failures.json")):
-            lines += [f"{self.images.keys[row]}: {reason}" for row, reason in json.loads(file.read_text())]
+            lines += [f"{self.images.keys[row]}: {reason}" for row, reason in read_json(file, Failures)]
         return lines
 
     @property
