@@ -29,8 +29,10 @@ from metrics.bootstrap import bootstrap_interval
 from metrics.inception import ARITHMETIC, exact_arithmetic
 from metrics.results import row
 from metrics.streams import Images, read_batches
+from vq.hub.releases import RELEASES
 
 NAME = "clip-vit-b-32"  # of the weights in the registry
+FILE = RELEASES[NAME].files[0].name
 # OpenAI trained with x sigmoid(1.702 x). open_clip's plain ViT-B-32 has the exact GELU: it loads the same tensors
 # without a warning and gives different embeddings.
 MODEL = "ViT-B-32-quickgelu"
@@ -85,7 +87,7 @@ def load_clip(path: Path, sha256: str | None = None, device: torch.device | str 
     found = hash_file(path)
     if sha256 is not None and found != sha256:
         problem = f"the weights in {path} have SHA-256 {found}, expected {sha256}: truncated, or another network"
-        raise MissingArtifact("weights", path, problem, remove=True, name=NAME)
+        raise MissingArtifact("weights", path, problem, remove=path.name == FILE, name=NAME)
     try:
         with _quietly():
             model = open_clip.create_model(name, pretrained=str(path), weights_only=True)
@@ -95,7 +97,7 @@ def load_clip(path: Path, sha256: str | None = None, device: torch.device | str 
             path,
             f"{path} does not hold the tensors of {name} ({str(error).splitlines()[0]}); OpenAI's own ViT-B-32.pt is a "
             "program, which is not run here. Take open_clip's copy of its tensors",
-            remove=True,
+            remove=path.name == FILE,  # a file of another name is the user's own
             name=NAME,
         ) from error
     model = model.eval().requires_grad_(False).to(device)

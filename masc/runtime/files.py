@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from masc.runtime.locks import claim, release
+from masc.runtime.reading import open_file
 from masc.runtime.writing import make_folder, writing
 
 if TYPE_CHECKING:
@@ -176,6 +177,6 @@ def save_torch(path: Path, content: Any) -> None:
 
 
 def hash_file(path: Path) -> str:
-    """SHA-256 of a file's bytes."""
-    with Path(path).open("rb") as file:
+    """SHA-256 of a file's bytes; `Damaged` if it cannot be read."""
+    with open_file(path) as (file, _):
         return hashlib.file_digest(file, "sha256").hexdigest()

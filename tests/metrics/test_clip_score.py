@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from user_errors import tells
 
-from masc.runtime.errors import InputError
+from masc.runtime.errors import InputError, MissingArtifact
 from masc.runtime.files import hash_file
 from metrics.clip_score import MODEL, clip_cosines, clip_score, load_clip
 from metrics.streams import NpzImages
@@ -104,14 +104,17 @@ def test_the_score_is_the_plain_mean_with_its_interval_and_protocol(tiny, images
 def test_weights_that_are_not_the_networks_are_refused(tiny, tmp_path):
     with tells(r"no weights of .*`make weights NAME=clip-vit-b-32"):
         load_clip(tmp_path / "none.pt", name=TINY)
-    with pytest.raises(InputError, match=f"have SHA-256 {hash_file(tiny)}, expected 0000"):
+    with pytest.raises(MissingArtifact, match=f"have SHA-256 {hash_file(tiny)}, expected 0000") as caught:
         load_clip(tiny, "0" * 64, name=TINY)
+    assert not caught.value.remove  # the user's own file
     torch.save({"visual.proj": torch.zeros(3)}, tmp_path / "other.pt")
     with pytest.raises(InputError, match=f"does not hold the tensors of {TINY}"):
         load_clip(tmp_path / "other.pt", name=TINY)
-    (tmp_path / "cut.pt").write_bytes(tiny.read_bytes()[:1000])
-    with pytest.raises(InputError, match="does not hold the tensors"):
-        load_clip(tmp_path / "cut.pt", name=TINY)
+    for name, is_published in (("cut.pt", False), ("open_clip_model.safetensors", True)):
+        (tmp_path / name).write_bytes(tiny.read_bytes()[:1000])
+        with pytest.raises(MissingArtifact, match="does not hold the tensors") as caught:
+            load_clip(tmp_path / name, name=TINY)
+        assert caught.value.remove == is_published
     torch.jit.script(torch.nn.Linear(2, 2)).save(tmp_path / "program.pt")
     with pytest.raises(InputError, match="is a program, which is not run here"):
         load_clip(tmp_path / "program.pt", name=TINY)

@@ -1,7 +1,11 @@
 """Downloads from servers that are no hub: references and extractor weights, against a small local one."""
 
+import errno
 import hashlib
 import json
+import logging
+import os
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -10,7 +14,6 @@ from download_server import FaultyHandler, FaultyServer, serving
 from user_errors import tells
 
 from masc.runtime.errors import InputError
-from masc.runtime.locks import lock_file
 from vq.hub import fetch as hub
 from vq.hub.pins import Pin, lock
 from vq.hub.releases import RELEASES, Release, RemoteFile
@@ -29,6 +32,9 @@ class Server(FaultyServer):
         self.files = {PATH: CONTENT}
         self.moved: dict[str, str] = {}
         self.etag, self.modified = '"0x8D9"', ""
+        self.length: str | None = None  # what it announces instead of the length
+        self.encoding: str | None = None  # what it announces as the encoding
+        self.surplus = b""  # what it sends after the file
 
 
 class Handler(FaultyHandler):
@@ -44,6 +50,14 @@ class Handler(FaultyHandler):
             return self.send(503, headers, b"", False)
         headers |= {"ETag": server.etag} if server.etag else {}
         headers |= {"Last-Modified": server.modified} if server.modified else {}
+        headers |= {"Content-Encoding": server.encoding} if server.encoding else {}
+        if server.length is not None and not with_body:
+            headers["Content-Length"] = server.length
+        if server.surplus and with_body:  # without its length, until the line is closed
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(body + server.surplus)
+            return None
         return self.send_from_range(headers, body, with_body)
 
 
@@ -75,16 +89,22 @@ def test_an_interrupted_download_goes_on(server, tmp_path, etag):
     assert 80_000 < kept <= 90_000 and server.requests[-1] == ("GET", PATH, f"bytes={kept}-")
 
 
-def test_two_processes_do_not_download_one_file(server, tmp_path):
-    server.cut, server.failures = 90_000, 1
-    with pytest.raises(InputError, match="503"):
-        hub.fetch(NAME, tmp_path)
-    (partial,) = tmp_path.glob(".*.incomplete")
-    kept = partial.read_bytes()
-    with lock_file(partial), pytest.raises(InputError, match=rf"another process is downloading .*{FILE}; wait for it"):
-        hub.fetch(NAME, tmp_path)
-    assert partial.read_bytes() == kept
-    assert hub.fetch(NAME, tmp_path).read_bytes() == CONTENT
+def test_a_second_process_waits_with_a_word_and_takes_what_the_first_one_left(server, tmp_path, caplog, monkeypatch):
+    caplog.set_level(logging.INFO)
+    both, download = [], hub.http_get
+
+    def slow(*arguments, **options):
+        both.append(arguments)
+        while "waiting for it" not in caplog.text:
+            time.sleep(0.01)
+        return download(*arguments, **options)
+
+    monkeypatch.setattr(hub, "http_get", slow)
+    with ThreadPoolExecutor(2) as pool:
+        paths = list(pool.map(lambda _: hub.fetch(NAME, tmp_path), range(2)))
+    assert paths == [tmp_path / FILE] * 2 and paths[0].read_bytes() == CONTENT
+    assert len(both) == 1 and caplog.text.count(f"another process is downloading {paths[0]}; waiting for it") == 1
+    assert not list(tmp_path.glob(".*.incomplete"))
 
 
 def test_what_was_kept_beyond_the_size_is_dropped(server, tmp_path):
@@ -196,3 +216,121 @@ def test_what_the_server_lacks_or_no_server_is_said(server, tmp_path, monkeypatc
     monkeypatch.setenv("MASC_MIRROR", "http://127.0.0.1:9")
     with tells(r"no network: http://127\.0\.0\.1:9/.*by hand.*MASC_MIRROR"):
         hub.fetch(NAME, tmp_path)
+
+
+@pytest.mark.parametrize("place", ["file:///etc/passwd", "ftp://127.0.0.1/x", "http://", "data:,x"])
+def test_a_redirect_out_of_http_is_not_followed(server, tmp_path, place):
+    server.moved[PATH] = place
+    with pytest.raises(InputError, match=r"could not be reached|gave no file"):
+        hub.fetch(NAME, tmp_path)
+    assert not (tmp_path / FILE).exists()
+
+
+def test_redirects_without_end_are_one_error(server, tmp_path):
+    server.moved[PATH] = PATH
+    with pytest.raises(InputError, match=rf"{FILE} gave no file \(.*redirects"):
+        hub.fetch(NAME, tmp_path)
+
+
+@pytest.mark.parametrize("mirror", ["localhost:8000", "http://[", "http://a b", "nonsense"])
+def test_a_mirror_that_is_no_address_is_one_error(server, tmp_path, monkeypatch, mirror):
+    monkeypatch.setenv("MASC_MIRROR", mirror)
+    with pytest.raises(InputError, match=r"could not be reached|gave no file"):
+        hub.fetch(NAME, tmp_path)
+
+
+@pytest.mark.parametrize("page", [b"<!DOCTYPE html><html>log in</html>", b"\n<HTML lang='en'>"])
+def test_a_web_page_is_not_taken_for_the_file(server, tmp_path, page):
+    server.files[PATH] = page
+    with pytest.raises(InputError, match=rf"answers with a web page instead of {FILE}"):
+        hub.fetch(NAME, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_body_longer_than_announced_is_cut_off(server, tmp_path):
+    server.surplus = b"more" * 100_000
+    with pytest.raises(InputError, match=rf"sends more than the {len(CONTENT)} bytes"):
+        hub.fetch(NAME, tmp_path)
+    assert sum(path.stat().st_size for path in tmp_path.iterdir()) == 0
+    server.surplus = b""
+    assert hub.fetch(NAME, tmp_path).read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize(
+    ("length", "words"), [("9" * 15, "announces 9+ bytes"), ("x", "sends more|interrupted|reached")]
+)
+def test_a_length_that_cannot_be_is_one_error(server, tmp_path, length, words):
+    server.length = length
+    with pytest.raises(InputError, match=words):
+        hub.fetch(NAME, tmp_path)
+    assert not (tmp_path / FILE).exists()
+
+
+def test_an_encoding_that_is_not_the_one_named_is_one_error(server, tmp_path):
+    server.encoding = "gzip"
+    with pytest.raises(InputError, match=r"gave no file .* is kept"):
+        hub.fetch(NAME, tmp_path)
+    server.encoding = None
+    assert hub.fetch(NAME, tmp_path).read_bytes() == CONTENT
+
+
+def test_a_damaged_part_is_removed_and_the_same_command_begins_again(server, tmp_path):
+    server.cut, server.failures = 90_000, 1
+    with pytest.raises(InputError, match="503"):
+        hub.fetch(NAME, tmp_path)
+    (partial,) = tmp_path.glob(".*.incomplete")
+    partial.write_bytes(bytes(partial.stat().st_size))
+    pin = Pin(None, len(CONTENT), SHA256)
+    lock(RELEASES[NAME], RELEASES[NAME].files[0], pin, tmp_path)
+    with pytest.raises(InputError, match=f"expected {SHA256}"):
+        hub.fetch(NAME, tmp_path)
+    assert not partial.exists()
+    assert hub.fetch(NAME, tmp_path).read_bytes() == CONTENT
+
+
+def test_parts_of_versions_that_are_gone_are_removed(server, tmp_path):
+    (tmp_path / f".{FILE}.{'0' * 16}.incomplete").write_bytes(CONTENT)
+    hub.fetch(NAME, tmp_path)
+    assert not list(tmp_path.glob(".*.incomplete"))
+
+
+@pytest.mark.parametrize(
+    "pins",
+    [b"", b"[]", b"{", b"null", b'{"a": []}', b'{"a": {"size": "1"}}', b'{"a": {"sha256": 1}}', b"\xff", b"1" * 5000],
+)
+def test_pins_that_are_damaged_or_of_another_program_are_one_error(server, tmp_path, pins):
+    (tmp_path / "lock.json").write_bytes(pins)
+    with pytest.raises(InputError, match=r"lock.json.*delete it to accept the current downloads"):
+        hub.fetch(NAME, tmp_path)
+    assert (tmp_path / "lock.json").read_bytes() == pins
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o077, 0o002])
+def test_a_download_gets_the_permissions_that_the_umask_gives(server, tmp_path, mask):
+    before = os.umask(mask)
+    try:
+        path = hub.fetch(NAME, tmp_path / "new")
+    finally:
+        os.umask(before)
+    for file in path.parent.iterdir():
+        assert file.stat().st_mode & 0o777 == 0o666 & ~mask
+
+
+def test_a_folder_in_the_place_of_the_file_and_a_file_in_the_place_of_the_folder_are_said(server, tmp_path):
+    (tmp_path / FILE).mkdir()
+    with pytest.raises(InputError, match=r"expected a file at .*512.npz, found a folder"):
+        hub.fetch(NAME, tmp_path)
+    (tmp_path / "weights").touch()
+    with pytest.raises(InputError, match=r"expected a folder at .*weights, found a file"):
+        hub.fetch(NAME, tmp_path / "weights")
+
+
+def test_a_full_disk_keeps_the_part_that_arrived(server, tmp_path, monkeypatch):
+    def fill(file, data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(hub._Bounded, "write", fill)
+        with pytest.raises(InputError, match=r"no space left \(.*\) while writing .*incomplete; free some space"):
+            hub.fetch(NAME, tmp_path)
+    assert hub.fetch(NAME, tmp_path).read_bytes() == CONTENT

@@ -20,6 +20,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 from urllib.parse import urlsplit
 
 import httpx2
@@ -31,10 +32,13 @@ from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
 from masc.runtime.errors import InputError, MissingArtifact
 from masc.runtime.files import hash_file
 from masc.runtime.locks import lock_file
+from masc.runtime.reading import reason
+from masc.runtime.writing import writing
 from vq.hub.pins import LOCK, Pin, key_of, lock, missing_file, pin_of
 from vq.hub.releases import RELEASES, Release, RemoteFile
 
 logger = logging.getLogger(__name__)
+LARGEST = 50 * 10**9  # bytes; the client refuses larger files
 
 
 @dataclass(frozen=True)
@@ -146,6 +150,8 @@ def _ask(found: Release, file: RemoteFile, pin: Pin, folder: Path) -> Announced:
         )
         if there and here and there != here
     ]
+    if said.size is not None and said.size > LARGEST:
+        raise InputError(f"{url} announces {said.size} bytes, more than any file of these releases has")
     if differing:
         raise InputError(
             f"{url} is not the file that is pinned here: {', '.join(differing)}. If you want the new one, delete "
@@ -166,10 +172,10 @@ def _ask_server(found: Release, file: RemoteFile, url: str, folder: Path) -> Ann
     with _plainly(found, file, url, folder):
         answer = httpx2.head(url, follow_redirects=True, timeout=30, headers={"Accept-Encoding": "identity"})
         hf_raise_for_status(answer)
-    size, tag = answer.headers.get("Content-Length"), answer.headers.get("ETag")
+    size, tag = answer.headers.get("Content-Length", ""), answer.headers.get("ETag")
     pinned = None if "MASC_MIRROR" in os.environ else tag
     tag = tag or answer.headers.get("Last-Modified", "")
-    return Announced(str(answer.url), None, int(size) if size else None, tag, pinned, is_hub=False)
+    return Announced(str(answer.url), None, int(size) if size.isdecimal() else None, tag, pinned, is_hub=False)
 
 
 def _address(found: Release, file: RemoteFile) -> str:
@@ -179,36 +185,67 @@ def _address(found: Release, file: RemoteFile) -> str:
 
 
 def _download(found: Release, file: RemoteFile, path: Path, folder: Path) -> None:
-    """Fetch the missing part of a file under a name beside it. Verify the whole, rename it and pin it."""
+    """Fetch the missing part of a file under a name beside it. Verify the whole, rename it and pin it.
+
+    If another process downloads it, wait for that one, and verify what it left."""
     pin = pin_of(found, file, folder)
     announced = _ask(found, file, pin, folder)
     size = announced.size or pin.size
-    path.parent.mkdir(parents=True, exist_ok=True)
     # The tag in the name keeps bytes of another version apart.
     version = hashlib.sha256(f"{announced.etag} {size}".encode()).hexdigest()[:16]
     partial = path.with_name(f".{path.name}.{version}.incomplete")
     headers = build_hf_headers(token=False) | {"Accept-Encoding": "identity"}
-    busy = f"another process is downloading {path}; wait for it"
-    with lock_file(partial, busy), partial.open("ab") as stream:
-        if size is not None and stream.tell() > size:
-            stream.seek(0)
-            stream.truncate()
-        with _plainly(found, file, announced.url, folder, partial):
+    with lock_file(partial, waiting=f"another process is downloading {path}; waiting for it"), writing(partial):
+        if path.exists():
+            partial.unlink()
+            _check_present(found, file, path, folder)
+            return
+        with partial.open("ab") as stream, _plainly(found, file, announced.url, folder, partial):
+            if size is not None and stream.tell() > size:
+                stream.seek(0)
+                stream.truncate()
             http_get(
                 announced.url,
-                stream,
+                _Bounded(stream, size or LARGEST, announced.url),
                 resume_size=stream.tell(),
                 headers=headers,
                 expected_size=size,
                 displayed_filename=file.name,
             )
-    try:
-        sha256 = _verify(found, file, partial, pin, announced)
-    except InputError:
-        partial.unlink()
-        raise
-    partial.replace(path)
-    lock(found, file, Pin(announced.revision, path.stat().st_size, sha256, announced.pinned_etag), folder)
+        try:
+            sha256 = _verify(found, file, partial, pin, announced)
+        except InputError:
+            partial.unlink()
+            raise
+        partial.replace(path)
+        lock(found, file, Pin(announced.revision, path.stat().st_size, sha256, announced.pinned_etag), folder)
+    for other in path.parent.glob(f".{path.name}.*.incomplete"):  # parts of versions that are no longer there
+        with contextlib.suppress(InputError), lock_file(other, busy="another process is downloading it"):
+            other.unlink()
+
+
+@dataclass(frozen=True)
+class _Bounded:
+    """A file that takes at most `size` bytes. Servers can send more than they announce, or bytes without end."""
+
+    stream: BinaryIO
+    size: int
+    url: str
+
+    def write(self, data: bytes) -> None:
+        if self.tell() + len(data) > self.size:
+            self.truncate(0)
+            raise InputError(f"{self.url} sends more than the {self.size} bytes that it should; nothing of it was kept")
+        self.stream.write(data)
+
+    def tell(self) -> int:
+        return self.stream.tell()
+
+    def seek(self, position: int) -> None:
+        self.stream.seek(position)
+
+    def truncate(self, size: int | None = None) -> None:
+        self.stream.truncate(size)
 
 
 @contextlib.contextmanager
@@ -231,6 +268,8 @@ def _plainly(found: Release, file: RemoteFile, url: str, folder: Path, partial: 
     except httpx2.TransportError as error:
         problem = f"no network: {url} could not be reached ({error}){kept}"
         raise missing_file(found, file, folder, problem) from error
+    except (httpx2.HTTPError, httpx2.InvalidURL) as error:  # too many redirects, an encoding that is not the one named
+        raise missing_file(found, file, folder, f"{url} gave no file ({reason(error)}){kept}") from error
     except OSError as error:
         if error.errno is not None:  # an error of the disk; the client's check of the length has no number
             raise
@@ -248,6 +287,11 @@ def _verify(found: Release, file: RemoteFile, path: Path, pin: Pin, announced: A
         checks.append(("SHA-256", sha256, announced.sha256))
     if announced and announced.git_sha1:
         checks.append(("git SHA-1", _git_hash(path), announced.git_sha1))
+    if not any(expected for what, _, expected in checks if what != "size") and _is_web_page(path):
+        raise InputError(
+            f"{found.origin} answers with a web page instead of {file.name}, as a proxy or a login does; see it in a "
+            "browser, or copy the file by hand"
+        )
     for what, here, expected in checks:
         if expected and here != expected:
             raise MissingArtifact(
@@ -258,6 +302,11 @@ def _verify(found: Release, file: RemoteFile, path: Path, pin: Pin, announced: A
                 name=found.name,
             )
     return sha256
+
+
+def _is_web_page(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(512).lstrip().lower().startswith((b"<!doctype html", b"<html"))
 
 
 def _git_hash(path: Path) -> str:

@@ -1,12 +1,12 @@
 """Expected commit, size and hash of a download: from releases.py, otherwise from the first download (lock.json)."""
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from masc.runtime.errors import InputError, MissingArtifact
 from masc.runtime.files import write_json
 from masc.runtime.locks import lock_file
+from masc.runtime.reading import advising, read_json
 from vq.hub.releases import RELEASES, Release, RemoteFile
 
 LOCK = "lock.json"
@@ -24,7 +24,7 @@ class Pin:
 
 def pin_of(found: Release, file: RemoteFile, folder: Path) -> Pin:
     """The pin of a file below `folder`: the values of releases.py, and those of lock.json for the rest."""
-    locked = Pin(**_read(folder).get(key_of(found, file), {}))
+    locked = _read(folder).get(key_of(found, file), Pin())
     # A tag also changes when the server does. If releases.py knows the hash, only the hash decides.
     etag = None if file.sha256 else locked.etag
     return Pin(found.revision or locked.revision, file.size or locked.size, file.sha256 or locked.sha256, etag)
@@ -40,17 +40,20 @@ def lock(found: Release, file: RemoteFile, pin: Pin, folder: Path) -> None:
 
     Several processes may do so at once."""
     with lock_file(Path(folder) / f".{LOCK}.held"):
-        known = {what: value for what, value in asdict(pin).items() if value is not None}
-        pins = _read(folder) | {key_of(found, file): known}
-        write_json(Path(folder) / LOCK, dict(sorted(pins.items())))
+        pins = sorted((_read(folder) | {key_of(found, file): pin}).items())
+        write_json(Path(folder) / LOCK, {key: _known(pin) for key, pin in pins})
 
 
-def _read(folder: Path) -> dict[str, dict[str, str | int]]:
+def _known(pin: Pin) -> dict[str, str | int]:
+    return {what: value for what, value in asdict(pin).items() if value is not None}
+
+
+def _read(folder: Path) -> dict[str, Pin]:
     path = Path(folder) / LOCK
-    try:
-        return json.loads(path.read_text()) if path.exists() else {}
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path} is broken ({error}); delete it to accept the current downloads") from error
+    if not path.exists():
+        return {}
+    with advising("delete it to accept the current downloads"):
+        return read_json(path, dict[str, Pin])
 
 
 def missing_file(found: Release, file: RemoteFile, folder: Path, problem: str, remove: bool = False) -> InputError:
