@@ -1,6 +1,8 @@
 """What all tests share: one thread a process, the sparse engine compiled once, the repository."""
 
+import logging
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -48,3 +50,18 @@ def root() -> Path:
 def elsewhere(tmp_path, monkeypatch):
     """A working directory of the test's own: what lies in the repository's artifacts/ and runs/ is not found."""
     monkeypatch.chdir(tmp_path)
+
+
+MEMORY = 2 * 2**30  # bytes more than the tests use: a size that a file claims must not be allocated
+
+
+@pytest.fixture(scope="module")
+def little_memory():
+    """A limit on the memory of this process, so that a claim that is believed is a MemoryError; and no warnings."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, hard))
+    logging.disable(logging.WARNING)
+    yield
+    logging.disable(logging.NOTSET)
+    resource.setrlimit(resource.RLIMIT_AS, (soft, hard))

@@ -204,7 +204,7 @@ def read_table(path: Path) -> list[str]:
     one row ('"Head shot" of a zebra ...')."""
     rows = list(csv.reader(io.StringIO(read_text(path).removeprefix("\ufeff"), newline=""), delimiter="\t"))
     if len(rows) < 2 or rows[0] != ["Prompt"]:
-        raise InputError(f"expected a line `Prompt` and then one caption a line in {path}, found {rows[:1]}")
+        raise InputError(f"expected a line `Prompt` and then one caption a line in {path}, found {str(rows[:1])[:100]}")
     odd = [number for number, row in enumerate(rows[1:], 1) if len(row) != 1 or not row[0].strip()]
     if odd:
         raise InputError(

@@ -13,13 +13,11 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -29,7 +27,7 @@ from masc.runtime.device import from_main, patient_accelerator
 from masc.runtime.errors import InputError, MissingArtifact, removal
 from masc.runtime.files import hash_file, recover, replacing, write_json
 from masc.runtime.npy import save_npy, write_npy
-from masc.runtime.reading import Damaged, check_array, damaged_is_missing, open_array, read_json, read_npz
+from masc.runtime.reading import Damaged, check_array, damaged_is_missing, open_array, read_json, read_npz, reason
 
 logger = logging.getLogger(__name__)
 FORMAT, VERSION = "masc-text-features", 1
@@ -136,12 +134,14 @@ def _load_encoder(directory: Path, dtype: str) -> tuple[Any, nn.Module]:
     from transformers import AutoTokenizer, T5EncoderModel
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+        # Left out, `trust_remote_code` would ask at a terminal whether to run the directory's own Python files.
+        options = {"local_files_only": True, "trust_remote_code": False}
+        tokenizer = AutoTokenizer.from_pretrained(directory, **options)
         model, found = T5EncoderModel.from_pretrained(
-            directory, local_files_only=True, dtype=DTYPES[dtype], output_loading_info=True
+            directory, dtype=DTYPES[dtype], output_loading_info=True, **options
         )
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError, UnpicklingError) as error:
-        raise InputError(f"cannot load a T5 encoder from {directory} ({error}); download it again") from error
+    except Exception as error:  # the library raises errors of any type for damaged files
+        raise InputError(f"cannot load a T5 encoder from {directory} ({reason(error)}); download it again") from error
     # The library would fill missing tensors with random numbers.
     unfit = sorted(map(str, found["missing_keys"] | found["mismatched_keys"]))
     if unfit:

@@ -1,6 +1,5 @@
 """Checkpoint of a run: weights as safetensors, optimizer state, and progress."""
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from torch.optim.swa_utils import AveragedModel
 from llamagen.training.average import averaged_parameters
 from masc.runtime.errors import InputError, MissingArtifact
 from masc.runtime.files import hash_file, recover, replacing, save_safetensors, save_torch, write_json
+from masc.runtime.reading import read_json
 from masc.runtime.run import run_facts
 
 
@@ -44,9 +44,9 @@ def save_checkpoint(
 
 
 def load_progress(path: Path) -> Progress:
-    """Progress of the checkpoint at `path`; step 0 if there is none."""
+    """Progress of the checkpoint at `path`; step 0 if there is none. Raises `Damaged` for a damaged file."""
     file = Path(path) / "progress.json"
-    return Progress(**json.loads(file.read_text())) if file.exists() else Progress()
+    return read_json(file, Progress) if file.exists() else Progress()
 
 
 def load_weights(path: Path, model: nn.Module) -> None:

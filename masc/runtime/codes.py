@@ -144,11 +144,11 @@ def _check_labels(labels: np.ndarray, class_names: list[str], path: Path) -> Non
 
 
 def _check_groups(groups: np.ndarray, path: Path) -> None:
-    count = len(np.unique(groups))
-    if groups.size and (groups.min() != 0 or groups.max() != count - 1):
-        raise Damaged(
-            f"groups in {path} run from {groups.min()} to {groups.max()} with {count} values, expected all of 0..G-1"
-        )
+    if not groups.size:
+        return
+    low, high = groups.min(), groups.max()
+    if low < 0 or high >= len(groups) or not np.bincount(groups).all():
+        raise Damaged(f"groups in {path} run from {low} to {high}, expected every number from 0 to the last")
 
 
 @dataclass(frozen=True)

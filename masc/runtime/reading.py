@@ -181,11 +181,11 @@ def _kind(value: Any) -> str:
 Shape = tuple[int | None, ...]  # of an array; None: any length
 
 
-def open_array(path: Path, kinds: str, shape: Shape, mapped: bool = False) -> np.ndarray:
+def open_array(path: Path, kinds: str, shape: Shape | None, mapped: bool = False) -> np.ndarray:
     """The array in a .npy file, memory-mapped and read-only if `mapped`.
 
-    `kinds` are the letters of NumPy's kinds that are allowed, such as `iu`. Raises `Damaged` for another type or shape,
-    and for a header that does not fit the size of the file."""
+    `kinds` are the letters of NumPy's kinds that are allowed, such as `iu`; any shape is allowed if `shape` is None.
+    Raises `Damaged` for another type or shape, and for a header that does not fit the size of the file."""
     with open_file(path) as (file, size):
         with _parsing(path, "an array in NumPy's format"):
             found, order, dtype = _read_header(file)
@@ -208,13 +208,20 @@ def check_array(path: Path, array: np.ndarray, kinds: str, shape: Shape) -> np.n
     return array
 
 
-def _check_array(path: Path, dtype: np.dtype, found: tuple[int, ...], kinds: str, shape: Shape) -> None:
-    fits = len(found) == len(shape) and all(wanted in (None, there) for wanted, there in zip(shape, found, strict=True))
+def _check_array(path: Path, dtype: np.dtype, found: tuple[int, ...], kinds: str, shape: Shape | None) -> None:
+    lengths = found if shape is None else shape
+    fits = len(found) == len(lengths) and all(
+        wanted in (None, there) for wanted, there in zip(lengths, found, strict=True)
+    )
     if dtype.kind not in kinds or not fits:
         names = {"iu": "whole numbers", "u": "whole numbers from 0 up", "f": "floats", "b": "booleans", "U": "text"}
         wanted = names.get(kinds, f"numbers of NumPy's kinds {kinds}")
-        lengths = "x".join("any" if length is None else str(length) for length in shape) or "a single value"
-        raise Damaged(f"expected {wanted} of shape {lengths} in {path}, found {dtype} {found}")
+        of_shape = "" if shape is None else f" of shape {_shape_text(shape)}"
+        raise Damaged(f"expected {wanted}{of_shape} in {path}, found {dtype} {found}")
+
+
+def _shape_text(shape: Shape) -> str:
+    return "x".join("any" if length is None else str(length) for length in shape) or "()"
 
 
 def _read_header(file: IO[bytes]) -> tuple[tuple[int, ...], str, np.dtype]:

@@ -2,6 +2,7 @@
 
 The encoder is a random T5 of two layers and a tokenizer trained on a few lines, both stored as on the hub."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -260,3 +261,27 @@ def test_captions_that_lose_all_or_a_part_of_their_text_are_told(encoder, captio
     extract_text_features(captions, encoder, tmp_path / "text", BATCH)
     assert "1 of 12 captions are empty after LlamaGen's cleaning, the first is caption 11 ('')" in caplog.text
     assert "1 of 12 captions have 120 tokens or more; the rest is cut" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "config.json"])
+def test_code_in_the_directory_of_an_encoder_is_not_run(encoder, captions, tmp_path, name):
+    directory, marker = tmp_path / "encoder", tmp_path / "marker"
+    shutil.copytree(encoder, directory)
+    (directory / "own.py").write_text(f"open({str(marker)!r}, 'w')\nclass Own: pass\n")
+    content = json.loads((directory / name).read_text())
+    auto = {"AutoTokenizer": ["own.Own", "own.Own"], "AutoConfig": "own.Own", "AutoModel": "own.Own"}
+    changed = content | {"auto_map": auto, "tokenizer_class": "Own", "model_type": "own"}
+    (directory / name).write_text(json.dumps(changed))
+    with contextlib.suppress(InputError):
+        extract_text_features(captions, directory, tmp_path / "text", BATCH)
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"])
+@pytest.mark.parametrize("content", [b"", b"[1]", b'{"d_model": "x", "model": 1}', b"\xff" * 64])
+def test_a_damaged_encoder_is_one_clear_error(encoder, captions, tmp_path, name, content):
+    directory = tmp_path / "encoder"
+    shutil.copytree(encoder, directory)
+    (directory / name).write_bytes(content)
+    with pytest.raises(InputError, match=r"cannot load a T5 encoder from .*; download it again"):
+        extract_text_features(captions, directory, tmp_path / "text", BATCH)

@@ -18,6 +18,7 @@ from masc.runtime.artifacts import Codebook
 from masc.runtime.codes import SHARD_SIZE, check_tokens, save_codes
 from masc.runtime.errors import InputError
 from masc.runtime.files import write_text
+from masc.runtime.reading import advising, open_array
 from vq.crops import FIVE, Views
 from vq.data import DataConfig
 from vq.interface import TokenizerConfig
@@ -122,7 +123,7 @@ class _Numbered:
         labelled = self.folder / f"{stem}_codes"
         self.codes = labelled if labelled.is_dir() else self.folder
         self.labels = self.folder / f"{stem}_labels" if labelled.is_dir() else None
-        self.numbers = {int(file.stem) for file in self.codes.glob("*.npy") if file.stem.isdigit()}
+        self.numbers = {int(file.stem) for file in self.codes.glob("*.npy") if file.stem.isdecimal()}
         if not self.numbers:
             raise InputError(
                 f"no codes of LlamaGen in {folder}: expected {stem}_codes/0.npy, or 0.npy; name the folder of its "
@@ -145,14 +146,8 @@ class _Numbered:
             )
 
     def read(self, folder: Path, number: int) -> np.ndarray:
-        file = folder / f"{number}.npy"
-        try:
-            array = np.load(file, allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            raise InputError(f"{file} is missing, truncated or not an array ({error}); extract it again") from error
-        if array.dtype.kind not in "iu":
-            raise InputError(f"{file} holds {array.dtype}, expected whole numbers; extract it again")
-        return array
+        with advising("extract it again"):
+            return open_array(folder / f"{number}.npy", "iu", None)
 
 
 def _read_labels(sets: list[_Numbered], count: int) -> np.ndarray:

@@ -17,7 +17,7 @@ from masc.runtime.artifacts import Codebook, load_npz, save_npz
 from masc.runtime.codes import SHARD_SIZE, code_type
 from masc.runtime.errors import InputError, MissingArtifact
 from masc.runtime.files import write_text
-from masc.runtime.reading import read_json
+from masc.runtime.reading import Damaged, advising, read_json
 from vq.images import ImageSource
 from vq.readers.stored import StoredImages
 
@@ -79,7 +79,14 @@ class Shards:
     def failures(self, shard: int) -> dict[int, str]:
         """Reasons of a shard's unreadable images, by row."""
         file = self.file(shard).with_suffix(".failures.json")
-        return dict(read_json(file, Failures)) if file.exists() else {}
+        return self._read_failures(file) if file.exists() else {}
+
+    def _read_failures(self, file: Path) -> dict[int, str]:
+        with advising("type the same command again, which makes that shard anew"):
+            found = dict(read_json(file, Failures))
+            if found.keys() - set(range(len(self.images))):
+                raise Damaged(f"{file} lists images beyond the {len(self.images)} of {self.images.split}")
+        return found
 
     def parents(self, shard: int) -> dict[str, str]:
         """Hashes of everything a shard is made from. If one changes, the shard is made again."""
@@ -102,7 +109,7 @@ class Shards:
             file.with_name(f"{file.name.partition('.')[0]}.npz").unlink(missing_ok=True)
             file.unlink()
         for file in self.folder.glob("*.npz"):
-            if not file.stem.isdigit() or int(file.stem) >= self.count:
+            if not file.stem.isdecimal() or int(file.stem) >= self.count:
                 file.unlink()
 
     def is_done(self, shard: int) -> bool:
@@ -139,7 +146,7 @@ class Shards:
         """A line for each missing or unreadable image, of all processes."""
         lines = [f"{name}: missing" for name in self.images.missing]
         for file in sorted(self.folder.glob("*.failures.json")):
-            lines += [f"{self.images.keys[row]}: {reason}" for row, reason in read_json(file, Failures)]
+            lines += [f"{self.images.keys[row]}: {reason}" for row, reason in self._read_failures(file).items()]
         return lines
 
     @property

@@ -257,7 +257,7 @@ def list_zip(path: Path) -> ZipMembers:
     Raises InputError if the zip is truncated or a name points outside of it."""
     version = file_state(regular_file(path))
     try:
-        members = _open_zip(path, version, os.getpid()).infolist()
+        members = [member for member in _open_zip(path, version, os.getpid()).infolist() if member.filename]
     except Exception as error:  # zipfile raises errors of many types for damaged bytes
         raise InputError(f"{path} is not a zip, or it is truncated ({reason(error)}); download it again") from error
     place_of = {safe_name(member.filename, path): place for place, member in enumerate(members) if not member.is_dir()}
