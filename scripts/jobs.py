@@ -11,6 +11,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from masc.runtime.errors import InputError
+from masc.runtime.writing import make_folder, writing
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,8 @@ def run_jobs(jobs: list[Job], num_workers: int, description: str, unit: str) -> 
             while waiting or running:
                 while waiting and len(running) < num_workers:
                     job = waiting.pop(0)
-                    job.log.parent.mkdir(parents=True, exist_ok=True)
-                    with job.log.open("a") as log:
+                    make_folder(job.log.parent)
+                    with writing(job.log), job.log.open("a") as log:
                         process = subprocess.Popen(job.command, stdout=log, stderr=log, env=environment)
                     running[process] = job
                 time.sleep(0.3)

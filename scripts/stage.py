@@ -1,7 +1,6 @@
 """The frame of every script: compose its config, turn it into dataclasses, call one function, explain its errors."""
 
 import dataclasses
-import errno
 import logging
 import re
 import shlex
@@ -25,6 +24,7 @@ from words import make_word, override, parse_words, read_words
 from masc.heads.config import CONFIGS as HEAD_CONFIGS
 from masc.runtime.errors import InputError, MissingArtifact, removal
 from masc.runtime.targets import NAMED
+from masc.runtime.writing import CAUSES, in_words
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 # Group of configs/ -> the schemas that its files name in `defaults`, as module:Class. A group is registered, and its
@@ -199,8 +199,6 @@ def run_stage(stage: str, schema: type, function: Callable[[Any], Any]) -> None:
     except KeyboardInterrupt:
         sys.exit("\ninterrupted; the same command continues from the last checkpoint or finished stage")
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        if error.errno not in CAUSES:
             raise
-        sys.exit(
-            "error: no space left on the disk; free some and type the same command: it continues from its last files"
-        )
+        sys.exit(f"error: {in_words(error)}")

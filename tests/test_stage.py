@@ -1,5 +1,7 @@
 """How scripts start and how they end: the config of a stage as its dataclass, errors with the command to type."""
 
+import errno
+import os
 import re
 import sys
 from dataclasses import dataclass, field, is_dataclass
@@ -123,6 +125,18 @@ def test_a_stage_ends_with_the_command_and_without_a_traceback(monkeypatch, tmp_
         run_stage("tree", TreeStage, main)
     path = tmp_path / "mine" / "codebook.npz"
     assert caught.value.code == f"error: no codebook at {path}; type `make codebook TOKENIZER=mine`"
+
+
+@pytest.mark.parametrize(
+    ("code", "words"), [(errno.EROFS, "read-only"), (errno.EACCES, "permission denied"), (errno.EDQUOT, "quota")]
+)
+def test_an_answer_of_the_system_is_told_without_a_traceback(monkeypatch, tmp_path, code, words):
+    def refuse(stage):
+        raise OSError(code, os.strerror(code), "there")
+
+    monkeypatch.setattr(sys, "argv", ["tree.py", f"artifacts={tmp_path}", "tokenizer_name=mine"])
+    with pytest.raises(SystemExit, match=rf"^error: .*{words}.* \(there\); "):
+        run_stage("tree", TreeStage, refuse)
 
 
 def test_target_script_and_config_of_a_stage_have_one_name(root):

@@ -6,6 +6,7 @@ encoder, which computes in bfloat16; the generator gets them padded on the left 
 file a caption. Here one memory-mapped file of bfloat16 holds all: half the size, and exact unless dtype=float32, whose
 output is rounded to bfloat16."""
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -28,6 +29,7 @@ from masc.runtime.errors import InputError, MissingArtifact, removal
 from masc.runtime.files import hash_file, recover, replacing, write_json
 from masc.runtime.npy import save_npy, write_npy
 from masc.runtime.reading import Damaged, check_array, damaged_is_missing, open_array, read_json, read_npz, reason
+from masc.runtime.run import locked
 
 logger = logging.getLogger(__name__)
 FORMAT, VERSION = "masc-text-features", 1
@@ -70,7 +72,8 @@ def extract_text_features(
 
     Processes share the captions in shards of 1024, and finished shards are kept: after an interruption the same command
     continues. All batches have the same shape, so neither the number of processes nor an interruption changes the
-    result; another batch size may round differently. Raises InputError if `path` holds other features."""
+    result; another batch size may round differently. Raises InputError if `path` holds other features, or if another
+    command makes these."""
     path, accelerator = Path(path), accelerator or patient_accelerator()
     if dtype not in DTYPES or batch_size < 1:
         raise InputError(f"dtype must be one of {', '.join(DTYPES)} and batch_size at least 1: {dtype!r}, {batch_size}")
@@ -91,18 +94,21 @@ def extract_text_features(
     shards = path.with_name(f".{path.name}.{key}.shards")
     starts = range(0, len(captions), SHARD)
     mine = starts[accelerator.process_index :: accelerator.num_processes]
-    todo = [start for start in mine if not _shard(shards, start).exists()]
-    if todo:
-        tokenizer, model = _load_encoder(encoder, dtype)
-        model.to(accelerator.device)
-        for start in tqdm(todo, desc="text features", unit="shard", disable=not accelerator.is_main_process or None):
-            texts = captions.texts[start : start + SHARD]
-            _save_shard(_shard(shards, start), _encode(texts, tokenizer, model, batch_size))
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        _join([_shard(shards, start) for start in starts], captions, config, path)
-        shutil.rmtree(shards)
-    accelerator.wait_for_everyone()
+    with locked(shards) if accelerator.is_main_process else contextlib.nullcontext():
+        accelerator.wait_for_everyone()
+        todo = [start for start in mine if not _shard(shards, start).exists()]
+        if todo:
+            tokenizer, model = _load_encoder(encoder, dtype)
+            model.to(accelerator.device)
+            quiet = None if accelerator.is_main_process else True
+            for start in tqdm(todo, desc="text features", unit="shard", disable=quiet):
+                texts = captions.texts[start : start + SHARD]
+                _save_shard(_shard(shards, start), _encode(texts, tokenizer, model, batch_size))
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            _join([_shard(shards, start) for start in starts], captions, config, path)
+            shutil.rmtree(shards, ignore_errors=True)  # a network disk may keep the open file of the lock
+        accelerator.wait_for_everyone()
 
 
 def _is_done(path: Path, config: dict[str, Any]) -> bool:

@@ -29,6 +29,7 @@ from masc.runtime.errors import InputError, removal
 from masc.runtime.files import remove_leftovers, replacing, write_json
 from masc.runtime.npy import save_npy
 from masc.runtime.run import differences, flatten, locked, plain, provenance
+from masc.runtime.writing import make_folder
 from vq.pixels import image_grid
 
 logger = logging.getLogger(__name__)
@@ -90,6 +91,8 @@ def sample(config: SampleConfig, preset: SamplingConfig | None = None, source: S
     work = samples.directory.with_name(f".{config.name}.unfinished")
     for directory in (samples.directory, work):
         _refuse_other_settings(directory, manifest)
+    if accelerator.is_main_process:
+        _make_room(work, source)
     plan = make_plan(config, source, captions)
     with locked(work) if accelerator.is_main_process else contextlib.nullcontext():
         if accelerator.is_main_process and read_manifest(work) != manifest:
@@ -110,6 +113,17 @@ def sample(config: SampleConfig, preset: SamplingConfig | None = None, source: S
             _finish(samples.directory, config, work, decoded, plan.conditions)
         accelerator.wait_for_everyone()
     return SampleSet(source, config.name)
+
+
+def _make_room(work: Path, source: Source) -> None:
+    """Create the folder that samples are drawn in; InputError if the run belongs to another user."""
+    try:
+        make_folder(work)
+    except InputError as error:
+        raise InputError(
+            f"{error}. Samples are written into the folder of their run; to draw from a run that you may not write "
+            f"to, copy {source.directory}"
+        ) from error
 
 
 def _refuse_other_settings(directory: Path, manifest: dict[str, Any]) -> None:
@@ -213,4 +227,4 @@ def _finish(
         elif config.form == "png":
             remove_leftovers(work / "images")
             (work / "images").rename(temporary / "images")
-    shutil.rmtree(work)
+    shutil.rmtree(work, ignore_errors=True)  # a network disk may keep the open file of the lock

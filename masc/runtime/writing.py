@@ -21,6 +21,8 @@ CAUSES = {
     errno.ENOTDIR: "a file is in the place of a folder",
     errno.EISDIR: "a folder is in the place of a file",
     errno.ENAMETOOLONG: "the name is longer than the file system allows",
+    errno.EIO: "the disk answers with an input/output error",
+    errno.ESTALE: "the file is gone from its network disk",
     errno.EXDEV: "a directory of a container's image cannot be renamed",  # overlayfs
 }
 ADVICE = {
@@ -66,8 +68,8 @@ def make_folder(path: Path) -> None:
             ) from error
 
 
-def in_words(error: Exception, path: Path) -> str | None:
-    """The message for an error of the system while `path` was written; None for an error of another kind."""
+def in_words(error: Exception, path: Path | None = None) -> str | None:
+    """The message for an error of the system; None for an error of another kind. `path` was written when it came."""
     number = _number_of(error)
     if number is None:
         return None
@@ -75,15 +77,16 @@ def in_words(error: Exception, path: Path) -> str | None:
     cause = CAUSES.get(number) or os.strerror(number)
     if number == UNNAMED:
         cause = "no space left, or the file would be larger than a limit on the size of files"
-    elif number == errno.ENOSPC:
+    elif number == errno.ENOSPC and path is not None:
         cause += _room(Path(path).parent)
     elif number == errno.EFBIG:
         limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
         cause += "" if limit == resource.RLIM_INFINITY else f" (`ulimit -f`: {limit} bytes)"
     elif place is not None and os.fsdecode(place) != str(path):
         cause += f" ({os.fsdecode(place)})"
+    doing = "" if path is None else f" while writing {path}"
     advice = ADVICE.get(number, "repair that")
-    return f"{cause} while writing {path}; {advice}. The same command then continues from its last files"
+    return f"{cause}{doing}; {advice}. The same command then continues from its last files"
 
 
 def _number_of(error: Exception) -> int | None:

@@ -1,6 +1,10 @@
 """Runs opened again from their directories."""
 
+import contextlib
+import errno
+import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +13,8 @@ import torch
 from user_errors import tells
 
 from llamagen.runs import Run
+from llamagen.sampling.draw import sample
+from llamagen.sampling.plan import SampleConfig
 from llamagen.train import train
 from masc.runtime.errors import InputError
 
@@ -91,3 +97,78 @@ def test_a_damaged_provenance_is_one_error_that_names_it(trained, tmp_path, cont
     for read in (Run(directory).load_model, Run(directory).evidence):
         with tells(r"provenance\.json.*copy it back"):
             read()
+
+
+READERS = [
+    lambda run: run.load_model(),
+    lambda run: run.weights_sha256,
+    lambda run: run.progress.step,
+    lambda run: replace(run, averaged=True).load_model(),
+    lambda run: run.protocol(manifest_of(run)),
+    lambda run: run.evidence(),
+    lambda run: run.class_names,
+    lambda run: run.label_population(),
+]
+
+
+@pytest.fixture
+def interrupt(trained, artifacts, tmp_path):
+    """Renames a run's checkpoint and codes as a kill between the two renames of a write leaves them."""
+    moved = Path(shutil.copytree(artifacts, tmp_path / "artifacts"))
+    config = (trained.directory / "config.yaml").read_text()
+    (trained.directory / "config.yaml").write_text(config.replace(f"artifacts: {artifacts}", f"artifacts: {moved}"))
+    places = [
+        trained.directory / "checkpoints" / "last",
+        *(file.parent for file in moved.glob("*/codes/*/*/meta.json")),
+    ]
+
+    def rename():
+        for path in places:
+            if path.exists():
+                path.rename(path.with_name(f".{path.name}.old"))
+
+    return rename
+
+
+def test_what_a_killed_process_had_renamed_is_found_by_every_reader(trained, interrupt):
+    for read in READERS:
+        interrupt()
+        read(Run(trained.directory))
+    assert Run(trained.directory).progress.step == 2
+
+
+@contextlib.contextmanager
+def read_only(monkeypatch):
+    """A disk on which nothing can be written."""
+
+    def refuse(path, *arguments, **options):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    def opened(path, flags, *arguments, **options):
+        return refuse(path) if flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT) else real(path, flags, *arguments)
+
+    real = os.open
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", opened)
+        for name in ("rename", "replace", "mkdir", "unlink", "touch"):
+            patch.setattr(Path, name, refuse)
+        yield
+
+
+def test_a_run_on_a_read_only_disk_is_read(trained, interrupt, monkeypatch):
+    interrupt()
+    with read_only(monkeypatch):
+        for read in READERS:
+            read(Run(trained.directory))
+        assert Run(trained.directory).progress.step == 2 and len(Run(trained.directory).class_names) > 0
+
+
+def test_a_run_on_a_read_only_disk_says_what_cannot_be_written(trained, monkeypatch):
+    with (
+        read_only(monkeypatch),
+        pytest.raises(InputError, match=r"^the file system is read-only while writing .*run; "),
+    ):
+        train(trained)
+    settings = SampleConfig(run=str(trained.directory), num_images=1)
+    with read_only(monkeypatch), pytest.raises(InputError, match=r"read-only.*unfinished.*copy .*run$"):
+        sample(settings)

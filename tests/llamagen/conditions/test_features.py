@@ -285,3 +285,30 @@ def test_a_damaged_encoder_is_one_clear_error(encoder, captions, tmp_path, name,
     (directory / name).write_bytes(content)
     with pytest.raises(InputError, match=r"cannot load a T5 encoder from .*; download it again"):
         extract_text_features(captions, directory, tmp_path / "text", BATCH)
+
+
+def test_features_that_a_killed_process_had_renamed_are_found(made, encoder, captions, tmp_path):
+    for use in (
+        lambda path: TextFeatures.load(path),
+        lambda path: extract_text_features(captions, encoder, path, BATCH),
+    ):
+        path = tmp_path / "text"
+        shutil.rmtree(path, ignore_errors=True)
+        shutil.copytree(made, tmp_path / ".text.old")
+        use(path)
+        assert [file.name for file in tmp_path.iterdir()] == ["text"]
+
+
+def test_two_commands_do_not_make_the_same_features_at_once(encoder, captions, tmp_path, monkeypatch):
+    second = []
+
+    def join(*arguments):
+        with pytest.raises(InputError, match=r"another process is using .*shards"):
+            extract_text_features(captions, encoder, tmp_path / "text", BATCH)
+        second.append(True)
+        return whole(*arguments)
+
+    whole = text._join
+    monkeypatch.setattr(text, "_join", join)
+    extract_text_features(captions, encoder, tmp_path / "text", BATCH)
+    assert second and [path.name for path in tmp_path.iterdir()] == ["text"]

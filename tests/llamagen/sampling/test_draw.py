@@ -156,6 +156,15 @@ def test_two_samplings_of_one_name_do_not_mix(draw, tmp_path):
     draw(name="a")
 
 
+def test_a_set_that_a_killed_process_had_renamed_is_found_and_not_drawn_again(draw):
+    drawn = draw(name="a")
+    before = (drawn.directory / "tokens.npy").stat().st_ino
+    drawn.directory.rename(drawn.directory.with_name(".a.old"))
+    assert (SampleSet(drawn.source, "a").directory / "tokens.npy").stat().st_ino == before
+    drawn.directory.rename(drawn.directory.with_name(".a.old"))
+    assert (draw(name="a").directory / "tokens.npy").stat().st_ino == before
+
+
 @pytest.mark.slow
 def test_four_processes_draw_the_images_of_one(release, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

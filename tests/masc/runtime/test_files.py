@@ -295,8 +295,8 @@ REFUSED = {
     errno.EROFS: "the file system is read-only",
     errno.EACCES: "permission denied",
     errno.EPERM: "permission denied",
-    errno.EIO: "Input/output error",
-    errno.ESTALE: "Stale file handle",
+    errno.EIO: "the disk answers with an input/output error",
+    errno.ESTALE: "the file is gone from its network disk",
     errno.EXDEV: "a directory of a container's image cannot be renamed",
 }
 
