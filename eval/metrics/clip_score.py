@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -19,12 +18,12 @@ import torch.nn.functional as F
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from PIL import Image
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from masc.runtime.errors import InputError, MissingArtifact
 from masc.runtime.files import hash_file
+from masc.runtime.reading import reason
 from metrics.bootstrap import bootstrap_interval
 from metrics.inception import ARITHMETIC, exact_arithmetic
 from metrics.results import row
@@ -91,11 +90,11 @@ def load_clip(path: Path, sha256: str | None = None, device: torch.device | str 
     try:
         with _quietly():
             model = open_clip.create_model(name, pretrained=str(path), weights_only=True)
-    except (RuntimeError, KeyError, AttributeError, TypeError, UnpicklingError, EOFError, SafetensorError) as error:
+    except Exception as error:  # for damaged bytes open_clip, torch and safetensors raise errors of any type
         raise MissingArtifact(
             "weights",
             path,
-            f"{path} does not hold the tensors of {name} ({str(error).splitlines()[0]}); OpenAI's own ViT-B-32.pt is a "
+            f"{path} does not hold the tensors of {name} ({reason(error)}); OpenAI's own ViT-B-32.pt is a "
             "program, which is not run here. Take open_clip's copy of its tensors",
             remove=path.name == FILE,  # a file of another name is the user's own
             name=NAME,

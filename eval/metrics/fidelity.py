@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from masc.runtime.errors import InputError
 from metrics.frechet import Gaussian, Moments, frechet_distance
 from metrics.perceptual import Lpips
 from metrics.spaces import Space
@@ -19,6 +20,7 @@ WANG = {"data_range": 255, "gaussian_weights": True, "sigma": 1.5, "use_sample_c
 # FoundationVision/LlamaGen, tokenizer/tokenizer_image/reconstruction_vq_ddp.py at 5a50452: a uniform 7 x 7 window, and
 # a range of 2 for images in [0, 1]: the constants are four times Wang's and the values higher.
 LLAMAGEN = {"data_range": 2.0}
+WINDOW = 11  # pixels a side of Wang's
 
 
 def structural_similarity(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -33,6 +35,9 @@ def llamagen_similarity(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 def _similarities(a: np.ndarray, b: np.ndarray, options: dict[str, Any]) -> np.ndarray:
     from skimage.metrics import structural_similarity as ssim
+
+    if a.shape != b.shape or a.ndim != 4 or min(a.shape[1:3]) < WINDOW:
+        raise InputError(f"SSIM needs pairs of images of {WINDOW} pixels a side or more, found {a.shape} and {b.shape}")
 
     def similarity(pair: tuple[np.ndarray, np.ndarray]) -> float:
         return float(ssim(*pair, channel_axis=-1, **options))

@@ -16,6 +16,20 @@ from masc.runtime.errors import InputError
 # Shapes: M samples, D dimensions, R <= min(M, D) rows of a factor. All in float64.
 
 
+def check_features(features: np.ndarray | Tensor, what: str, dim: int | None = None) -> None:
+    """Raise InputError unless features are finite numbers (M, D), M >= 1, and D is `dim` if that is given."""
+    features = torch.as_tensor(features)
+    if features.ndim != 2 or not features.is_floating_point() or not features.numel():
+        raise InputError(f"expected floats (M, D) of {what}, found {features.dtype} {tuple(features.shape)}")
+    if dim not in (None, features.shape[1]):
+        raise InputError(
+            f"expected features of {dim} dimensions of {what}, found {features.shape[1]}: they come from different "
+            "extractors"
+        )
+    if not features.isfinite().all():
+        raise InputError(f"{what} have values that are not finite; the images or the extractor are broken")
+
+
 class Gaussian:
     """Mean (D,) and covariance of a feature set: as centred samples if M <= D, otherwise as a matrix (D, D)."""
 
@@ -36,7 +50,8 @@ class Gaussian:
     @classmethod
     def of(cls, features: np.ndarray | Tensor, device: torch.device | str = "cpu") -> "Gaussian":
         """From features (M, D), with unbiased covariance. Raises InputError if M < 2 or a value is not finite."""
-        moments = Moments(features.shape[-1], device)
+        check_features(features, "the features")
+        moments = Moments(features.shape[1], device)
         for start in range(0, len(features), 4096):
             moments.add(torch.as_tensor(features[start : start + 4096]))
         return moments.gaussian()

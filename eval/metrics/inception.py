@@ -13,7 +13,6 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 
 from masc.runtime.errors import InputError, MissingArtifact
 from masc.runtime.files import hash_file
+from masc.runtime.reading import reason
 from metrics.evaluators import NAME, SHA256_PREFIX
 
 FILE = f"pt_{NAME}-{SHA256_PREFIX}.pth"  # name of the published file
@@ -219,8 +219,11 @@ def load_inception(path: Path, sha256: str | None = None, device: torch.device |
         state = torch.load(path, weights_only=True, map_location="cpu")
         model = Inception()
         model.load_state_dict(_folded(state))
-    except (KeyError, RuntimeError, AttributeError, TypeError, UnpicklingError, EOFError) as error:
-        raise InputError(f"{path} does not hold the 566 tensors of {NAME} ({error})") from error
+    except Exception as error:  # for damaged bytes torch raises errors of any type
+        raise InputError(
+            f"{path} does not hold the 566 tensors of {NAME} ({reason(error)}); name the published file, or another of "
+            "its layout"
+        ) from error
     model.sha256 = found
     return model.eval().requires_grad_(False).to(device).to(memory_format=torch.channels_last)
 

@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from metrics.frechet import check_features
+
 FORMS: dict[str, dict[str, Any]] = {
     # openai/guided-diffusion, evaluations/evaluator.py: consecutive chunks in the order of the file, the last shorter.
     "adm": {"chunk": 5000, "order": "file order"},
@@ -28,7 +30,9 @@ def inception_score(logits: np.ndarray | Tensor, chunks: list[np.ndarray] | None
     """Mean over chunks of exp(mean KL(p(y | x) || p(y))), logits (M, classes), in float64.
 
     Without `chunks` all samples form one chunk: with a thousand samples, each of ten splits would hold too few for
-    p(y). ADM and torch-fidelity both use logits without the layer's bias."""
+    p(y). ADM and torch-fidelity both use logits without the layer's bias. Raises InputError for no logits, and for
+    logits that are not finite."""
+    check_features(logits, "the logits")
     logits = torch.as_tensor(logits)
     chunks = [np.arange(len(logits))] if chunks is None else [chunk for chunk in chunks if len(chunk)]
     return float(np.mean([_one_score(logits[torch.from_numpy(chunk).to(logits.device)]) for chunk in chunks]))

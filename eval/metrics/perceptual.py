@@ -7,7 +7,6 @@ import logging
 import warnings
 from importlib import resources
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from masc.runtime.errors import MissingArtifact
 from masc.runtime.files import hash_file
+from masc.runtime.reading import reason
 from vq.pixels import to_tensor
 
 logger = logging.getLogger(__name__)
@@ -92,8 +92,8 @@ def load_lpips(
     model = Lpips(backbone)
     try:
         model.load_backbone(torch.load(path, weights_only=True, map_location="cpu"))
-    except (KeyError, RuntimeError, AttributeError, TypeError, UnpicklingError, EOFError) as error:
-        problem = f"{path} does not hold torchvision's weights of {path.stem} ({error})"
+    except Exception as error:  # for damaged bytes torch raises errors of any type
+        problem = f"{path} does not hold torchvision's weights of {path.stem} ({reason(error)})"
         raise MissingArtifact("weights", path, problem, remove=True, name=known.release) from error
     model.sha256 = found
     return model.eval().requires_grad_(False).to(device)

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from metrics.frechet import check_features
+
 NEIGHBOUR = 3
 BLOCK = 2048  # rows a block: memory is BLOCK x M, never M x M
 HALF_BLOCK = 10_000  # rows and columns of ADM's blocks; a whole block falls back
@@ -36,7 +38,11 @@ def inside_balls(
     half: bool = False,
     device: torch.device | str = "cpu",
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Which samples lie inside a reference ball (M,), and which reference points inside a sample ball (M',)."""
+    """Which samples lie inside a reference ball (M,), and which reference points inside a sample ball (M',).
+
+    Raises InputError for features of different dimensions, for none, and for features that are not finite."""
+    check_features(samples, "the samples")
+    check_features(reference, "the reference", samples.shape[1])
     a, b = (torch.as_tensor(features).to(device, torch.float32) for features in (samples, reference))
     if not half:  # ADM rounds the features as they are
         centre = b.mean(0)

@@ -3,7 +3,6 @@
 Writes three files to one directory: tokenizer.json and replacement.json, which are measured again when their inputs
 change, and replacement.png, the image grid of the paper's Figure 4 (its images are in pictures.npz)."""
 
-import json
 import logging
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,6 +18,7 @@ from masc.runtime.artifacts import hash_arrays
 from masc.runtime.device import patient_state
 from masc.runtime.errors import InputError
 from masc.runtime.files import hash_file, replacing, write_json
+from masc.runtime.reading import Damaged, read_json
 from masc.runtime.streams import Purpose, random_stream
 from masc.tree import Partition
 from metrics import lite0
@@ -45,6 +45,7 @@ from vq.quality import usage_and_perplexity
 
 logger = logging.getLogger(__name__)
 VERSION = 2
+IMAGE_FILES = {"replacement": ("pictures.npz", "replacement.png")}  # of a part, beside its results
 EMBEDDED = "twemoji"  # data whose samples are measured in the embedded feature space
 
 
@@ -109,7 +110,12 @@ class TokenizerTest:
 
     def missing(self, directory: Path) -> list[str]:
         """The parts without current results in `directory`."""
-        return [part for part, inputs in self.inputs.items() if _inputs_of(directory / TOKENIZER_FILES[part]) != inputs]
+        return [
+            part
+            for part, inputs in self.inputs.items()
+            if _inputs_of(directory / TOKENIZER_FILES[part]) != inputs
+            or not all((directory / name).exists() for name in IMAGE_FILES.get(part, ()))
+        ]
 
     def is_done(self, directory: Path) -> bool:
         """Whether `directory` holds the results of this test."""
@@ -117,7 +123,11 @@ class TokenizerTest:
 
 
 def _inputs_of(file: Path) -> dict[str, Any] | None:
-    return json.loads(file.read_text()).get("inputs") if file.exists() else None
+    """The inputs that results were measured with; None if there are none, or none that can be read."""
+    try:
+        return read_json(file).get("inputs")
+    except Damaged:
+        return None
 
 
 def evaluate_tokenizer(model: Tokenizer, test: TokenizerTest, directory: Path, data: str, reference_path: Path) -> Path:
@@ -234,7 +244,8 @@ def _write_images(model: Tokenizer, test: TokenizerTest, directory: Path) -> Non
     side = test.images.read(0, 1).shape[1]
     spread = np.linspace(0, len(test.held_out) - 1, min(num_shown(side), len(test.held_out))).astype(int)
     shown = shown_images(model, SourceImages(test.held_out, spread).read(0, len(spread)), test.cuts, test.seeds[0])
-    with replacing(directory / "pictures.npz") as temporary, temporary.open("wb") as stream:
+    arrays, sheet = (directory / name for name in IMAGE_FILES["replacement"])
+    with replacing(arrays) as temporary, temporary.open("wb") as stream:
         np.savez(stream, **shown)
-    with replacing(directory / "replacement.png") as temporary:
+    with replacing(sheet) as temporary:
         labelled_grid(shown).save(temporary, format="png")

@@ -48,6 +48,10 @@ class ClipConfig:
     model: str = MODEL  # as open_clip calls it
     batch_size: int = 64
 
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"clip.batch_size must be positive, found {self.batch_size}")
+
     def load(self, folder: Path, state: PartialState) -> Clip | None:
         """The network on this process's device; None, with a warning, if no file is named and `folder` has none."""
         if self.weights is not None:

@@ -214,6 +214,16 @@ def test_only_the_published_file_is_advised_to_be_removed(tmp_path, name, is_rem
     assert caught.value.remove is is_removed
 
 
+@pytest.mark.parametrize(
+    "content", [b"", b"\x80\x02.", b"\x80\x02K\x01.", b"PK\x03\x04" + bytes(60), b"\x80\x02}q\x00(U\x01"]
+)
+def test_damaged_weights_of_ones_own_are_one_error(tmp_path, content):
+    path = tmp_path / "mine.pth"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"mine.pth does not hold the 566 tensors"):
+        load_inception(path, hash_file(path))
+
+
 def test_weights_are_not_unpickled(tmp_path):
     import pickle
 

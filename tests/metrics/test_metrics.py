@@ -9,6 +9,7 @@ from torch_fidelity import metric_prc as fidelity_prc
 
 from masc.runtime.errors import InputError
 from masc.tree import Partition
+from metrics.fidelity import structural_similarity
 from metrics.frechet import frechet_distance
 from metrics.inception_score import inception_score
 from metrics.precision_recall import precision_recall
@@ -21,6 +22,38 @@ def clouds(n=400, m=300, d=16, shift=0.3, seed=0):
     return (rng.standard_normal((n, d)) @ mix).astype(np.float32), (rng.standard_normal((m, d)) @ mix + shift).astype(
         np.float32
     )
+
+
+GOOD = clouds(8, 6, 4)
+NAN, NONE, FLAT = np.full((8, 4), np.nan), np.zeros((0, 4)), np.zeros(8)
+WHOLE, WIDE = np.zeros((8, 4), np.uint8), clouds(8, 6, 5)[0]
+
+
+@pytest.mark.parametrize("bad", [NAN, NONE, FLAT, WHOLE, WIDE], ids=["nan", "none", "flat", "whole", "wide"])
+@pytest.mark.parametrize("metric", [frechet_distance, precision_recall])
+def test_features_that_are_no_features_of_the_space_are_one_error(metric, bad):
+    for pair in ((bad, GOOD[1]), (GOOD[1], bad)):
+        with pytest.raises(InputError, match=r"not finite|expected floats \(M, D\)|different extractors"):
+            metric(*pair)
+
+
+@pytest.mark.parametrize("bad", [NAN, NONE, FLAT], ids=["nan", "none", "flat"])
+def test_logits_that_are_none_or_not_finite_are_one_error(bad):
+    with pytest.raises(InputError, match="the logits"):
+        inception_score(bad)
+
+
+def test_one_image_has_a_score_and_balls_but_no_covariance():
+    one = GOOD[0][:1]
+    assert inception_score(one) == pytest.approx(1) and precision_recall(one, GOOD[1])[0] in (0, 1)
+    with pytest.raises(InputError, match="at least 2 samples, found 1"):
+        frechet_distance(one, GOOD[1])
+
+
+@pytest.mark.parametrize("shapes", [((2, 8, 8, 3),) * 2, ((2, 16, 16, 3), (2, 12, 12, 3)), ((16, 16, 3),) * 2])
+def test_images_that_have_no_structural_similarity_are_refused(shapes):
+    with pytest.raises(InputError, match="SSIM needs pairs of images of 11 pixels a side"):
+        structural_similarity(*(np.zeros(shape, np.uint8) for shape in shapes))
 
 
 def test_frechet_distance_equals_torch_fidelitys():

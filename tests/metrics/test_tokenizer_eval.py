@@ -1,6 +1,7 @@
 """Evaluation of a tokenizer: its rows, their names and protocols, and the parts that are measured again."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -135,6 +136,12 @@ def test_only_what_has_changed_is_made_anew(evaluated, emoji32, tmp_path, monkey
     assert replace(test, folder=tmp_path).missing(folder) == ["reconstruction", "replacement"]
     (tmp_path / "tokenizer.json").write_text('{"reconstruction": []}')  # of an earlier version
     assert "reconstruction" in test.missing(tmp_path)
+    for damaged in ("[1]", "{", "\0"):
+        (tmp_path / "tokenizer.json").write_text(damaged)
+        assert "reconstruction" in test.missing(tmp_path)
+    whole = shutil.copytree(folder, tmp_path / "whole")
+    (whole / "replacement.png").unlink()
+    assert test.missing(whole) == ["replacement"]
 
     def refuse(*_):
         raise AssertionError("loaded again")
