@@ -10,9 +10,11 @@ import numpy as np
 from masc.runtime.codes import Codes
 from masc.runtime.errors import InputError
 from masc.runtime.files import recover, replacing, write_json, write_text
+from masc.runtime.reading import advising, check_array, read_npz
 from masc.runtime.run import split_label
 from masc.tree import Partition, Tree
 from metrics.results import TOKENIZER_FILES, Protocol, Role
+from metrics.streams import open_samples
 from reports import figures
 from reports.claims import on_other_trees, state_claims
 from reports.page import render_page
@@ -114,8 +116,8 @@ def sample_grids(runs: list[RunRecord], name: str) -> dict[str, np.ndarray]:
     for label, members in group_by_label(runs).items():
         file = recover(members[0].directory / "samples" / name) / "images.npz"
         if file.exists():
-            with np.load(file, allow_pickle=False) as archive:
-                grids[label] = image_grid(archive["arr_0"][:NUM_SAMPLES_SHOWN], 8)
+            images = open_samples(file)
+            grids[label] = image_grid(images.read(0, min(len(images), NUM_SAMPLES_SHOWN)), 8)
     return grids
 
 
@@ -162,8 +164,9 @@ def tokenizer_figures(directory: Path | None) -> dict[str, Any]:
         return {}
     if "replacement" not in results:
         return {"results": results}
-    with np.load(directory / "pictures.npz", allow_pickle=False) as archive:
-        strips = {name: archive[name] for name in archive.files}
+    file = directory / "pictures.npz"
+    with advising(f"remove {TOKENIZER_FILES['replacement']} beside it, and the same command makes both again"):
+        strips = {name: check_array(file, strip, "u", (None,) * 3 + (3,)) for name, strip in read_npz(file).items()}
     images = [{"name": name, "image": figures.image(image_grid(strip, len(strip)))} for name, strip in strips.items()]
     return {"results": results, "images": images}
 

@@ -16,6 +16,7 @@ from metrics.results import Results
 from reports.doctor.doctor import read_results
 from reports.published import label_of
 from reports.runs import FILES, RunRecord
+from vq.readers.stored import UnreadableImage, decoding
 
 PARTS = ("checkpoints", "samples", "eval", "wandb")  # folders of a run, which contain no runs
 
@@ -121,10 +122,10 @@ def _load_all(paths: list[Path], skipped: list[dict[str, str]]) -> dict[str, Res
 def is_image(path: Path, skipped: list[dict[str, str]], advice: str = "draw the samples again") -> bool:
     """Whether a file is a complete image; otherwise it is added to `skipped`."""
     try:
-        with Image.open(path) as image:
+        with decoding(str(path)), Image.open(path) as image:
             image.load()
-    except (OSError, SyntaxError, ValueError) as error:
-        skipped.append({"place": str(path), "reason": f"no image, or truncated ({error}); {advice}"})
+    except UnreadableImage as error:
+        skipped.append({"place": str(path), "reason": f"no image, or truncated ({error.cause}); {advice}"})
         return False
     return True
 
