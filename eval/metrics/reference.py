@@ -118,6 +118,8 @@ def load_statistics(
     if name in RELEASES:
         _check_pinned(name, path, sha256, weights)
     config = {"reference": sha256, "extractor": model.sha256, "resize": resize}
+    if state_of_files := from_main(lambda: "" if path.is_file() else images.state):
+        config["state"] = state_of_files
     cache = reference_file(artifacts, f"features-{hash_of(config)}")
     kept = reuse_npz(cache, "reference-features", FEATURES_VERSION, config, {}, *FEATURES_SCHEMAS)
     state.wait_for_everyone()  # every process looks before the main one writes, so that all take the same branch
@@ -269,6 +271,13 @@ def make_reference(
     }
     if path.exists():
         there = _read_statistics(path)[1]
+        if source.earlier_sha256 is not None and there.get("images_sha256") == source.earlier_sha256:
+            logger.warning(
+                "%s was made by an earlier version, which recorded the names and sizes of the images but not when they "
+                "were changed; it is kept",
+                path,
+            )
+            about["images_sha256"] = source.earlier_sha256
         differing = [f"{key} {there.get(key)} there, {about[key]} now" for key in about if there.get(key) != about[key]]
         if differing:
             raise InputError(

@@ -6,10 +6,10 @@ rounding changes FID."""
 import hashlib
 import io
 import logging
+import math
 import struct
 import threading
 import zipfile
-import zlib
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -20,9 +20,10 @@ import numpy as np
 from PIL import Image
 
 from masc.runtime.errors import InputError
+from masc.runtime.reading import open_file, reason
 from vq.images import ImageSource
 from vq.readers.folders import open_images
-from vq.readers.members import Members
+from vq.readers.members import Members, check_size
 from vq.readers.stored import decoding
 
 logger = logging.getLogger(__name__)
@@ -50,6 +51,11 @@ class Images(ABC):
     def sha256(self) -> str:
         """Hash that identifies the images. Of files it covers all names and sizes, and the bytes of 1,000 files."""
 
+    @property
+    def state(self) -> str:
+        """Hash of what changes when any of the files changes, on this machine; empty if `sha256` covers all bytes."""
+        return ""
+
 
 class NpzImages(Images):
     """Images of an .npz in ADM's layout, `arr_0` (M, H, W, 3) uint8: read in place, or in order if compressed."""
@@ -62,25 +68,26 @@ class NpzImages(Images):
             self._open()
         except InputError:
             raise
-        except (OSError, RuntimeError, zipfile.BadZipFile, zlib.error, KeyError, ValueError, struct.error) as error:
+        except Exception as error:  # zipfile and NumPy raise errors of many types for damaged bytes
             raise InputError(
-                f"{path} is no .npz with an array arr_0 of images, or is truncated ({error}); write it or copy it again"
+                f"{path} is no .npz with an array arr_0 of images, or is truncated ({reason(error)}); write it or copy "
+                "it again"
             ) from error
 
     def _open(self) -> None:
         self._lock = threading.Lock()
-        with zipfile.ZipFile(self.path) as archive:
+        with open_file(self.path) as (file, _), zipfile.ZipFile(file) as archive:
             info = archive.getinfo("arr_0.npy")
             with archive.open(info) as member:
                 self.shape, start = _read_header(member, self.name)
         self._crc = info.CRC
-        self._image_bytes = int(np.prod(self.shape[1:]))
+        self._image_bytes = check_size(math.prod(self.shape[1:]))
         expected = start + self.shape[0] * self._image_bytes
         if info.file_size != expected:
             raise ValueError(f"arr_0 has {info.file_size} bytes, its header says {expected}")
         self.is_sequential = info.compress_type != zipfile.ZIP_STORED
         self._header_bytes = start
-        with self.path.open("rb") as file:
+        with open_file(self.path) as (file, _):
             file.seek(info.header_offset)
             name_bytes, extra_bytes = struct.unpack("<26xHH", file.read(30))
         self._offset = info.header_offset + 30 + name_bytes + extra_bytes + start
@@ -98,7 +105,7 @@ class NpzImages(Images):
         return np.frombuffer(data, np.uint8).reshape(-1, *self.shape[1:])
 
     def _read_at(self, start: int, size: int) -> bytes:
-        with self.path.open("rb") as file:
+        with open_file(self.path) as (file, _):
             file.seek(self._offset + start * self._image_bytes)
             return file.read(size)
 
@@ -114,8 +121,9 @@ class NpzImages(Images):
                     member.read(self._image_bytes)
                     position += 1
                 data = member.read(size)
-            except (OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-                raise InputError(f"{self.path} is damaged ({error}); copy it again") from error
+            except Exception as error:  # zipfile raises errors of many types for damaged bytes
+                self._inflated = None
+                raise InputError(f"{self.path} is damaged ({reason(error)}); copy it again") from error
             self._inflated = (start + size // self._image_bytes, member)
             return data
 
@@ -184,8 +192,13 @@ class FileImages(Images):
         for name, size in zip(self.members.names, self.members.sizes, strict=True):
             digest.update(f"{name} {size}\n".encode())
         for index in np.unique(np.linspace(0, len(self) - 1, HASHED).astype(int)):
-            digest.update(self.members.read(index))
+            with decoding(f"{self.members.names[index]} of {self.name}"):
+                digest.update(self.members.read(index))
         return digest.hexdigest()
+
+    @property
+    def state(self) -> str:
+        return hashlib.sha256("\n".join(map(self.members.state, range(len(self)))).encode()).hexdigest()
 
 
 class SourceImages(Images):
@@ -224,6 +237,10 @@ class FirstImages(Images):
     @property
     def sha256(self) -> str:
         return self.images.sha256
+
+    @property
+    def state(self) -> str:
+        return self.images.state
 
 
 def open_samples(path: Path) -> Images:

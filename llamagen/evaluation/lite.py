@@ -11,6 +11,7 @@ from llamagen.runs import Run
 from llamagen.sampling.sets import SampleSet
 from llamagen.training.likelihood import image_nats
 from masc.layout import reference_file
+from masc.runtime.codes import Codes
 from masc.runtime.device import build_accelerator
 from metrics.lite0 import load_extractor, load_reference, measure_images
 from metrics.results import Results, row
@@ -75,7 +76,7 @@ def evaluate_lite(config: EvalLiteConfig) -> Path:
     reference = load_reference(
         reference_path(run.config.artifacts, data.name),
         data.name,
-        run.inputs.train.config["images_sha256"],
+        _images_of(run.inputs.train),
         lambda: load_images(data.source, "train", data.resolution, data.path),
         extractor,
     )
@@ -85,3 +86,8 @@ def evaluate_lite(config: EvalLiteConfig) -> Path:
         rows = measure_images(images.read(0, len(images)), reference, extractor, protocol, config.bootstrap)
         Results(rows).save(directory / f"{each.name}.json")
     return directory
+
+
+def _images_of(codes: Codes) -> str:
+    """Identity of the images that codes were made from. Of imported codes, only the codes are known."""
+    return codes.sha256 if codes.config.get("imported") else codes.config.get("images_sha256", codes.sha256)

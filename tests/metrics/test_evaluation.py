@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import shutil
 
 import numpy as np
@@ -391,3 +392,23 @@ def test_intervals_stay_where_the_metric_has_values():
     free = bootstrap_interval(0.9, 10, mean, 400, (-9.0, 9.0))
     assert (free["high"] - free["low"]) / 2 == pytest.approx(1.96 * 0.0949, rel=0.15)
     assert bootstrap_interval(0.9, 10, mean, 1) is None
+
+
+def test_stored_features_of_a_folder_are_not_those_of_other_images_of_the_same_size(tmp_path, monkeypatch):
+    configs = []
+
+    def stop(path, kind, version, config, *_):
+        configs.append(config)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("metrics.reference.reuse_npz", stop)
+    monkeypatch.setattr("metrics.streams.HASHED", 2)  # the first and the last
+    for n in range(3):
+        Image.fromarray(TRAIN[n]).save(tmp_path / f"{n}.bmp")
+    for content in (None, Image.fromarray(TRAIN[9])):
+        if content:
+            content.save(tmp_path / "1.bmp")
+            os.utime(tmp_path / "1.bmp", ns=(1, 1))
+        with pytest.raises(KeyboardInterrupt):
+            load(tmp_path, str(tmp_path))
+    assert configs[0]["reference"] == configs[1]["reference"] and configs[0] != configs[1]

@@ -1,6 +1,7 @@
 """Image sets of every kind, read batch by batch, and the errors for bad images."""
 
 import io
+import os
 import tarfile
 import zipfile
 
@@ -171,3 +172,44 @@ def test_any_error_of_a_decoder_names_the_image(places, monkeypatch):
     for error in (RuntimeError("Failed to decode frame 0"), MemoryError(), TypeError("x")):
         with pytest.raises(InputError, match=rf"the image 000000.png of .* cannot be read \({type(error).__name__}"):
             open_samples(places[0]).read(0, 1)
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+@pytest.mark.parametrize(
+    "shape", [(10**9, 10**9, 10**9, 3), (1, 2**20, 2**20, 3), (2**62, 2, 2, 3), (-1, 8, 10, 3), (3, 8, 10, 3)]
+)
+def test_an_npz_that_claims_other_sizes_is_refused_before_it_is_read(tmp_path, shape, compressed):
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    method = zipfile.ZIP_DEFLATED if compressed else zipfile.ZIP_STORED
+    with zipfile.ZipFile(tmp_path / "x.npz", "w", method) as archive:
+        archive.writestr("arr_0.npy", header.getvalue() + bytes(100))
+    with pytest.raises(
+        InputError, match=r"x.npz is no .npz with an array arr_0 of images|expected an image of at most"
+    ):
+        open_samples(tmp_path / "x.npz")
+
+
+def test_an_npz_with_any_damage_is_one_error(tmp_path):
+    np.savez_compressed(tmp_path / "whole.npz", PIXELS)
+    whole, rng = (tmp_path / "whole.npz").read_bytes(), np.random.default_rng(0)
+    for position in (*range(160), *rng.integers(160, len(whole) - 160, 40), *range(len(whole) - 120, len(whole))):
+        damaged = bytearray(whole)
+        damaged[position] ^= 1 << int(rng.integers(8))
+        (tmp_path / "x.npz").write_bytes(damaged)
+        try:
+            images = open_samples(tmp_path / "x.npz")
+            assert np.array_equal(images.read(0, 11), PIXELS)
+        except InputError as error:
+            assert "x.npz" in str(error)
+
+
+def test_a_file_replaced_by_another_of_the_same_size_has_another_state(places, monkeypatch):
+    monkeypatch.setattr("metrics.streams.HASHED", 2)  # the first and the last
+    before = open_samples(places[0])
+    file = places[0] / "000003.png"
+    file.write_bytes(file.read_bytes()[:-1] + b"?")
+    os.utime(file, ns=(1, 1))
+    after = open_samples(places[0])
+    assert before.sha256 == after.sha256 and before.state != after.state
+    assert open_samples(places[3]).state == ""

@@ -300,7 +300,7 @@ def test_finished_codes_need_no_lock(images, small, tmp_path, monkeypatch):
     def refuse(*_, **__):
         raise InputError("the file system is read-only")
 
-    monkeypatch.setattr(extract, "lock_file", refuse)
+    monkeypatch.setattr(extract, "lock_codes", refuse)
     extract_codes(model, images(), Views("center"), codebook, tmp_path / "codes", SETTINGS)
     with pytest.raises(InputError, match="read-only"):
         extract_codes(model, images(), Views("center-flip"), codebook, tmp_path / "codes", SETTINGS)

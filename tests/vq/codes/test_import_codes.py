@@ -1,5 +1,6 @@
 """LlamaGen's own codes come in as they are, and equal our extraction of the same images."""
 
+import io
 import shutil
 from dataclasses import replace
 
@@ -174,3 +175,52 @@ def test_what_is_wrong_is_named_by_file(codebook, tmp_path, file, array, words):
 def test_a_folder_without_codes_is_refused(codebook, tmp_path):
     with pytest.raises(InputError, match=r"no codes of LlamaGen in .*expected imagenet32_codes/0.npy"):
         import_codes([tmp_path], config(), "train", codebook, tmp_path / "codes")
+
+
+def claiming(shape):
+    """The header of a .npy file of numbers of 8 bytes, without the numbers."""
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<i8", "fortran_order": False, "shape": shape})
+    return header.getvalue()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder of four codes with labels, as LlamaGen writes it, for data of other class folders."""
+    for kind, shape, top in (("codes", (1, 2, 64), 64), ("labels", (1,), 2)):
+        (tmp_path / "f" / f"folder32_{kind}").mkdir(parents=True)
+        for n in range(4):
+            array = np.random.default_rng(n).integers(0, top, shape)
+            np.save(tmp_path / "f" / f"folder32_{kind}" / f"{n}.npy", array)
+    return tmp_path / "f"
+
+
+def test_files_of_other_names_are_not_read(codebook, tmp_path, folder):
+    for name in ("\u00b2", "00", "x", "1e3"):
+        (folder / "folder32_codes" / f"{name}.npy").write_bytes(b"")
+    assert import_codes([folder], config(source="folder"), "train", codebook, tmp_path / "codes") == 4
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "content", "words"),
+    [
+        ("codes", "2", np.zeros((1, 2, 0), int), r"2.npy has shape \(1, 2, 0\), expected \(1, 2, T\)"),
+        ("codes", "2", np.array(3), r"2.npy has shape \(\), expected"),
+        ("codes", "2", claiming((1, 2, 10**15)), r"expected 16000000000000128 bytes in .*/2.npy for .*, found 128"),
+        ("codes", "99999999999", np.zeros((1, 2, 64), int), "expected 100000000000 files .* found 5; name the number"),
+        (
+            "labels",
+            "2",
+            np.array([2**63 + 5], np.uint64),
+            r"2.npy holds \[9223372036854775813\], expected one label from 0",
+        ),
+        ("labels", "2", np.array([10**9]), r"2.npy holds \[1000000000\], expected one label from 0 up, below 1000000"),
+        ("labels", "2", np.zeros(10**6, int), "2.npy holds 1000000 numbers, expected one label"),
+    ],
+)
+def test_files_that_hold_something_else_are_named(codebook, tmp_path, folder, kind, name, content, words):
+    file = folder / f"folder32_{kind}" / f"{name}.npy"
+    file.write_bytes(content) if isinstance(content, bytes) else np.save(file, content)
+    with pytest.raises(InputError, match=words):
+        import_codes([folder], config(source="folder"), "train", codebook, tmp_path / "codes")
+    assert not (tmp_path / "codes").exists()

@@ -347,3 +347,13 @@ def test_bytes_that_make_a_decoder_fail_in_any_way_are_an_unreadable_image(tmp_p
         put(tmp_path, "1.jpg", data=data)
         with pytest.raises(UnreadableImage, match=rf"the image 1.jpg cannot be read \(.*{cause}"):
             open_image(list_folder(tmp_path), 0)
+
+
+def test_a_member_without_a_name_does_not_move_the_others(tmp_path):
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        for name in ("1.png", "a/2.jpg", "a/3.jpg"):
+            archive.writestr(name, ilsvrc.jpeg(int(name[-5])))
+        archive.infolist()[0].filename = ""
+    members = list_zip(tmp_path / "x.zip")
+    assert members.names == ("a/2.jpg", "a/3.jpg")
+    assert [members.read(row) for row in range(2)] == [ilsvrc.jpeg(2), ilsvrc.jpeg(3)]

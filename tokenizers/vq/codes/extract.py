@@ -29,9 +29,8 @@ from masc.runtime.codes import load_codes, load_keys, read_meta, save_codes, ver
 from masc.runtime.device import from_main, patient_state
 from masc.runtime.errors import InputError, MissingArtifact, removal
 from masc.runtime.files import recover, remove_leftovers
-from masc.runtime.locks import lock_file
 from masc.runtime.run import differences, flatten
-from vq.codes.shards import ExtractConfig, Shards
+from vq.codes.shards import ExtractConfig, Shards, lock_codes
 from vq.crops import Views
 from vq.images import ImageSource
 from vq.interface import Tokenizer, device_of
@@ -100,9 +99,8 @@ def check_images(images: ImageSource, model: Tokenizer) -> None:
 def _begin(held: contextlib.ExitStack, shards: Shards, path: Path) -> bool:
     """Whether the codes are at `path` already. Otherwise lock `path` and remove the shards that cannot be reused."""
     recover(path)
-    busy = f"another launch makes the codes at {path}; wait for it, or stop it first"
     try:
-        held.enter_context(lock_file(path.with_name(f".{path.name}.lock"), busy=busy))
+        held.enter_context(lock_codes(path))
     except InputError:  # another launch, or a read-only disk
         if not _is_done(path, shards):
             raise

@@ -7,6 +7,7 @@ FOLDER/0.npy ... (1, T) int64 without labels. The number is the place of the ima
 LlamaGen's sampler fills up the last round of the processes, so a few of the first images are repeated at the end. They
 are cut off at ILSVRC's number of images for ImageNet, and at `num_images` for other data."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,11 +20,14 @@ from masc.runtime.codes import SHARD_SIZE, check_tokens, save_codes
 from masc.runtime.errors import InputError
 from masc.runtime.files import write_text
 from masc.runtime.reading import advising, open_array
+from vq.codes.shards import lock_codes
 from vq.crops import FIVE, Views
 from vq.data import DataConfig
 from vq.interface import TokenizerConfig
 from vq.readers.imagenet import NUM_IMAGES, wnids
 
+NUMBER = re.compile(r"0|[1-9][0-9]{0,11}")  # the name of a file that is read
+MAX_CLASSES = 1_000_000
 CENTRE = {1: 0, 2: 0, 10: FIVE.index("centre")}  # number of views -> place of the centre crop
 
 
@@ -82,17 +86,18 @@ def import_codes(
         "tokenizer": codebook.meta.config,
         "tokenizer_sha256": codebook.meta.parents["tokenizer"],
     }
-    save_codes(
-        path,
-        _shards(sets, count, views, per_folder, codebook.num_tokens, _num_positions(tokenizer, data)),
-        labels,
-        np.arange(count),
-        names,
-        [],
-        codebook.num_tokens,
-        codebook.meta.sha256,
-        config,
-    )
+    with lock_codes(path):
+        save_codes(
+            path,
+            _shards(sets, count, views, per_folder, codebook.num_tokens, _num_positions(tokenizer, data)),
+            labels,
+            np.arange(count),
+            names,
+            [],
+            codebook.num_tokens,
+            codebook.meta.sha256,
+            config,
+        )
     return count
 
 
@@ -123,7 +128,7 @@ class _Numbered:
         labelled = self.folder / f"{stem}_codes"
         self.codes = labelled if labelled.is_dir() else self.folder
         self.labels = self.folder / f"{stem}_labels" if labelled.is_dir() else None
-        self.numbers = {int(file.stem) for file in self.codes.glob("*.npy") if file.stem.isdecimal()}
+        self.numbers = {int(file.stem) for file in self.codes.glob("*.npy") if NUMBER.fullmatch(file.stem)}
         if not self.numbers:
             raise InputError(
                 f"no codes of LlamaGen in {folder}: expected {stem}_codes/0.npy, or 0.npy; name the folder of its "
@@ -136,6 +141,11 @@ class _Numbered:
 
     def check(self, count: int, listed: Path) -> None:
         """If any of the numbers 0..count-1 is missing, list them in the file `listed` and raise InputError."""
+        if count > 10 * len(self.numbers) + 1000:
+            raise InputError(
+                f"expected {count} files 0.npy to {count - 1}.npy in {self.codes}, found {len(self.numbers)}; name the "
+                "number of images with num_images=N"
+            )
         missing = sorted(set(range(count)) - self.numbers)
         if missing:
             write_text(listed, "".join(f"{number}.npy\n" for number in missing))
@@ -156,8 +166,11 @@ def _read_labels(sets: list[_Numbered], count: int) -> np.ndarray:
     for row, one in enumerate(sets):
         for number in tqdm(range(count), desc=f"labels of {one.folder.name}", disable=None):
             label = one.read(one.labels, number)
-            if label.size != 1 or label.ravel()[0] < 0:
-                raise InputError(f"{one.labels}/{number}.npy holds {label.tolist()}, expected one label from 0 up")
+            if label.size != 1 or not 0 <= int(label.ravel()[0]) < MAX_CLASSES:
+                found = label.tolist() if label.size == 1 else f"{label.size} numbers"
+                raise InputError(
+                    f"{one.labels}/{number}.npy holds {found}, expected one label from 0 up, below {MAX_CLASSES}"
+                )
             labels[row, number] = label.ravel()[0]
     differing = np.flatnonzero((labels != labels[0]).any(axis=0))
     if differing.size:
@@ -179,6 +192,8 @@ def _shards(
             parts, kept = [one.read(one.codes, number) for one in sets], []
             for part, one in zip(parts, sets, strict=True):
                 file = one.codes / f"{number}.npy"
+                if not part.size or not part.ndim:
+                    raise InputError(f"{file} has shape {part.shape}, expected (1, {per_folder}, T); extract it again")
                 num_positions = num_positions or part.shape[-1]
                 found = part.reshape(-1, part.shape[-1])
                 if views.crops == "center" and len(found) in CENTRE:

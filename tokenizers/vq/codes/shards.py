@@ -2,6 +2,7 @@
 
 Shapes: B images, V views, T positions."""
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -17,6 +18,7 @@ from masc.runtime.artifacts import Codebook, load_npz, save_npz
 from masc.runtime.codes import SHARD_SIZE, code_type
 from masc.runtime.errors import InputError, MissingArtifact
 from masc.runtime.files import write_text
+from masc.runtime.locks import lock_file
 from masc.runtime.reading import Damaged, advising, read_json
 from vq.images import ImageSource
 from vq.readers.stored import StoredImages
@@ -53,6 +55,12 @@ class ExtractConfig:
             return self.num_workers
         local = int(os.environ.get("LOCAL_WORLD_SIZE", num_processes))
         return len(os.sched_getaffinity(0)) // local if isinstance(images, StoredImages) else 0
+
+
+def lock_codes(path: Path) -> contextlib.AbstractContextManager[None]:
+    """Hold the lock on the making of the codes at `path`; InputError if another launch holds it."""
+    busy = f"another launch makes the codes at {path}; wait for it, or stop it first"
+    return lock_file(path.with_name(f".{path.name}.lock"), busy=busy)
 
 
 @dataclass(frozen=True)

@@ -257,11 +257,12 @@ def list_zip(path: Path) -> ZipMembers:
     Raises InputError if the zip is truncated or a name points outside of it."""
     version = file_state(regular_file(path))
     try:
-        members = [member for member in _open_zip(path, version, os.getpid()).infolist() if member.filename]
+        members = _open_zip(path, version, os.getpid()).infolist()
     except Exception as error:  # zipfile raises errors of many types for damaged bytes
         raise InputError(f"{path} is not a zip, or it is truncated ({reason(error)}); download it again") from error
-    place_of = {safe_name(member.filename, path): place for place, member in enumerate(members) if not member.is_dir()}
+    named = {place: member for place, member in enumerate(members) if member.filename}
+    place_of = {safe_name(member.filename, path): place for place, member in named.items() if not member.is_dir()}
     places = [(members[place].file_size, place, members[place].CRC) for place in place_of.values()]
-    folders = (PurePosixPath(member.filename).as_posix() for member in members if member.is_dir())
+    folders = (PurePosixPath(member.filename).as_posix() for member in named.values() if member.is_dir())
     found = np.array(places, np.int64).reshape(-1, 3)
     return ZipMembers(tuple(place_of), found, top_folders(place_of, folders), path, version)
