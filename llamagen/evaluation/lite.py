@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from llamagen.evaluation.saved import holds
 from llamagen.runs import Run
@@ -15,6 +16,7 @@ from masc.runtime.codes import Codes
 from masc.runtime.device import build_accelerator
 from metrics.lite0 import load_extractor, load_reference, measure_images
 from metrics.results import Results, row
+from metrics.streams import Images
 from vq.readers import load_images
 
 
@@ -49,29 +51,41 @@ def likelihood(run: Run) -> list[dict[str, Any]]:
 
 
 def unmeasured(config: EvalLiteConfig) -> list[str]:
-    """Those of `likelihood` and the sample sets that have no results for the present weights and samples."""
+    """Those of `likelihood` and the sample sets that have no results for the present weights and images."""
     run = Run(Path(config.run))
-    return _unmeasured(run, [SampleSet(run, name) for name in config.samples])
+    return _unmeasured(config, run, [_open(run, name, torch.device("cpu")) for name in config.samples])
 
 
-def _unmeasured(run: Run, sets: list[SampleSet]) -> list[str]:
-    wanted = {"likelihood": {"weights_sha256": run.weights_sha256}, **{each.name: each.protocol() for each in sets}}
-    return [name for name, protocol in wanted.items() if not holds(run.directory / "eval" / f"{name}.json", protocol)]
+def _open(run: Run, name: str, device: torch.device) -> tuple[SampleSet, Images, dict[str, Any]]:
+    """A sample set, its images, and the settings and hashes that its results must carry."""
+    samples = SampleSet(run, name)
+    images = samples.open_images(device)
+    return samples, images, samples.protocol() | {"images_sha256": images.sha256}
+
+
+def _unmeasured(config: EvalLiteConfig, run: Run, sets: list[tuple[SampleSet, Images, dict[str, Any]]]) -> list[str]:
+    directory = run.directory / "eval"
+    is_there = {"likelihood": holds(directory / "likelihood.json", {"weights_sha256": run.weights_sha256})}
+    for samples, _, about in sets:
+        is_there[samples.name] = holds(directory / f"{samples.name}.json", about, config.bootstrap)
+    return [name for name, found in is_there.items() if not found]
 
 
 def evaluate_lite(config: EvalLiteConfig) -> Path:
     """Write eval/likelihood.json and eval/<samples>.json of a run, and return the directory.
 
-    Results of the same weights and samples are kept."""
-    run = Run(Path(config.run))
-    sets = [SampleSet(run, name) for name in config.samples]
-    directory, missing = run.directory / "eval", _unmeasured(run, sets)
+    Results of the same weights and images are kept."""
+    run, device = Run(Path(config.run)), build_accelerator().device
+    sets = [_open(run, name, device) for name in config.samples]
+    sources = {
+        samples.name: run.protocol(samples.manifest) for samples, *_ in sets
+    }  # warns of samples of other weights
+    directory, missing = run.directory / "eval", _unmeasured(config, run, sets)
     if "likelihood" in missing:
         Results(likelihood(run)).save(directory / "likelihood.json")
-    sets = [each for each in sets if each.name in missing]
+    sets = [each for each in sets if each[0].name in missing]
     if not sets:
         return directory
-    device = build_accelerator().device
     extractor, data = load_extractor().to(device), run.config.data
     reference = load_reference(
         reference_path(run.config.artifacts, data.name),
@@ -80,11 +94,10 @@ def evaluate_lite(config: EvalLiteConfig) -> Path:
         lambda: load_images(data.source, "train", data.resolution, data.path),
         extractor,
     )
-    for each in sets:
-        images = each.open_images(device)
-        protocol = each.protocol() | run.protocol(each.manifest)
+    for samples, images, about in sets:
+        protocol = about | sources[samples.name]
         rows = measure_images(images.read(0, len(images)), reference, extractor, protocol, config.bootstrap)
-        Results(rows).save(directory / f"{each.name}.json")
+        Results(rows).save(directory / f"{samples.name}.json")
     return directory
 
 

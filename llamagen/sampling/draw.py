@@ -24,10 +24,11 @@ from llamagen.sampling.images import UNIT, decode_units, join_npz, read_units
 from llamagen.sampling.plan import SampleConfig, SamplePlan, make_plan, sampling_precision
 from llamagen.sampling.sets import SampleSet, Source, TokenImages, read_manifest, resolution_of
 from masc.runtime.codes import code_type
-from masc.runtime.device import patient_accelerator
+from masc.runtime.device import from_main, patient_accelerator
 from masc.runtime.errors import InputError, removal
 from masc.runtime.files import remove_leftovers, replacing, write_json
 from masc.runtime.npy import save_npy
+from masc.runtime.reading import Damaged, open_array
 from masc.runtime.run import differences, flatten, locked, plain, provenance
 from masc.runtime.writing import make_folder
 from vq.pixels import image_grid
@@ -63,8 +64,7 @@ def manifest_of(config: SampleConfig, source: Source, captions: TextFeatures | N
 def is_sampled(config: SampleConfig) -> bool:
     """Whether the samples are there, drawn with the present weights."""
     source = config.open_source()
-    samples = SampleSet(source, config.name)
-    return samples.is_drawn and samples.manifest == manifest_of(config, source, config.open_captions())
+    return SampleSet(source, config.name).holds(manifest_of(config, source, config.open_captions()))
 
 
 def sample(config: SampleConfig, preset: SamplingConfig | None = None, source: Source | None = None) -> SampleSet:
@@ -85,7 +85,7 @@ def sample(config: SampleConfig, preset: SamplingConfig | None = None, source: S
         _warn_off_preset(config, preset)
     accelerator.wait_for_everyone()
     manifest = manifest_of(config, source, captions)
-    if samples.is_drawn and samples.manifest == manifest:
+    if samples.holds(manifest):
         logger.info("%s holds these samples already", samples.directory)
         return samples
     work = samples.directory.with_name(f".{config.name}.unfinished")
@@ -94,12 +94,12 @@ def sample(config: SampleConfig, preset: SamplingConfig | None = None, source: S
     if accelerator.is_main_process:
         _make_room(work, source)
     plan = make_plan(config, source, captions)
-    with locked(work) if accelerator.is_main_process else contextlib.nullcontext():
-        if accelerator.is_main_process and read_manifest(work) != manifest:
-            for part in (work / "tokens", work / "images"):
-                shutil.rmtree(part, ignore_errors=True)
-            write_json(work / "manifest.json", manifest)
-        accelerator.wait_for_everyone()
+    with contextlib.ExitStack() as held:
+        from_main(lambda: held.enter_context(locked(work)))
+        if from_main(lambda: SampleSet(source, config.name).holds(manifest)):  # drawn meanwhile by another process
+            from_main(lambda: shutil.rmtree(work))
+            return SampleSet(source, config.name)
+        from_main(lambda: _prepare(work, manifest))
         _draw_tokens(config, accelerator, plan, work / "tokens")
         accelerator.wait_for_everyone()
         tokens = _join_tokens(work / "tokens", config.num_images, plan.model.head.num_tokens)
@@ -124,6 +124,21 @@ def _make_room(work: Path, source: Source) -> None:
             f"{error}. Samples are written into the folder of their run; to draw from a run that you may not write "
             f"to, copy {source.directory}"
         ) from error
+
+
+def _prepare(work: Path, manifest: dict[str, Any]) -> None:
+    """Keep the pieces of an unfinished set that are of this manifest and can be read; remove the others."""
+    if read_manifest(work) != manifest:
+        for part in (work / "tokens", work / "images"):
+            shutil.rmtree(part, ignore_errors=True)
+        write_json(work / "manifest.json", manifest)
+    for pattern, kind, shape in (("tokens/[0-9]*.npy", "i", (None, None)), ("images/unit-*.npy", "u", (None,) * 4)):
+        for file in work.glob(pattern):
+            try:
+                open_array(file, kind, shape, mapped=True)
+            except Damaged as error:
+                logger.warning("making a piece of the samples again: %s", error)
+                file.unlink()
 
 
 def _refuse_other_settings(directory: Path, manifest: dict[str, Any]) -> None:

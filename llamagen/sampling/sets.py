@@ -12,7 +12,7 @@ import torch
 from llamagen.release import Release
 from llamagen.runs import Run
 from llamagen.sampling.filters import SamplingConfig
-from llamagen.sampling.images import UNIT, decode_unit
+from llamagen.sampling.images import UNIT, decode_unit, png_path
 from masc.runtime.artifacts import hash_arrays
 from masc.runtime.codes import check_tokens
 from masc.runtime.errors import InputError, MissingArtifact, removal
@@ -129,6 +129,21 @@ class SampleSet:
     def is_drawn(self) -> bool:
         return (self.directory / "manifest.json").exists()
 
+    def holds(self, manifest: dict[str, Any]) -> bool:
+        """Whether the samples of this manifest are there, and the number of them that it says."""
+        return self.is_drawn and self.manifest == manifest and not self._lacking
+
+    @property
+    def _lacking(self) -> str:
+        """What a drawn set lacks of its files; empty if it is whole."""
+        form, wanted = self.settings["form"], self.settings["num_images"]
+        names = ["tokens.npy"] + ["images.npz"] * (form == "npz")
+        gone = [name for name in names if not (self.directory / name).exists()]
+        if form == "png":
+            found = sum(png_path(self.directory / "images", index).exists() for index in range(wanted))
+            gone += [f"{wanted - found} of {wanted} images"] * (found < wanted)
+        return ", ".join(gone)
+
     @cached_property
     def _stored_manifest(self) -> bytes:
         if not self.is_drawn:
@@ -181,8 +196,10 @@ class SampleSet:
     def open_images(self, device: torch.device) -> Images:
         """The images, read as they are needed. A set kept as tokens is decoded on `device`.
 
-        Raises InputError if the source has another tokenizer than the set was drawn with."""
+        Raises InputError if the source has another tokenizer than the set was drawn with, or images are missing."""
         form = self.settings["form"]
+        if self._lacking:
+            raise InputError(f"{self.directory} lacks {self._lacking}; {self._again}")
         if form != "tokens":
             return open_samples(self.directory / ("images.npz" if form == "npz" else "images"))
         drawn, present = self.manifest["tokenizer_sha256"], self.source.tokenizer_sha256

@@ -77,7 +77,7 @@ def test_a_lengthened_run_is_the_longer_run(small_run, tmp_path, dies, death):
     for name in ("model", "average"):
         one, other = (path / f"checkpoints/last/{name}.safetensors" for path in (long, short.directory))
         assert one.read_bytes() == other.read_bytes()
-    assert Run(short.directory).config == longer and Run(short.directory).provenance["earlier_steps"] == [12]
+    assert Run(short.directory).config == longer and Run(short.directory).provenance.earlier_steps == [12]
     for shorter in ("steps=12", "steps=16"):
         with pytest.raises(InputError, match=r"a run of 20 steps, now 1.; a run cannot be shortened: set steps=20"):
             train(small_run(*CONSTANT, shorter))

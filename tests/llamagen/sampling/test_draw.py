@@ -255,6 +255,50 @@ def test_off_the_preset_is_warned_of_and_on_it_is_not(release, tmp_path, monkeyp
     assert is_sampled(config)
 
 
+GONE = [("npz", "images.npz"), ("png", "images/000007.png"), ("tokens", "tokens.npy")]
+
+
+@pytest.mark.parametrize(("form", "gone"), GONE)
+def test_a_set_that_lacks_a_file_is_not_measured_and_is_drawn_again(draw, form, gone):
+    samples = draw(name="a", form=form)
+    before = images_of(samples)
+    (samples.directory / gone).unlink()
+    with pytest.raises(InputError, match=rf"a lacks {'1 of 21 images' if form == 'png' else gone}; .*delete"):
+        SampleSet(samples.source, "a").open_images(torch.device("cpu"))
+    assert np.array_equal(images_of(draw(name="a", form=form)), before)
+
+
+def test_pieces_that_are_damaged_are_drawn_again(draw, monkeypatch, caplog):
+    whole = contents(draw(name="a"))
+    shutil.rmtree(Path("runs/c2i_tiny/samples/a"))
+
+    def dies(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(sampling, "_finish", dies)
+        draw(name="a", batch_size=8)
+    work = Path("runs/c2i_tiny/samples/.a.unfinished")
+    for piece in (work / "tokens" / "00000008-00000016.npy", work / "images" / "unit-00000016.npy"):
+        piece.write_bytes(piece.read_bytes()[:-3])
+    assert contents(draw(name="a", batch_size=8)) == whole
+    assert caplog.text.count("making a piece of the samples again") == 2
+
+
+def test_samples_that_another_process_drew_meanwhile_are_kept(draw, monkeypatch):
+    plan = sampling.make_plan
+
+    def slowly(*arguments):
+        with monkeypatch.context() as patch:
+            patch.setattr(sampling, "make_plan", plan)
+            draw(name="a")
+        monkeypatch.setattr(sampling, "_draw_tokens", None)
+        return plan(*arguments)
+
+    monkeypatch.setattr(sampling, "make_plan", slowly)
+    assert draw(name="a").is_drawn and not Path("runs/c2i_tiny/samples/.a.unfinished").exists()
+
+
 def as_it_is(step, **options):
     return step
 
