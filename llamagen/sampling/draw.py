@@ -91,8 +91,7 @@ def sample(config: SampleConfig, preset: SamplingConfig | None = None, source: S
     work = samples.directory.with_name(f".{config.name}.unfinished")
     for directory in (samples.directory, work):
         _refuse_other_settings(directory, manifest)
-    if accelerator.is_main_process:
-        _make_room(work, source)
+    from_main(lambda: _make_room(work, source))
     plan = make_plan(config, source, captions)
     with contextlib.ExitStack() as held:
         from_main(lambda: held.enter_context(locked(work)))
