@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 LONGEST = 200  # bytes of a name that its temporary names repeat; file systems allow 255
 LEFTOVER = re.compile(r"(\..+\.\d+\.partial)(\.lock)?", re.DOTALL)
-CROWDED = 1000  # files; a larger folder is searched for leftovers once a process
+CROWDED = 100  # files; a larger folder is searched for leftovers once a process
 _crowded: set[Path] = set()
 
 
@@ -95,7 +95,8 @@ def remove_leftovers(folder: Path) -> None:
             names = [entry.name for entry in entries]
         if len(names) > CROWDED:
             _crowded.add(folder)
-        for temporary in {folder / found[1] for found in map(LEFTOVER.fullmatch, names) if found}:
+        hidden = (name for name in names if name[0] == ".")
+        for temporary in {folder / found[1] for found in map(LEFTOVER.fullmatch, hidden) if found}:
             lock = _lock_of(temporary)
             if (held := claim(lock)) is not None:
                 with contextlib.suppress(OSError):

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import fcntl
+import itertools
 import os
 import re
 import resource
@@ -110,6 +111,65 @@ def test_what_an_earlier_version_left_is_removed_whatever_its_number(tmp_path, n
     write_text(tmp_path / "a.txt", "whole")
     write_folder(tmp_path / "last", "whole")
     assert names(tmp_path) == ["a.txt", "last"]
+
+
+def killed_at(operation, function):
+    """Calls `function` in a child that is killed before its file operation of this number; whether it was."""
+    child = os.fork()
+    if not child:
+        count = itertools.count()
+
+        def hook(event, arguments):
+            if event in OPERATIONS and next(count) == operation:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        sys.addaudithook(hook)
+        function()
+        os._exit(0)
+    return bool(os.waitpid(child, 0)[1])
+
+
+OPERATIONS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.scandir", "os.listdir", "fcntl.flock")
+
+
+@pytest.mark.parametrize("write", [write_text, write_folder])
+def test_a_kill_at_any_moment_leaves_the_old_or_the_new_and_nothing_after_the_next_write(tmp_path, write):
+    path = tmp_path / "a"
+
+    def read():
+        found = recover(path)
+        return (found / "a" if found.is_dir() else found).read_text()
+
+    write(path, "old")
+    for operation in itertools.count():
+        was_killed = killed_at(operation, lambda: write(path, "new"))
+        assert read() in (("old", "new") if was_killed else ("new",))
+        write(path, "old")
+        assert names(tmp_path) == ["a"]
+        if not was_killed:
+            break
+    assert operation > 5
+
+
+def test_processes_that_write_and_restore_the_same_targets_do_not_disturb_each_other(tmp_path):
+    def work():
+        for number in range(60):
+            write_text(tmp_path / "file", str(number) * 100)
+            write_folder(tmp_path / "folder", str(number) * 100)
+            recover(tmp_path / "folder")
+
+    children = []
+    for _ in range(3):
+        child = os.fork()
+        if not child:
+            with contextlib.suppress(BaseException):
+                work()
+                os._exit(0)
+            os._exit(1)
+        children.append(child)
+    assert [os.waitpid(child, 0)[1] for child in children] == [0, 0, 0]
+    write_text(tmp_path / "file", "")
+    assert names(tmp_path) == ["file", "folder"] and len((tmp_path / "folder" / "a").read_text()) in (100, 200)
 
 
 def test_a_large_folder_is_searched_once(tmp_path, monkeypatch):
