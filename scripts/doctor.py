@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from stage import run_stage
 
+from masc.runtime.errors import printable
 from reports.doctor.doctor import diagnose, read_results, render_findings
 
 
@@ -20,7 +21,7 @@ def main(stage: DoctorStage) -> None:
         path: diagnose(results, [other for name, other in files.items() if name != path])
         for path, results in files.items()
     }
-    print(render_findings(found))
+    print(printable(render_findings(found)))
 
 
 if __name__ == "__main__":

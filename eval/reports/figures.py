@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
+from masc.runtime.errors import printable
 from reports.runs import NATS, Curve, RunRecord
 
 METRIC_WORDS = {NATS: "held-out nats per token", "train/nats_per_token": "training nats per token"}
@@ -101,7 +102,7 @@ def curve_figure(
         figure, axes = plt.subplots(figsize=(6.4, 3.8))
         _lines(axes, lines, metric, axis, palette, target, 1 / 3600 if axis == "seconds" else 1.0)
         axes.set_xlabel(name)
-        axes.set_ylabel(words)
+        axes.set_ylabel(plain_text(words))
         if axis != "seconds":
             axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.legend(frameon=False, fontsize=9)
@@ -134,8 +135,8 @@ def overview(
 
 
 def plain_text(words: str) -> str:
-    """The words for matplotlib, which reads $ as the start of mathematics."""
-    return words.replace("$", r"\$")
+    """The words for matplotlib, which reads $ as the start of mathematics and draws printable characters only."""
+    return printable(words).replace("$", r"\$")
 
 
 def _show(axis: Axes, pixels: np.ndarray, title: str) -> None:

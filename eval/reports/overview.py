@@ -17,7 +17,7 @@ from reports.comparison import compare, entries
 from reports.curves import all_lines, draw
 from reports.doctor.doctor import VERDICTS, diagnose
 from reports.doctor.rules import Finding
-from reports.page import render_page
+from reports.page import markdown_text, render_page
 from reports.runs import AXES, BASELINE
 from reports.subjects import Subject, find_subjects
 from reports.tokenizer_tables import find_tokenizers, tokenizer_tables
@@ -216,11 +216,12 @@ def finite(content: Any) -> Any:
 def markdown(content: dict[str, Any], curves: list[dict[str, Any]]) -> str:
     """The page's numbers as Markdown."""
     lines = [f"# Runs: {content['num_runs']}, tokenizers: {content['num_tokenizers']}", ""]
-    lines += [f"- skipped {each['place']}: {' '.join(each['reason'].split())}" for each in content["skipped"]]
-    lines += [
-        f"- {each['verdict']} in {'; '.join(each['files'])}: {each['text']} {each['advice']}".rstrip()
+    said = [f"skipped {each['place']}: {each['reason']}" for each in content["skipped"]]
+    said += [
+        f"{each['verdict']} in {'; '.join(each['files'])}: {each['text']} {each['advice']}"
         for each in content["findings"]
     ]
+    lines += [f"- {markdown_text(each)}" for each in said]
     for table in content["tables"]:
         rows = []
         for row in table["rows"]:
@@ -273,8 +274,8 @@ def _published(row: dict[str, Any]) -> list[str]:
 
 
 def _table(title: str, heads: list[str], rows: list[list[Any]]) -> list[str]:
-    return ["", f"## {title}", "", *map(_line, [heads, ["---"] * len(heads), *rows])]
+    return ["", f"## {markdown_text(title)}", "", *map(_line, [heads, ["---"] * len(heads), *rows])]
 
 
 def _line(cells: list[Any]) -> str:
-    return "| " + " | ".join(str(cell).replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+    return "| " + " | ".join(map(markdown_text, cells)) + " |"

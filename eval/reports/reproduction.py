@@ -17,7 +17,7 @@ from metrics.results import TOKENIZER_FILES, Protocol, Role
 from metrics.streams import open_samples
 from reports import figures
 from reports.claims import on_other_trees, state_claims
-from reports.page import render_page
+from reports.page import markdown_text, render_page
 from reports.runs import BASELINE, RunRecord, TimeToTarget, time_to_target
 from reports.tokenizer_tables import read_tokenizer_results
 from reports.tree import figures as tree_figures
@@ -240,14 +240,14 @@ def protocols(inputs: ReportInputs, tokenizer: dict[str, Any] | None) -> dict[st
 
 def markdown(content: dict[str, Any]) -> str:
     """The page's numbers as Markdown."""
-    experiment = content["experiment"]
+    experiment = {key: markdown_text(value) for key, value in content["experiment"].items()}
     name = content["sample_sets"][0] if content["sample_sets"] else None
     lines = [
         f"# {experiment['model']} on {experiment['data']}",
         "",
         f"{experiment['steps']} steps of {experiment['batch_size']} images, tokenizer {experiment['tokenizer']}.",
         "",
-        *[f"- *{claim['verdict']}*: {claim['text']}" for claim in content["claims"]],
+        *[f"- *{claim['verdict']}*: {markdown_text(claim['text'])}" for claim in content["claims"]],
         "",
         f"| head | seeds | lr x table | held-out nats/token | train | t0/t to flat (images) | 1 - t/t0 | "
         f"FD-lite0 ({name}) | IS-lite0 | precision | recall |",
@@ -260,7 +260,8 @@ def markdown(content: dict[str, Any]) -> str:
         reached = time["saved"] is not None
         speedup = format(time["speedup"], ".2f") if reached else f"reached by {time['reached']} of {time['of']}"
         lines.append(
-            f"| {row['label']} | {len(row['seeds'])} | {row['learning_rate']:g} x {row['table_scale']:g} "
+            f"| {markdown_text(row['label'])} | {len(row['seeds'])} "
+            f"| {row['learning_rate']:g} x {row['table_scale']:g} "
             f"| {row['nats']['mean']:.3f} | {row['train_nats']:.3f} "
             f"| {speedup} "
             f"| {format(time['saved'], '.0%') if reached else ''} | {' | '.join(numbers)} |"
@@ -276,13 +277,13 @@ def _tokenizer_lines(results: dict[str, Any]) -> list[str]:
     if "reconstruction" in results:
         count = results["reconstruction"][0]["protocol"]["num_images"]
         lines += ["", f"| reconstruction of {count} held-out images | |", "|---|---|"]
-        lines += [f"| {row['metric']} | {row['value']:.4g} |" for row in results["reconstruction"]]
+        lines += [f"| {markdown_text(row['metric'])} | {row['value']:.4g} |" for row in results["reconstruction"]]
     if "replacement" in results:
         metrics = [row["metric"] for row in results["replacement"][0]["metrics"]]
         count = results["replacement"][0]["metrics"][0]["protocol"]["num_images"]
-        heads = [f"replacement in {count} images, within", "K", *metrics]
+        heads = [f"replacement in {count} images, within", "K", *map(markdown_text, metrics)]
         lines += ["", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
         for case in results["replacement"]:
             values = " | ".join(f"{row['value']:.4g}" for row in case["metrics"])
-            lines.append(f"| {case['tree']} | {case['K']} | {values} |")
+            lines.append(f"| {markdown_text(case['tree'])} | {case['K']} | {values} |")
     return lines

@@ -138,12 +138,13 @@ class _Config:
 
 
 def _check_rows(rows: list[dict[str, float]], where: Path) -> list[dict[str, float]]:
-    """The rows unchanged. Raises `Damaged` if one lacks an axis, or holds a number that is too large."""
+    """The rows unchanged. Raises `Damaged` if one lacks an axis, or has a name or number that cannot be shown."""
     for number, row in enumerate(rows, start=1):
-        if not set(AXES) <= set(row) or any(isinstance(value, int) and abs(value) > LARGEST for value in row.values()):
+        too_large = any(isinstance(value, int) and abs(value) > LARGEST for value in row.values())
+        if too_large or not set(AXES) <= set(row) or not all(map(str.isprintable, row)):
             raise Damaged(
-                f"expected {', '.join(AXES)} in every row, and no number over {LARGEST}, found {str(row)[:60]!r} as "
-                f"number {number} in {where / 'metrics.jsonl'}"
+                f"expected {', '.join(AXES)} in every row, printable names and no number over {LARGEST}, found "
+                f"{str(row)[:60]!r} as number {number} in {where / 'metrics.jsonl'}"
             )
     return rows
 

@@ -75,3 +75,10 @@ def naming(overrides: dict[str, Any] | None = None, **facts: Any) -> Iterator[No
         error.facts = facts | error.facts
         error.overrides = (overrides or {}) | error.overrides
         raise
+
+
+def printable(text: str) -> str:
+    """The text with each character that a terminal would act on, or that cannot be shown, as an escape like \\x1b.
+
+    Line breaks and tabs stay. Text from a file of data goes through it before it is shown."""
+    return "".join(each if each.isprintable() or each in "\n\t" else ascii(each)[1:-1] for each in text)

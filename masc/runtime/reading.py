@@ -19,7 +19,7 @@ from typing import IO, Any, BinaryIO
 
 import numpy as np
 
-from masc.runtime.errors import InputError, MissingArtifact
+from masc.runtime.errors import InputError, MissingArtifact, printable
 
 MIB = 2**20
 MAX_YAML_VALUES = 100_000  # an alias of YAML can stand for any number of values
@@ -67,8 +67,7 @@ def _parsing(path: Path, expected: str) -> Iterator[None]:
 
 def reason(error: Exception) -> str:
     """The message of an error in one line of at most 200 characters, all printable; its type if it has no message."""
-    line = " ".join(str(error).split())[:200] or type(error).__name__
-    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in line)
+    return printable(" ".join(str(error).split())[:200] or type(error).__name__)
 
 
 @contextlib.contextmanager

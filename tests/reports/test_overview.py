@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 from PIL import Image
 from report_runs import MASC, make_run, measured
 from stage import load_config
@@ -12,6 +13,7 @@ from user_errors import tells
 
 from masc.runtime.errors import InputError
 from reports.overview import OverviewConfig, embed, time_text, write_overview
+from reports.page import markdown_text
 from reports.runs import NATS, RunRecord
 from reports.subjects import find_subjects
 
@@ -100,6 +102,55 @@ def test_the_page_needs_no_other_file(tmp_path):
     assert sorted(path.name for path in (tmp_path / "report").iterdir()) == ["all.json", "all.md", "index.html"]
     ids = re.findall(r'<clipPath id="([^"]+)"', page)
     assert len(ids) == len(set(ids)) == 3  # a hidden figure must not own another's clip path
+
+
+HOSTILE = {
+    "script": '"><script>alert(1)</script>',
+    "image": "![x](http://elsewhere/x.png) <img src=x onerror=alert(1)>",
+    "link": "[x](javascript:alert(1)) [y][z] [y]: javascript:z",
+    "template": "{{ 7 * 191 }} {% raw %} ${oc.env:SECRET}",
+    "cells": "a | b \\| c\n\n# d",
+    "terminal": "\x1b[2Jred \u202e \x00",
+    "mathematics": r"$\frac{ $x$",
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_what_files_name_is_text_on_the_page_and_in_markdown(tmp_path, monkeypatch, name):
+    monkeypatch.setenv("SECRET", "hunter2")
+    hostile = HOSTILE[name]
+    directory = make_run(tmp_path, model="m", **{f"val/{hostile}": (1.0, 2.0, 3.0)} if hostile.isprintable() else {})
+    config = yaml.safe_load((directory / "config.yaml").read_text())
+    named = {"name": hostile}
+    (directory / "config.yaml").write_text(yaml.safe_dump(config | {"model": named, "data": named, "head": named}))
+    (directory / "provenance.json").write_text(json.dumps({"parents": {}, "label": hostile, "commit": hostile}))
+    protocol = {"model": hostile, "images": hostile, "release": hostile, "weights": "average", "data": hostile}
+    measured(directory, protocol=protocol)
+    (directory / "eval" / "bad.json").write_text(json.dumps({"format": hostile}))
+    write_overview(OverviewConfig(runs=str(tmp_path), output=str(tmp_path / "report")))
+    page, markdown = ((tmp_path / "report" / file).read_text() for file in ("index.html", "all.md"))
+    assert "<script" not in page and "<img src=x" not in page and "1337" not in page + markdown
+    assert "hunter2" not in page + markdown + (tmp_path / "report" / "all.json").read_text()
+    assert "<" not in markdown and not re.search(r"(?<!\\)\][(\[:]", markdown)
+    assert all(line.isprintable() and not line.startswith("# d") for line in markdown.splitlines())
+    rows = [re.sub(r"\\.", "", line).count("|") for line in markdown.splitlines() if line.startswith("|")]
+    assert rows and len(set(rows)) <= len([line for line in markdown.splitlines() if line.startswith("## ")])
+
+
+def test_markdown_of_plain_words_is_the_words():
+    assert markdown_text("FID (10,000) 5.3 ± 0.2 [5.1, 5.5] `make eval-fid` val/nats_per_token") == (
+        "FID (10,000) 5.3 ± 0.2 [5.1, 5.5] `make eval-fid` val/nats_per_token"
+    )
+    assert markdown_text("a\\|b") == r"a\\\|b" and markdown_text("&lt;b>") == "&amp;lt;b>"
+
+
+def test_an_image_that_is_too_large_is_named_and_the_rest_is_shown(tmp_path, monkeypatch):
+    directory = make_run(tmp_path)
+    (directory / "samples" / "default").mkdir(parents=True)
+    Image.new("RGB", (64, 64)).save(directory / "samples" / "default" / "grid.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    (subject,), (skipped,) = find_subjects(tmp_path, [])
+    assert not subject.grids and "grid.png" in skipped["place"] and "pixels" in skipped["reason"]
 
 
 def test_large_grids_are_scaled_down(tmp_path):

@@ -1,6 +1,7 @@
 """Rules of `make doctor` that compare numbers and settings with the published grid; see doctor.py."""
 
 import math
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -66,7 +67,7 @@ class Case:
         release = self.protocol.get("release")
         if not release and not self.protocol.get("model"):  # drawn by others
             return f"make the images again{f' ({setting})' if setting else ''}"
-        subject = f"RELEASE={release}" if release else "RUN=..."
+        subject = f"RELEASE={shlex.quote(release)}" if release else "RUN=..."
         stage = "eval-coco" if self.is_coco else "sample"  # eval-coco shows captions
         return f"`make {stage} {subject} SAMPLES=NEW_NAME{f' ARGS={setting}' if setting else ''}`"
 
@@ -220,7 +221,7 @@ def resolution(case: Case) -> Iterator[Finding]:
         "problem",
         f"{release} draws {right} x {right} pixels ({right // 16} tokens a side), but the file says that the images "
         f"were drawn at {drawn_at}: the model was not trained with these positions.",
-        f"`make sample RELEASE={release}`: the config of the release has its grid",
+        f"`make sample RELEASE={shlex.quote(release)}`: the config of the release has its grid",
     )
 
 
