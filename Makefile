@@ -24,6 +24,9 @@ set = $(if $($(2)),$(call quote,$(1)=$($(2))))
 each = $(if $($(2)),$(call quote,$(1)[]=$($(2))))
 WORDS = -- $(ARGS)
 
+# With it Python would not find the modules beside a script.
+unexport PYTHONSAFEPATH
+
 PYTHON ?= .venv/bin/python
 SETUP_PYTHON ?= python3
 ARGS ?=
@@ -54,16 +57,13 @@ PROTOCOL ?= adm,paper
 # With several nodes, run the same command on each; SLURM's variables give the node's number.
 MACHINE_RANK ?= $(or $(SLURM_NODEID),0)
 MAIN_HOST ?= 127.0.0.1
-MAIN_PORT ?= 29500
-# --cpu starts several processes on a machine without GPUs; accelerate's own launcher would start one.
+# Empty: a free port on one machine, 29500 on several.
+MAIN_PORT ?=
+# --cpu starts the processes on the CPU.
 LAUNCH_DEVICE ?= --multi_gpu
 
-ON_GPUS = $(PYTHON) -m accelerate.commands.launch --num_processes $(shell echo $$(($(GPUS)*$(NODES)))) \
-	--num_machines $(NODES) $(LAUNCH_DEVICE) \
-	--machine_rank $(MACHINE_RANK) --main_process_ip $(MAIN_HOST) --main_process_port $(MAIN_PORT)
-ON_CPUS = ACCELERATE_USE_CPU=1 $(PYTHON) -m torch.distributed.run --nproc_per_node $(GPUS) --nnodes $(NODES) \
-	--node_rank $(MACHINE_RANK) --master_addr $(MAIN_HOST) --master_port $(MAIN_PORT)
-LAUNCH = $(if $(filter-out 1,$(GPUS)$(NODES:1=)),$(if $(filter --cpu,$(LAUNCH_DEVICE)),$(ON_CPUS),$(ON_GPUS)),$(PYTHON))
+LAUNCHER = $(PYTHON) scripts/launch.py $(foreach name,GPUS NODES MACHINE_RANK MAIN_HOST MAIN_PORT LAUNCH_DEVICE,$(call quote,$($(name))))
+LAUNCH = $(if $(filter 1/1/--multi_gpu,$(GPUS)/$(NODES)/$(LAUNCH_DEVICE)),$(PYTHON),$(LAUNCHER))
 # Benchmarks import the scripts, and the stand-ins of the tests.
 BENCH = PYTHONPATH=scripts:tests $(PYTHON)
 CLUSTERS = $(call set,head.num_clusters,K)
@@ -78,7 +78,7 @@ MEASURED = $(if $(RUN)$(RELEASE),$(SUBJECT) $(call set,samples,SAMPLES),$(PICTUR
 PROTOCOLS = $(foreach name,$(subst $(comma), ,$(PROTOCOL)),$(call quote,+protocol@protocols.$(name)=$(name)))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup embedded-inputs reproduce tokenizer codebook codes check-codes import-codes tree tree-report train sample export parameters weights \
+.PHONY: help setup reproduce tokenizer codebook codes check-codes import-codes tree tree-report train sample export parameters weights \
 	text-features reference coco-captions eval-fid eval-coco eval-lite eval-tokenizer eval-replacement doctor report \
 	sweep bench bench-tree bench-data bench-tokenizers bench-sample bench-eval test test-all lint format clean
 
@@ -86,6 +86,7 @@ help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "  make %-16s %s\n", $$1, $$2}'
 	@echo
 	@echo "  MODEL HEAD TREE DATA DATA_PATH TOKENIZER K SEED GPUS NODES choose; ARGS=\"key=value ...\" overrides any config value."
+	@echo "  GPUS=2 LAUNCH_DEVICE=--cpu starts two processes on the CPU; MAIN_HOST MAIN_PORT MACHINE_RANK say how NODES meet."
 
 # The stamp's name holds a hash of the requirements, so a second `make setup` does nothing.
 STAMP = .venv/.installed-$(shell cat requirements.txt requirements-cpu.txt pyproject.toml 2>/dev/null | sha256sum | cut -c1-16)
@@ -104,7 +105,7 @@ $(STAMP):
 
 # Every command installs what it needs if it is the first one.
 ifeq ($(PYTHON),.venv/bin/python)
-reproduce tokenizer codebook codes check-codes import-codes tree tree-report embedded-inputs train sample export parameters weights text-features \
+reproduce tokenizer codebook codes check-codes import-codes tree tree-report train sample export parameters weights text-features \
 	reference coco-captions eval-fid eval-coco eval-lite eval-tokenizer eval-replacement doctor report \
 	sweep bench bench-tree bench-data bench-tokenizers bench-sample bench-eval test test-all lint format: setup
 endif
@@ -136,17 +137,6 @@ tree:  ## dendrogram of a codebook, or clusters by another method: TREE=masc TOK
 
 tree-report:  ## one page that compares a tree with other clusterings: TOKENIZER=emoji32 K=512 ARGS=+tree@trees.ward=ward
 	$(PYTHON) scripts/tree_report.py $(call set,tokenizer,TOKENIZER) $(IMAGES) $(call set,num_clusters,K) $(WORDS)
-
-# On the embedded data `make train` makes its inputs; for ImageNet, where that takes hours, it names the commands.
-ifneq ($(findstring twemoji,$(DATA)),)
-train: embedded-inputs
-endif
-
-embedded-inputs:
-	@test -e $(call quote,artifacts/$(TOKENIZER)/codes/$(DATA)/val/meta.json) \
-		|| { $(PYTHON) scripts/codebook.py $(call set,tokenizer,TOKENIZER) -- \
-		&& $(PYTHON) scripts/codes.py $(call set,data,DATA) $(call set,tokenizer,TOKENIZER) -- ; }
-	@test $(call quote,$(HEAD)) = flat || $(PYTHON) scripts/tree.py $(call set,tree,TREE) $(call set,tokenizer_name,TOKENIZER) $(CLUSTERS) -- $(filter tree.%,$(ARGS))
 
 train:  ## train a run, or resume it: MODEL=llamagen-tiny HEAD=masc DATA=twemoji SEED=0 GPUS=1 NODES=1
 	$(LAUNCH) scripts/train.py $(call set,model,MODEL) $(call set,head,HEAD) $(call set,tree,TREE) $(IMAGES) \

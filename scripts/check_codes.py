@@ -3,10 +3,10 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from accelerate import Accelerator
 from stage import run_stage
 
 from masc.layout import Layout
+from masc.runtime.device import build_accelerator
 from masc.runtime.errors import naming
 from vq.codes.check_codes import check_codes
 from vq.data import DataConfig
@@ -32,7 +32,7 @@ def main(stage: CheckStage) -> None:
     """Compare codes with their checksums, and write artifacts/<tokenizer>/codes/<data>/check-{train,val}.png."""
     layout = Layout(Path(stage.artifacts), stage.tokenizer.name)
     codebook = layout.load_codebook()
-    model = load_decoder(codebook, layout, stage.tokenizer).to(Accelerator().device)
+    model = load_decoder(codebook, layout, stage.tokenizer).to(build_accelerator().device)
     for split in stage.splits:
         path = layout.codes(stage.data.name, split)
         image = path.with_name(f"check-{split}.png")

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import start  # noqa: F401  # isort: skip
 from tqdm import tqdm
 
 from masc.runtime.errors import InputError

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass, field
 
-import torch
 from stage import CONFIGS, load_config, run_stage
 from words import override
 
@@ -21,6 +20,8 @@ class ParametersStage:
 
 def count(model: str, vocabulary: int, num_classes: int) -> int:
     """Parameters of a model that embeds and predicts `vocabulary` tokens (or clusters: MASC's K)."""
+    import torch  # stage.py comes first: it pins the environment that torch reads when it is imported
+
     config = load_config("train", TrainConfig, [override("model", model)]).model
     with torch.device("meta"):
         shape = DataShape(vocabulary, num_classes, num_positions=256)

@@ -1,8 +1,8 @@
 """Draw samples from a run or a released model (`make sample RUN=...` or `RELEASE=...`)."""
 
-from accelerate import PartialState
 from stage import CONFIGS, load_config, run_stage
 from words import override
+from worker import is_main
 
 from llamagen.sampling.draw import sample
 from llamagen.sampling.filters import SamplingConfig
@@ -20,7 +20,7 @@ def preset_of(config: SampleConfig) -> SamplingConfig | None:
 def main(config: SampleConfig) -> None:
     """Write <run>/samples/<name>: tokens, images, a grid of some images and a manifest."""
     samples = sample(config, preset_of(config))
-    if PartialState().is_main_process:
+    if is_main():
         print(samples.directory)
 
 

@@ -2,31 +2,35 @@
 
 import dataclasses
 import logging
+import os
 import re
-import shlex
 import signal
 import sys
 import typing
 from collections.abc import Callable, Iterator
 from functools import partial
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
+import start  # isort: skip
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.types import Override
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
+from messages import in_plain_words
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
-from words import make_word, override, parse_words, read_words
+from words import parse_words, read_words
+from worker import PIPES, check_machine, end_processes, end_with_launcher, end_worker, is_launched, is_main, print_error
 
 from masc.heads.config import CONFIGS as HEAD_CONFIGS
-from masc.runtime.errors import InputError, MissingArtifact, removal
+from masc.runtime.errors import InputError
 from masc.runtime.targets import NAMED
-from masc.runtime.writing import CAUSES, in_words
 
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+# An interrupt while torch is imported is told like any other.
+sys.excepthook = lambda kind, error, trace: print_error(in_plain_words(error), error)
+
+CONFIGS = start.ROOT / "configs"
 # Group of configs/ -> the schemas that its files name in `defaults`, as module:Class. A group is registered, and its
 # modules are imported, only by a stage whose own schema has a field of one of these classes.
 SCHEMAS = {
@@ -49,40 +53,6 @@ SCHEMAS = {
         "coco_protocol_schema": "metrics.coco_protocol:CocoProtocolConfig",
     },
 }
-
-# Kind of a MissingArtifact -> the target of the Makefile that makes it, and the variables that say which one: a
-# variable is filled with the fact of the same name in small letters.
-COMMANDS = {
-    "tokenizer": ("tokenizer", "TOKENIZER"),
-    "codebook": ("codebook", "TOKENIZER"),
-    "codes": ("codes", "DATA", "TOKENIZER"),
-    "imported codes": ("import-codes", "DATA", "TOKENIZER"),
-    "tree": ("tree", "TREE", "TOKENIZER", "K"),
-    "run": ("train", "MODEL", "HEAD", "TREE", "SEED"),
-    "samples": ("sample", "RUN", "RELEASE", "SAMPLES"),
-    "captions": ("coco-captions",),
-    "text features": ("text-features", "CAPTIONS"),
-    "reference": ("reference", "DATA"),
-    "results": ("eval-fid", "RUN"),
-    "weights": ("weights", "NAME"),
-}
-
-
-def command_for(error: MissingArtifact) -> str:
-    """What to type to make an artefact and those that it is made from; `...` stands for a fact that nobody gave."""
-    commands = [command_for(other) for other in error.first]
-    target, *variables = COMMANDS[error.kind]
-    given = {name: error.facts.get(name.lower(), "...") for name in variables}
-    given["ARGS"] = " ".join(shlex.quote(override(key, value)) for key, value in error.overrides.items()) or None
-    words = [make_word(name, value) for name, value in given.items() if value]
-    if error.remove:
-        commands.append(removal(error.path))
-    return " && ".join(dict.fromkeys([*commands, " ".join(["make", target, *words])]))
-
-
-def explain(error: InputError) -> str:
-    """The message of an error, with the command that makes what is missing."""
-    return f"{error}; type `{command_for(error)}`" if isinstance(error, MissingArtifact) else str(error)
 
 
 def load_config(stage: str, schema: type, overrides: list[str]) -> Any:
@@ -180,25 +150,44 @@ def _missing_choice(stage: str, message: str) -> str:
     return f"the stage {stage} reads no group {group}" if choice.endswith("_schema") else " ".join(message.split())
 
 
-def run_stage(stage: str, schema: type, function: Callable[[Any], Any]) -> None:
-    """Compose the config and call the function; print an error of the user in plain words and exit with status 1."""
+def run_stage(
+    stage: str, schema: type, function: Callable[[Any], Any], prepare: Callable[[Any], Any] | None = None
+) -> None:
+    """Compose the config and call `prepare` and `function`; end with one plain line for an error that no bug explains.
+
+    If several processes are launched, `prepare` is called once, by the process that checks the config before them."""
     # SIGTERM ends a stage like Ctrl-C, so that it can stop the processes that it started.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    end_with_launcher()
+    sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may lack the characters of a path
+    logging.basicConfig(level=logging.INFO if is_main() else logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("faiss").setLevel(logging.WARNING)  # it logs each instruction set that it tries
     try:
-        overrides = read_words(sys.argv[1:])
+        words = sys.argv[1:]
+        is_check = words[:1] == ["--check"]
+        overrides = read_words(words[is_check:])
         if "--help" in overrides or "-h" in overrides:
             defaults = load_config(stage, schema, [word for word in overrides if "=" in word])
             print(f"{(function.__doc__ or stage).strip()}\n\nKEY=VALUE overrides; the current values:\n")
             print(OmegaConf.to_yaml(OmegaConf.structured(defaults)))
             return
-        function(load_config(stage, schema, overrides))
-    except InputError as error:
-        sys.exit(f"error: {explain(error)}")
-    except KeyboardInterrupt:
-        sys.exit("\ninterrupted; the same command continues from the last checkpoint or finished stage")
-    except OSError as error:
-        if error.errno not in CAUSES:
+        config = load_config(stage, schema, overrides)
+        if is_check:
+            check_machine()
+        if prepare is not None and not is_launched():
+            prepare(config)
+        if not is_check:
+            function(config)
+        sys.stdout.flush()
+    except BaseException as error:
+        if isinstance(error, SystemExit):
             raise
-        sys.exit(f"error: {in_words(error)}")
+        message = in_plain_words(error)
+        if PIPES in os.environ:
+            end_worker(message, error)
+        if message is None:
+            raise
+        if isinstance(error, BrokenPipeError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the interpreter flushes it once more at its end
+        sys.exit(message or 1)
+    end_processes()

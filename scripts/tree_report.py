@@ -3,11 +3,12 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from accelerate import Accelerator
-from stage import command_for, explain, run_stage
+from messages import command_for, explain
+from stage import run_stage
 
 from masc.build import TreeConfig
 from masc.layout import Layout
+from masc.runtime.device import build_accelerator
 from masc.runtime.errors import InputError
 from reports.tree.report import TreeReportInputs, load_clusterings, write_tree_report
 from vq.data import DataConfig
@@ -45,7 +46,7 @@ def main(stage: TreeReportStage) -> None:
         inputs.codes = layout.load_codes(stage.data.name, "train", codebook)
         inputs.attribution = ATTRIBUTION if stage.data.source == "twemoji" else ""
         try:
-            inputs.tokenizer = load_decoder(codebook, layout, stage.tokenizer).to(Accelerator().device)
+            inputs.tokenizer = load_decoder(codebook, layout, stage.tokenizer).to(build_accelerator().device)
         except InputError as error:
             inputs.no_patches = explain(error)
     else:

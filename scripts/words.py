@@ -4,6 +4,7 @@ import re
 import shlex
 from typing import Any
 
+import start  # noqa: F401  # isort: skip
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException

@@ -1,18 +1,24 @@
 """How scripts start and how they end: the config of a stage as its dataclass, errors with the command to type."""
 
+import ast
+import contextlib
 import errno
 import os
 import re
+import subprocess
 import sys
 from dataclasses import dataclass, field, is_dataclass
 from importlib import import_module
 from pathlib import Path
 
 import pytest
+import torch
 from hydra.core.config_store import ConfigStore
-from stage import COMMANDS, CONFIGS, SCHEMAS, command_for, explain, load_config, run_stage
+from messages import COMMANDS, command_for, explain
+from stage import CONFIGS, SCHEMAS, load_config, run_stage
 from tree import TreeStage, main
 from user_errors import tells
+from worker import check_machine
 
 from llamagen.runs import Run
 from llamagen.sampling.plan import SampleConfig
@@ -137,6 +143,105 @@ def test_an_answer_of_the_system_is_told_without_a_traceback(monkeypatch, tmp_pa
     monkeypatch.setattr(sys, "argv", ["tree.py", f"artifacts={tmp_path}", "tokenizer_name=mine"])
     with pytest.raises(SystemExit, match=rf"^error: .*{words}.* \(there\); "):
         run_stage("tree", TreeStage, refuse)
+
+
+@dataclass(kw_only=True)
+class Empty:
+    """A config without keys, composed from a file that holds none."""
+
+
+@pytest.fixture
+def ended(monkeypatch, capsys):
+    """Runs a stage whose function raises an error; returns how the process ends."""
+
+    def end(error: BaseException):
+        monkeypatch.setattr(sys, "argv", ["stage.py"])
+        monkeypatch.setattr("stage.load_config", lambda *arguments: Empty())
+
+        def fail(config):
+            raise error
+
+        with pytest.raises(SystemExit) as caught:
+            run_stage("empty", Empty, fail)
+        return caught.value.code
+
+    return end
+
+
+@pytest.mark.parametrize("number", sorted(set(errno.errorcode) - {errno.EPIPE, errno.ESHUTDOWN}))
+def test_every_error_of_the_system_is_one_line_with_its_path(ended, number):
+    said = ended(OSError(number, os.strerror(number), "/some/place"))
+    assert said.startswith("error: ") and "\n" not in said
+    assert "/some/place" in said or number == errno.EFBIG
+
+
+def test_a_full_memory_is_one_line(ended):
+    assert ended(MemoryError("Unable to allocate 2 TiB")).startswith("error: the memory is full (Unable to allocate")
+    assert ended(torch.OutOfMemoryError("CUDA out of memory.\nTried 2 GiB")).count("\n") == 0
+
+
+def test_an_interrupt_and_a_closed_pipe_are_no_tracebacks(ended, monkeypatch):
+    monkeypatch.setattr("os.dup2", lambda *arguments: None)
+    assert "interrupted; the same command continues" in ended(KeyboardInterrupt())
+    assert ended(BrokenPipeError(errno.EPIPE, "Broken pipe")) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "place", "called"),
+    [
+        ([], {}, ["prepare", "function"]),
+        (["--check"], {"LOCAL_WORLD_SIZE": "2", "ACCELERATE_USE_CPU": "1"}, ["prepare"]),
+        ([], {"LOCAL_RANK": "1"}, ["function"]),
+        (["tree=bogus"], {}, []),
+    ],
+)
+def test_inputs_are_prepared_once_and_only_for_a_sound_config(monkeypatch, words, place, called):
+    for name, value in place.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "argv", ["tree.py", *words])
+    found = []
+    with contextlib.suppress(SystemExit):
+        run_stage("tree", TreeStage, lambda config: found.append("function"), lambda config: found.append("prepare"))
+    assert found == called
+
+
+def test_a_machine_without_a_gpu_for_each_process_is_named(monkeypatch):
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "64")
+    monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
+    with pytest.raises(InputError, match=r"GPUS=64, but this machine has .*LAUNCH_DEVICE=--cpu to start 64 processes"):
+        check_machine()
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["stage.py"])
+    monkeypatch.setattr("stage.load_config", lambda *arguments: Empty())
+    with pytest.raises(KeyError):
+        run_stage("empty", Empty, lambda config: {}["missing"])
+
+
+def scripts_and_what_they_import(root):
+    for file in (root / "scripts").glob("*.py"):
+        tree = ast.parse(file.read_text())
+        yield file, [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+
+
+def test_each_script_first_imports_what_pins_the_environment(root):
+    """Directly, or through another script: before torch, and before the packages that PYTHONPATH could hide."""
+    names = {file.stem for file in (root / "scripts").glob("*.py")}
+    for file, nodes in scripts_and_what_they_import(root):
+        modules = [getattr(node, "module", None) or node.names[0].name for node in nodes]
+        others = [name for name in modules if name.partition(".")[0] not in sys.stdlib_module_names]
+        assert others[0] in names or file.stem == "start", file
+
+
+def test_a_package_of_our_name_elsewhere_does_not_replace_ours(root, tmp_path):
+    for name in ("masc", "vq", "metrics", "llamagen", "reports"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("raise ImportError('a foreign package')")
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    code = "import sys; sys.path.insert(0, 'scripts'); import jobs, stage, launch, vq, metrics, llamagen, reports"
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_target_script_and_config_of_a_stage_have_one_name(root):

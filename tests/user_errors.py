@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from stage import explain
+from messages import explain
 
 from masc.runtime.errors import InputError
 

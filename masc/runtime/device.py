@@ -1,18 +1,17 @@
 """Numeric precision of this machine, and processes that wait for each other."""
 
-import logging
 import os
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from masc.runtime.environment import pin_environment
 from masc.runtime.errors import InputError
 
 if TYPE_CHECKING:
     from accelerate import Accelerator, PartialState
 
-logger = logging.getLogger(__name__)
 PRECISIONS = ("auto", "fp32", "bf16")
 
 
@@ -38,22 +37,8 @@ def resolve_precision(precision: str) -> str:
     return "bf16" if "avx512_bf16" in flags or "amx_bf16" in flags else "fp32"
 
 
-# Variables of accelerate that say where a process runs. Its others say how to compute, which is the config's to say.
-PLACE = ("ACCELERATE_USE_CPU", "ACCELERATE_TORCH_DEVICE", "ACCELERATE_CPU_AFFINITY", "ACCELERATE_DEBUG_MODE")
-UNSET = ("", "0", "1", "no", "none", "false", "default")  # values of the others that ask for nothing
 # Processes that share work end minutes apart, but NCCL's barriers stop waiting after ten minutes.
 PATIENCE = timedelta(days=1)
-
-
-def pin_environment() -> None:
-    """Remove from this process's environment what accelerate would compute by: precision, accumulation, sharding, ...
-
-    accelerate reads some of these variables when it starts and some later, and prefers them to its arguments."""
-    names = [name for name in os.environ if name.startswith("ACCELERATE_") and name not in PLACE]
-    values = {name: os.environ.pop(name) for name in names}
-    ignored = sorted(name for name, value in values.items() if value.lower() not in UNSET)
-    if ignored:
-        logger.warning("ignoring %s of the environment: the config decides how to compute", ", ".join(ignored))
 
 
 def build_accelerator(precision: str = "fp32", timeout: timedelta | None = None) -> "Accelerator":

@@ -8,8 +8,8 @@ import sys
 import numpy as np
 import pytest
 import yaml
+from messages import explain
 from script_runner import run_script
-from stage import explain
 
 from llamagen.runs import Run
 from masc.layout import Layout

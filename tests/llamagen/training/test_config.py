@@ -4,7 +4,7 @@ import json
 
 import pytest
 import yaml
-from stage import explain
+from messages import explain
 
 from llamagen.backbones.config import ModelConfig
 from llamagen.train import train

@@ -6,8 +6,9 @@ import re
 import numpy as np
 import pytest
 import torch
+from messages import command_for
 from scipy.cluster.hierarchy import linkage
-from stage import command_for, load_config
+from stage import load_config
 from tiny_artifacts import NUM_TOKENS, make_artifacts
 from tree_report import TreeReportStage, main
 

@@ -1,0 +1,159 @@
+"""Start the processes of a stage on this machine, one for each GPU, together with those of other machines.
+
+    python scripts/launch.py GPUS NODES MACHINE_RANK MAIN_HOST MAIN_PORT LAUNCH_DEVICE SCRIPT WORD...
+
+The config is checked before any process starts. Each process finds its place in the variables that torch and
+accelerate read (RANK, WORLD_SIZE, MASTER_ADDR, ...). If one fails, all are ended, on all machines."""
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, replace
+
+from meeting import Meeting, free_port
+from worker import CONTINUES, GRACE, PIPES, claim_error
+
+from masc.runtime.errors import InputError
+
+DEVICES = ("--multi_gpu", "--cpu")
+
+
+@dataclass(frozen=True)
+class Launch:
+    """The processes of one machine among those of all."""
+
+    gpus: int  # processes of each machine
+    nodes: int
+    node: int
+    host: str  # of node 0
+    port: int  # on which nodes meet, then processes
+    on_cpu: bool
+    command: tuple[str, ...]  # of each process
+
+    def environment(self, **place: str) -> dict[str, str]:
+        """The environment of a process; `place` holds its own variables."""
+        shared = {"LOCAL_WORLD_SIZE": str(self.gpus), "GROUP_RANK": str(self.node)}
+        on_cpu = {"ACCELERATE_USE_CPU": "1", "CUDA_VISIBLE_DEVICES": ""} if self.on_cpu else {}
+        # One thread, as torchrun sets it: sums then do not depend on the number of cores.
+        return {"OMP_NUM_THREADS": "1", **os.environ, **shared, **on_cpu, **place}
+
+
+def parse(words: list[str]) -> Launch:
+    """The launch that a command line asks for; InputError for a value that no launch has."""
+    numbers = {}
+    for name, text, least in zip(("GPUS", "NODES", "MACHINE_RANK"), words, (1, 1, 0), strict=False):
+        if not text.isdecimal() or int(text) < least:
+            raise InputError(f"{name} must be a whole number from {least} up, found {text!r}")
+        numbers[name] = int(text)
+    host, port, device = words[3:6]
+    if device not in DEVICES:
+        raise InputError(f"LAUNCH_DEVICE must be one of {', '.join(DEVICES)}, found {device!r}")
+    if port and not (port.isdecimal() and 0 < int(port) < 2**16):
+        raise InputError(f"MAIN_PORT must be a whole number from 1 to 65535, found {port!r}")
+    if numbers["MACHINE_RANK"] >= numbers["NODES"]:
+        raise InputError(
+            f"MACHINE_RANK must be less than NODES={numbers['NODES']}, found {numbers['MACHINE_RANK']}; give each "
+            "machine a number of its own, from 0 up"
+        )
+    return Launch(*numbers.values(), host, int(port or 0), device == "--cpu", (sys.executable, *words[6:]))
+
+
+def launch(here: Launch) -> int:
+    """Run all processes to their end; return the exit status: 0, or that of the first that failed."""
+    if here.gpus * here.nodes == 1:
+        os.execve(here.command[0], here.command, here.environment())
+    check = subprocess.Popen([*here.command[:2], "--check", *here.command[2:]], env=here.environment())
+    try:
+        status = run_all([check])
+    finally:
+        stop([check])
+    if status:
+        return abs(status)
+    if here.nodes == 1:
+        return run_workers(replace(here, host="127.0.0.1", port=here.port or free_port()))
+    with Meeting.of(here.node, here.nodes, here.host, here.port or 29500, [here.gpus, *here.command[1:]]) as meeting:
+        status = run_workers(replace(here, port=meeting.port), meeting)
+        meeting.leave(status)
+    return status
+
+
+def run_workers(here: Launch, meeting: Meeting | None = None) -> int:
+    """Start the processes of this machine; return their exit status."""
+    errors, first_error = os.pipe()
+    alive, held = os.pipe()  # nobody else holds `held`: the processes see when this one ends
+    os.write(first_error, b"!")
+    os.set_blocking(errors, False)
+    workers: list[subprocess.Popen] = []
+    try:
+        for local in range(here.gpus):
+            environment = here.environment(
+                RANK=str(here.node * here.gpus + local),
+                LOCAL_RANK=str(local),
+                WORLD_SIZE=str(here.gpus * here.nodes),
+                MASTER_ADDR=here.host,
+                MASTER_PORT=str(here.port),
+                **{PIPES: f"{errors},{alive}"},
+            )
+            workers.append(subprocess.Popen(here.command, env=environment, pass_fds=[errors, alive]))
+        status = run_all(workers, meeting)
+        if status < 0 and claim_error(errors):
+            raise InputError(
+                f"a process was ended by {signal.Signals(-status).name}, so all are; if nobody sent it, the memory may "
+                f"have been full; {CONTINUES}"
+            )
+        return abs(status)
+    except InputError:
+        claim_error(errors)  # the other processes end silently
+        raise
+    except KeyboardInterrupt:
+        stop(workers)
+        if claim_error(errors):
+            print(f"\ninterrupted; {CONTINUES}", file=sys.stderr)
+        raise
+    finally:
+        stop(workers)
+        os.close(held)
+
+
+def run_all(processes: list[subprocess.Popen], meeting: Meeting | None = None) -> int:
+    """Wait until all processes have ended, or one has failed; the exit status of that one, negative for a signal."""
+    while True:
+        states = [process.poll() for process in processes]
+        failed = [state for state in states if state]
+        if failed or None not in states:
+            return failed[0] if failed else 0
+        if meeting is not None:
+            meeting.check()
+        time.sleep(0.1)
+
+
+def stop(processes: list[subprocess.Popen]) -> None:
+    """End the processes that still run: by SIGTERM, and by SIGKILL those that do not follow."""
+    for process in processes:
+        process.terminate()
+    until = time.monotonic() + GRACE
+    for process in processes:
+        try:
+            process.wait(max(0, until - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def main() -> None:
+    for number in (signal.SIGTERM, signal.SIGHUP):  # end like Ctrl-C, and so end the processes as well
+        signal.signal(number, signal.default_int_handler)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        sys.exit(launch(parse(sys.argv[1:])))
+    except InputError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,167 @@
+"""Where the machines of one launch meet: each tells node 0 that it is there, and all see when one has ended.
+
+A line of JSON goes each way over TCP; the connections stay open until the end."""
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import select
+import socket
+import time
+from typing import Any
+
+import start  # noqa: F401  # isort: skip
+from masc.runtime.errors import InputError
+
+logger = logging.getLogger(__name__)
+PATIENCE = 1800  # seconds that machines wait for each other
+REMIND = 60  # seconds between two lines that say so
+LINE = 4096  # bytes of a line at most
+
+
+def free_port() -> int:
+    """A port of this machine that nobody uses now."""
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return probe.getsockname()[1]
+
+
+class Waiting:
+    """Says for whom this machine waits: at once, and then every minute."""
+
+    def __init__(self):
+        self.start = self.next = time.monotonic()
+
+    def say(self, what: str) -> None:
+        """Log the line if it is due; InputError after half an hour."""
+        now = time.monotonic()
+        if now - self.start > PATIENCE:
+            raise InputError(f"gave up {what} after {PATIENCE // 60} minutes")
+        if now >= self.next:
+            minutes = round((now - self.start) / 60)
+            logger.info("%s%s", what, f" for {minutes} min" if minutes else "")
+            self.next += REMIND
+
+
+class Meeting:
+    """The connections of this machine: node 0 has one to each other node, and they have one to node 0."""
+
+    def __init__(self, connections: dict[int, socket.socket], port: int):
+        self.connections, self.port = connections, port  # the port is for the processes of all nodes
+
+    @classmethod
+    def of(cls, node: int, nodes: int, host: str, port: int, command: list[Any]) -> "Meeting":
+        """Wait until all nodes are there. InputError if they do not come, or were started by different commands."""
+        greeting = {
+            "node": node,
+            "nodes": nodes,
+            "command": hashlib.sha256(json.dumps(command).encode()).hexdigest(),
+        }
+        return cls._host(greeting, host, port) if node == 0 else cls._join(greeting, host, port)
+
+    @classmethod
+    def _host(cls, greeting: dict[str, Any], host: str, port: int) -> "Meeting":
+        try:
+            server = socket.create_server(("", port))
+        except OSError as error:
+            raise InputError(
+                f"cannot listen on port {port} ({os.strerror(error.errno)}); another run may use it: give all nodes "
+                f"another with MAIN_PORT={port + 1}"
+            ) from error
+        there: dict[int, socket.socket] = {}
+        waiting = Waiting()
+        others = range(1, greeting["nodes"])
+        with server:
+            server.settimeout(1)
+            while missing := [str(node) for node in others if node not in there]:
+                waiting.say(f"node 0 waits for node {', '.join(missing)} of {greeting['nodes']} at {host}:{port}")
+                try:
+                    connection, _ = server.accept()
+                except TimeoutError:
+                    continue
+                found = _receive(connection)
+                if found is None or found.get("node") not in others:
+                    connection.close()  # none of ours
+                    continue
+                if {**found, "node": 0} != greeting:
+                    problem = f"node {found['node']} was started by another command than node 0; give all the same"
+                    for other in (connection, *there.values()):
+                        _send(other, {"problem": problem})
+                    raise InputError(problem)
+                there[found["node"]] = connection
+        chosen = free_port()
+        for connection in there.values():
+            _send(connection, {"port": chosen})
+        return cls(there, chosen)
+
+    @classmethod
+    def _join(cls, greeting: dict[str, Any], host: str, port: int) -> "Meeting":
+        waiting, reason = Waiting(), ""
+        hint = "; name another machine with MAIN_HOST=..." if host in ("127.0.0.1", "localhost") else ""
+        while True:
+            waiting.say(f"node {greeting['node']} waits for node 0 at {host}:{port}{reason}{hint}")
+            try:
+                connection = socket.create_connection((host, port), timeout=10)
+            except OSError as error:
+                reason = f" ({error.strerror or error})"
+                time.sleep(1)
+                continue
+            if connection.getsockname() == connection.getpeername():
+                connection.close()  # where nobody listens, TCP may connect a port of this machine to itself
+                continue
+            _send(connection, greeting)
+            while not select.select([connection], [], [], 1)[0]:
+                node, nodes = greeting["node"], greeting["nodes"]
+                waiting.say(f"node {node} waits with node 0 at {host}:{port} for the others of {nodes} nodes")
+            answer = _receive(connection)
+            if answer is None:
+                raise InputError(f"node 0 at {host}:{port} ended before all nodes were there")
+            if "problem" in answer:
+                raise InputError(answer["problem"])
+            return cls({0: connection}, answer["port"])
+
+    def check(self) -> None:
+        """Raise InputError if another node has ended without being done."""
+        ready, _, _ = select.select(list(self.connections.values()), [], [], 0)
+        for node, connection in list(self.connections.items()):
+            if connection in ready:
+                self.connections.pop(node)
+                with connection:
+                    if _receive(connection) != {"done": True}:
+                        raise InputError(f"node {node} has ended; its own output says why")
+
+    def leave(self, status: int) -> None:
+        """Tell the other nodes that this one is done, if its exit status says so."""
+        if status == 0:
+            for connection in self.connections.values():
+                _send(connection, {"done": True})
+
+    def __enter__(self) -> "Meeting":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for connection in self.connections.values():
+            connection.close()
+
+
+def _send(connection: socket.socket, message: dict[str, Any]) -> None:
+    with contextlib.suppress(OSError):  # the other side has ended, which `check` finds
+        connection.sendall(json.dumps(message).encode() + b"\n")
+
+
+def _receive(connection: socket.socket) -> dict[str, Any] | None:
+    """The next line as a message; None if the other side has ended or sends something else."""
+    connection.settimeout(10)
+    data = b""
+    try:
+        while not data.endswith(b"\n") and len(data) < LINE:
+            part = connection.recv(1)
+            if not part:
+                return None
+            data += part
+        message = json.loads(data)
+    except (OSError, ValueError):
+        return None
+    return message if isinstance(message, dict) else None

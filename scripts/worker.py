@@ -1,0 +1,88 @@
+"""What the processes of one launch share: `launch.py` starts them, and `run_stage` runs in each.
+
+Each inherits the reading ends of two pipes. The first holds one byte, for the first process that fails: it prints its
+error, and the others end silently. The second is closed when the launcher ends, whatever ended it."""
+
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from typing import NoReturn
+
+import start  # noqa: F401  # isort: skip
+from masc.runtime.errors import InputError
+
+PIPES = "LAUNCH_PIPES"  # the two file descriptors, as in 3,4
+CONTINUES = "the same command continues from the last checkpoint or finished stage"
+GRACE = 20  # seconds from SIGTERM to SIGKILL
+
+
+def is_launched() -> bool:
+    """Whether this process is one of several that a launcher started."""
+    return "LOCAL_RANK" in os.environ
+
+
+def is_main() -> bool:
+    """Whether this process speaks for all: the only one, or the first of several."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def claim_error(pipe: int) -> bool:
+    """Whether no other process has claimed to print its error. `pipe` is the first of the two, and does not block."""
+    try:
+        return bool(os.read(pipe, 1))
+    except BlockingIOError:
+        return False
+
+
+def is_first_error() -> bool:
+    """Whether this process is to print its error: it runs alone, or is the first of its launch that fails."""
+    return PIPES not in os.environ or claim_error(int(os.environ[PIPES].split(",")[0]))
+
+
+def print_error(message: str | None, error: BaseException) -> None:
+    """Print the message, or the traceback if there is none, if this process is the first that fails."""
+    if is_first_error():
+        print(message, file=sys.stderr) if message is not None else traceback.print_exception(error)
+
+
+def end_worker(message: str | None, error: BaseException) -> NoReturn:
+    """Print an error and end this process at once: the interpreter's own end would wait for the other processes."""
+    print_error(message, error)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1)
+
+
+def end_processes() -> None:
+    """Part from the other processes at the end of a stage; without it torch's threads can abort the process."""
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
+def check_machine() -> None:
+    """Raise InputError if this machine lacks a GPU for each of the processes that are to be started on it."""
+    import torch
+
+    started, found = int(os.environ["LOCAL_WORLD_SIZE"]), torch.cuda.device_count()
+    if "ACCELERATE_USE_CPU" not in os.environ and found < started:
+        raise InputError(
+            f"GPUS={started}, but this machine has {found} GPU(s); use GPUS={max(found, 1)}, or LAUNCH_DEVICE=--cpu to "
+            f"start {started} processes on the CPU"
+        )
+
+
+def end_with_launcher() -> None:
+    """End this process, from another thread, when its launcher has ended."""
+    if PIPES in os.environ:
+        threading.Thread(target=_watch, args=[int(os.environ[PIPES].split(",")[1])], daemon=True).start()
+
+
+def _watch(pipe: int) -> None:
+    os.read(pipe, 1)  # returns at the end of the file
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(GRACE)  # a process that waits for others in a library does not see the signal
+    os._exit(1)

@@ -1,0 +1,184 @@
+"""Processes are started together and end together, on one machine and on several, with one error for all."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+
+import pytest
+from launch import Launch, parse, run_workers
+from meeting import Meeting, free_port
+from start import ROOT
+
+from masc.runtime.errors import InputError
+
+WAITS = "import time, worker; worker.end_with_launcher(); time.sleep(60)"
+
+
+@pytest.fixture(autouse=True)
+def scripts_are_importable(monkeypatch):
+    """In the processes that these tests start."""
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT / "scripts"), str(ROOT)]))
+
+
+def processes(code: str, gpus: int = 2, **place) -> Launch:
+    """A launch of processes that run this code."""
+    fields = {"nodes": 1, "node": 0, "host": "127.0.0.1", "port": 1234, "on_cpu": True} | place
+    return Launch(gpus=gpus, command=(sys.executable, "-c", code), **fields)
+
+
+@pytest.mark.parametrize(
+    ("place", "words"),
+    [
+        (0, "GPUS must be a whole number from 1 up, found 'x'"),
+        (1, "NODES must be a whole number from 1 up, found 'x'"),
+        (2, "MACHINE_RANK must be a whole number from 0 up, found 'x'"),
+        (4, "MAIN_PORT must be a whole number from 1 to 65535, found 'x'"),
+        (5, "LAUNCH_DEVICE must be one of --multi_gpu, --cpu, found 'x'"),
+    ],
+)
+def test_a_value_that_no_launch_has_is_refused(place, words):
+    given = ["2", "1", "0", "host", "", "--cpu", "script.py"]
+    given[place] = "x"
+    with pytest.raises(InputError, match=words):
+        parse(given)
+    with pytest.raises(InputError, match="MACHINE_RANK must be less than NODES=2, found 2"):
+        parse(["1", "2", "2", "host", "", "--cpu", "script.py"])
+
+
+def test_each_process_has_a_place_of_its_own(capfd):
+    code = "import os; print(os.environ['RANK'], os.environ['LOCAL_RANK'], os.environ['WORLD_SIZE'])"
+    assert run_workers(processes(code, nodes=2, node=1)) == 0
+    assert sorted(capfd.readouterr().out.splitlines()) == ["2 0 4", "3 1 4"]
+
+
+def test_the_first_error_is_printed_alone_and_the_others_are_stopped(capfd):
+    code = (
+        "import os, time, worker\n"
+        "if os.environ['RANK'] == '0': time.sleep(60)\n"
+        "worker.end_worker('error: ' + 'bad', ValueError())\n"
+    )
+    assert run_workers(processes(code, gpus=3)) == 1
+    assert capfd.readouterr().err == "error: bad\n"
+
+
+def test_a_process_that_is_killed_is_named_and_the_others_are_stopped(capfd):
+    code = f"import os, signal\nif os.environ['RANK'] == '1': os.kill(os.getpid(), signal.SIGKILL)\n{WAITS}"
+    with pytest.raises(InputError, match="a process was ended by SIGKILL, so all are"):
+        run_workers(processes(code))
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_no_process_outlives_its_launcher(tmp_path, number):
+    """A pipe that the processes inherit is at its end when none of them is left."""
+    script = tmp_path / "script.py"
+    script.write_text(f"import os, sys\nif '--check' not in sys.argv: os.write(1, b'here\\n'); {WAITS}\n")
+    command = [sys.executable, "scripts/launch.py", "2", "1", "0", "127.0.0.1", "", "--cpu", str(script)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as launcher:
+        assert [launcher.stdout.readline() for _ in range(2)] == ["here\n", "here\n"]
+        launcher.send_signal(number)
+        assert launcher.stdout.read() == ""
+        said = launcher.stderr.read()
+    assert ("interrupted; the same command continues" in said) == (number == signal.SIGTERM)
+
+
+def test_a_config_is_refused_before_any_process_starts(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text("import sys\nassert '--check' in sys.argv\nsys.exit('error: no such head')")
+    command = [sys.executable, "scripts/launch.py", "2", "1", "0", "127.0.0.1", "", "--cpu", str(script)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", "error: no such head\n")
+
+
+class Node(threading.Thread):
+    """A node of a meeting, in a thread: what it found, or the error that it ended with."""
+
+    def __init__(self, node: int, port: int, nodes: int = 2, command: str = "train"):
+        super().__init__(daemon=True)
+        self.place, self.found, self.error = (node, nodes, "127.0.0.1", port, [command]), None, None
+        self.start()
+
+    def run(self):
+        try:
+            self.found = Meeting.of(*self.place)
+        except InputError as error:
+            self.error = str(error)
+
+
+def meet(*nodes: Node) -> list[Node]:
+    for node in nodes:
+        node.join(20)
+    return list(nodes)
+
+
+def test_machines_meet_and_see_when_one_has_ended(caplog):
+    caplog.set_level("INFO")
+    port = free_port()
+    first, second = meet(Node(0, port), Node(1, port))
+    assert first.found.port == second.found.port != port
+    assert f"node 0 waits for node 1 of 2 at 127.0.0.1:{port}" in caplog.text
+    first.found.check()
+    second.found.connections[0].close()
+    with pytest.raises(InputError, match="node 1 has ended"):
+        first.found.check()
+
+
+def test_a_machine_that_is_done_stops_nobody():
+    port = free_port()
+    first, second = meet(Node(0, port), Node(1, port))
+    with second.found as meeting:
+        meeting.leave(0)
+    first.found.check()
+
+
+def test_machines_that_were_started_differently_are_refused():
+    port = free_port()
+    for node in meet(Node(0, port), Node(1, port, command="train seed=1")):
+        assert node.error == "node 1 was started by another command than node 0; give all the same"
+
+
+def connect(port: int) -> socket.socket:
+    """A connection to a port as soon as somebody listens there."""
+    while True:
+        with contextlib.suppress(ConnectionRefusedError):
+            connection = socket.create_connection(("127.0.0.1", port))
+            if connection.getsockname() != connection.getpeername():
+                return connection
+            connection.close()
+
+
+@pytest.mark.parametrize("sent", [b"GET / HTTP/1.1\r\n\r\n", b"[1]\n", b'{"node": 7}\n', b"\xff" * 5000, b""])
+def test_a_meeting_passes_over_strangers(sent):
+    port = free_port()
+    first = Node(0, port)
+    with connect(port) as stranger:
+        stranger.sendall(sent)
+    assert all(node.found for node in meet(first, Node(1, port)))
+
+
+def test_a_port_in_use_is_one_error():
+    with socket.create_server(("", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(InputError, match=rf"cannot listen on port {port} .*MAIN_PORT={port + 1}"):
+            Meeting.of(0, 2, "127.0.0.1", port, [])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("device", "more", "words"),
+    [
+        ("--multi_gpu", [], "error: GPUS=64, but this machine has "),
+        ("--cpu", ["head=bogus"], "error: there is no head called 'bogus'"),
+        ("--cpu", ["artifacts=/nonexistent", "data=imagenet256"], "error: training needs what is missing: "),
+    ],
+)
+def test_a_launch_that_cannot_work_ends_with_one_line(tmp_path, device, more, words):
+    launcher = ["scripts/launch.py", "2" if device == "--cpu" else "64", "1", "0", "127.0.0.1", "", device]
+    command = [sys.executable, *launcher, "scripts/train.py", f"run_dir={tmp_path / 'run'}", *more]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.startswith(words) and done.stderr.count("\n") == 1, done.stderr
+    assert not (tmp_path / "run").exists()
