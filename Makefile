@@ -88,20 +88,8 @@ help:  ## list the commands
 	@echo "  MODEL HEAD TREE DATA DATA_PATH TOKENIZER K SEED GPUS NODES choose; ARGS=\"key=value ...\" overrides any config value."
 	@echo "  GPUS=2 LAUNCH_DEVICE=--cpu starts two processes on the CPU; MAIN_HOST MAIN_PORT MACHINE_RANK say how NODES meet."
 
-# The stamp's name holds a hash of the requirements, so a second `make setup` does nothing.
-STAMP = .venv/.installed-$(shell cat requirements.txt requirements-cpu.txt pyproject.toml 2>/dev/null | sha256sum | cut -c1-16)
-
-setup: $(STAMP)  ## make .venv with the pinned packages
-
-$(STAMP):
-	@$(SETUP_PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: $(SETUP_PYTHON) is older than Python 3.11; try make setup SETUP_PYTHON=python3.11"; exit 1; }
-	@.venv/bin/python -c 'import pip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
-		|| $(SETUP_PYTHON) -m venv --clear .venv \
-		|| { rm -rf .venv; echo "error: $(SETUP_PYTHON) -m venv failed; on Debian install python3-venv, then try again"; exit 1; }
-	.venv/bin/python -m pip install --quiet --disable-pip-version-check uv==0.13.9
-	.venv/bin/uv pip install --quiet --compile-bytecode --python .venv/bin/python -r requirements-cpu.txt
-	.venv/bin/uv pip install --quiet --python .venv/bin/python --no-deps --editable .
-	@rm -f .venv/.installed-* && touch $@
+setup:  ## make .venv with the pinned packages
+	@$(SETUP_PYTHON) -I scripts/install.py
 
 # Every command installs what it needs if it is the first one.
 ifeq ($(PYTHON),.venv/bin/python)
