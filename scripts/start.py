@@ -9,4 +9,4 @@ sys.path[:0] = [str(ROOT / folder) for folder in (".", "tokenizers", "eval")]  #
 
 from masc.runtime.environment import pin_environment  # noqa: E402
 
-pin_environment()  # before torch is imported, which reads some variables then
+pin_environment(at_start=True)  # before torch is imported, which reads some variables then

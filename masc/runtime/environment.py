@@ -20,12 +20,13 @@ PROCESSES = ("RANK", "WORLD_SIZE", "PMI_RANK", "PMI_SIZE", "OMPI_COMM_WORLD_*", 
 UNSET = ("", "0", "1", "no", "none", "false", "default")  # values of accelerate's variables that ask for nothing
 
 
-def pin_environment() -> None:
+def pin_environment(at_start: bool = False) -> None:
     """Remove from this process's environment what libraries would compute by, and warn of what asked for something.
 
     Some libraries read these variables when they are imported, some when they start, some later; accelerate prefers
-    them to its arguments. Processes that are started later inherit the same environment."""
-    patterns = COMPUTE if "LOCAL_RANK" in os.environ else (*COMPUTE, *PROCESSES)
+    them to its arguments. Processes that are started later inherit the same environment. `at_start` of a process, also
+    remove the place among other processes that no launcher gave it."""
+    patterns = (*COMPUTE, *PROCESSES) if at_start and "LOCAL_RANK" not in os.environ else COMPUTE
     names = [name for name in os.environ if any(fnmatchcase(name, pattern) for pattern in patterns)]
     values = {name: os.environ.pop(name) for name in names if name not in PLACE}
     asked = {name for name, value in values.items() if not (_is_accelerates(name) and value.lower() in UNSET)}

@@ -15,7 +15,7 @@ def pinned(monkeypatch, caplog):
         monkeypatch.delenv("LOCAL_RANK", raising=False)
         for name, value in variables.items():
             monkeypatch.setenv(name, value)
-        pin_environment()
+        pin_environment(at_start=True)
         return {name for name in variables if name in os.environ}, [record.getMessage() for record in caplog.records]
 
     return pin
