@@ -42,7 +42,7 @@ def test_a_square_of_the_wanted_size_is_left_alone():
 
 
 def config(**values):
-    return DataConfig(name="x", source="twemoji", resolution=32, tokenizer="t", **values)
+    return DataConfig(**{"name": "x", "source": "twemoji", "resolution": 32, "tokenizer": "t"} | values)
 
 
 @pytest.mark.parametrize(("crops", "train", "val"), [("center", 1, 1), ("center-flip", 2, 2), ("ten-crop", 20, 1)])
@@ -71,6 +71,8 @@ def test_views_of_ten_crop_are_the_sets_of_both_ranges_by_name():
     [
         ({"crops": "five"}, "data.crops must be one of center, center-flip, ten-crop, not 'five'"),
         ({"crop_ranges": [0.9]}, "data.crop_ranges must be"),
+        ({"crop_ranges": [float("nan")]}, "data.crop_ranges must be"),
+        ({"resolution": 0}, "data.resolution must be positive, found 0"),
     ],
 )
 def test_other_crops_are_refused(values, words):

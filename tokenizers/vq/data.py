@@ -1,5 +1,6 @@
 """The config of a data set."""
 
+import math
 from dataclasses import dataclass, field
 
 from vq.crops import CROPS, Views
@@ -22,9 +23,11 @@ class DataConfig:
     def __post_init__(self) -> None:
         if self.source not in SOURCES:
             raise ValueError(f"data.source must be one of {', '.join(SOURCES)}, not {self.source!r}")
+        if self.resolution < 1:
+            raise ValueError(f"data.resolution must be positive, found {self.resolution}")
         if self.crops not in CROPS:
             raise ValueError(f"data.crops must be one of {', '.join(CROPS)}, not {self.crops!r}")
-        if not self.crop_ranges or min(self.crop_ranges) < 1:
+        if not self.crop_ranges or not all(1 <= crop_range < math.inf for crop_range in self.crop_ranges):
             raise ValueError(f"data.crop_ranges must be one or more numbers from 1 up, found {self.crop_ranges}")
 
     def views(self, split: str) -> Views:

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -359,6 +360,19 @@ def test_an_image_that_cannot_be_cropped_or_decoded_is_listed_with_the_others(im
         "MemoryError: MemoryError",
         "RuntimeError: Failed to decode frame 0",
     ]
+
+
+def test_a_process_that_decodes_images_and_dies_is_one_error(images, small, tmp_path):
+    class Deadly:
+        names = ("centre",)
+
+        def __call__(self, image, size):
+            os.kill(os.getpid(), signal.SIGKILL)  # as the system does when the memory is used up
+
+    model, codebook = small
+    settings = ExtractConfig(num_workers=1)
+    with pytest.raises(InputError, match=r"a process that decodes images died .*extraction.num_workers=1"):
+        extract_codes(model, images(), Deadly(), codebook, tmp_path / "codes", settings)
 
 
 def test_both_splits_are_checked_before_one_is_written(tmp_path):

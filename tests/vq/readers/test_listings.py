@@ -4,6 +4,7 @@ import io
 import os
 import tarfile
 import zipfile
+from pathlib import Path
 
 import ilsvrc
 import numpy as np
@@ -112,7 +113,7 @@ def test_a_class_folder_that_is_a_broken_link_is_named_and_a_broken_image_is_unr
 def test_ffhq_in_several_versions_is_refused_and_one_version_is_read(tmp_path):
     for folder in ("images1024x1024", "thumbnails128x128", "in-the-wild-images"):
         put(tmp_path / folder, *(f"00000/{n:05d}.png" for n in range(3)))
-    with pytest.raises(InputError, match=r"holds the face 00000 in (\S+) and in \S+; .*data.path=.*\1"):
+    with pytest.raises(InputError, match=r"holds the face 00000 in (\S+) and in \S+; .*DATA_PATH=.*\1"):
         load_images("ffhq", "train", 16, tmp_path)
     assert len(load_images("ffhq", "train", 16, tmp_path / "images1024x1024")) == 3
 
@@ -357,3 +358,32 @@ def test_a_member_without_a_name_does_not_move_the_others(tmp_path):
     members = list_zip(tmp_path / "x.zip")
     assert members.names == ("a/2.jpg", "a/3.jpg")
     assert [members.read(row) for row in range(2)] == [ilsvrc.jpeg(2), ilsvrc.jpeg(3)]
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip"])
+def test_a_split_within_a_split_is_no_class(tmp_path, kind):
+    names = ("train/a/1.jpg", "train/b/1.jpg")
+    if kind == "folder":
+        put(tmp_path / "train", *names)
+    else:
+        with zipfile.ZipFile(tmp_path / "train.zip", "w") as archive:
+            for name in names:
+                archive.writestr(name, ilsvrc.jpeg(1))
+    with pytest.raises(
+        InputError, match=r"the only class folder of train of .* is 'train', which is the name of a split"
+    ):
+        classes(tmp_path)
+
+
+@pytest.mark.parametrize("source", ["imagenet", "folder", "coco", "lsun", "ffhq"])
+def test_an_error_of_the_file_system_is_one_error(tmp_path, source, monkeypatch):
+    def refuse(path, **_):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    (tmp_path / "train").mkdir()
+    monkeypatch.setattr(Path, "is_dir", lambda path: True)
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    monkeypatch.setattr(Path, "exists", refuse)
+    monkeypatch.setattr(Path, "glob", lambda path, _: refuse(path))
+    with pytest.raises(InputError, match=rf"cannot read {tmp_path}.*\(Permission denied\)"):
+        load_images(source, "train", 16, tmp_path)

@@ -29,6 +29,7 @@ from masc.runtime.codes import load_codes, load_keys, read_meta, save_codes, ver
 from masc.runtime.device import from_main, patient_state
 from masc.runtime.errors import InputError, MissingArtifact, removal
 from masc.runtime.files import recover, remove_leftovers
+from masc.runtime.reading import reason
 from masc.runtime.run import differences, flatten
 from vq.codes.shards import ExtractConfig, Shards, lock_codes
 from vq.crops import Views
@@ -204,7 +205,7 @@ def _fill(shards: Shards, todo: list[int], model: Tokenizer, decoded: _Decoded, 
         unit="image",
         disable=None if PartialState().is_main_process else True,
     )
-    for (shard, rows), (views, unreadable) in zip(batches, loader, strict=True):
+    for (shard, rows), (views, unreadable) in zip(batches, _watched(loader), strict=True):
         failures |= {rows[place]: reason for place, reason in unreadable.items()}
         if views is not None:
             pixels = views.flatten(0, 1).numpy()
@@ -216,6 +217,19 @@ def _fill(shards: Shards, todo: list[int], model: Tokenizer, decoded: _Decoded, 
             shards.save(shard, np.concatenate([none, *tokens]), failures)
             tokens, failures = [], {}
     bar.close()
+
+
+def _watched(loader: DataLoader) -> Iterator[Any]:
+    """The batches of a loader; InputError if one of its processes dies or cannot hand over a batch."""
+    try:
+        yield from loader
+    except RuntimeError as error:  # torch raises it with one of these words
+        if not any(words in str(error) for words in ("DataLoader worker", "shared memory", "No space left")):
+            raise
+        raise InputError(
+            f"a process that decodes images died ({reason(error)}): the memory or /dev/shm is too small; use fewer "
+            'processes with ARGS="extraction.num_workers=1", or none with 0'
+        ) from error
 
 
 def _join(shards: Shards, path: Path) -> None:

@@ -35,6 +35,12 @@ def load_images(name: str, split: str, resolution: int, path: str | None = None)
         raise InputError(f"there is no image source {name!r}; choose one of {', '.join(SOURCES)}")
     if path is None:
         raise InputError(f"the folder with the images of {name} is not named; name it with DATA_PATH=FOLDER")
-    if not Path(path).is_dir():
-        raise InputError(f"no folder {path} with the images of {name}; name it with DATA_PATH=FOLDER")
-    return ON_DISK[name](Path(path), split, resolution)
+    try:
+        if not Path(path).is_dir():
+            raise InputError(f"no folder {path} with the images of {name}; name it with DATA_PATH=FOLDER")
+        return ON_DISK[name](Path(path), split, resolution)
+    except OSError as error:
+        raise InputError(
+            f"cannot read {error.filename or path} ({error.strerror}), so images of {name} would be missing; make it "
+            "readable, or move it away"
+        ) from error

@@ -4,6 +4,7 @@ If there is no separate validation split, one image in 50 is held out, chosen by
 
 import hashlib
 import re
+import shlex
 import unicodedata
 from collections.abc import Callable
 from dataclasses import replace
@@ -35,6 +36,11 @@ def load_class_folders(root: Path, split: str, resolution: int) -> StoredImages:
 
     everything = open_split(root, "train", class_of)
     class_names = _check_classes(everything, {class_of(name) for name in everything.names}, f"train of {root}")
+    if len(class_names) == 1 and class_names[0].lower() in OTHER_SPLITS:
+        raise InputError(
+            f"the only class folder of train of {root} is {class_names[0]!r}, which is the name of a split; move the "
+            "folders in it one level up, or pack the archive anew from inside of it"
+        )
     members = open_split(root, split, class_of)
     unknown = sorted({class_of(name) for name in members.names} - set(class_names))
     if unknown:
@@ -90,7 +96,7 @@ def load_ffhq(root: Path, split: str, resolution: int) -> StoredImages:
         if other != folder:
             raise InputError(
                 f"{root} holds the face {PurePosixPath(name).stem} in {other or 'itself'} and in {folder or 'itself'}; "
-                f'name the folder of one version, as in ARGS="data.path={root / (other or folder)}"'
+                f"name the folder of one version, as in DATA_PATH={shlex.quote(str(root / (other or folder)))}"
             )
     return source
 
