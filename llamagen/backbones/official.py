@@ -18,6 +18,7 @@ from masc.runtime.errors import InputError
 from masc.runtime.files import replacing, save_torch
 from vq.checkpoint import CONTAINERS, find_state, load_state, read_checkpoint
 
+LAYER = re.compile(r"backbone\.layers\.(\d{1,4})\.")
 RELEASED = re.compile(r"(?:c2i|t2i)_\w+_(\d+)\.pt")  # the resolution in a released file's name
 
 
@@ -93,11 +94,13 @@ def claimed_grid(
     checkpoint: dict[str, Any], state: dict[str, Tensor], path: Path, num_condition: int
 ) -> tuple[int | None, str]:
     """Tokens a side that a checkpoint was trained on, and where it says so; None if it does not."""
-    arguments = checkpoint.get("args")
-    if isinstance(arguments, Namespace) and hasattr(arguments, "image_size"):
-        return arguments.image_size // getattr(arguments, "downsample_size", 16), "its own arguments"
+    arguments = vars(found) if isinstance(found := checkpoint.get("args"), Namespace) else {}
+    pixels, downsample = arguments.get("image_size"), arguments.get("downsample_size", 16)
+    if isinstance(pixels, int) and isinstance(downsample, int) and downsample > 0:
+        return pixels // downsample, "its own arguments"
     for name, cache in state.items():
-        if name.endswith("kv_cache.k_cache"):  # (B, H, P + T rounded up to a multiple of 8, E)
+        # (B, H, P + T rounded up to a multiple of 8, E)
+        if name.endswith("kv_cache.k_cache") and cache.ndim == 4 and cache.shape[2] >= num_condition:
             return math.isqrt(cache.shape[2] - num_condition), "the length of its key-value cache"
     named = RELEASED.fullmatch(path.name)
     return (int(named[1]) // 16, "its name") if named else (None, "")
@@ -111,9 +114,9 @@ def _cause(found: dict[str, Tensor], model: ARModel) -> str | None:
         kinds = {True: "text", False: "class"}
         return f"It is {kinds[is_text]}-conditional, the model here {config.condition}-conditional: set model.condition"
     table = "backbone.tok_embeddings.weight"
-    if table not in found:
+    if table not in found or found[table].ndim != 2:
         return "It is no LlamaGen transformer (a tokenizer's weights?)"
-    layers = 1 + max((int(name.split(".")[2]) for name in found if ".layers." in name), default=-1)
+    layers = 1 + max((int(place[1]) for place in map(LAYER.match, found) if place), default=-1)
     if (layers, found[table].shape[1]) != (config.num_layers, config.dim):
         return (
             f"It has {layers} layers of width {found[table].shape[1]}, {config.name} has {config.num_layers} of "
@@ -122,6 +125,6 @@ def _cause(found: dict[str, Tensor], model: ARModel) -> str | None:
     if len(found[table]) != len(own[table]):
         return f"Its vocabulary has {len(found[table])} tokens, the tokenizer or clusters here {len(own[table])}"
     classes = "backbone.cls_embedding.embedding_table.weight"
-    if classes in found and found[classes].shape != own[classes].shape:
+    if classes in found and found[classes].ndim == 2 and found[classes].shape != own[classes].shape:
         return f"It knows {len(found[classes])} classes, the null class included, the data here {len(own[classes])}"
     return None

@@ -1,9 +1,12 @@
 """Files from outside: read if they hold tensors, refused unread if they hold code, explained if they do not fit."""
 
+import json
 import os
 import pickle
+import re
 import sys
 import types
+import zipfile
 from argparse import Namespace
 from pathlib import Path
 
@@ -145,3 +148,96 @@ def test_a_state_that_does_not_fit_names_keys_shapes_and_cause(tmp_path):
         load_state(nn.Linear(3, 2, bias=False), STATE, path, lambda state: "It has a bias" if "bias" in state else None)
     with pytest.raises(InputError, match=r"bias \(2,\) is missing"):
         load_state(module, {"weight": STATE["weight"]}, path)
+
+
+@pytest.mark.parametrize(
+    "prefix", ["_orig_mod.", "module.", "_orig_mod.module.", "module._orig_mod.", "module.module."]
+)
+def test_names_of_a_wrapped_module_are_read_as_its_own(tmp_path, caplog, prefix):
+    path = tmp_path / "file.pt"
+    torch.save({"model": {prefix + name: value for name, value in STATE.items()}}, path)
+    with caplog.at_level("INFO"):
+        assert_state(find_state(read_checkpoint(path), path))
+    assert f"saved from a wrapped module: {prefix}weight is read as weight" in caplog.text
+
+
+def test_a_wrapper_around_a_part_is_taken_out_and_a_module_of_that_name_stays(caplog):
+    inner = {"layers.0._orig_mod.weight": STATE["weight"], "bias": STATE["bias"]}
+    assert list(find_state(inner, Path("x.pt"))) == ["layers.0.weight", "bias"]
+    own = {"module.weight": STATE["weight"], "bias": STATE["bias"]}
+    assert find_state(own, Path("x.pt")) is own
+    twice = {"_orig_mod.bias": STATE["bias"], "bias": STATE["bias"]}
+    assert find_state(twice, Path("x.pt")) is twice
+
+
+def test_the_advice_to_load_a_file_unsafely_is_never_shown(tmp_path):
+    path = tmp_path / "trap.pt"
+    path.write_bytes(pickle.dumps(Trap(tmp_path / "it-ran"), protocol=4))
+    with pytest.raises(InputError) as error:
+        read_checkpoint(path)
+    assert not re.search("weights_only|torch.load|safe_globals|trust", str(error.value))
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        torch.eye(2).to_sparse(),
+        torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8),
+        torch.ones(2, dtype=torch.complex64),
+        torch.ones(2, device="meta"),
+    ],
+    ids=["sparse", "quantized", "complex", "meta"],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_tensors_that_are_no_dense_numbers_are_named(value):
+    with pytest.raises(InputError, match=r"expected dense numbers in x\.pt, found .* as 'weight'"):
+        find_state({"weight": value}, Path("x.pt"))
+    with pytest.raises(InputError, match="expected a state dict"):
+        find_state({1: torch.ones(2)}, Path("x.pt"))
+
+
+def test_weights_of_another_kind_of_number_or_not_finite_are_refused():
+    module, path = nn.Linear(3, 2), Path("x.pt")
+    before = module.weight.clone()
+    with pytest.raises(InputError, match=r"weight is torch\.int8 there, torch\.float32 here"):
+        load_state(module, STATE | {"weight": STATE["weight"].to(torch.int8)}, path)
+    for bad in (float("nan"), float("-inf")):
+        with pytest.raises(InputError, match="not finite in bias"):
+            load_state(module, STATE | {"bias": torch.tensor([1.0, bad])}, path)
+    assert torch.equal(module.weight, before)
+    module.register_buffer("mask", torch.zeros(2))
+    load_state(module, STATE | {"mask": torch.tensor([0.0, float("-inf")])}, path)
+    assert module.mask[1] == float("-inf")
+
+
+def test_an_archive_that_inflates_is_refused_before_it_is_read(tmp_path):
+    small, path = tmp_path / "small.pt", tmp_path / "bomb.pt"
+    torch.save(STATE, small)
+    with zipfile.ZipFile(small) as source, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as target:
+        for member in source.infolist():
+            target.writestr(member.filename, source.read(member))
+        target.writestr("small/data/7", bytes(10**6))
+    with pytest.raises(InputError, match=r"bomb\.pt .*claim \d+ bytes"):
+        read_checkpoint(path)
+
+
+SOUND = {"dtype": "F32", "shape": [8], "data_offsets": [0, 32]}
+HEADERS = {
+    "claims": {"weight": SOUND | {"shape": [10**8, 10**7]}},
+    "overlap": {"a": SOUND, "b": SOUND},
+    "dtype": {"weight": SOUND | {"dtype": "F99"}},
+    "negative": {"weight": SOUND | {"shape": [-8]}},
+    "reversed": {"weight": SOUND | {"data_offsets": [32, 0]}},
+    "list": [1],
+}
+
+
+@pytest.mark.parametrize("name", HEADERS)
+def test_a_safetensors_header_that_lies_is_one_error(tmp_path, name):
+    path, header = tmp_path / "file.safetensors", json.dumps(HEADERS[name]).encode()
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(32))
+    with pytest.raises(InputError, match=r"file\.safetensors is truncated, or it is not a checkpoint"):
+        read_checkpoint(path)
+    path.write_bytes((10**15).to_bytes(8, "little") + header)
+    with pytest.raises(InputError, match=r"file\.safetensors"):
+        read_checkpoint(path)

@@ -1,7 +1,9 @@
 """Checkpoints of other projects: their tensors are read without running code from the file."""
 
 import argparse
+import logging
 import pickle
+import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -11,12 +13,16 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from masc.runtime.errors import InputError, MissingArtifact
+from masc.runtime.errors import InputError, MissingArtifact, printable
 
 # Classes of training frameworks in published checkpoints. Their objects are replaced by empty ones.
 FRAMEWORKS = ("pytorch_lightning.", "lightning.", "lightning_fabric.")
 CONTAINERS = ("model", "module", "state_dict")  # keys under which released files hold their state dict
+# Parts of names that torch.compile, FSDP and activation checkpointing insert wherever they wrap a module.
+WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
+PARALLEL = "module."  # begins every name of a module that DDP or DataParallel wraps
 MAX_LISTED = 4
+logger = logging.getLogger(__name__)
 
 
 class _Unread:
@@ -40,6 +46,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
+        _check_size(path)
         stand_ins = [(_stand_in(name), name) for name in _foreign_names(path)]
         with torch.serialization.safe_globals([argparse.Namespace, *stand_ins]):
             found = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_archive(path))
@@ -55,6 +62,15 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise InputError(f"expected a dictionary of tensors in {path}, found {type(found).__name__}; give another file")
     return found
+
+
+def _check_size(path: Path) -> None:
+    """Raise ValueError for an archive whose members claim more bytes than the file has: torch compresses nothing."""
+    if _is_archive(path):
+        with zipfile.ZipFile(path) as archive:
+            claimed, size = sum(member.file_size for member in archive.infolist()), path.stat().st_size
+        if claimed > size:
+            raise ValueError(f"its members claim {claimed} bytes, it has {size}")
 
 
 def _stand_in(name: str) -> type:
@@ -76,9 +92,11 @@ def _is_archive(path: Path) -> bool:
 
 
 def _reason(error: Exception) -> str:
-    """The sentence of torch's message that says what is wrong, without the advice around it."""
-    paragraphs = [part.strip() for part in str(error).split("\n\n") if "torch.load" not in part]
-    return next(filter(None, paragraphs), str(error)).partition("\n")[0].partition(". ")[0][:200]
+    """The sentence of torch's message that says what is wrong, without its advice to load the file unsafely."""
+    unsafe = ("torch.load", "weights_only", "safe_globals")
+    paragraphs = [part.strip() for part in str(error).split("\n\n") if not any(word in part for word in unsafe)]
+    said = next(filter(None, paragraphs), type(error).__name__).partition("\n")[0].partition(". ")[0]
+    return printable(said[:200])
 
 
 def find_state(checkpoint: dict[str, Any], path: Path, containers: tuple[str, ...] = CONTAINERS) -> dict[str, Tensor]:
@@ -89,13 +107,33 @@ def find_state(checkpoint: dict[str, Any], path: Path, containers: tuple[str, ..
         if isinstance(checkpoint.get(name), dict):
             checkpoint = checkpoint[name]
             break
-    strange = [name for name, value in checkpoint.items() if not isinstance(value, Tensor)]
+    strange = [name for name, value in checkpoint.items() if not isinstance(value, Tensor) or not isinstance(name, str)]
     if strange or not checkpoint:
         raise InputError(
             f"expected a state dict in {path}, at its top or below {', '.join(containers)}; found "
             f"{', '.join(map(str, list(checkpoint)[:MAX_LISTED])) or 'nothing'}"
         )
-    return checkpoint
+    for name, value in checkpoint.items():
+        if value.layout != torch.strided or value.is_quantized or value.is_complex() or value.is_meta:
+            raise InputError(
+                f"expected dense numbers in {path}, found {value.layout} {value.dtype} on {value.device} as "
+                f"{name!r:.80}; save the weights as plain tensors"
+            )
+    return _unwrapped(checkpoint, path)
+
+
+def _unwrapped(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """The state dict without what wrappers of torch put into the names; unchanged if no name has it."""
+    names = {name: name for name in state}
+    for wrapper in WRAPPERS:
+        names = {name: own.replace(wrapper, "") for name, own in names.items()}
+    while all(own.startswith(PARALLEL) for own in names.values()):
+        names = {name: own.removeprefix(PARALLEL) for name, own in names.items()}
+    if len(set(names.values())) < len(state) or all(name == own for name, own in names.items()):
+        return state
+    example = next(name for name, own in names.items() if name != own)
+    logger.info("%s was saved from a wrapped module: %s is read as %s", path, example, names[example])
+    return {names[name]: value for name, value in state.items()}
 
 
 def load_state(
@@ -119,5 +157,22 @@ def load_state(
     if problems:
         cause = explain(state) or "Choose the config that belongs to the file"
         raise InputError(f"{path} does not fit: {'; '.join(problems)}. {cause}")
+    _check_values(module, state, path)
     is_meta = any(value.is_meta for value in own.values())
     module.load_state_dict({name: value.to(own[name].dtype) for name, value in state.items()}, assign=is_meta)
+
+
+def _check_values(module: nn.Module, state: dict[str, Tensor], path: Path) -> None:
+    """Raise InputError for whole numbers where floats belong, or the other way round, and for weights that are not
+    finite. A buffer may hold infinity, as a mask does."""
+    for name, own in module.state_dict(keep_vars=True).items():
+        value = state[name]
+        if value.is_floating_point() != own.is_floating_point():
+            raise InputError(
+                f"{path} does not fit: {name} is {value.dtype} there, {own.dtype} here. Save the weights as floats, "
+                "not quantized"
+            )
+        if isinstance(own, nn.Parameter) and value.is_floating_point() and value.numel():
+            extremes = torch.stack(value.float().aminmax() if value.itemsize == 1 else value.aminmax())
+            if not extremes.isfinite().all():
+                raise InputError(f"{path} holds values that are not finite in {name}; use a sound checkpoint")

@@ -132,6 +132,45 @@ def test_a_256_checkpoint_with_another_grid_is_refused(state, tmp_path, content,
         load_official(build_gpt(config_of()), saved(tmp_path, content(state), name))
 
 
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"args": argparse.Namespace(image_size="256")},
+        {"args": argparse.Namespace(image_size=256, downsample_size=0)},
+        {"args": argparse.Namespace(image_size=None)},
+    ],
+)
+def test_arguments_that_say_no_grid_are_passed_over(state, tmp_path, extra):
+    load_official(build_gpt(config_of()), saved(tmp_path, {"model": state, **extra}))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"layers.x.weight": torch.zeros(1)},
+        {"tok_embeddings.weight": torch.zeros(256)},
+        {"cls_embedding.embedding_table.weight": torch.zeros(())},
+        {"layers.0.attention.kv_cache.k_cache": torch.zeros(2)},
+        {"layers.0.attention.kv_cache.k_cache": torch.zeros(1, 1, 0, 1), "more": torch.zeros(1)},
+    ],
+)
+def test_tensors_of_no_llamagen_are_one_error(state, tmp_path, change):
+    file = saved(tmp_path, {"model": state | change})
+    if list(change) == ["layers.0.attention.kv_cache.k_cache"]:
+        load_official(build_gpt(config_of()), file)  # caches are skipped
+        return
+    with pytest.raises(InputError, match=r"given\.pt does not fit"):
+        load_official(build_gpt(config_of()), file)
+
+
+def test_a_compiled_and_parallel_models_checkpoint_loads(state, tmp_path):
+    wrapped = {f"_orig_mod.module.{name}": value for name, value in state.items()}
+    model, other = build_gpt(config_of()), build_gpt(config_of())
+    load_official(model, saved(tmp_path, {"model": wrapped}))
+    load_official(other, saved(tmp_path, {"model": state}, "plain.pt"))
+    assert all(torch.equal(one, two) for one, two in zip(model.parameters(), other.parameters(), strict=True))
+
+
 def test_a_tokenizers_file_is_told_from_a_transformers(tmp_path):
     file = saved(tmp_path, {"model": {"encoder.conv_in.weight": torch.zeros(3)}})
     with pytest.raises(InputError, match="no LlamaGen transformer"):
