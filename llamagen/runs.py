@@ -1,5 +1,6 @@
 """Runs on disk, opened again: config, inputs, weights, and what results say about them."""
 
+import contextlib
 import logging
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -20,6 +21,7 @@ from llamagen.training.checkpoint import (
 from llamagen.training.config import TrainConfig, load_config
 from llamagen.training.inputs import RunInputs, load_inputs
 from llamagen.training.stream import group_labels
+from masc.layout import Layout
 from masc.runtime.artifacts import Codebook
 from masc.runtime.codes import read_meta
 from masc.runtime.errors import InputError, MissingArtifact
@@ -52,7 +54,22 @@ class Run:
             )
         config = load_config(file)
         config.run_dir = str(self.directory)
+        codebook = Layout(Path(config.artifacts), config.tokenizer_name).codebook
+        config.artifacts = str(self._root_of(codebook) / config.artifacts)
+        if config.captions is not None:
+            config.captions = str(self._root_of(Path(config.captions)) / config.captions)
         return config
+
+    def _root_of(self, path: Path) -> Path:
+        """The directory that a relative path of the config is relative to: one that holds it.
+
+        It is one above the run's own place, as in runs/<model>/<head>/seed0, the directory that the run was trained in,
+        or the working directory."""
+        places = list(self.directory.absolute().parents)
+        with contextlib.suppress(InputError):  # a damaged provenance is told when it is needed
+            trained_in = read_provenance(self.directory).directory
+            places += [Path(trained_in)] if trained_in else []
+        return next((place for place in places if (place / path).exists()), Path())
 
     @cached_property
     def provenance(self) -> Provenance:

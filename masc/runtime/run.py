@@ -175,6 +175,7 @@ class Provenance:
     commit: str | None = None
     dirty: bool = False
     command: str = ""
+    directory: str | None = None  # that relative paths of the config are relative to
     python: str = ""
     packages: dict[str, str] = field(default_factory=dict)
     machine: str = ""
@@ -208,6 +209,7 @@ def provenance() -> dict[str, Any]:
         "commit": git("rev-parse", "HEAD"),
         "dirty": bool(git("status", "--porcelain", "--untracked-files=no")),
         "command": " ".join(sys.argv),
+        "directory": str(Path.cwd()),
         "python": platform.python_version(),
         "packages": versions,
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",

@@ -48,6 +48,19 @@ def test_what_a_run_has_read_is_kept(trained, tmp_path):
         _ = Run(directory).config
 
 
+@pytest.mark.parametrize("place", ["runs/m/masc/seed0", "../elsewhere/run"])
+def test_a_run_with_relative_paths_is_read_from_another_directory(small_run, artifacts, tmp_path, monkeypatch, place):
+    project = tmp_path / "project"
+    project.mkdir()
+    (project / "artifacts").symlink_to(artifacts)
+    monkeypatch.chdir(project)
+    train(small_run("head=masc", "steps=2", "evaluate_every=2", "artifacts=artifacts", f"run_dir={place}"))
+    directory = Path(place).resolve()
+    monkeypatch.chdir(tmp_path)
+    Run(directory).load_model()
+    assert Run(directory).config.artifacts == str(project / "artifacts")
+
+
 def test_averaged_weights_are_another_run_object(trained):
     last, average = Run(trained.directory), Run(trained.directory, averaged=True)
     assert last.weights_sha256 != average.weights_sha256
