@@ -1,11 +1,12 @@
 """What a user reads when a stage ends with an error, and what to type then."""
 
+import logging
 import shlex
 
 from words import make_word, override
 from worker import CONTINUES
 
-from masc.runtime.errors import InputError, MissingArtifact, removal
+from masc.runtime.errors import InputError, MissingArtifact, printable, removal
 from masc.runtime.writing import in_words
 
 # Kind of a MissingArtifact -> the target of the Makefile that makes it, and the variables that say which one: a
@@ -40,7 +41,14 @@ def command_for(error: MissingArtifact) -> str:
 
 def explain(error: InputError) -> str:
     """The message of an error, with the command that makes what is missing."""
-    return f"{error}; type `{command_for(error)}`" if isinstance(error, MissingArtifact) else str(error)
+    return printable(f"{error}; type `{command_for(error)}`" if isinstance(error, MissingArtifact) else str(error))
+
+
+class PlainFormatter(logging.Formatter):
+    """Log lines as text that cannot command the terminal: they name what files hold."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
 
 
 def in_plain_words(error: BaseException) -> str | None:

@@ -17,7 +17,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.types import Override
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
-from messages import in_plain_words
+from messages import PlainFormatter, in_plain_words
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
 from words import parse_words, read_words
@@ -160,7 +160,9 @@ def run_stage(
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     end_with_launcher()
     sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may lack the characters of a path
-    logging.basicConfig(level=logging.INFO if is_main() else logging.WARNING, format="%(message)s", stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(PlainFormatter("%(message)s"))
+    logging.basicConfig(level=logging.INFO if is_main() else logging.WARNING, handlers=[handler])
     logging.getLogger("faiss").setLevel(logging.WARNING)  # it logs each instruction set that it tries
     try:
         words = sys.argv[1:]

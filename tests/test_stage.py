@@ -3,6 +3,7 @@
 import ast
 import contextlib
 import errno
+import logging
 import os
 import re
 import subprocess
@@ -259,3 +260,16 @@ def test_target_script_and_config_of_a_stage_have_one_name(root):
     assert {target: names for target, names in started.items() if names} == {
         name.replace("_", "-"): {name} for name in stages
     }
+
+
+def test_what_a_file_holds_cannot_command_the_terminal(monkeypatch, capsys):
+    def stage(config):
+        logging.getLogger("hostile").warning("skipped %s", "a\x1b[2J")
+        raise InputError("found '\x1b]0;title\x07' and \u202e and \udcff\nin a file")
+
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    monkeypatch.setattr(sys, "argv", ["tree.py"])
+    with pytest.raises(SystemExit) as caught:
+        run_stage("tree", TreeStage, stage)
+    assert caught.value.code == "error: found '\\x1b]0;title\\x07' and \\u202e and \\udcff\nin a file"
+    assert "skipped a\\x1b[2J\n" in capsys.readouterr().err
