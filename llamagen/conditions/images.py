@@ -71,8 +71,8 @@ def open_captions(codes_path: Path, codes: Codes, features_path: Path) -> ImageC
     bare = [row for row in range(codes.num_images) if row >= len(captions) or not captions[row]]
     if bare:
         raise InputError(
-            f"image {bare[0]} and {len(bare) - 1} others in {codes_path} have no caption; train with "
-            "model.condition=class, or extract codes of images that all have captions"
+            f"image {bare[0]} and {len(bare) - 1} others in {codes_path} have no caption; train a class model without "
+            "captions=..., or extract codes of images that all have captions"
         )
     how = {"captions": f"{codes_path}/captions.json", "overrides": {"out": features_path}}
     with naming(**how):

@@ -10,12 +10,14 @@ from typing import Any
 
 from llamagen.evaluation.images import EvalFidConfig, find_images, first_images, open_images
 from llamagen.evaluation.saved import save_beside
+from llamagen.sampling.sets import SampleSet
 from masc.runtime.device import patient_state
+from masc.runtime.errors import InputError
 from metrics.features import inception_features
 from metrics.inception import Inception
 from metrics.protocol import ProtocolConfig, measure
 from metrics.reference import ReferenceStatistics, load_statistics
-from metrics.streams import Images
+from metrics.streams import Images, open_samples
 
 logger = logging.getLogger(__name__)
 
@@ -63,12 +65,19 @@ class Evaluation:
             found[name] = loaded[key]
         return found
 
+    def _check_unchanged(self, at_first: str) -> None:
+        """Raise InputError if files were changed, added or removed while they were measured."""
+        place = self.config.samples
+        if not isinstance(self.found, SampleSet) and open_samples(Path(place)).state != at_first:
+            raise InputError(f"{place} changed while it was measured; measure it again when nothing writes there")
+
     def run(self) -> list[Path]:
         """Write <eval>/<samples>-<protocol>.json for each protocol; return the files.
 
         References and weights are looked for before anything is drawn or measured."""
         config, state, references = self.config, self.state, self.references()
         measured = open_images(config, self.found, state.device)
+        at_first = measured.images.state
         images = self.choose(measured.images)
         features, written = {}, []
         for name, protocol in config.protocols.items():
@@ -87,6 +96,7 @@ class Evaluation:
             further = self.further_rows(protocol, prepared, about)
             if not state.is_main_process:
                 continue
+            self._check_unchanged(at_first)
             found = measure(protocol, features[key], references[name], self.model, about, config.bootstrap)
             found.rows.extend(further)
             found.evidence.update(measured.evidence)

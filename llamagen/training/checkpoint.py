@@ -69,15 +69,22 @@ def use_average(path: Path, model: nn.Module) -> None:
     """Load the averaged weights of a checkpoint directory into a model; InputError if the run has no average."""
     file = Path(path) / "average.safetensors"
     if not file.exists():
-        raise InputError(f'no averaged weights in {path}; train the run with ARGS="ema_decay=0.9999"')
+        raise _no_average(path)
     model.load_state_dict(load_file(file), strict=False)  # buffers are not averaged
+
+
+def _no_average(path: Path) -> InputError:
+    return InputError(
+        f"no averaged weights in {path}; take the weights of the last step (use_ema=false), or train a run with "
+        "ema_decay=0.9999 in another directory (RUN_DIR=...)"
+    )
 
 
 def hash_weights(run_dir: Path, averaged: bool = False) -> str:
     """SHA-256 of a run's last weights, or of their average; InputError if it has none."""
     file = last_checkpoint(run_dir) / f"{'average' if averaged else 'model'}.safetensors"
     if not file.exists() and averaged:
-        raise InputError(f"no averaged weights in {run_dir}; train the run with ARGS=ema_decay=0.9999")
+        raise _no_average(run_dir)
     if not file.exists():
         raise MissingArtifact(
             "run", run_dir, f"no checkpoint in {run_dir}; train or resume the run", **run_facts(run_dir)

@@ -220,9 +220,13 @@ class MetricsLog:
     """Appends rows to metrics.jsonl: {"step": 10, "train/nats_per_token": 5.3, ...}."""
 
     def __init__(self, path: Path, resume_step: int):
-        """Open the log and drop rows after `resume_step`, which an interrupted run wrote."""
+        """Open the log and drop rows after `resume_step`, which an interrupted run wrote.
+
+        A log that lacks the rows before gives a warning."""
         self.path = Path(path)
         kept = [row for row in read_metrics(self.path) if row["step"] <= resume_step] if resume_step else []
+        if resume_step and not kept:
+            logger.warning("%s holds no rows up to step %d: the curve of this run begins there", path, resume_step)
         write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
 
     def write(self, row: dict[str, float | int]) -> None:

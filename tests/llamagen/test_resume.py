@@ -112,6 +112,20 @@ def test_a_start_that_trained_nothing_does_not_block_the_next(small_run, dies):
         train(small_run("head=masc", "batch_size=4"))
 
 
+def test_a_damaged_log_stops_no_training(small_run, tmp_path, dies, caplog):
+    unbroken = train(small_run("head=flat", f"run_dir={tmp_path / 'unbroken'}"))
+    config = small_run("head=flat")
+    dies(config, 9)
+    log = config.directory / "metrics.jsonl"
+    log.write_bytes(b'\xff\x00\n[1, 2]\n{}\n{"step": "a"}\n' + log.read_bytes() + b'{"step": 9, "tra')
+    assert losses(train(config)) == losses(unbroken)
+    assert "skipping 5 broken line(s)" in caplog.text
+    dies(small_run("head=flat", f"run_dir={tmp_path / 'lost'}"), 9)
+    (tmp_path / "lost" / "metrics.jsonl").unlink()
+    rows = losses(train(small_run("head=flat", f"run_dir={tmp_path / 'lost'}")))
+    assert [row["step"] for row in rows] == [10, 12] and "holds no rows up to step 8" in caplog.text
+
+
 def test_a_refused_start_leaves_nothing(small_run):
     with pytest.raises(InputError, match="multiple of"):
         train(small_run("head=flat", "micro_batches=3"))

@@ -121,6 +121,25 @@ def test_images_of_one_name_and_folders_whose_names_have_dots_have_results_of_th
     assert len(set(files)) == 3
 
 
+@pytest.mark.parametrize("change", [lambda file: file.write_bytes(b"another"), lambda file: file.unlink()])
+def test_images_that_change_while_they_are_measured_have_no_results(evaluate, place, monkeypatch, change):
+    (place / "drawn").mkdir()
+    for index in range(4):
+        pixels = RNG.integers(0, 256, (12, 12, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(place / "drawn" / f"{index}.png")
+    measure = fid.inception_features
+
+    def slowly(*arguments):
+        found = measure(*arguments)
+        change(place / "drawn" / "2.png")
+        return found
+
+    monkeypatch.setattr(fid, "inception_features", slowly)
+    with pytest.raises(InputError, match="drawn changed while it was measured"):
+        evaluate(release=None, samples="drawn", protocols={"adm": protocol(metrics=["FID"])}, bootstrap=0)
+    assert not list(place.rglob("*-adm.json"))
+
+
 def test_results_of_another_reference_stay(evaluate, place, caplog):
     np.savez(place / "some.npz", RNG.integers(0, 256, (21, 12, 12, 3), dtype=np.uint8))
     np.savez(place / "another.npz", RNG.integers(0, 256, (30, 12, 12, 3), dtype=np.uint8))
