@@ -93,12 +93,11 @@ class Layout:
     def dead_tokens(self, codebook: Codebook) -> dict[str, np.ndarray]:
         """Tokens that no training image uses, by the name of the data, for all codes of this codebook."""
         dead = {}
-        for file in sorted(self.folder.glob("codes/*/train/meta.json")):
-            data = file.parent.parent.name
+        for data in sorted(folder.name for folder in self.folder.glob("codes/*")):
             try:
                 dead[data] = np.flatnonzero(~self.usage(data, codebook).is_used)
             except InputError:
-                continue  # these codes are broken or belong to another codebook
+                continue  # there are none, or they are broken or belong to another codebook
         return dead
 
     def load_codebook(self) -> Codebook:

@@ -11,6 +11,7 @@ from typing import Any
 from PIL import Image
 
 from masc.runtime.errors import InputError, MissingArtifact
+from masc.runtime.files import recover_all
 from masc.runtime.run import flatten
 from metrics.results import Results
 from reports.doctor.doctor import read_results
@@ -80,6 +81,7 @@ def find_subjects(
             skipped.append({"place": str(directory), "reason": str(error)})
             continue
         results = _load_all(sorted((directory / "eval").glob("*.json")), skipped)
+        recover_all(directory / "samples")
         grids = {path.parent.name: path for path in sorted((directory / "samples").glob("[!.]*/grid.png"))}
         grids = {name: path for name, path in grids.items() if is_image(path, skipped)}
         if run or results or grids:

@@ -72,8 +72,8 @@ def _temporary(path: Path) -> Iterator[Path]:
 
 
 def _short(name: str) -> str:
-    """The name, or a hash in the place of a long one."""
-    return name if len(os.fsencode(name)) <= LONGEST else hashlib.sha256(os.fsencode(name)).hexdigest()[:32]
+    """The name, or ~ and a hash in the place of a long one."""
+    return name if len(os.fsencode(name)) <= LONGEST else f"~{hashlib.sha256(os.fsencode(name)).hexdigest()[:32]}"
 
 
 def _lock_of(temporary: Path) -> Path:
@@ -143,6 +143,12 @@ def recover(path: Path) -> Path:
             except OSError:  # nothing can be renamed here, or another process restored or wrote it in between
                 return path if place.exists() else aside
     return path
+
+
+def recover_all(folder: Path) -> None:
+    """Restore every directory in a folder as `recover` does; for those who list the folder."""
+    for aside in Path(folder).glob(".[!~]*.old"):
+        recover(aside.with_name(aside.name.removeprefix(".").removesuffix(".old")))
 
 
 def write_text(path: Path, text: str) -> None:

@@ -15,7 +15,7 @@ from masc.runtime.writing import make_folder, writing
 
 logger = logging.getLogger(__name__)
 # What file systems without flock answer: some of Lustre, some of NFS.
-UNSUPPORTED = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
+UNSUPPORTED = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
 BUSY = (errno.EAGAIN, errno.EACCES)
 PAUSE = 0.05  # seconds between two looks at a lock that another process holds
 ABANDONED = 24 * 3600  # seconds; without locks, a file of this age counts as left behind
@@ -79,10 +79,7 @@ def claim(path: Path) -> int | None:
                 return None
         try:
             is_held = _flock(descriptor)
-        except OSError as error:
-            if error.errno not in UNSUPPORTED:
-                os.close(descriptor)
-                raise
+        except OSError:  # no locks here; a write does not fail for that
             is_held = is_new or time.time() - os.fstat(descriptor).st_mtime > ABANDONED
         if is_held and _is_at(descriptor, path):
             return descriptor

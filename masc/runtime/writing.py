@@ -73,7 +73,7 @@ def in_words(error: Exception, path: Path | None = None) -> str | None:
     number = _number_of(error)
     if number is None:
         return None
-    place = getattr(error, "filename2", None) or getattr(error, "filename", None)  # a rename has two
+    place = getattr(error, "filename", None)  # named unless it is beside `path`, where temporary files are
     cause = CAUSES.get(number) or os.strerror(number)
     if number == UNNAMED:
         cause = "no space left, or the file would be larger than a limit on the size of files"
@@ -82,7 +82,7 @@ def in_words(error: Exception, path: Path | None = None) -> str | None:
     elif number == errno.EFBIG:
         limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
         cause += "" if limit == resource.RLIM_INFINITY else f" (`ulimit -f`: {limit} bytes)"
-    elif place is not None and os.fsdecode(place) != str(path):
+    elif isinstance(place, str | bytes) and (path is None or Path(os.fsdecode(place)).parent != Path(path).parent):
         cause += f" ({os.fsdecode(place)})"
     doing = "" if path is None else f" while writing {path}"
     advice = ADVICE.get(number, "repair that")

@@ -197,3 +197,12 @@ def test_a_broken_or_foreign_file_is_refused_and_built_anew(layout, tmp_path):
     layout.make_tree(config, N, codebook)
     assert layout.load_partition(config, 8, codebook)[0].num_clusters == 8
     assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+def test_codes_that_a_killed_process_had_renamed_are_found_by_every_reader(layout):
+    codebook = layout.load_codebook()
+    write_codes(layout, codebook, np.flatnonzero(np.arange(N) % 3 > 0).reshape(2, 4, 4))
+    path = layout.codes("twemoji", "train")
+    for read in (lambda: layout.usage("twemoji", codebook).is_used, lambda: layout.dead_tokens(codebook)["twemoji"]):
+        path.rename(path.with_name(".train.old"))
+        assert len(read()) and path.is_dir()

@@ -79,6 +79,14 @@ def test_a_half_written_run_a_broken_file_and_a_broken_image_are_named(tmp_path)
     assert "draw the samples again" in reasons["grid.png"]
 
 
+def test_samples_that_a_killed_process_had_renamed_are_shown(tmp_path):
+    samples = make_run(tmp_path) / "samples"
+    (samples / ".default.old").mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(samples / ".default.old" / "grid.png")
+    ((subject,), _) = find_subjects(tmp_path, [])
+    assert list(subject.grids) == ["default"] and (samples / "default").is_dir()
+
+
 def test_nothing_left_is_an_error_that_says_why(tmp_path):
     with tells(r"(?s)no run and no results in .*make train"):
         find_subjects(tmp_path / "runs", [])

@@ -183,9 +183,10 @@ def test_a_large_folder_is_searched_once(tmp_path, monkeypatch):
     assert not (tmp_path / ".a.7.partial").exists()
 
 
-def test_without_locks_a_temporary_counts_as_left_after_a_day(tmp_path, monkeypatch):
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOLCK, errno.EIO])
+def test_without_locks_a_temporary_counts_as_left_after_a_day(tmp_path, monkeypatch, code):
     def flock(file, operation):
-        raise OSError(errno.ENOSYS, "Function not implemented")
+        raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(fcntl, "flock", flock)
     for number, age in ((0, 0), (1, 25 * 3600)):

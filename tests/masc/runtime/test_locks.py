@@ -64,7 +64,7 @@ def test_without_a_message_a_process_waits_for_the_lock(tmp_path):
     assert file.read_text() == "kept"
 
 
-@pytest.mark.parametrize("code", [errno.ENOSYS, errno.EOPNOTSUPP])
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL])
 def test_a_file_system_without_locks_gives_one_warning(tmp_path, monkeypatch, caplog, code):
     def flock(file, operation):
         raise OSError(code, "Function not implemented")
