@@ -17,14 +17,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from masc.runtime.errors import InputError
 from masc.runtime.reading import open_file, reason
 from vq.images import ImageSource
 from vq.readers.folders import open_images
 from vq.readers.members import Members, check_size
-from vq.readers.stored import decoding
+from vq.readers.stored import decoding, parse_image
 
 logger = logging.getLogger(__name__)
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -163,7 +162,7 @@ class FileImages(Images):
         where = f"{self.members.names[index]} of {self.name}"
         with decoding(where):
             data = self.members.read(index)
-            with Image.open(io.BytesIO(data)) as image:
+            with parse_image(data) as image:
                 mode = image.mode
                 is_deep = (data[:8] == PNG_SIGNATURE and data[24] == 16) or mode.startswith(("I", "F"))
                 is_known = mode in ("RGB", "L", "P", "1")

@@ -17,7 +17,7 @@ from metrics.results import Results
 from reports.doctor.doctor import read_results
 from reports.published import label_of
 from reports.runs import FILES, RunRecord
-from vq.readers.stored import UnreadableImage, decoding
+from vq.readers.stored import FORMATS, UnreadableImage, decoding
 
 PARTS = ("checkpoints", "samples", "eval", "wandb")  # folders of a run, which contain no runs
 
@@ -124,7 +124,7 @@ def _load_all(paths: list[Path], skipped: list[dict[str, str]]) -> dict[str, Res
 def is_image(path: Path, skipped: list[dict[str, str]], advice: str = "draw the samples again") -> bool:
     """Whether a file is a complete image; otherwise it is added to `skipped`."""
     try:
-        with decoding(str(path)), Image.open(path) as image:
+        with decoding(str(path)), Image.open(path, formats=FORMATS) as image:
             image.load()
     except UnreadableImage as error:
         skipped.append({"place": str(path), "reason": f"no image, or truncated ({error.cause}); {advice}"})

@@ -86,7 +86,7 @@ def read_units(folder: Path, form: str, num_images: int) -> Iterator[np.ndarray]
             yield np.load(_unit_path(folder, start))
             continue
         indices = range(start, min(start + UNIT, num_images))
-        yield np.stack([np.asarray(Image.open(png_path(folder, index))) for index in indices])
+        yield np.stack([np.asarray(Image.open(png_path(folder, index), formats=["PNG"])) for index in indices])
 
 
 def join_npz(folder: Path, num_images: int, path: Path) -> None:

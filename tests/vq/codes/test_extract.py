@@ -278,6 +278,21 @@ def test_damaged_codes_are_made_again(images, small, tmp_path, caplog):
     assert "does not match its checksum; the codes are made again" in caplog.text
 
 
+def test_changed_captions_are_written_again_without_the_tokens(squares, small, tmp_path, monkeypatch):
+    model, codebook = small
+    path = tmp_path / "codes"
+    extract_codes(model, squares, Views("center"), codebook, path, SETTINGS)
+    monkeypatch.setattr(extract, "save_codes", None)
+    whole = content(path)
+    other = replace(squares, captions=tuple(f"other {n}" for n in range(NUM_IMAGES)))
+    for source, damage in ((other, None), (squares, None), (squares, b""), (squares, b"[1, 2]")):
+        if damage is not None:
+            (path / "captions.json").write_bytes(damage)
+        extract_codes(model, source, Views("center"), codebook, path, SETTINGS)
+        assert json.loads((path / "captions.json").read_text()) == list(source.captions)
+    assert content(path) == whole
+
+
 def test_a_second_launch_is_refused_and_leaves_nothing(images, small, tmp_path, monkeypatch):
     model, codebook = small
     path, source = tmp_path / "codes", images()

@@ -13,6 +13,7 @@ from PIL import Image
 
 from masc.runtime.artifacts import save_npz
 from masc.runtime.errors import InputError
+from metrics.streams import open_samples
 from vq.readers import load_images
 from vq.readers.folders import is_held_out
 from vq.readers.members import LARGEST_FILE, list_folder, list_zip
@@ -387,3 +388,15 @@ def test_an_error_of_the_file_system_is_one_error(tmp_path, source, monkeypatch)
     monkeypatch.setattr(Path, "glob", lambda path, _: refuse(path))
     with pytest.raises(InputError, match=rf"cannot read {tmp_path}.*\(Permission denied\)"):
         load_images(source, "train", 16, tmp_path)
+
+
+def test_a_file_that_pillow_would_hand_to_another_program_is_unreadable(tmp_path, monkeypatch):
+    ran = []
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *_: ran.append(1))
+    Image.new("RGB", (8, 8)).save(tmp_path / "1.eps")
+    (tmp_path / "1.eps").rename(tmp_path / "1.jpg")
+    with pytest.raises(UnreadableImage, match="not an image in one of the formats JPEG, "):
+        open_image(list_folder(tmp_path), 0)
+    with pytest.raises(InputError, match="not an image in one of the formats JPEG, "):
+        open_samples(tmp_path).read(0, 1)
+    assert not ran

@@ -25,11 +25,11 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from masc.runtime.artifacts import Codebook
-from masc.runtime.codes import load_codes, load_keys, read_meta, save_codes, verify_codes
+from masc.runtime.codes import CAPTIONS_AT_MOST, load_codes, load_keys, read_meta, save_codes, verify_codes
 from masc.runtime.device import from_main, patient_state
 from masc.runtime.errors import InputError, MissingArtifact, removal
-from masc.runtime.files import recover, remove_leftovers
-from masc.runtime.reading import reason
+from masc.runtime.files import recover, remove_leftovers, write_json
+from masc.runtime.reading import Damaged, read_json, reason
 from masc.runtime.run import differences, flatten
 from vq.codes.shards import ExtractConfig, Shards, lock_codes
 from vq.crops import Views
@@ -139,9 +139,24 @@ def _is_done(path: Path, shards: Shards) -> bool:
     if not _is_made_by(found.config, shards, path):
         return False
     readable = len(images) + len(images.missing) - meta.num_failures
-    every = iter(zip(images.keys, images.labels, strict=True))
-    is_in_order = all((key, label) in every for key, label in zip(keys, found.labels, strict=True))
-    return len(keys) == readable and is_in_order
+    every = enumerate(zip(images.keys, images.labels, strict=True))
+    rows = [next((row for row, there in every if there == one), -1) for one in zip(keys, found.labels, strict=True)]
+    if len(rows) != readable or -1 in rows:
+        return False
+    _update_captions(path, images, rows)
+    return True
+
+
+def _update_captions(path: Path, images: ImageSource, rows: list[int]) -> None:
+    """Write the captions of the images `rows` unless they are there: the tokens do not depend on them."""
+    captions = [images.captions[row] for row in rows] if images.captions else []
+    try:
+        found = read_json(path / "captions.json", list[Any], at_most=CAPTIONS_AT_MOST)
+    except Damaged:
+        found = None
+    if found != captions:
+        write_json(path / "captions.json", captions)
+        logger.info("the captions in %s were damaged or others; they are written again", path)
 
 
 def _is_made_by(found: dict[str, Any], shards: Shards, path: Path) -> bool:

@@ -17,6 +17,10 @@ from vq.crops import center_crop
 from vq.images import ImageSource
 from vq.readers.members import Members
 
+# The formats that are decoded, whatever the suffix says. Pillow knows more, and hands some to other programs: a file in
+# Encapsulated PostScript runs Ghostscript.
+FORMATS = ("JPEG", "PNG", "PPM", "BMP", "DIB", "TIFF", "WEBP", "GIF", "AVIF", "JPEG2000")
+
 
 class UnreadableImage(InputError):
     """An image that cannot be read, decoded or cropped."""
@@ -39,9 +43,14 @@ def decoding(name: str) -> Iterator[None]:
     except UnreadableImage:
         raise
     except UnidentifiedImageError as error:  # its message holds an address in memory, which differs each time
-        raise UnreadableImage(name, "not an image in a format that Pillow knows") from error
+        raise UnreadableImage(name, f"not an image in one of the formats {', '.join(FORMATS)}") from error
     except Exception as error:
         raise UnreadableImage(name, f"{type(error).__name__}: {reason(error)}") from error
+
+
+def parse_image(data: bytes) -> Image.Image:
+    """The image in the bytes of a file, not decoded yet; an error of any type if it is in none of FORMATS."""
+    return Image.open(io.BytesIO(data), formats=FORMATS)
 
 
 def open_image(members: Members, index: int) -> Image.Image:
@@ -49,7 +58,7 @@ def open_image(members: Members, index: int) -> Image.Image:
 
     As in LlamaGen, transparency and the rotation in EXIF are ignored, and of several frames the first is taken.
     Differs: an image of more than 8 bits a channel that Pillow would clip to white is unreadable."""
-    with decoding(members.names[index]), Image.open(io.BytesIO(members.read(index))) as image:
+    with decoding(members.names[index]), parse_image(members.read(index)) as image:
         if image.mode.startswith(("I", "F")):
             raise ValueError(f"more than 8 bits a channel (mode {image.mode})")
         return image.convert("RGB")
