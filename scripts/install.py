@@ -26,7 +26,7 @@ def stamp_of(root: Path) -> Path:
 @contextlib.contextmanager
 def alone(root: Path) -> Iterator[None]:
     """Hold the lock of the folder, and say while waiting for it. It ends with its process: a dead one blocks nobody."""
-    with (root / ".setup.lock").open("w") as file:
+    with (root / ".setup.lock").open("wb") as file:
         start = time.monotonic()
         due = start
         while True:

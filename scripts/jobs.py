@@ -48,7 +48,7 @@ def run_jobs(jobs: list[Job], num_workers: int, description: str, unit: str) -> 
                 while waiting and len(running) < num_workers:
                     job = waiting.pop(0)
                     make_folder(job.log.parent)
-                    with writing(job.log), job.log.open("a") as log:
+                    with writing(job.log), job.log.open("ab") as log:
                         process = subprocess.Popen(job.command, stdout=log, stderr=log, env=environment)
                     running[process] = job
                 time.sleep(0.3)
@@ -70,5 +70,5 @@ def run_jobs(jobs: list[Job], num_workers: int, description: str, unit: str) -> 
 
 def _check(process: subprocess.Popen, job: Job) -> None:
     if process.returncode:
-        tail = "\n".join(job.log.read_text().splitlines()[-8:])
+        tail = "\n".join(job.log.read_text(encoding="utf-8", errors="replace").splitlines()[-8:])
         raise InputError(f"{job.name} stopped with exit status {process.returncode}; the end of {job.log}:\n{tail}")

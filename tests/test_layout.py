@@ -91,6 +91,23 @@ def test_the_test_of_circles_sees_one(tmp_path):
         graphlib.TopologicalSorter(import_graph(tmp_path)).prepare()
 
 
+def test_text_is_utf_8_in_any_locale(root):
+    """Python reads and writes text files in the encoding of the locale unless the call names another."""
+    for package in FOLDERS:
+        for file in (root / FOLDERS[package]).rglob("*.py"):
+            for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+                if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
+                    continue
+                if ast.unparse(node.func.value) in ("Image", "tarfile"):
+                    continue
+                modes = [argument.value for argument in node.args[:1] if isinstance(argument, ast.Constant)]
+                is_text = node.func.attr in ("read_text", "write_text") or (
+                    node.func.attr == "open" and (not node.args or (modes and modes[0] in ("r", "w", "a", "x", "r+")))
+                )
+                names = {keyword.arg for keyword in node.keywords}
+                assert not is_text or "encoding" in names, f"{file}:{node.lineno}"
+
+
 def test_only_scripts_import_hydra(root):
     for package in set(FOLDERS) - {"scripts"}:
         for file in (root / FOLDERS[package]).rglob("*.py"):

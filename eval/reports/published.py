@@ -113,7 +113,7 @@ def parse_published(groups: list[dict[str, Any]]) -> tuple[PublishedRow, ...]:
 @cache
 def published() -> tuple[PublishedRow, ...]:
     """Every published row, in the order of the file."""
-    return parse_published(yaml.safe_load((resources.files("reports") / "published.yaml").read_text()))
+    return parse_published(yaml.safe_load((resources.files("reports") / "published.yaml").read_text(encoding="utf-8")))
 
 
 def rows_for(model: str, head: str) -> list[PublishedRow]:

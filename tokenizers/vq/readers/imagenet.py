@@ -36,7 +36,7 @@ LARGEST_DEVKIT_FILE = 64 * MIB
 @cache
 def wnids() -> tuple[str, ...]:
     """The 1,000 WNIDs of ILSVRC 2012, sorted: the class of each label."""
-    return tuple((resources.files("vq.readers") / "imagenet_wnids.txt").read_text().split())
+    return tuple((resources.files("vq.readers") / "imagenet_wnids.txt").read_text(encoding="utf-8").split())
 
 
 @cache
