@@ -63,7 +63,7 @@ def parse(words: list[str]) -> Launch:
 
 def launch(here: Launch) -> int:
     """Run all processes to their end; return the exit status: 0, or that of the first that failed."""
-    if here.gpus * here.nodes == 1:
+    if here.gpus * here.nodes == 1 or {"-h", "--help"} & set(here.command):
         os.execve(here.command[0], here.command, here.environment())
     check = subprocess.Popen([*here.command[:2], "--check", *here.command[2:]], env=here.environment())
     try:

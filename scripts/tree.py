@@ -10,6 +10,7 @@ from masc.heads.config import MascConfig
 from masc.layout import Layout
 from masc.runtime.errors import InputError
 from masc.summary import summarise_tree, usual_ks
+from masc.tree import Tree
 
 
 @dataclass(kw_only=True)
@@ -29,6 +30,8 @@ def main(stage: TreeStage) -> None:
         raise InputError(f"K={num_clusters} is coarser than tree.coarsest={stage.tree.coarsest}; lower the latter")
     made, meta = layout.make_tree(stage.tree, num_clusters, codebook)
     print(layout.tree(stage.tree, num_clusters))
+    if isinstance(made, Tree) and made.coarsest < stage.tree.coarsest:
+        print(f"kept, because it reaches {made.coarsest} cluster(s) and so holds what tree.coarsest asks for")
     ks = usual_ks(made, num_clusters)
     print("\n".join(summarise_tree(codebook.vectors, made, meta.about, layout.dead_tokens(codebook), ks)))
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, is_dataclass
 from importlib import import_module
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hydra.core.config_store import ConfigStore
@@ -24,6 +25,7 @@ from worker import check_machine
 from llamagen.runs import Run
 from llamagen.sampling.plan import SampleConfig
 from masc.build import TreeConfig
+from masc.runtime.artifacts import Codebook
 from masc.runtime.errors import InputError, MissingArtifact
 
 MAKEFILE = (CONFIGS.parent / "Makefile").read_text()
@@ -243,6 +245,17 @@ def test_a_package_of_our_name_elsewhere_does_not_replace_ours(root, tmp_path):
     code = "import sys; sys.path.insert(0, 'scripts'); import jobs, stage, launch, vq, metrics, llamagen, reports"
     done = subprocess.run([sys.executable, "-c", code], cwd=root, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_tree_that_is_kept_although_a_coarser_end_was_asked_for_says_so(tmp_path, capsys):
+    vectors = np.random.default_rng(0).normal(size=(16, 2)).astype(np.float32)
+    Codebook.save(tmp_path / "emoji32" / "codebook.npz", vectors, {}, {})
+    for more in ([], ["tree.coarsest=4"]):
+        main(load_config("tree", TreeStage, [f"artifacts={tmp_path}", "head.num_clusters=8", *more]))
+        kept = (
+            "kept, because it reaches 1 cluster(s) and so holds what tree.coarsest asks for" in capsys.readouterr().out
+        )
+        assert kept == bool(more)
 
 
 def test_target_script_and_config_of_a_stage_have_one_name(root):
