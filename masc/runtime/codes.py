@@ -83,6 +83,7 @@ def save_codes(
     if isinstance(tokens, np.ndarray):
         whole = tokens
         tokens = (whole[start : start + SHARD_SIZE] for start in range(0, len(whole), SHARD_SIZE))
+    labels, groups = labels.astype(np.int64), groups.astype(np.int64)
     _check_labels(labels, class_names, path)
     _check_groups(groups, path)
     with replacing(path) as temporary:
@@ -91,8 +92,8 @@ def save_codes(
         with file.open("wb") as stream:
             shape = write_npy(stream, written.pack(tokens), len(labels), f"{path}/codes.npy")
         save_npy(temporary / "used.npy", written.is_used)
-        save_npy(temporary / "labels.npy", labels.astype(np.int64))
-        save_npy(temporary / "groups.npy", groups.astype(np.int64))
+        save_npy(temporary / "labels.npy", labels)
+        save_npy(temporary / "groups.npy", groups)
         write_json(temporary / "captions.json", captions)
         write_text(temporary / "keys.txt", "".join(f"{key}\n" for key in keys))
         if failures:
@@ -107,7 +108,7 @@ def save_codes(
             "sha256": hash_file(file),
             "shards": written.shards,
             "used_sha256": hash_arrays({"used": written.is_used}),
-            "order_sha256": hash_arrays({"labels": labels.astype(np.int64), "groups": groups.astype(np.int64)}),
+            "order_sha256": hash_arrays({"labels": labels, "groups": groups}),
             "num_failures": len(failures),
             "config": config,
         }

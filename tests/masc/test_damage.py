@@ -12,7 +12,7 @@ from masc.runtime.codes import load_captions, load_codes, verify_codes
 from masc.runtime.run import open_run, read_metrics, read_provenance
 from masc.tree import load_tree
 
-pytestmark = pytest.mark.usefixtures("little_memory")
+pytestmark = [pytest.mark.usefixtures("little_memory"), pytest.mark.filterwarnings("ignore")]
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from metrics.reference import POOLED, _read_statistics
 from metrics.results import Results, row
 from metrics.streams import open_samples
 
-pytestmark = pytest.mark.usefixtures("little_memory")
+pytestmark = [pytest.mark.usefixtures("little_memory"), pytest.mark.filterwarnings("ignore")]
 
 
 def test_results(tmp_path):

@@ -12,7 +12,7 @@ from reports.runs import RunRecord
 from reports.subjects import find_subjects
 from reports.tokenizer_tables import find_tokenizers
 
-pytestmark = pytest.mark.usefixtures("little_memory")
+pytestmark = [pytest.mark.usefixtures("little_memory"), pytest.mark.filterwarnings("ignore")]
 
 
 @pytest.mark.parametrize("name", ["config.yaml", "provenance.json", "metrics.jsonl"])
