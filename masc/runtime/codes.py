@@ -209,7 +209,7 @@ def load_codes(path: Path, codebook_sha256: str) -> Codes:
             f"{path} was made with the codebook {meta.codebook_sha256[:12]}, but the codebook in use is "
             f"{codebook_sha256[:12]}",
         )
-    with damaged_is_missing("codes", path):
+    with _damaged(path, meta):
         tokens = _open_tokens(path, meta)
         order = {name: open_array(path / f"{name}.npy", "i", (meta.shape[0],)) for name in ("labels", "groups")}
         if hash_arrays(order) != meta.order_sha256:
@@ -233,6 +233,12 @@ def load_codes(path: Path, codebook_sha256: str) -> Codes:
     )
 
 
+def _damaged(path: Path, meta: CodesMeta) -> contextlib.AbstractContextManager[None]:
+    """`damaged_is_missing` for codes; imported ones must be deleted before they are imported again."""
+    is_imported = bool(meta.config.get("imported"))
+    return damaged_is_missing("imported codes" if is_imported else "codes", path, remove=is_imported)
+
+
 def _open_tokens(path: Path, meta: CodesMeta) -> np.ndarray:
     """The memory-mapped tokens; `Damaged` unless they have the shape and the type that meta.json says."""
     tokens = open_array(path / "codes.npy", "u", meta.shape, mapped=True)
@@ -249,7 +255,7 @@ def verify_codes(path: Path) -> int:
     the codebook. The result is remembered for `verify_once`."""
     path = Path(path)
     meta = read_meta(path)
-    with damaged_is_missing("codes", path):
+    with _damaged(path, meta):
         _verify(path, meta, _open_tokens(path, meta))
     return len(meta.shards)
 
@@ -304,7 +310,7 @@ def _state(path: Path) -> dict[str, Any]:
 def load_keys(path: Path) -> list[str]:
     """The name of each image in a directory of codes, or none; MissingArtifact if there are fewer or more."""
     meta = read_meta(path)
-    with damaged_is_missing("codes", path):
+    with _damaged(path, meta):
         text = read_text(Path(path) / "keys.txt")
         keys = text.removesuffix("\n").split("\n") if text else []
         if keys and len(keys) != meta.shape[0]:

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from user_errors import tells
 
 from masc.runtime.codes import save_codes
-from masc.runtime.errors import InputError, MissingArtifact
+from masc.runtime.errors import InputError, MissingArtifact, naming
 from vq.codebook import make_codebook
 from vq.codes.check_codes import LINE, check_codes
 from vq.interface import TokenizerConfig
@@ -69,3 +70,15 @@ def test_names_that_do_not_fit_are_named_and_views_without_names_are_shown(made,
     (tmp_path / "codes" / "keys.txt").write_text("k\n")
     with pytest.raises(MissingArtifact, match=r"keys.txt holds 1 names, expected one for each of the 10 images"):
         check_codes(model, codebook, tmp_path / "codes", tmp_path / "check.png", 4, 0)
+
+
+@pytest.mark.parametrize("is_imported", [False, True])
+def test_the_advice_for_damaged_codes_makes_them_again(made, tmp_path, is_imported):
+    model, codebook, tokens = made
+    config = {"imported": True} if is_imported else {}
+    save_codes(tmp_path / "c", tokens, np.zeros(10, int), np.arange(10), ["a"], [], 64, codebook.meta.sha256, config)
+    file = tmp_path / "c" / "codes.npy"
+    file.write_bytes(file.read_bytes()[:-1] + b"\xff")
+    command = "rm -r .*/c && make import-codes DATA=d TOKENIZER=s" if is_imported else "make codes DATA=d TOKENIZER=s"
+    with tells(rf"does not match its checksum; type `{command}`"), naming(data="d", tokenizer="s"):
+        check_codes(model, codebook, tmp_path / "c", tmp_path / "check.png", 4, 0)

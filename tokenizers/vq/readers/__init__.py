@@ -1,5 +1,6 @@
 """Image sources by name; `load_images` opens one."""
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from vq.readers.folders import load_class_folders, load_ffhq, load_lsun
 from vq.readers.imagenet import load_imagenet
 from vq.readers.twemoji import load_twemoji
 
+logger = logging.getLogger(__name__)
 # Sources inside an installed package: (split, resolution) -> ImageSource.
 EMBEDDED: dict[str, Callable[[str, int], ImageSource]] = {"twemoji": load_twemoji}
 # Sources on disk: (folder, split, resolution) -> ImageSource.
@@ -38,6 +40,9 @@ def load_images(name: str, split: str, resolution: int, path: str | None = None)
     try:
         if not Path(path).is_dir():
             raise InputError(f"no folder {path} with the images of {name}; name it with DATA_PATH=FOLDER")
+        train, val = Path(path) / "train", Path(path) / "val"
+        if split == "val" and train.is_dir() and val.is_dir() and train.samefile(val):
+            logger.warning("%s and %s are one folder: the images held out are those of the training", train, val)
         return ON_DISK[name](Path(path), split, resolution)
     except OSError as error:
         raise InputError(
