@@ -20,9 +20,13 @@ $(foreach name,$(VARIABLES),$(if $(filter command environment,$(firstword $(orig
 # $(call set,KEY,VARIABLE) is the word KEY=TEXT if the variable holds a text, and $(call each,KEY,VARIABLE) the word for
 # a list of texts. What stands before the word -- is taken as it is; behind it stand overrides in Hydra's grammar.
 quote = '$(subst ','\'',$(1))'
-set = $(if $($(2)),$(call quote,$(1)=$($(2))))
-each = $(if $($(2)),$(call quote,$(1)[]=$($(2))))
-WORDS = -- $(ARGS)
+set = $(call read,$(2))$(if $($(2)),$(call quote,$(1)=$($(2))))
+each = $(call read,$(2))$(if $($(2)),$(call quote,$(1)[]=$($(2))))
+WORDS = $(UNREAD)-- $(ARGS)
+# What a recipe has read so far; what was given and not read is told. TOKENIZER follows from DATA, and DATA from MODEL.
+READ :=
+read = $(eval READ += $(1))
+UNREAD = $(foreach name,$(filter-out $(READ) $(if $(filter DATA TOKENIZER,$(READ)),DATA MODEL) ARGS PYTHON SETUP_PYTHON SHELL,$(GIVEN)),$(warning make $@ does not read $(name)))
 
 # With it Python would not find the modules beside a script.
 unexport PYTHONSAFEPATH
@@ -63,7 +67,7 @@ MAIN_PORT ?=
 LAUNCH_DEVICE ?= --multi_gpu
 
 LAUNCHER = $(PYTHON) scripts/launch.py $(foreach name,GPUS NODES MACHINE_RANK MAIN_HOST MAIN_PORT LAUNCH_DEVICE,$(call quote,$($(name))))
-LAUNCH = $(if $(filter 1/1/--multi_gpu,$(GPUS)/$(NODES)/$(LAUNCH_DEVICE)),$(PYTHON),$(LAUNCHER))
+LAUNCH = $(call read,GPUS NODES MACHINE_RANK MAIN_HOST MAIN_PORT LAUNCH_DEVICE)$(if $(filter 1/1/--multi_gpu,$(GPUS)/$(NODES)/$(LAUNCH_DEVICE)),$(PYTHON),$(LAUNCHER))
 # Benchmarks import the scripts, and the stand-ins of the tests.
 BENCH = PYTHONPATH=scripts:tests $(PYTHON)
 CLUSTERS = $(call set,head.num_clusters,K)
@@ -75,7 +79,7 @@ SUBJECT = $(if $(RELEASE),$(call set,release,RELEASE) $(call set,sampling,$(if $
 # The measured images: samples of a run or a release by the name of their set, or any images by their path.
 PICTURES = $(if $(filter default,$(SAMPLES)),$(error say what to measure: RUN=runs/..., RELEASE=c2i_B_256, or SAMPLES=folder or .npz),$(call set,samples,SAMPLES))
 MEASURED = $(if $(RUN)$(RELEASE),$(SUBJECT) $(call set,samples,SAMPLES),$(PICTURES))
-PROTOCOLS = $(foreach name,$(subst $(comma), ,$(PROTOCOL)),$(call quote,+protocol@protocols.$(name)=$(name)))
+PROTOCOLS = $(call read,PROTOCOL)$(foreach name,$(subst $(comma), ,$(PROTOCOL)),$(call quote,+protocol@protocols.$(name)=$(name)))
 
 .DEFAULT_GOAL := help
 .PHONY: help setup reproduce tokenizer codebook codes check-codes import-codes tree tree-report train sample export parameters weights \

@@ -159,7 +159,8 @@ def run_stage(
     # SIGTERM ends a stage like Ctrl-C, so that it can stop the processes that it started.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     end_with_launcher()
-    sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may lack the characters of a path
+    if sys.stdout is not None:  # as it is where the shell has closed it
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may lack the characters of a path
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(PlainFormatter("%(message)s"))
     logging.basicConfig(level=logging.INFO if is_main() else logging.WARNING, handlers=[handler])
@@ -180,7 +181,7 @@ def run_stage(
             prepare(config)
         if not is_check:
             function(config)
-        sys.stdout.flush()
+        print(end="", flush=True)
     except BaseException as error:
         if isinstance(error, SystemExit):
             raise

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import sys
 from typing import Any
 
 import start  # noqa: F401  # isort: skip
@@ -39,7 +40,12 @@ def read_words(words: list[str]) -> list[str]:
     """The overrides of a command line, in Hydra's grammar.
 
     Before a word `--` the text in KEY=TEXT is taken as it stands, and KEY[]=A,B is a list of such texts; behind it,
-    and without it, words are overrides in Hydra's grammar already."""
+    and without it, words are overrides in Hydra's grammar already. InputError for bytes that are no text: files of JSON
+    cannot hold them."""
+    for word in words:
+        if not word.isascii() and re.search("[\ud800-\udfff]", word):
+            encoding = sys.getfilesystemencoding()
+            raise InputError(f"expected text in {encoding}, found {word!a}; rename that file or folder")
     if "--" not in words:
         return words
     end = words.index("--")

@@ -84,6 +84,24 @@ def test_a_variable_that_does_not_exist_is_refused(make, word):
     assert words == [] and f"there is no variable {name}; the variables are MODEL HEAD " in said
 
 
+@pytest.mark.parametrize(
+    ("words", "unread"),
+    [
+        (["tree", "HEAD=flat"], "HEAD"),
+        (["eval-lite", "RUN=r", "GPUS=8"], "GPUS"),
+        (["reproduce", "DATA_PATH=d"], "DATA_PATH"),
+        (["sample", "RELEASE=x", "RUN=r"], "RUN"),
+        (["codebook", "DATA=twemoji64"], None),  # chooses the tokenizer
+        (["train", "MODEL=m", "GPUS=1", "K=2", "RUN_DIR=r"], None),
+        (["eval-fid", "RUN=r", "PROTOCOL=adm", "SAMPLES=s", "GPUS=2"], None),
+    ],
+)
+def test_a_variable_that_a_command_does_not_read_is_told(make, words, unread):
+    said = f"make {words[0]} does not read {unread}"
+    given, output = make(*words)
+    assert given and (said in output if unread else "does not read" not in output)
+
+
 def test_a_line_break_is_refused(make):
     assert "RUN holds a line break" in make("export", "RUN=a\nb")[1]
 

@@ -1,5 +1,6 @@
 """Any text survives the way through the shell, make and Hydra, and a word that Hydra cannot read is explained."""
 
+import os
 import shlex
 
 import pytest
@@ -45,6 +46,11 @@ def test_texts_stand_before_two_dashes_and_overrides_behind_them():
     words = ["run=a=b $c", "names[]=x y,null", "--", "steps=10", "heads=[a,b]"]
     assert held(*read_words(words)) == {"run": "a=b $c", "names": ["x y", "null"], "steps": 10, "heads": ["a", "b"]}
     assert read_words(["a=1", "b=[2]"]) == ["a=1", "b=[2]"]
+
+
+def test_a_name_that_is_no_text_is_refused():
+    with pytest.raises(InputError, match=r"expected text in utf-8, found 'run=\\udcff'; rename"):
+        read_words([os.fsdecode(b"run=\xff"), "--"])
 
 
 @pytest.mark.parametrize("text", [text for text in TEXTS if text and "\n" not in text])
