@@ -136,11 +136,21 @@ class Run:
 
         Raises InputError if there is no run, no checkpoint, or an input was remade after training."""
         config, inputs = self.config, self.inputs
+        self._check_size()
         model = build_model(config.model, config.head, inputs.shape, inputs.tree, config.seed)
         load_weights(self.checkpoint, model)
         if self.averaged:
             use_average(self.checkpoint, model)
         return model.eval()
+
+    def _check_size(self) -> None:
+        """Raise InputError if the config describes a larger model than the checkpoint can hold."""
+        file, wanted = self.checkpoint / "model.safetensors", self.config.model.fewest_parameters
+        if file.exists() and file.stat().st_size < wanted:
+            raise InputError(
+                f"{self.directory / 'config.yaml'} describes a model of more than {wanted} parameters, and {file} has "
+                f"{file.stat().st_size} bytes; copy both back from where the run was trained"
+            )
 
     @property
     def tokenizer_sha256(self) -> str | None:

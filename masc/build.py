@@ -15,7 +15,7 @@ from masc.kmeans import kmeans, kmeans_balanced, kmeans_sklearn, random_balanced
 from masc.linkage import ENGINES, average_linkage
 from masc.runtime.artifacts import Codebook, Meta
 from masc.runtime.errors import InputError, removal
-from masc.runtime.files import hash_file
+from masc.runtime.files import check_name, hash_file
 from masc.runtime.run import differences, provenance
 from masc.tree import Partition, Tree, load_tree, save_tree
 from masc.variants import LINKAGES, linkage_merges
@@ -47,6 +47,9 @@ class TreeConfig:
     coarsest: int = 1  # number of clusters at which average linkage may stop
 
     def __post_init__(self) -> None:
+        check_name(self.name, "tree.name")
+        if self.separate_dead is not None:
+            check_name(self.separate_dead, "tree.separate_dead")
         for key, choices in (("method", METHODS), ("linkage", LINKAGES), ("metric", METRICS), ("engine", ENGINES)):
             if getattr(self, key) not in choices:
                 raise ValueError(f"tree.{key} must be one of {', '.join(choices)}, not {getattr(self, key)!r}")

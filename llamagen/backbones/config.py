@@ -2,9 +2,11 @@
 
 LlamaGen's sizes are in the LlamaGen paper, Table 1, and in FoundationVision/LlamaGen (ce98ec4), gpt.py."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
+from masc.runtime.files import check_name
 from masc.runtime.targets import check_target
 
 
@@ -21,11 +23,26 @@ class BackboneConfig:
     caption_dim: int = 2048  # width of the text features: FLAN-T5-XL
 
     def __post_init__(self) -> None:
+        check_name(self.name, "model.name")
         check_target(self.target, "model.target")
+        _check_positive(self, "dim", "caption_tokens", "caption_dim")
         if self.condition not in ("class", "text"):
             raise ValueError(f"model.condition must be class or text, not {self.condition!r}")
         if not 0 <= self.class_dropout < 1:
             raise ValueError(f"model.class_dropout must lie in [0, 1), found {self.class_dropout}")
+
+    @property
+    def fewest_parameters(self) -> int:
+        """A number that the model's parameters exceed, known without building it."""
+        return self.dim
+
+
+def _check_positive(config: "BackboneConfig", *names: str) -> None:
+    """Raise ValueError unless the values of a config are positive and finite."""
+    for name in names:
+        value = getattr(config, name)
+        if not 0 < value < math.inf:
+            raise ValueError(f"model.{name} must be positive, found {value}")
 
 
 @dataclass(kw_only=True)
@@ -56,6 +73,9 @@ class ModelConfig(BackboneConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        _check_positive(self, "num_layers", "num_heads", "kv_heads", "multiple_of", "norm_eps", "rope_base")
+        if self.ffn_dim_multiplier is not None and not 0 < self.ffn_dim_multiplier < 1000:
+            raise ValueError(f"model.ffn_dim_multiplier must lie in (0, 1000), found {self.ffn_dim_multiplier}")
         if self.dim % self.num_heads or (self.dim // self.num_heads) % 4:
             raise ValueError(
                 f"model.dim {self.dim} over {self.num_heads} heads must give a head width divisible by 4 "
@@ -70,6 +90,12 @@ class ModelConfig(BackboneConfig):
     @property
     def kv_heads(self) -> int:
         return self.num_heads if self.num_kv_heads is None else self.num_kv_heads
+
+    @property
+    def fewest_parameters(self) -> int:
+        """The numbers in the matrices of the layers' SwiGLU, queries and outputs, and in the empty caption."""
+        caption = self.caption_tokens * self.caption_dim if self.condition == "text" else 0
+        return self.num_layers * self.dim * (3 * self.ffn_dim + 2 * self.dim) + caption
 
     @property
     def head_dim(self) -> int:

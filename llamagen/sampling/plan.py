@@ -17,6 +17,7 @@ from llamagen.sampling.generate import check_guidance
 from llamagen.sampling.sets import Source
 from masc.runtime.device import check_precision, resolve_precision
 from masc.runtime.errors import InputError
+from masc.runtime.files import check_name
 from masc.runtime.streams import Purpose, random_stream
 from vq.interface import Tokenizer
 
@@ -60,8 +61,7 @@ class SampleConfig:
         resolution = 1 if self.resolution is None else self.resolution
         if min(self.num_images, self.batch_size, resolution) < 1:
             raise ValueError("num_images, batch_size and resolution must be positive")
-        if Path(self.name).name != self.name or self.name == "..":
-            raise ValueError(f"name must be that of a folder, without a path, found {self.name!r}")
+        check_name(self.name, "name")
         check_precision(self.precision)
 
     @property

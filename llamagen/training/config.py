@@ -15,6 +15,7 @@ from masc.heads.config import CONFIGS, HeadConfig
 from masc.layout import Layout
 from masc.runtime.device import check_precision
 from masc.runtime.errors import InputError
+from masc.runtime.files import check_name
 from masc.runtime.reading import advising, read_yaml, reason
 from masc.runtime.run import LLAMAGEN, is_begun, open_run, plain, record_steps, run_label, upgrade_config
 from masc.runtime.targets import check_same_target, config_named
@@ -66,6 +67,7 @@ class TrainConfig:
         return keys if self.head.uses_tree else (*keys, "tree.")
 
     def __post_init__(self) -> None:
+        check_name(self.tokenizer_name, "tokenizer_name")
         check_precision(self.precision)
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay must lie in [0, 1), found {self.ema_decay}")
@@ -135,8 +137,12 @@ def load_config(file: Path) -> TrainConfig:
 
     with advising("copy it back from where the run was trained"):
         stored = upgrade_config(read_yaml(file))
-    model, head = (stored[part] if isinstance(stored.get(part), dict) else {} for part in ("model", "head"))
-    if head.get("kind") not in CONFIGS:
+    sections = {part: stored.get(part) for part in ("model", "head", "tree", "data", "optim", "tracking")}
+    for part, section in sections.items():
+        if not isinstance(section, dict):
+            raise InputError(f"expected the section {part} in {file}, found {section!r:.60}; copy the file back")
+    model, head = sections["model"], sections["head"]
+    if not isinstance(head.get("kind"), str) or head["kind"] not in CONFIGS:
         raise InputError(f"{file} names the head {head.get('kind')!r:.60}; this version has {', '.join(CONFIGS)}")
     if model.get("target", LLAMAGEN) != LLAMAGEN:
         check_same_target(model["target"], config_named("model", model.get("name"), file), file)
@@ -145,7 +151,7 @@ def load_config(file: Path) -> TrainConfig:
     schema.head = OmegaConf.structured(CONFIGS[head["kind"]])
     try:
         return OmegaConf.to_object(OmegaConf.merge(schema, _as_text(stored)))
-    except (OmegaConfBaseException, ValueError) as error:
+    except (OmegaConfBaseException, ValueError, OverflowError) as error:
         raise InputError(f"{file} holds a config of another version: {reason(error)}") from error
 
 

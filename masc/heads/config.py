@@ -4,6 +4,8 @@ They stand apart from the heads because a config is read where no torch is neede
 
 from dataclasses import dataclass, field
 
+from masc.runtime.files import check_name
+
 CONTEXTS = ("token", "cluster")
 
 
@@ -13,6 +15,9 @@ class HeadConfig:
 
     name: str
     kind: str
+
+    def __post_init__(self) -> None:
+        check_name(self.name, "head.name")
 
     @property
     def uses_tree(self) -> bool:
@@ -43,6 +48,7 @@ class _ContextConfig(HeadConfig):
     context: str = "token"  # what the context holds: `token` ids or `cluster` ids
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.context not in CONTEXTS:
             raise ValueError(f"head.context must be {' or '.join(CONTEXTS)}, not {self.context!r}")
 

@@ -187,3 +187,11 @@ def hash_file(path: Path) -> str:
     """SHA-256 of a file's bytes; `Damaged` if it cannot be read."""
     with open_file(path) as (file, _):
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_name(name: str, key: str) -> None:
+    """Raise ValueError unless `name` can be that of one file or folder, without a path; `key` is the config key.
+
+    A name in a run's config becomes part of a path, which must not lead elsewhere."""
+    if Path(name).name != name or name in ("", "..") or not name.isprintable():
+        raise ValueError(f"{key} must be the name of a folder, without a path, found {name!r}")

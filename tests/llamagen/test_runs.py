@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from user_errors import tells
 
 from llamagen.runs import Run
@@ -185,3 +186,13 @@ def test_a_run_on_a_read_only_disk_says_what_cannot_be_written(trained, monkeypa
     settings = SampleConfig(run=str(trained.directory), num_images=1)
     with read_only(monkeypatch), pytest.raises(InputError, match=r"read-only.*unfinished.*copy .*run$"):
         sample(settings)
+
+
+@pytest.mark.parametrize("change", [{"dim": 2**30}, {"num_layers": 10**9}, {"multiple_of": 10**12}])
+def test_a_config_of_a_larger_model_than_the_checkpoint_is_refused_before_it_is_built(trained, tmp_path, change):
+    directory = Path(shutil.copytree(trained.directory, tmp_path / "copy"))
+    stored = yaml.safe_load((directory / "config.yaml").read_text())
+    stored["model"] |= change
+    (directory / "config.yaml").write_text(yaml.safe_dump(stored))
+    with pytest.raises(InputError, match=r"config\.yaml describes a model of more than \d+ parameters"):
+        Run(directory).load_model()

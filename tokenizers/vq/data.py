@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass, field
 
+from masc.runtime.files import check_name
 from vq.crops import CROPS, Views
 from vq.readers import SOURCES
 
@@ -21,6 +22,7 @@ class DataConfig:
     crop_ranges: list[float] = field(default_factory=lambda: [1.1, 1.05])  # LlamaGen, extract_codes_c2i.sh
 
     def __post_init__(self) -> None:
+        check_name(self.name, "data.name")
         if self.source not in SOURCES:
             raise ValueError(f"data.source must be one of {', '.join(SOURCES)}, not {self.source!r}")
         if self.resolution < 1:

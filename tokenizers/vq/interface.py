@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from masc.layout import Layout
 from masc.runtime.errors import InputError, MissingArtifact
+from masc.runtime.files import check_name
 from masc.runtime.run import differences, flatten, plain
 from masc.runtime.targets import check_same_target, check_target, load_class
 from vq.hub.pins import existing_weights
@@ -58,6 +59,7 @@ class TokenizerConfig:
     weights: str | None = None
 
     def __post_init__(self) -> None:
+        check_name(self.name, "tokenizer.name")
         check_target(self.target, "tokenizer.target")
 
     def build(self) -> Any:

@@ -80,6 +80,16 @@ def test_a_changed_value_of_an_earlier_version_is_still_refused(small_run):
         ),
         ("model", "name", {"a": 1}, "name"),
         ("data", "path", ["a"], "path"),
+        ("data", "name", "../../elsewhere", r"data\.name must be the name of a folder"),
+        ("tree", "name", "/elsewhere", r"tree\.name must be the name of a folder"),
+        ("head", "name", "..", r"head\.name must be the name of a folder"),
+        ("model", "name", "a/b", r"model\.name must be the name of a folder"),
+        ("model", "num_heads", 0, r"model\.num_heads must be positive"),
+        ("model", "multiple_of", -1, r"model\.multiple_of must be positive"),
+        ("model", "norm_eps", float("nan"), r"model\.norm_eps must be positive"),
+        ("model", "ffn_dim_multiplier", 1e308, r"model\.ffn_dim_multiplier must lie in"),
+        ("optim", "learning_rate", 10**400, "learning_rate|too large"),
+        ("head", "kind", ["flat"], r"names the head \['flat'\]"),
     ],
 )
 def test_a_config_that_does_not_fit_is_one_error_that_names_its_file(small_run, section, key, value, words):
