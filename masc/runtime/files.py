@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from masc.runtime.errors import InputError
 from masc.runtime.locks import claim, release
 from masc.runtime.reading import open_file
 from masc.runtime.writing import make_folder, writing
@@ -152,9 +153,16 @@ def recover_all(folder: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file in UTF-8, completely or not at all."""
+    """Write a text file in UTF-8, completely or not at all; InputError for a name that is not UTF-8 in the text."""
+    try:
+        data = text.encode()
+    except UnicodeEncodeError as error:
+        near = ascii(text[max(0, error.start - 30) : error.end + 10])
+        raise InputError(
+            f"{path} cannot hold the name {near}, which is not UTF-8; rename that file or folder"
+        ) from error
     with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_bytes(data)
 
 
 def write_json(path: Path, content: Any) -> None:

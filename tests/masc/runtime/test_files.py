@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +33,7 @@ from masc.runtime.files import (
     write_json,
     write_text,
 )
-from masc.runtime.npy import save_npy
+from masc.runtime.npy import save_npy, write_npy
 
 
 def names(folder):
@@ -262,9 +263,15 @@ WRITERS = {
     "torch": lambda tensor, file: save_torch(file, tensor),
     "npy": lambda tensor, file: save_npy(file, tensor.numpy()),
     "npz": lambda tensor, file: np.savez(file.open("wb"), a=tensor.numpy()),
+    "zip": lambda tensor, file: write_zip(file, tensor.numpy()),
     "text": lambda tensor, file: file.write_text("a" * len(tensor)),
     "png": lambda tensor, file: Image.fromarray(noise(len(tensor))).save(file, "PNG"),
 }
+
+
+def write_zip(path, array):
+    with zipfile.ZipFile(path, "w") as archive, archive.open("a.npy", "w", force_zip64=True) as file:
+        write_npy(file, [array], len(array), str(path))
 
 
 def noise(count):
@@ -376,7 +383,7 @@ def test_what_the_system_refuses_is_one_error_with_path_and_cause(tmp_path, monk
         if where == "rename":
             patch.setattr(Path, "replace", refuse)
         if where == "write":
-            patch.setattr(Path, "write_text", refuse)
+            patch.setattr(Path, "write_bytes", refuse)
         patch.setattr(Path, "unlink", refuse)  # a cleaning up that fails does not hide the cause
         with pytest.raises(InputError, match=rf"^{REFUSED[code]}.* while writing {re.escape(str(tmp_path))}/a.txt; "):
             write_text(tmp_path / "a.txt", "new")
@@ -503,6 +510,12 @@ def test_text_is_utf_8_in_any_locale(tmp_path):
     assert (tmp_path / "a").read_bytes() == "ä".encode()
     write_json(tmp_path / "b", "ä")
     assert (tmp_path / "b").read_bytes() == b'"\\u00e4"\n'
+
+
+def test_a_name_in_a_text_that_is_not_utf_8_is_said(tmp_path):
+    with pytest.raises(InputError, match=r"a.txt cannot hold the name 'of cat\\udcff\.jpg', which is not UTF-8"):
+        write_text(tmp_path / "a.txt", f"of {os.fsdecode(b'cat' + bytes([255]))}.jpg")
+    assert names(tmp_path) == []
 
 
 def test_files_are_saved_in_one_place(root):
