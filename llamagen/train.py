@@ -41,12 +41,14 @@ from llamagen.training.likelihood import evaluate, on_device
 from llamagen.training.optim import build_optimizer, learning_rate, set_learning_rate
 from llamagen.training.stream import CodeStream, caption_choices, dropped_conditions
 from llamagen.training.tracking import Tracker
-from masc.runtime.device import build_accelerator, from_main, resolve_precision
+from masc.runtime.device import build_accelerator, check_agreement, from_main, resolve_precision
 from masc.runtime.errors import InputError
-from masc.runtime.run import MetricsLog, locked
+from masc.runtime.run import MetricsLog, locked, plain
 from masc.runtime.streams import Purpose, torch_seed
 
 logger = logging.getLogger(__name__)
+# Keys of a config that may differ between processes.
+PLACES = ("config.tracking.", "config.artifacts", "config.captions", "config.data.path")
 SILENCE = 30  # seconds between two lines of progress where no bar is shown, evaluations apart
 
 
@@ -54,8 +56,8 @@ def train(config: TrainConfig) -> Path:
     """Train a run to its last step, from its last checkpoint if there is one; return its directory.
 
     A run that is resumed keeps its precision where the config says `auto`. Raises InputError if an input is missing,
-    another config or another process uses the directory, or the run was started in another precision or with another
-    number of shares of a batch."""
+    another config or another process uses the directory, the run was started in another precision or with another
+    number of shares of a batch, or processes differ in what they train."""
     inputs = load_inputs(config)
     directory, last = config.directory, last_checkpoint(config.directory)
     progress = load_progress(last)
@@ -77,6 +79,8 @@ def train(config: TrainConfig) -> Path:
         from_main(lambda: held.enter_context(locked(directory)))
         from_main(lambda: config.open_directory(inputs.parents))
         progress = load_progress(last)
+        own = {"config": plain(config), "precision": precision, "step of the checkpoint": progress.step}
+        check_agreement(own | {"SHA-256": inputs.parents}, PLACES)
         if progress.step >= config.steps:
             logger.info("%s is trained already (%d steps)", directory, progress.step)
             return directory

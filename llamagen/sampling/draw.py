@@ -24,7 +24,7 @@ from llamagen.sampling.images import UNIT, decode_units, join_npz, read_units
 from llamagen.sampling.plan import SampleConfig, SamplePlan, make_plan, sampling_precision
 from llamagen.sampling.sets import SampleSet, Source, TokenImages, read_manifest, resolution_of
 from masc.runtime.codes import code_type
-from masc.runtime.device import from_main, patient_accelerator
+from masc.runtime.device import check_agreement, from_main, patient_accelerator
 from masc.runtime.errors import InputError, removal
 from masc.runtime.files import remove_leftovers, replacing, write_json
 from masc.runtime.npy import save_npy
@@ -85,6 +85,7 @@ def sample(config: SampleConfig, preset: SamplingConfig | None = None, source: S
         _warn_off_preset(config, preset)
     accelerator.wait_for_everyone()
     manifest = manifest_of(config, source, captions)
+    check_agreement(manifest)
     if samples.holds(manifest):
         logger.info("%s holds these samples already", samples.directory)
         return samples

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from masc.runtime.environment import pin_environment
 from masc.runtime.errors import InputError
+from masc.runtime.run import differences, flatten
 
 if TYPE_CHECKING:
     from accelerate import Accelerator, PartialState
@@ -90,6 +91,22 @@ def check_processes(seen: int) -> None:
             f"{started} processes were started (WORLD_SIZE), but this one sees {seen}, as on a machine without a GPU "
             "for each; use GPUS=1, or LAUNCH_DEVICE=--cpu for several processes on a CPU"
         )
+
+
+def check_agreement(own: dict[str, Any], ignored: tuple[str, ...] = ()) -> None:
+    """Raise InputError unless all processes have the same values; keys that begin with one of `ignored` may differ.
+
+    Each process reads its own files, and machines may have other files or another precision."""
+    from accelerate.utils import gather_object
+
+    first, *others = gather_object([flatten(own)])
+    for rank, other in enumerate(others, 1):
+        lines = differences(first, other, ignored)
+        if lines:
+            raise InputError(
+                f"process {rank} (now) would not compute what process 0 (there) computes:\n{lines}\nGive all machines "
+                "the same command and the same files; where their precision differs, set precision=fp32"
+            )
 
 
 def from_main(compute: Callable[[], Any]) -> Any:

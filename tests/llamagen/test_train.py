@@ -81,6 +81,21 @@ def test_processes_that_do_not_see_each_other_are_refused(small_run, monkeypatch
         train(small_run("head=flat"))
 
 
+OTHER = {
+    "precision": "bf16",
+    "config.optim.learning_rate": 7.0,
+    "SHA-256.val codes": "f" * 64,
+    "step of the checkpoint": 4,
+}
+
+
+@pytest.mark.parametrize(("key", "value"), OTHER.items(), ids=OTHER)
+def test_processes_that_would_train_something_else_are_refused(small_run, monkeypatch, key, value):
+    monkeypatch.setattr("accelerate.utils.gather_object", lambda own: [*own, own[0] | {key: value}])
+    with pytest.raises(InputError, match=rf"process 1 \(now\) would not .*\n  {key}: .* there, {value!r} now\n"):
+        train(small_run("head=flat"))
+
+
 def test_the_environment_does_not_decide_how_a_run_is_trained(small_run, tmp_path, monkeypatch, caplog):
     plain = train(small_run("head=flat", f"run_dir={tmp_path / 'plain'}"))
     for name, value in HOSTILE.items():
