@@ -12,6 +12,7 @@ import pytest
 from launch import Launch, parse, run_workers
 from meeting import Meeting, free_port
 from start import ROOT
+from tiny_artifacts import make_artifacts
 
 from masc.runtime.errors import InputError
 
@@ -182,3 +183,14 @@ def test_a_launch_that_cannot_work_ends_with_one_line(tmp_path, device, more, wo
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1 and done.stderr.startswith(words) and done.stderr.count("\n") == 1, done.stderr
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_two_processes_train_a_run_and_print_its_place_once(tmp_path):
+    model = ["model=llamagen-tiny", "model.dim=32", "model.num_layers=1", "model.num_heads=4", "model.multiple_of=16"]
+    given = [f"artifacts={make_artifacts(tmp_path / 'artifacts')}", f"run_dir={tmp_path / 'run'}", "data=twemoji"]
+    settings = ["head=masc", "steps=2", "batch_size=8", "log_every=2", "checkpoint_every=2", "tracking.mode=disabled"]
+    command = [sys.executable, "scripts/launch.py", "2", "1", "0", "127.0.0.1", "", "--cpu", "scripts/train.py"]
+    done = subprocess.run([*command, *model, *given, *settings], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, f"{tmp_path / 'run'}\n"), done.stderr
+    assert "Traceback" not in done.stderr and "warn" not in done.stderr.lower()
