@@ -16,6 +16,7 @@ from masc.runtime.errors import InputError
 
 PIPES = "LAUNCH_PIPES"  # the two file descriptors, as in 3,4
 CONTINUES = "the same command continues from the last checkpoint or finished stage"
+NOTICE = 2  # seconds in which the launcher sees that another process has died
 GRACE = 20  # seconds from SIGTERM to SIGKILL
 
 
@@ -50,10 +51,14 @@ def print_error(message: str | None, error: BaseException) -> None:
 
 def end_worker(message: str | None, error: BaseException) -> NoReturn:
     """Print an error and end this process at once: the interpreter's own end would wait for the other processes."""
-    print_error(message, error)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(1)
+    try:
+        if message is None:  # perhaps only because another process has died: then the launcher ends this one now
+            time.sleep(NOTICE)
+        print_error(message, error)
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:
+        os._exit(1)
 
 
 def end_processes() -> None:

@@ -73,6 +73,18 @@ def test_a_process_that_is_killed_is_named_and_the_others_are_stopped(capfd):
     assert capfd.readouterr().err == ""
 
 
+def test_an_error_that_follows_from_the_death_of_another_process_is_not_printed(capfd):
+    code = (
+        "import os, signal, worker\n"
+        "signal.signal(signal.SIGTERM, signal.default_int_handler)\n"
+        "if os.environ['RANK'] == '1': os.kill(os.getpid(), signal.SIGKILL)\n"
+        "worker.end_worker(None, RuntimeError('Connection reset by peer'))\n"
+    )
+    with pytest.raises(InputError, match="a process was ended by SIGKILL"):
+        run_workers(processes(code))
+    assert capfd.readouterr().err == ""
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_no_process_outlives_its_launcher(tmp_path, number):
     """A pipe that the processes inherit is at its end when none of them is left."""
