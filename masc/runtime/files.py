@@ -36,8 +36,8 @@ def replacing(path: Path) -> Iterator[Path]:
     """A temporary name beside `path`, renamed to it on success and removed on failure.
 
     An existing directory is first renamed; `recover` restores it if the process dies before the second rename. Where
-    `path` is a link, what the link names is replaced. Raises InputError, with the cause, if
-    the system refuses a write, or if a directory is in the place of a file or a file in the place of a directory."""
+    `path` is a link, what the link names is replaced. Raises InputError, with the cause, if the system refuses a write,
+    or if a directory is in the place of a file or a file in the place of a directory."""
     path = Path(path)
     with writing(path):
         if path.is_symlink():
@@ -90,19 +90,21 @@ def _remove(path: Path) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what dead processes left in a folder while they wrote; what belongs to another user stays."""
-    with contextlib.suppress(FileNotFoundError, PermissionError):
-        with os.scandir(folder) as entries:
-            names = [entry.name for entry in entries]
-        if len(names) > CROWDED:
-            _crowded.add(folder)
-        hidden = (name for name in names if name[0] == ".")
-        for temporary in {folder / found[1] for found in map(LEFTOVER.fullmatch, hidden) if found}:
-            lock = _lock_of(temporary)
+    """Remove what dead processes left in a folder while they wrote. What cannot be removed stays."""
+    names = []
+    with contextlib.suppress(FileNotFoundError, PermissionError), os.scandir(folder) as entries:
+        names = [entry.name for entry in entries]
+    if len(names) > CROWDED:
+        _crowded.add(folder)
+    hidden = (name for name in names if name[0] == ".")
+    for temporary in {folder / found[1] for found in map(LEFTOVER.fullmatch, hidden) if found}:
+        lock = _lock_of(temporary)
+        with contextlib.suppress(OSError):  # of another user, or on a read-only disk
             if (held := claim(lock)) is not None:
-                with contextlib.suppress(OSError):
+                try:
                     _remove(temporary)
-                release(lock, held)
+                finally:
+                    release(lock, held)
 
 
 def _publish(temporary: Path, path: Path) -> None:

@@ -184,6 +184,18 @@ def test_a_large_folder_is_searched_once(tmp_path, monkeypatch):
     assert not (tmp_path / ".a.7.partial").exists()
 
 
+def test_leftovers_on_a_read_only_disk_stay(tmp_path, monkeypatch):
+    def refuse(*arguments):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    for name in (".a.0.partial", ".a.0.partial.lock", ".b.0.partial"):
+        (tmp_path / name).touch()
+    monkeypatch.setattr(os, "open", refuse)
+    remove_leftovers(tmp_path)
+    remove_leftovers(tmp_path / "absent")
+    assert len(names(tmp_path)) == 3
+
+
 @pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOLCK, errno.EIO])
 def test_without_locks_a_temporary_counts_as_left_after_a_day(tmp_path, monkeypatch, code):
     def flock(file, operation):
