@@ -94,8 +94,8 @@ def extract_text_features(
     shards = path.with_name(f".{path.name}.{key}.shards")
     starts = range(0, len(captions), SHARD)
     mine = starts[accelerator.process_index :: accelerator.num_processes]
-    with locked(shards) if accelerator.is_main_process else contextlib.nullcontext():
-        accelerator.wait_for_everyone()
+    with contextlib.ExitStack() as held:
+        from_main(lambda: held.enter_context(locked(shards)))
         todo = [start for start in mine if not _shard(shards, start).exists()]
         if todo:
             tokenizer, model = _load_encoder(encoder, dtype)

@@ -97,7 +97,7 @@ def sample(config: SampleConfig, preset: SamplingConfig | None = None, source: S
     with contextlib.ExitStack() as held:
         from_main(lambda: held.enter_context(locked(work)))
         if from_main(lambda: SampleSet(source, config.name).holds(manifest)):  # drawn meanwhile by another process
-            from_main(lambda: shutil.rmtree(work))
+            from_main(lambda: shutil.rmtree(work, ignore_errors=True))
             return SampleSet(source, config.name)
         from_main(lambda: _prepare(work, manifest))
         _draw_tokens(config, accelerator, plan, work / "tokens")
