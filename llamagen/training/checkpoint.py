@@ -4,15 +4,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from llamagen.training.average import averaged_parameters
 from masc.runtime.errors import InputError, MissingArtifact
 from masc.runtime.files import hash_file, recover, replacing, save_safetensors, save_torch, write_json
-from masc.runtime.reading import read_json
+from masc.runtime.reading import read_json, reason
 from masc.runtime.run import run_facts
+from vq.checkpoint import load_state, read_checkpoint
+
+RESTORE = "copy the checkpoint back, or train the run in another directory (RUN_DIR=...)"
 
 
 @dataclass
@@ -55,14 +57,12 @@ def load_weights(path: Path, model: nn.Module) -> None:
     if not file.exists():
         run_dir = Path(path).parent.parent
         raise MissingArtifact("run", path, f"no checkpoint at {path}; train or resume the run", **run_facts(run_dir))
-    model.load_state_dict(load_file(file))
+    load_state(model, read_checkpoint(file, RESTORE), file)
 
 
 def load_average(path: Path, average: AveragedModel) -> None:
     """Continue with the averaged weights of a checkpoint directory."""
-    stored = load_file(Path(path) / "average.safetensors")
-    for name, value in averaged_parameters(average).items():
-        value.copy_(stored[name])
+    use_average(path, average.module)
 
 
 def use_average(path: Path, model: nn.Module) -> None:
@@ -70,7 +70,8 @@ def use_average(path: Path, model: nn.Module) -> None:
     file = Path(path) / "average.safetensors"
     if not file.exists():
         raise _no_average(path)
-    model.load_state_dict(load_file(file), strict=False)  # buffers are not averaged
+    buffers = dict(model.state_dict())  # are not averaged
+    load_state(model, buffers | read_checkpoint(file, RESTORE), file)
 
 
 def _no_average(path: Path) -> InputError:
@@ -98,6 +99,10 @@ def last_checkpoint(run_dir: Path) -> Path:
 
 
 def load_optimizer(path: Path, optimizer: torch.optim.Optimizer) -> None:
-    """Load the optimizer state that `save_checkpoint` wrote."""
-    state = torch.load(Path(path) / "optimizer.pt", weights_only=True, map_location="cpu")
-    optimizer.load_state_dict(state)
+    """Load the optimizer state that `save_checkpoint` wrote; InputError if it is damaged or of another model."""
+    file = Path(path) / "optimizer.pt"
+    state = read_checkpoint(file, RESTORE)
+    try:
+        optimizer.load_state_dict(state)
+    except Exception as error:  # torch raises errors of any type for another content
+        raise InputError(f"{file} is not the state of this run's optimizer ({reason(error)}); {RESTORE}") from error

@@ -35,11 +35,11 @@ class _Unread:
         pass
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
+def read_checkpoint(path: Path, advice: str = "download it again") -> dict[str, Any]:
     """The content of a .safetensors file or a torch checkpoint, tensors on the CPU, memory-mapped if possible.
 
     Raises InputError if the file is missing or truncated, or if it names code other than tensors and plain containers.
-    No code of the file runs."""
+    No code of the file runs. `advice` says what to do about a truncated file."""
     path = Path(path)
     if not path.exists():
         raise MissingArtifact("weights", path, f"no checkpoint at {path}; give another path, or download it")
@@ -56,9 +56,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             "the state dict alone, or convert it to .safetensors in a sandbox"
         ) from error
     except Exception as error:  # torch raises errors of any type for damaged files
-        raise InputError(
-            f"{path} is truncated, or it is not a checkpoint ({_reason(error)}); download it again"
-        ) from error
+        raise InputError(f"{path} is truncated, or it is not a checkpoint ({_reason(error)}); {advice}") from error
     if not isinstance(found, dict):
         raise InputError(f"expected a dictionary of tensors in {path}, found {type(found).__name__}; give another file")
     return found
