@@ -95,7 +95,7 @@ class TrainConfig:
         depend on the number of steps. Raises InputError for fewer steps than the run has, for more steps in another
         schedule, and for another precision than the run's; `auto` is the run's own."""
         directory, progress = self.directory, load_progress(last_checkpoint(self.directory))
-        if not is_begun(directory):
+        if not is_begun(directory) and (directory / "provenance.json").exists():  # else config.yaml is not a run's
             (directory / "config.yaml").unlink(missing_ok=True)
         checked = ("steps", "precision")
         there = open_run(directory, plain(self), parents, self.volatile, self.label, checked).get("steps")
