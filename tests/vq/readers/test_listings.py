@@ -137,7 +137,7 @@ def test_classes_that_look_the_same_are_refused(tmp_path):
 def test_images_of_other_types_are_left_out_with_a_warning(tmp_path, caplog):
     put(tmp_path, "train/a/1.jpg", "train/a/2.avif", "train/a/.3.gif", "train/a/4.HEIC")
     assert len(classes(tmp_path)) == 1
-    assert "2 images are left out, the first is 'a/" in caplog.text
+    assert caplog.text.count("2 images are left out, the first is 'a/") == 1
 
 
 @pytest.mark.parametrize("name", ["a/caf\udce9.jpg", "a/two\nlines.jpg", "a/two\u2028lines.jpg"])

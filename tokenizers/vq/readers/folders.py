@@ -41,7 +41,7 @@ def load_class_folders(root: Path, split: str, resolution: int) -> StoredImages:
             f"the only class folder of train of {root} is {class_names[0]!r}, which is the name of a split; move the "
             "folders in it one level up, or pack the archive anew from inside of it"
         )
-    members = open_split(root, split, class_of)
+    members = everything if split == "train" else open_split(root, split, class_of)
     unknown = sorted({class_of(name) for name in members.names} - set(class_names))
     if unknown:
         is_look_alike = _look(unknown[0]) in map(_look, class_names)
