@@ -28,8 +28,8 @@ READ :=
 read = $(eval READ += $(1))
 UNREAD = $(foreach name,$(filter-out $(READ) $(if $(filter DATA TOKENIZER,$(READ)),DATA MODEL) ARGS PYTHON SETUP_PYTHON SHELL,$(GIVEN)),$(warning make $@ does not read $(name)))
 
-# With it Python would not find the modules beside a script.
-unexport PYTHONSAFEPATH
+# They change how Python itself works: where it finds modules, what it leaves out, what it takes for an error.
+unexport PYTHONSAFEPATH PYTHONHOME PYTHONOPTIMIZE PYTHONWARNINGS PYTHONINSPECT
 
 PYTHON ?= .venv/bin/python
 SETUP_PYTHON ?= python3

@@ -89,3 +89,5 @@ if __name__ == "__main__":
         main(Path(__file__).resolve().parents[1])
     except KeyboardInterrupt:
         sys.exit("\ninterrupted; `make setup` starts again")
+    except OSError as error:
+        sys.exit(f"error: {error.strerror}: {error.filename}")

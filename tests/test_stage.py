@@ -237,12 +237,15 @@ def test_each_script_first_imports_what_pins_the_environment(root):
         assert not others or others[0] in names or file.stem == "start", file
 
 
-def test_a_package_of_our_name_elsewhere_does_not_replace_ours(root, tmp_path):
-    for name in ("masc", "vq", "metrics", "llamagen", "reports"):
+def test_a_package_on_pythonpath_replaces_none(root, tmp_path):
+    for name in ("masc", "vq", "metrics", "llamagen", "reports", "numpy", "hydra", "stage"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "__init__.py").write_text("raise ImportError('a foreign package')")
+    (tmp_path / "my_tokenizer.py").touch()
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}
-    code = "import sys; sys.path.insert(0, 'scripts'); import jobs, stage, launch, vq, metrics, llamagen, reports"
+    code = (
+        "import sys; sys.path[0] = 'scripts'; import jobs, stage, vq, metrics, llamagen, reports, numpy, my_tokenizer"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=root, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
