@@ -7,6 +7,8 @@ import logging
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from urllib.parse import urljoin
 
 import numpy as np
 import pytest
@@ -34,7 +36,7 @@ class Server(FaultyServer):
         self.etag, self.modified = '"0x8D9"', ""
         self.length: str | None = None  # what it announces instead of the length
         self.encoding: str | None = None  # what it announces as the encoding
-        self.surplus = b""  # what it sends after the file
+        self.surplus: bytes | None = None  # what it sends after the file, whose length it does not announce
 
 
 class Handler(FaultyHandler):
@@ -42,7 +44,7 @@ class Handler(FaultyHandler):
         server, headers = self.server, {}
         server.requests.append((self.command, self.path, self.headers.get("Range")))
         if self.path in server.moved:
-            return self.send(302, {"Location": server.url + server.moved[self.path]}, b"", False)
+            return self.send(302, {"Location": urljoin(server.url, server.moved[self.path])}, b"", False)
         body = server.files.get(self.path)
         if body is None:
             return self.send(404, headers, b"", False)
@@ -53,10 +55,14 @@ class Handler(FaultyHandler):
         headers |= {"Content-Encoding": server.encoding} if server.encoding else {}
         if server.length is not None and not with_body:
             headers["Content-Length"] = server.length
-        if server.surplus and with_body:  # without its length, until the line is closed
-            self.send_response(200)
+        if server.surplus is not None:  # without a length, until the line is closed
+            is_at_end = self.headers.get("Range") == f"bytes={len(body)}-"
+            self.send_response(416 if is_at_end else 200)
+            for name, value in headers.items():
+                self.send_header(name, value)
             self.end_headers()
-            self.wfile.write(body + server.surplus)
+            if with_body and not is_at_end:
+                self.wfile.write(body + server.surplus)
             return None
         return self.send_from_range(headers, body, with_body)
 
@@ -218,7 +224,7 @@ def test_what_the_server_lacks_or_no_server_is_said(server, tmp_path, monkeypatc
         hub.fetch(NAME, tmp_path)
 
 
-@pytest.mark.parametrize("place", ["file:///etc/passwd", "ftp://127.0.0.1/x", "http://", "data:,x"])
+@pytest.mark.parametrize("place", ["file:///etc/passwd", "ftp://127.0.0.1/x", "data:,x", "https://["])
 def test_a_redirect_out_of_http_is_not_followed(server, tmp_path, place):
     server.moved[PATH] = place
     with pytest.raises(InputError, match=r"could not be reached|gave no file"):
@@ -247,12 +253,24 @@ def test_a_web_page_is_not_taken_for_the_file(server, tmp_path, page):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_body_longer_than_announced_is_cut_off(server, tmp_path):
+def test_a_body_longer_than_it_should_be_is_cut_off(server, tmp_path):
     server.surplus = b"more" * 100_000
+    lock(RELEASES[NAME], RELEASES[NAME].files[0], Pin(None, len(CONTENT), SHA256), tmp_path)
     with pytest.raises(InputError, match=rf"sends more than the {len(CONTENT)} bytes"):
         hub.fetch(NAME, tmp_path)
-    assert sum(path.stat().st_size for path in tmp_path.iterdir()) == 0
+    assert not [path for path in tmp_path.glob(".*.incomplete") if path.stat().st_size]
     server.surplus = b""
+    assert hub.fetch(NAME, tmp_path).read_bytes() == CONTENT
+
+
+def test_a_whole_part_of_a_file_of_unknown_length_is_not_asked_for_without_end(server, tmp_path, monkeypatch):
+    server.surplus = b""
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", None)  # the process dies before the file gets its name
+        with pytest.raises(TypeError):
+            hub.fetch(NAME, tmp_path)
+    with tells(r"answered 416 .*incomplete is removed, and the same command begins again"):
+        hub.fetch(NAME, tmp_path)
     assert hub.fetch(NAME, tmp_path).read_bytes() == CONTENT
 
 

@@ -264,6 +264,9 @@ def _plainly(found: Release, file: RemoteFile, url: str, folder: Path, partial: 
                 f"there is no {file.name} in {found.origin} (404 from {url}); if it moved, correct "
                 "tokenizers/vq/hub/releases.py"
             ) from error
+        if status == 416 and partial is not None:  # there are as many bytes already, of a length that nobody told
+            partial.unlink()
+            kept = f"; {partial.name} is removed, and the same command begins again"
         raise missing_file(found, file, folder, f"the server answered {status} for {url}{kept}") from error
     except httpx2.TransportError as error:
         problem = f"no network: {url} could not be reached ({error}){kept}"
