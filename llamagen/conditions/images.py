@@ -48,8 +48,8 @@ def check_text_model(config: BackboneConfig, captions: str | None) -> None:
     """Raise InputError unless a text model is given captions, and a class model none."""
     if (captions is None) == (config.condition == "text"):
         raise InputError(
-            f"{config.name} is {config.condition}-conditional: a text model needs captions=FOLDER of text features "
-            "(`make text-features`), a class model takes none"
+            f"{config.name} is {config.condition}-conditional: a text model needs captions=FOLDER of text features, "
+            "a class model takes none"
         )
 
 

@@ -76,7 +76,7 @@ def read_results(run: str | None, results: str | None) -> dict[Path, Results]:
 
     Raises InputError if there are none or they cannot be read."""
     if (run is None) == (results is None):
-        raise InputError("name a run or a file: make doctor RUN=runs/..., or RESULTS=runs/.../eval/default-adm.json")
+        raise InputError("name a run or a file: RUN=runs/..., or RESULTS=runs/.../eval/default-adm.json")
     paths = [Path(results)] if results else sorted(Path(run, "eval").glob("*.json"))
     paths = [path for path in paths if results or path.stem != "likelihood"]
     if not paths:

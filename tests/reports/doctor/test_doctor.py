@@ -181,7 +181,7 @@ def test_bad_files_are_refused_by_name(tmp_path, content, words):
 
 @pytest.mark.parametrize("arguments", [(None, None), ("runs/x", "file.json")])
 def test_a_run_or_a_file_must_be_named(arguments):
-    with pytest.raises(InputError, match="make doctor"):
+    with pytest.raises(InputError, match="name a run or a file: RUN="):
         read_results(*arguments)
 
 
