@@ -34,7 +34,8 @@ def check_same_target(target: Any, config: Any, path: Path) -> None:
     if target != config.target:
         raise InputError(
             f"{path} names the class {target!r:.60}, but the config {config.name} of this machine names "
-            f"{config.target!r}. A class comes from a config only, never from a file of data; it was not imported"
+            f"{config.target!r}. A class comes from a config only, never from a file of data, and this one was not "
+            "imported; make the file again, or name the class in the config if you trust it"
         )
 
 

@@ -4,18 +4,22 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import stage
 import torch
 import yaml
+from user_errors import tells
 
+from masc.layout import Layout
 from masc.runtime.artifacts import Codebook
 from masc.runtime.errors import InputError
 from vq.codebook import make_codebook
 from vq.interface import TokenizerConfig, tokenizer_path
 from vq.pixels import to_tensor
-from vq.pretrained import load_tokenizer
+from vq.pretrained import load_decoder, load_tokenizer
 from vq.readers import load_images
 
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -76,6 +80,21 @@ def test_the_codebook_is_that_of_the_class(config, tmp_path):
     assert saved.num_tokens == model.num_tokens == 256
     np.testing.assert_array_equal(stored.vectors, model.patches.numpy())
     assert stored.meta.config["target"] == "patch_vq:PatchVQ"
+
+
+def test_a_run_finds_the_class_in_the_config_of_the_name_that_its_codebook_holds(config, folder, tmp_path, monkeypatch):
+    layout, weights = Layout(tmp_path, "patch8"), tokenizer_path(config, tmp_path)
+    codebook = make_codebook(config, weights, layout.codebook)
+    sys.modules.pop("patch_vq")
+    with pytest.raises(InputError, match="configs/tokenizer has no config of that name"):
+        load_decoder(codebook, layout)
+    assert "patch_vq" not in sys.modules  # nothing that only a file names is imported
+    monkeypatch.setattr(stage, "CONFIGS", folder / "configs")
+    assert stage.named_config("tokenizer", "patch8") == config
+    assert load_decoder(codebook, layout).num_tokens == 256
+    other = replace(config, options={"num_tokens": 128})
+    with tells(r"(?s)options\.num_tokens: 256 there, 128 now.*make codebook TOKENIZER=patch8"):
+        load_decoder(codebook, layout, other)
 
 
 def test_what_does_not_fit_is_refused(config, tmp_path):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import save_file
 from user_errors import tells
 
 from masc.layout import Layout
@@ -153,6 +154,14 @@ def test_weights_that_do_not_fit_are_refused(tmp_path, squares):
         load_tokenizer(broken, SMALL)
     with pytest.raises(ValueError, match="power of two"):
         config_of("x", downsample=3).build()
+
+
+@pytest.mark.parametrize("stored", ["", "[1]", "{", '{"name": ["emoji32"]}', None])
+def test_weights_with_a_damaged_description_are_one_error(tmp_path, stored):
+    path = tmp_path / "tokenizer.safetensors"
+    save_file({"a": torch.zeros(1)}, path, metadata=None if stored is None else {"config": stored})
+    with pytest.raises(InputError, match=r"tokenizer\.safetensors"):
+        load_tokenizer(path, EMOJI32)
 
 
 def test_a_codebook_of_other_weights_is_refused(tmp_path):

@@ -1,16 +1,16 @@
 """Tokenizers with their stored weights, read by torch."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
 from masc.layout import Layout
 from masc.runtime.artifacts import Codebook, require_parent
-from masc.runtime.errors import InputError, MissingArtifact, naming
+from masc.runtime.errors import MissingArtifact, naming
 from masc.runtime.files import hash_file
+from masc.runtime.reading import Damaged, advising, parse_json, reason
 from masc.runtime.targets import config_named
 from vq.checkpoint import find_state, load_state, read_checkpoint
 from vq.interface import Tokenizer, TokenizerConfig, tokenizer_path
@@ -59,10 +59,10 @@ def load_decoder(codebook: Codebook, layout: Layout, config: TokenizerConfig | N
 
 
 def _config_in(path: Path) -> dict[str, Any]:
-    try:
-        with safe_open(path, "pt") as file:
-            return json.loads((file.metadata() or {})["config"])
-    except (SafetensorError, KeyError) as error:
-        raise InputError(
-            f"{path} is not a tokenizer of this project, or it is truncated ({error}); train it again"
-        ) from error
+    with advising("train it again"):
+        try:
+            with safe_open(path, "pt") as file:
+                stored = (file.metadata() or {}).get("config", "")
+        except Exception as error:  # safetensors raises errors of several types for damaged files
+            raise Damaged(f"{path} is not a tokenizer of this project, or it is truncated ({reason(error)})") from error
+        return parse_json(stored, dict[str, Any], path)
