@@ -244,7 +244,7 @@ def read_metrics(path: Path) -> list[dict[str, float | int]]:
     rows, broken = [], []
     for number, line in enumerate(read_bytes(path).splitlines(), 1):
         try:
-            row = json.loads(line)
+            row = json.loads(line.decode())
         except (ValueError, RecursionError):  # UnicodeDecodeError is a ValueError
             row = None
         if _is_row(row):
@@ -260,4 +260,4 @@ def _is_row(content: Any) -> bool:
     """Whether a line of metrics.jsonl holds numbers by name, one of them the step."""
     if not isinstance(content, dict) or type(content.get("step")) is not int or content["step"] < 0:
         return False
-    return all(type(value) in (int, float) for value in content.values())
+    return {int, float}.issuperset(map(type, content.values()))
