@@ -38,7 +38,7 @@ class Waiting:
         """Log the line if it is due; InputError after half an hour."""
         now = time.monotonic()
         if now - self.start > PATIENCE:
-            raise InputError(f"gave up {what} after {PATIENCE // 60} minutes")
+            raise InputError(f"gave up: {what} for {PATIENCE // 60} minutes")
         if now >= self.next:
             minutes = round((now - self.start) / 60)
             logger.info("%s%s", what, f" for {minutes} min" if minutes else "")

@@ -69,14 +69,23 @@ def end_processes() -> None:
 
 
 def check_machine() -> None:
-    """Raise InputError if this machine lacks a GPU for each of the processes that are to be started on it."""
+    """Raise InputError if this machine lacks a GPU for each of the processes that are to be started on it, or if these
+    GPUs cannot send to each other."""
     import torch
+    from accelerate.utils import check_cuda_p2p_ib_support
 
+    if "ACCELERATE_USE_CPU" in os.environ:
+        return
     started, found = int(os.environ["LOCAL_WORLD_SIZE"]), torch.cuda.device_count()
-    if "ACCELERATE_USE_CPU" not in os.environ and found < started:
+    if found < started:
         raise InputError(
             f"GPUS={started}, but this machine has {found} GPU(s); use GPUS={max(found, 1)}, or LAUNCH_DEVICE=--cpu to "
             f"start {started} processes on the CPU"
+        )
+    if not check_cuda_p2p_ib_support() and not {"NCCL_P2P_DISABLE", "NCCL_IB_DISABLE"} <= set(os.environ):
+        raise InputError(
+            "these GPUs cannot send to each other with this driver; update it, or set NCCL_P2P_DISABLE=1 and "
+            "NCCL_IB_DISABLE=1 in the environment"
         )
 
 

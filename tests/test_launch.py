@@ -10,7 +10,7 @@ import threading
 
 import pytest
 from launch import Launch, parse, run_workers
-from meeting import Meeting, free_port
+from meeting import Meeting, Waiting, free_port
 from start import ROOT
 from tiny_artifacts import make_artifacts
 
@@ -138,6 +138,19 @@ def test_machines_meet_and_see_when_one_has_ended(caplog):
     second.found.connections[0].close()
     with pytest.raises(InputError, match="node 1 has ended"):
         first.found.check()
+
+
+def test_a_machine_that_waits_says_so_every_minute_and_at_last_gives_up(caplog, monkeypatch):
+    caplog.set_level("INFO")
+    seconds = iter([0, 0, 30, 61, 100, 121, 1900])
+    monkeypatch.setattr("meeting.time.monotonic", lambda: next(seconds))
+    waiting = Waiting()
+    for _ in range(5):
+        waiting.say("node 1 waits for node 0 at host:29500")
+    said = "node 1 waits for node 0 at host:29500"
+    assert [record.getMessage() for record in caplog.records] == [said, f"{said} for 1 min", f"{said} for 2 min"]
+    with pytest.raises(InputError, match=f"gave up: {said} for 30 minutes"):
+        waiting.say(said)
 
 
 def test_a_machine_that_is_done_stops_nobody():

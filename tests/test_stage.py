@@ -215,6 +215,17 @@ def test_a_machine_without_a_gpu_for_each_process_is_named(monkeypatch):
         check_machine()
 
 
+def test_gpus_that_cannot_send_to_each_other_are_told_before_accelerate_refuses_them(monkeypatch):
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("accelerate.utils.check_cuda_p2p_ib_support", lambda: False)
+    with pytest.raises(InputError, match="set NCCL_P2P_DISABLE=1 and NCCL_IB_DISABLE=1"):
+        check_machine()
+    for name in ("NCCL_P2P_DISABLE", "NCCL_IB_DISABLE"):
+        monkeypatch.setenv(name, "1")
+    check_machine()
+
+
 def test_a_bug_keeps_its_traceback(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["stage.py"])
     monkeypatch.setattr("stage.load_config", lambda *arguments: Empty())
