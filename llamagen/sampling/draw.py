@@ -116,7 +116,12 @@ def sample(config: SampleConfig, preset: SamplingConfig | None = None, source: S
 
 
 def _make_room(work: Path, source: Source) -> None:
-    """Create the folder that samples are drawn in; InputError if the run belongs to another user."""
+    """Create the folder that samples are drawn in; InputError if the run belongs to another user.
+
+    A link in its place is refused: pieces of other settings are removed there, and a run from elsewhere may have it."""
+    for place in (work, work / "tokens", work / "images"):
+        if place.is_symlink():
+            raise InputError(f"expected a folder at {place}, found a link; remove the link")
     try:
         make_folder(work)
     except InputError as error:

@@ -55,7 +55,7 @@ def differences(there: dict[str, Any], now: dict[str, Any], volatile: tuple[str,
     """A line for each key whose value differs between two flat configs; keys that begin with one of `volatile` are
     ignored."""
     changed = [key for key in sorted(there | now) if there.get(key) != now.get(key) and not key.startswith(volatile)]
-    return "\n".join(f"  {key}: {there.get(key)!r} there, {now.get(key)!r} now" for key in changed)
+    return "\n".join(f"  {key}: {there.get(key)!r:.200} there, {now.get(key)!r:.200} now" for key in changed)
 
 
 @contextlib.contextmanager

@@ -370,3 +370,16 @@ def test_images_are_resized_before_they_are_rounded():
         found = finish(torch.from_numpy(arrays[f"in_{i}"]).float(), size["image_size_eval"])
         difference = np.abs(found.astype(int) - arrays[f"u8_{i}"].astype(int))
         assert difference.max() <= 1 and (difference > 0).mean() < 1e-3
+
+
+@pytest.mark.parametrize("part", ["", "tokens"])
+def test_a_link_where_pieces_are_removed_is_refused(draw, tmp_path, part):
+    elsewhere = tmp_path / "elsewhere"
+    (elsewhere / "tokens").mkdir(parents=True)
+    (elsewhere / "tokens" / "mine.txt").write_text("mine")
+    place = tmp_path / "runs" / "c2i_tiny" / "samples" / ".default.unfinished" / part
+    place.parent.mkdir(parents=True)
+    place.symlink_to(elsewhere)
+    with pytest.raises(InputError, match="found a link; remove the link"):
+        draw()
+    assert (elsewhere / "tokens" / "mine.txt").read_text() == "mine"
