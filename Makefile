@@ -7,6 +7,7 @@ VARIABLES = $(CHOICES) GPUS NODES MACHINE_RANK MAIN_HOST MAIN_PORT LAUNCH_DEVICE
 GIVEN := $(foreach name,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(name)))),$(name)))
 UNKNOWN := $(filter-out $(VARIABLES) SHELL,$(GIVEN))
 comma := ,
+space := $(subst ,, )
 define newline
 
 
@@ -77,7 +78,8 @@ NEED_RUN = $(if $(RUN),,$(error say which run: make $@ RUN=runs/llamagen-tiny/ma
 SUBJECT = $(if $(RELEASE),$(call set,release,RELEASE) $(call set,sampling,$(if $(PRESET),PRESET,RELEASE)),$(call set,run,RUN) $(call set,sampling,PRESET))
 
 # The measured images: samples of a run or a release by the name of their set, or any images by their path.
-PICTURES = $(if $(filter default,$(SAMPLES)),$(error say what to measure: RUN=runs/..., RELEASE=c2i_B_256, or SAMPLES=folder or .npz),$(call set,samples,SAMPLES))
+IS_DEFAULT = $(filter default,$(subst $(space),/,$(SAMPLES)))
+PICTURES = $(if $(IS_DEFAULT),$(error say what to measure: RUN=runs/..., RELEASE=c2i_B_256, or SAMPLES=folder or .npz),$(call set,samples,SAMPLES))
 MEASURED = $(if $(RUN)$(RELEASE),$(SUBJECT) $(call set,samples,SAMPLES),$(PICTURES))
 PROTOCOLS = $(call read,PROTOCOL)$(foreach name,$(subst $(comma), ,$(PROTOCOL)),$(call quote,+protocol@protocols.$(name)=$(name)))
 
@@ -161,9 +163,9 @@ eval-fid:  ## FID, sFID, IS, precision, recall: RUN=..., RELEASE=c2i_B_256 or SA
 coco-captions:  ## choose 30,000 captions of val2014, one for each image: DATA_PATH=/data/coco ARGS=caption_seed=0
 	$(PYTHON) scripts/coco_captions.py $(call set,coco,DATA_PATH) $(WORDS)
 
-eval-coco: PICTURES = $(if $(filter default,$(SAMPLES)),$(error say what to measure: RUN=runs/..., RELEASE=t2i_XL_stage1_256, or SAMPLES=folder or .npz),$(call set,samples,SAMPLES))
+eval-coco: PICTURES = $(if $(IS_DEFAULT),$(error say what to measure: RUN=runs/..., RELEASE=t2i_XL_stage1_256, or SAMPLES=folder or .npz),$(call set,samples,SAMPLES))
 eval-coco:  ## FID, IS, CLIP score on COCO-30k: RUN=..., RELEASE=t2i_XL_stage1_256 or SAMPLES=folder|npz; DATA_PATH=/data/coco
-	$(LAUNCH) scripts/eval_coco.py $(if $(RUN)$(RELEASE),$(SUBJECT) $(if $(filter-out default,$(SAMPLES)),$(call set,samples,SAMPLES)),$(PICTURES)) $(call set,coco,DATA_PATH) $(WORDS)
+	$(LAUNCH) scripts/eval_coco.py $(if $(RUN)$(RELEASE),$(SUBJECT) $(if $(IS_DEFAULT),,$(call set,samples,SAMPLES)),$(PICTURES)) $(call set,coco,DATA_PATH) $(WORDS)
 
 eval-replacement:  ## the semantic replacement test alone: TOKENIZER=emoji32 K=512,256 ARGS=+tree@trees.ward=ward
 	$(PYTHON) scripts/eval_tokenizer.py reconstruction=false $(call set,tokenizer,TOKENIZER) $(IMAGES) $(call each,num_clusters,K) $(WORDS)

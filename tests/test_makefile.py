@@ -72,6 +72,11 @@ def test_a_list_is_split_at_its_commas_only(make, words, key):
     assert held(*read_words(arguments))[key] == WORST.split(",")
 
 
+def test_a_folder_is_not_taken_for_the_default_because_of_a_word_in_its_name(make):
+    words, _ = make("eval-fid", "SAMPLES=a default set")
+    assert "samples=a default set" in words
+
+
 def test_args_are_words_of_the_shell(make):
     words, _ = make("report", "ARGS=a=1 'b=\"c d\"' e=$HOME")
     assert words == ["scripts/report.py", "--", "a=1", 'b="c d"', f"e={os.environ['HOME']}"]
