@@ -193,7 +193,7 @@ def test_a_config_that_cannot_be_is_refused(tiny_release):
     for changes, words in (
         ({"num_images": 0}, "num_images must be at least 2"),
         ({"labels": "sorted"}, "labels must be one of"),
-        ({"samples": "a/b"}, "name must be that of a folder"),
+        ({"samples": "a/b"}, "name must be the name of a folder"),
     ):
         with pytest.raises(ValueError, match=words):
             EvalFidConfig(release=tiny_release, protocols={"adm": protocol()}, **changes)
