@@ -8,10 +8,11 @@ import numpy as np
 
 from masc.build import TreeConfig, Usage, make_tree
 from masc.runtime.artifacts import Codebook, Meta, require_parent
-from masc.runtime.codes import Codes, load_codes, used_tokens, verify_once
+from masc.runtime.codes import Codes, load_codes, used_tokens
 from masc.runtime.errors import InputError, MissingArtifact, naming
 from masc.runtime.files import hash_file, recover
 from masc.runtime.run import differences
+from masc.runtime.verify import verify_once
 from masc.tree import Clustering, Partition, Tree, check_cuts, load_tree
 
 

@@ -17,8 +17,7 @@ import numpy as np
 from PIL import Image
 
 from masc.layout import captions_file
-from masc.runtime.captions import read_lines
-from masc.runtime.codes import CAPTIONS_AT_MOST
+from masc.runtime.captions import CAPTIONS_AT_MOST, read_lines
 from masc.runtime.errors import InputError, MissingArtifact
 from masc.runtime.files import hash_file, write_json, write_text
 from masc.runtime.reading import Damaged, check_json, read_json, read_text, reason

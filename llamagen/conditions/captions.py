@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote_plus
 
-from masc.runtime.captions import read_lines
-from masc.runtime.codes import CAPTIONS_AT_MOST, Entries, texts_of
+from masc.runtime.captions import CAPTIONS_AT_MOST, Entries, read_lines, texts_of
 from masc.runtime.errors import InputError, MissingArtifact
 from masc.runtime.reading import advising, parse_json, read_text
 

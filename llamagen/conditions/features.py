@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from llamagen.conditions.captions import Captions, clean_caption, warn_of_empty
-from masc.runtime.codes import CAPTIONS_AT_MOST
+from masc.runtime.captions import CAPTIONS_AT_MOST
 from masc.runtime.device import from_main, patient_accelerator
 from masc.runtime.errors import InputError, MissingArtifact, removal
 from masc.runtime.files import hash_file, recover, replacing, write_json

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from llamagen.backbones.config import BackboneConfig
 from llamagen.conditions.features import MAX_TOKENS, TextFeatures
-from masc.runtime.codes import Codes, load_captions
+from masc.runtime.captions import load_captions
+from masc.runtime.codes import Codes
 from masc.runtime.errors import InputError, MissingArtifact, naming
 
 

@@ -1,9 +1,12 @@
-"""Captions in a text file: the caption of image i on line i."""
+"""Captions in files: of text, with the caption of image i on line i, and captions.json of packed codes."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from masc.runtime.errors import InputError
-from masc.runtime.reading import Damaged, read_text
+from masc.runtime.reading import Damaged, damaged_is_missing, read_json, read_text
+
+CAPTIONS_AT_MOST = 4 * 2**30  # bytes of captions.json
 
 
 def read_lines(path: Path) -> list[str]:
@@ -26,3 +29,25 @@ def read_lines(path: Path) -> list[str]:
             "Write a caption there, or delete these lines"
         )
     return lines
+
+
+@dataclass(frozen=True)
+class ImageTexts:
+    """An entry of captions.json for an image with several captions."""
+
+    captions: list[str]
+
+
+Entries = list[str | ImageTexts]  # of captions.json: one for each image
+
+
+def load_captions(path: Path) -> list[list[str]]:
+    """The captions of each image in a directory of codes; an image may have none or several."""
+    with damaged_is_missing("codes", path):
+        entries = read_json(Path(path) / "captions.json", Entries, at_most=CAPTIONS_AT_MOST)
+    return [texts_of(entry) for entry in entries]
+
+
+def texts_of(entry: str | ImageTexts) -> list[str]:
+    """The captions in one entry of captions.json; an empty text is none."""
+    return [entry] * bool(entry) if isinstance(entry, str) else entry.captions

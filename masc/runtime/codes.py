@@ -25,7 +25,6 @@ from masc.runtime.reading import Damaged, damaged_is_missing, open_array, read_j
 logger = logging.getLogger(__name__)
 FORMAT, VERSION = "masc-codes", 2
 SHARD_SIZE = 1024  # images that share a checksum
-CAPTIONS_AT_MOST = 4 * 2**30  # bytes of captions.json
 
 
 @dataclass(frozen=True, eq=False)
@@ -199,7 +198,7 @@ def load_codes(path: Path, codebook_sha256: str) -> Codes:
 
     Raises MissingArtifact if it is missing, damaged, of another version, or made with another codebook. Labels and
     groups are checked against their hash and the class names, the memory-mapped tokens against their shape;
-    `verify_codes` and `verify_once` read them all."""
+    `masc.runtime.verify` reads them all."""
     path = Path(path)
     meta = read_meta(path)
     if meta.codebook_sha256 != codebook_sha256:
@@ -209,8 +208,8 @@ def load_codes(path: Path, codebook_sha256: str) -> Codes:
             f"{path} was made with the codebook {meta.codebook_sha256[:12]}, but the codebook in use is "
             f"{codebook_sha256[:12]}",
         )
-    with _damaged(path, meta):
-        tokens = _open_tokens(path, meta)
+    with damaged_codes(path, meta):
+        tokens = open_tokens(path, meta)
         order = {name: open_array(path / f"{name}.npy", "i", (meta.shape[0],)) for name in ("labels", "groups")}
         if hash_arrays(order) != meta.order_sha256:
             raise Damaged(f"labels or groups in {path} were altered")
@@ -233,13 +232,13 @@ def load_codes(path: Path, codebook_sha256: str) -> Codes:
     )
 
 
-def _damaged(path: Path, meta: CodesMeta) -> contextlib.AbstractContextManager[None]:
+def damaged_codes(path: Path, meta: CodesMeta) -> contextlib.AbstractContextManager[None]:
     """`damaged_is_missing` for codes; imported ones must be deleted before they are imported again."""
     is_imported = bool(meta.config.get("imported"))
     return damaged_is_missing("imported codes" if is_imported else "codes", path, remove=is_imported)
 
 
-def _open_tokens(path: Path, meta: CodesMeta) -> np.ndarray:
+def open_tokens(path: Path, meta: CodesMeta) -> np.ndarray:
     """The memory-mapped tokens; `Damaged` unless they have the shape and the type that meta.json says."""
     tokens = open_array(path / "codes.npy", "u", meta.shape, mapped=True)
     expected = code_type(meta.num_tokens)
@@ -248,69 +247,10 @@ def _open_tokens(path: Path, meta: CodesMeta) -> np.ndarray:
     return tokens
 
 
-def verify_codes(path: Path) -> int:
-    """Read all tokens, compare each shard with its checksum, and return the number of shards.
-
-    Raises MissingArtifact with the number and the images of the first shard that differs or holds a token outside of
-    the codebook. The result is remembered for `verify_once`."""
-    path = Path(path)
-    meta = read_meta(path)
-    with _damaged(path, meta):
-        _verify(path, meta, _open_tokens(path, meta))
-    return len(meta.shards)
-
-
-def verify_once(path: Path) -> None:
-    """Verify the codes as `verify_codes`, unless that was done since codes.npy and meta.json were written."""
-    try:
-        is_verified = read_json(_mark_of(Path(path))) == _state(Path(path))
-    except (Damaged, OSError):  # not verified yet, or not readable, which is then said
-        is_verified = False
-    if not is_verified:
-        verify_codes(path)
-
-
-def _verify(path: Path, meta: CodesMeta, tokens: np.ndarray) -> None:
-    """Compare the shards with their checksums and remember the result; `Damaged` for the first that differs."""
-    state = _state(path)
-    with contextlib.suppress(OSError):
-        _mark_of(path).unlink(missing_ok=True)
-    if [shard for shard in meta.shards if shard.images < 0] or sum(s.images for s in meta.shards) != len(tokens):
-        raise Damaged(f"the shards in {path}/meta.json do not add up to the {len(tokens)} images of codes.npy")
-    start = 0
-    for number, shard in enumerate(tqdm(meta.shards, desc=f"verifying {path}", disable=None, leave=False, delay=1)):
-        rows, where = tokens[start : start + shard.images], f"images {start} to {start + shard.images - 1}"
-        if hashlib.sha256(np.ascontiguousarray(rows).data).hexdigest() != shard.sha256:
-            raise Damaged(f"shard {number} of {path}/codes.npy ({where}) does not match its checksum")
-        if rows.size and int(rows.max()) >= meta.num_tokens:
-            raise Damaged(
-                f"shard {number} of {path}/codes.npy ({where}) holds the token {rows.max()}, outside the codebook of "
-                f"{meta.num_tokens}"
-            )
-        start += shard.images
-    try:
-        write_json(_mark_of(path), state)
-    except InputError as error:
-        logger.info("the codes are verified each time they are opened, because that cannot be remembered: %s", error)
-
-
-def _mark_of(path: Path) -> Path:
-    return path.with_name(f".{path.name}.verified.json")
-
-
-def _state(path: Path) -> dict[str, Any]:
-    """What changes when codes.npy or meta.json change."""
-    status = (path / "codes.npy").stat()
-    return {
-        "codes": [status.st_size, status.st_mtime_ns, status.st_ino],
-        "meta_sha256": hash_file(path / "meta.json"),
-    }
-
-
 def load_keys(path: Path) -> list[str]:
     """The name of each image in a directory of codes, or none; MissingArtifact if there are fewer or more."""
     meta = read_meta(path)
-    with _damaged(path, meta):
+    with damaged_codes(path, meta):
         text = read_text(Path(path) / "keys.txt")
         keys = text.removesuffix("\n").split("\n") if text else []
         if keys and len(keys) != meta.shape[0]:
@@ -332,25 +272,3 @@ def used_tokens(codes: Codes) -> np.ndarray:
         if is_used.all():
             break
     return is_used
-
-
-@dataclass(frozen=True)
-class ImageTexts:
-    """An entry of captions.json for an image with several captions."""
-
-    captions: list[str]
-
-
-Entries = list[str | ImageTexts]  # of captions.json: one for each image
-
-
-def load_captions(path: Path) -> list[list[str]]:
-    """The captions of each image in a directory of codes; an image may have none or several."""
-    with damaged_is_missing("codes", path):
-        entries = read_json(Path(path) / "captions.json", Entries, at_most=CAPTIONS_AT_MOST)
-    return [texts_of(entry) for entry in entries]
-
-
-def texts_of(entry: str | ImageTexts) -> list[str]:
-    """The captions in one entry of captions.json; an empty text is none."""
-    return [entry] * bool(entry) if isinstance(entry, str) else entry.captions

@@ -26,8 +26,8 @@ from llamagen.training.checkpoint import load_optimizer
 from llamagen.training.config import TrainConfig
 from masc.layout import Layout
 from masc.runtime.artifacts import Codebook
-from masc.runtime.codes import verify_codes
 from masc.runtime.errors import InputError
+from masc.runtime.verify import verify_codes
 from metrics.results import Results, row
 from reports.overview import OverviewConfig, write_overview
 from reports.runs import RunRecord

@@ -8,8 +8,10 @@ from tiny_artifacts import NUM_TOKENS, make_artifacts
 from masc.build import TreeConfig
 from masc.layout import Layout
 from masc.runtime.artifacts import Codebook
-from masc.runtime.codes import load_captions, load_codes, verify_codes
+from masc.runtime.captions import load_captions
+from masc.runtime.codes import load_codes
 from masc.runtime.run import open_run, read_metrics, read_provenance
+from masc.runtime.verify import verify_codes
 from masc.tree import load_tree
 
 pytestmark = [pytest.mark.usefixtures("little_memory"), pytest.mark.filterwarnings("ignore")]

@@ -9,17 +9,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from masc.runtime import codes
-from masc.runtime.codes import (
-    load_captions,
-    load_codes,
-    load_keys,
-    save_codes,
-    used_tokens,
-    verify_codes,
-    verify_once,
-)
+from masc.runtime import verify
+from masc.runtime.captions import load_captions
+from masc.runtime.codes import load_codes, load_keys, save_codes, used_tokens
 from masc.runtime.errors import InputError, MissingArtifact
+from masc.runtime.verify import verify_codes, verify_once
 
 
 def save(path, tokens, count, labels=None, names=("a", "b", "c"), **more):
@@ -168,8 +162,8 @@ def test_captions_of_another_form_are_refused(tmp_path, tokens, content):
 def reads(monkeypatch):
     """A list that grows by one each time when all tokens are read."""
     found = []
-    verify = codes._verify
-    monkeypatch.setattr(codes, "_verify", lambda *arguments: found.append(1) or verify(*arguments))
+    original = verify._verify
+    monkeypatch.setattr(verify, "_verify", lambda *arguments: found.append(1) or original(*arguments))
     return found
 
 
@@ -227,7 +221,7 @@ def test_codes_on_a_read_only_disk_are_verified_each_time(tmp_path, tokens, read
         raise InputError("the file system is read-only")
 
     save(tmp_path / "codes", tokens, 2500)
-    monkeypatch.setattr(codes, "write_json", refuse)
+    monkeypatch.setattr(verify, "write_json", refuse)
     verify_once(tmp_path / "codes")
     verify_once(tmp_path / "codes")
     assert len(reads) == 2

@@ -19,8 +19,9 @@ from PIL import Image
 from stage import load_config
 from user_errors import tells
 
-from masc.runtime.codes import load_codes, verify_codes
+from masc.runtime.codes import load_codes
 from masc.runtime.errors import InputError, naming
+from masc.runtime.verify import verify_codes
 from vq.codebook import make_codebook
 from vq.codes import extract
 from vq.codes.extract import extract_codes

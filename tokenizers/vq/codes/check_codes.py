@@ -7,9 +7,10 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from masc.runtime.artifacts import Codebook
-from masc.runtime.codes import Codes, load_codes, load_keys, verify_codes
+from masc.runtime.codes import Codes, load_codes, load_keys
 from masc.runtime.files import replacing
 from masc.runtime.streams import Purpose, random_stream
+from masc.runtime.verify import verify_codes
 from vq.interface import Tokenizer
 from vq.pixels import decode_pixels
 

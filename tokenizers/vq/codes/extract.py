@@ -25,12 +25,14 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from masc.runtime.artifacts import Codebook
-from masc.runtime.codes import CAPTIONS_AT_MOST, load_codes, load_keys, read_meta, save_codes, verify_codes
+from masc.runtime.captions import CAPTIONS_AT_MOST
+from masc.runtime.codes import load_codes, load_keys, read_meta, save_codes
 from masc.runtime.device import from_main, patient_state
 from masc.runtime.errors import InputError, MissingArtifact, removal
 from masc.runtime.files import recover, remove_leftovers, write_json
 from masc.runtime.reading import Damaged, read_json, reason
 from masc.runtime.run import differences, flatten
+from masc.runtime.verify import verify_codes
 from vq.codes.shards import ExtractConfig, Shards, lock_codes
 from vq.crops import Views
 from vq.images import ImageSource
