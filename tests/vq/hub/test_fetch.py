@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from urllib.parse import unquote
 
 import huggingface_hub
@@ -245,3 +246,12 @@ def test_the_command_fetches_through_the_clients_endpoint_setting(server, tmp_pa
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "weights" / FILE).read_bytes() == CONTENT
     assert not (tmp_path / "home").exists()
+
+
+@pytest.mark.parametrize("location", ["file:///etc/hostname", "ftp://127.0.0.1/x"])
+def test_a_hub_that_sends_the_client_out_of_http_is_not_followed(server, tmp_path, monkeypatch, location):
+    ask = hub.get_hf_file_metadata
+    monkeypatch.setattr(hub, "get_hf_file_metadata", lambda *a, **b: replace(ask(*a, **b), location=location))
+    with pytest.raises(InputError, match=r"could not be reached .*protocol"):
+        hub.fetch("maskgit-vq", tmp_path)
+    assert not (tmp_path / FILE).exists()
