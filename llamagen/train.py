@@ -67,7 +67,7 @@ def train(config: TrainConfig) -> Path:
         logger.warning("%s continues in %s, in which it was started, whatever suits this machine", directory, precision)
     accelerator = build_accelerator(precision)
     shares = accelerator.num_processes * config.micro_batches
-    if progress.step:
+    if 0 < progress.step < config.steps:
         _check_shares(config, progress.shares, accelerator.num_processes)
     share, remainder = divmod(config.batch_size, shares)
     if remainder:

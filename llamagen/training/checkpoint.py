@@ -29,6 +29,10 @@ class Progress:
     shares: int = 1
     precision: str = "fp32"
 
+    def __post_init__(self) -> None:
+        if self.step < 0 or self.shares < 1 or self.precision not in ("fp32", "bf16"):
+            raise ValueError(f"no progress of a run: step {self.step}, {self.shares} shares, {self.precision!r:.20}")
+
 
 def save_checkpoint(
     path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress, average: AveragedModel | None

@@ -1,5 +1,7 @@
 """What a run keeps when its command is typed again: precision, shares of a batch, config, and its number of steps."""
 
+import json
+
 import pytest
 from accelerate import Accelerator
 from run_rows import losses
@@ -125,6 +127,15 @@ def test_a_damaged_log_stops_no_training(small_run, tmp_path, dies, caplog):
     (tmp_path / "lost" / "metrics.jsonl").unlink()
     rows = losses(train(small_run("head=flat", f"run_dir={tmp_path / 'lost'}")))
     assert [row["step"] for row in rows] == [10, 12] and "holds no rows up to step 8" in caplog.text
+
+
+@pytest.mark.parametrize("change", [{"precision": "fp8"}, {"shares": 0}, {"step": -1}])
+def test_progress_that_no_run_has_made_is_refused(small_run, tmp_path, change):
+    path = small_run("head=flat").directory / "checkpoints" / "last"
+    path.mkdir(parents=True)
+    (path / "progress.json").write_text(json.dumps({"step": 4, "shares": 1, "precision": "fp32"} | change))
+    with pytest.raises(InputError, match=r"progress.json .*no progress of a run"):
+        train(small_run("head=flat"))
 
 
 def test_a_refused_start_leaves_nothing(small_run):

@@ -152,6 +152,7 @@ def test_a_finished_run_is_left_alone(small_run, monkeypatch):
     before = (config.directory / "metrics.jsonl").read_bytes()
     monkeypatch.setattr(_Loop, "run", None)
     train(config)
+    train(small_run("head=flat", "micro_batches=2"))  # a finished run asks for no share of a batch
     assert (config.directory / "metrics.jsonl").read_bytes() == before
 
 
