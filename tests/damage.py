@@ -23,10 +23,14 @@ STRANGE = [
     *(None, True, -1, 0, 10**15, 2**70, 1.5, float("nan"), float("inf")),
     *("", "x", "\ud800", [], [None], {}, {"a": [[]]}),
 ]
+# YAML that a trusting reader expands for hours.
+MERGES = b"a0: &a0 {%s}\n" % b", ".join(b"k%d: 1" % key for key in range(10)) + b"".join(
+    b"a%d: &a%d {<<: [%s]}\n" % (level, level, b", ".join([b"*a%d" % (level - 1)] * 10)) for level in range(1, 12)
+)
 OTHER_FILES = [
     *(b"", b"\0", b"\xff" * 100, b"PK\x03\x04", b"\x1f\x8b\x08\x00", b"\x93NUMPY", b"\x89PNG\r\n\x1a\n"),
     *(b"\xff\xd8\xff\xe0", b"null", b"[]", b"{}", b"1", b'"x"', b"[" * 100_000, b"{" * 5_000, b"9" * 10_000),
-    *(b"- a\n- b\n", b"a: &a [*a]\n", b"\x80\x04."),
+    *(b"- a\n- b\n", b"a: &a [*a]\n", MERGES, b"\x80\x04."),
 ]
 
 

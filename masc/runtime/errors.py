@@ -3,6 +3,7 @@
 import contextlib
 import shlex
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,8 @@ class MissingArtifact(InputError):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """For pickle: processes send errors to one another."""
-        return _missing_artifact, (self.kind, self.path, str(self), self.remove, self.overrides, self.first, self.facts)
+        options = {"remove": self.remove, "overrides": self.overrides, "first": self.first}
+        return partial(MissingArtifact, self.kind, self.path, str(self), **options, **self.facts), ()
 
     @classmethod
     def all_of(cls, problem: str, missing: Sequence["MissingArtifact"]) -> "MissingArtifact":
@@ -47,18 +49,6 @@ class MissingArtifact(InputError):
         *first, last = missing
         options = {"remove": last.remove, "overrides": last.overrides, "first": first}
         return cls(last.kind, last.path, problem, **options, **last.facts)
-
-
-def _missing_artifact(
-    kind: str,
-    path: Path,
-    problem: str,
-    remove: bool,
-    overrides: dict[str, Any],
-    first: Sequence[MissingArtifact],
-    facts: dict[str, Any],
-) -> MissingArtifact:
-    return MissingArtifact(kind, path, problem, remove=remove, overrides=overrides, first=first, **facts)
 
 
 def removal(path: Path) -> str:

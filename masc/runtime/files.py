@@ -35,24 +35,23 @@ _crowded: set[Path] = set()
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary name beside `path`, renamed to it on success and removed on failure.
 
-    An existing directory is first renamed; `recover` restores it if the process dies before the second rename. Where
-    `path` is a link, what the link names is replaced. Raises InputError, with the cause, if the system refuses a write,
-    or if a directory is in the place of a file or a file in the place of a directory."""
+    An existing directory is first renamed; `recover` restores it if the process dies before the second rename. Raises
+    InputError, with the cause, if the system refuses a write, if a directory is in the place of a file or a file in the
+    place of a directory, and if `path` is a link: a link in a downloaded run may name any folder of the user. Links
+    above `path` are followed."""
     path = Path(path)
     with writing(path):
         if path.is_symlink():
-            path = _behind_link(path)  # its folder is not made: the link may be to a disk that is not mounted
-        else:
-            make_folder(path.parent)
+            raise InputError(
+                f"{path} is a link to {path.readlink()}, and nothing behind a link is replaced; remove the link. For "
+                "another disk, link the folder above it"
+            )
+        make_folder(path.parent)
         if path.parent not in _crowded:
             remove_leftovers(path.parent)
         with _temporary(path) as temporary:
             yield temporary
             _publish(temporary, path)
-
-
-def _behind_link(path: Path) -> Path:
-    return Path(os.path.realpath(path)) if path.is_symlink() else path
 
 
 @contextlib.contextmanager
@@ -138,13 +137,12 @@ def recover(path: Path) -> Path:
     disk. Everyone who looks for such a directory does so through this function."""
     path = Path(path)
     with contextlib.suppress(PermissionError):  # raised again by whoever opens its files
-        place = _behind_link(path)
-        aside = _aside(place)
-        if not place.exists() and aside.exists():
+        aside = _aside(path)
+        if not os.path.lexists(path) and aside.exists():
             try:
-                aside.rename(place)
+                aside.rename(path)
             except OSError:  # nothing can be renamed here, or another process restored or wrote it in between
-                return path if place.exists() else aside
+                return path if path.exists() else aside
     return path
 
 

@@ -18,6 +18,7 @@ logger = logging.getLogger(__name__)
 UNSUPPORTED = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
 BUSY = (errno.EAGAIN, errno.EACCES)
 PAUSE = 0.05  # seconds between two looks at a lock that another process holds
+_held: set[int] = set()  # open files of the locks of this process
 ABANDONED = 24 * 3600  # seconds; without locks, a file of this age counts as left behind
 
 
@@ -35,10 +36,11 @@ def lock_file(path: Path, busy: str | None = None, waiting: str | None = None) -
                 logger.info(waiting)
                 waiting = None
             time.sleep(PAUSE)
+    _held.add(descriptor)
     try:
         yield
     finally:
-        os.close(descriptor)
+        _let_go(descriptor)
 
 
 def _open_locked(path: Path, busy: str | None) -> int | None:
@@ -82,6 +84,7 @@ def claim(path: Path) -> int | None:
         except OSError:  # no locks here; a write does not fail for that
             is_held = is_new or time.time() - os.fstat(descriptor).st_mtime > ABANDONED
         if is_held and _is_at(descriptor, path):
+            _held.add(descriptor)
             return descriptor
         os.close(descriptor)
         if not is_held:
@@ -92,7 +95,24 @@ def release(path: Path, descriptor: int) -> None:
     """Delete the file of a claim and end the claim."""
     with contextlib.suppress(OSError):  # the next start removes what stays
         Path(path).unlink()
-    os.close(descriptor)
+    _let_go(descriptor)
+
+
+def _let_go(descriptor: int) -> None:
+    """Close the file of a lock, unless it is closed because this process was forked from the one that holds it."""
+    if descriptor in _held:
+        _held.remove(descriptor)
+        os.close(descriptor)
+
+
+def _forget() -> None:
+    """Close the files of all locks. A forked process, such as one that decodes images, would keep them locked after the
+    death of the process that holds them."""
+    for descriptor in list(_held):
+        _let_go(descriptor)
+
+
+os.register_at_fork(after_in_child=_forget)
 
 
 def _flock(descriptor: int) -> bool:

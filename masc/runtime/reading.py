@@ -23,6 +23,7 @@ from masc.runtime.errors import InputError, MissingArtifact, printable
 
 MIB = 2**20
 MAX_YAML_VALUES = 100_000  # an alias of YAML can stand for any number of values
+MAX_MEMBERS = 1000  # of a .npz
 BUFFER = 4 * MIB  # bytes inflated at once
 
 
@@ -144,15 +145,13 @@ def _adapter(schema: Any) -> Any:
     return TypeAdapter(schema)
 
 
-def read_yaml(path: Path, at_most: int = 4 * MIB) -> dict[str, Any]:
+def read_yaml(path: Path, at_most: int = MIB // 16) -> dict[str, Any]:
     """The mapping in a YAML file, made of plain values with text as keys.
 
     Raises `Damaged` for a tag of another language, an alias that repeats values without end, or any other content."""
-    import yaml
-
     text = read_text(path, at_most)
     with _parsing(path, "YAML of plain values"):
-        content = yaml.safe_load(text)
+        content = _load_yaml(text)
     if not isinstance(content, dict):
         raise Damaged(f"expected YAML of keys and values in {path}, found {_kind(content)}")
     waiting, count = [content], 0
@@ -171,6 +170,18 @@ def read_yaml(path: Path, at_most: int = 4 * MIB) -> dict[str, Any]:
         elif not isinstance(value, str | int | float | None):
             raise Damaged(f"expected plain values in {path}, found {_kind(value)}")
     return content
+
+
+def _load_yaml(text: str) -> Any:
+    """The content of YAML text without tags of Python and without merge keys: a few of these take hours to expand."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        def flatten_mapping(self, node: yaml.MappingNode) -> None:
+            if any(key.tag == "tag:yaml.org,2002:merge" for key, _ in node.value):
+                raise ValueError("a merge key, <<")
+
+    return yaml.load(text, Loader)  # of SafeLoader's kind
 
 
 def _kind(value: Any) -> str:
@@ -220,7 +231,7 @@ def _check_array(path: Path, dtype: np.dtype, found: tuple[int, ...], kinds: str
 
 
 def _shape_text(shape: Shape) -> str:
-    return "x".join("any" if length is None else str(length) for length in shape) or "()"
+    return f"({', '.join('any' if length is None else str(length) for length in shape)})"
 
 
 def _read_header(file: IO[bytes]) -> tuple[tuple[int, ...], str, np.dtype]:
@@ -248,8 +259,10 @@ def read_npz(path: Path, names: Collection[str] | None = None, at_most: int = 10
         _parsing(path, "arrays in NumPy's npz format"),
         zipfile.ZipFile(file) as archive,
     ):
-        stored = inflated = 0
-        for member in archive.infolist():
+        members, stored, inflated = archive.infolist(), 0, 0
+        if len(members) > MAX_MEMBERS:
+            raise Damaged(f"expected at most {MAX_MEMBERS} arrays in {path}, found {len(members)}")
+        for member in members:
             name = member.filename.removesuffix(".npy")
             if names is not None and name not in names:
                 continue
@@ -259,6 +272,8 @@ def read_npz(path: Path, names: Collection[str] | None = None, at_most: int = 10
                 stored += member.file_size
             else:
                 inflated += member.file_size
+            if inflated and not at_most:
+                raise Damaged(f"the arrays in {path} are compressed, which this project never does; save them again")
             if stored > size or inflated > at_most:
                 raise Damaged(
                     f"the members of {path} claim {stored + inflated} bytes; expected at most the {size} bytes of the "

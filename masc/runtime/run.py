@@ -208,12 +208,17 @@ def provenance() -> dict[str, Any]:
     return {
         "commit": git("rev-parse", "HEAD"),
         "dirty": bool(git("status", "--porcelain", "--untracked-files=no")),
-        "command": " ".join(sys.argv),
-        "directory": str(Path.cwd()),
+        "command": _in_utf8(" ".join(sys.argv)),
+        "directory": _in_utf8(str(Path.cwd())),
         "python": platform.python_version(),
         "packages": versions,
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
     }
+
+
+def _in_utf8(text: str) -> str:
+    """The text with an escape in the place of each byte of a name that is not UTF-8."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 class MetricsLog:

@@ -32,9 +32,12 @@ ADVICE = {
     errno.EROFS: "choose another folder",
     errno.EACCES: "choose another folder, or change its permissions",
     errno.EPERM: "choose another folder, or change its permissions",
+    errno.ENOENT: "see whether its disk is mounted",
     errno.ENOTDIR: "move it away, or choose another path",
     errno.EISDIR: "move it away, or choose another path",
     errno.ENAMETOOLONG: "choose a shorter one",
+    errno.EIO: "check the disk, or choose another one",
+    errno.ESTALE: "check the network disk, or choose another one",
     errno.EXDEV: "copy it to another name, delete it, rename the copy to the first name",
 }
 UNNAMED = -1  # torch and NumPy do not always name the error
@@ -83,10 +86,11 @@ def in_words(error: Exception, path: Path | None = None) -> str | None:
         limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
         cause += "" if limit == resource.RLIM_INFINITY else f" (`ulimit -f`: {limit} bytes)"
     elif isinstance(place, str | bytes) and (path is None or Path(os.fsdecode(place)).parent != Path(path).parent):
-        cause += f" ({os.fsdecode(place)})"
+        shown = Path(os.fsdecode(place))
+        cause += f" ({shown.parent if '.partial' in shown.suffixes else shown})"  # a temporary name says nothing
     doing = "" if path is None else f" while writing {path}"
-    advice = ADVICE.get(number, "repair that")
-    return f"{cause}{doing}; {advice}. The same command then continues from its last files"
+    advice = f"; {ADVICE[number]}" if number in ADVICE else ""
+    return f"{cause}{doing}{advice}. The same command then continues from its last files"
 
 
 def _number_of(error: Exception) -> int | None:

@@ -89,7 +89,7 @@ def test_pickled_code_is_not_run(tmp_path):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (np.zeros(N, np.float32), "expected whole numbers of shape 1024 .*float32"),
+        (np.zeros(N, np.float32), r"expected whole numbers of shape \(1024\) .*float32"),
         (np.zeros(N, bool), "bool"),
         (np.zeros((N, 1), np.int64), r"\(1024, 1\)"),
         (np.zeros(5, np.int64), r"found int64 \(5,\).*of this codebook's tokens"),

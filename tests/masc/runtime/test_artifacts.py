@@ -119,7 +119,7 @@ def test_codes_come_back_and_are_checked(tmp_path):
     with pytest.raises(InputError, match=r"labels or groups in .* were altered"):
         load_codes(tmp_path / "c", "hash")
     np.save(tmp_path / "c" / "codes.npy", tokens[:1].astype(np.uint16))
-    with pytest.raises(InputError, match=r"of shape 3x2x4 in .*codes.npy, found uint16 \(1, 2, 4\)"):
+    with pytest.raises(InputError, match=r"of shape \(3, 2, 4\) in .*codes.npy, found uint16 \(1, 2, 4\)"):
         load_codes(tmp_path / "c", "hash")
 
 

@@ -126,7 +126,7 @@ def respell(path, change):
         (lambda meta: meta | {"shape": [2500, 2, -9]}, "which no codes have"),
         (lambda meta: meta | {"num_tokens": 10**15}, "which no codes have"),
         (lambda meta: meta | {"num_tokens": 70_000}, "expected uint32 in .*codes.npy for 70000 tokens, found uint16"),
-        (lambda meta: meta | {"shape": [2500, 2, 10]}, "of shape 2500x2x10 in .*codes.npy"),
+        (lambda meta: meta | {"shape": [2500, 2, 10]}, r"of shape \(2500, 2, 10\) in .*codes.npy"),
         (lambda meta: meta | {"class_names": ["a"]}, "run from 0 to 2, but there are 1 classes"),
     ],
 )

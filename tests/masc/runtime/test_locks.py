@@ -143,3 +143,28 @@ def test_a_claim_whose_file_another_process_deleted_is_made_again(tmp_path, monk
     claimed = claim(tmp_path / "a")
     assert os.path.samestat(os.fstat(claimed), (tmp_path / "a").stat())
     release(tmp_path / "a", claimed)
+
+
+FORKING = """
+import os, sys, time
+from pathlib import Path
+from masc.runtime.locks import lock_file
+with lock_file(Path(sys.argv[1])):
+    if os.fork() == 0:  # as a process that decodes images
+        print("forked", flush=True)
+        sys.stdin.read()
+        os._exit(0)
+    time.sleep(60)
+"""
+
+
+def test_a_forked_process_does_not_keep_the_lock_of_a_dead_one(tmp_path):
+    command, pipe = [sys.executable, "-c", FORKING, str(tmp_path / "lock")], subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as holder:
+        assert holder.stdout.readline() == "forked\n"
+        with pytest.raises(InputError, match="busy"), lock_file(tmp_path / "lock", busy="busy"):
+            pass
+        holder.kill()
+        holder.wait()
+        with lock_file(tmp_path / "lock", busy="busy"):
+            holder.stdin.close()
