@@ -5,14 +5,15 @@
 CHOICES = MODEL HEAD TREE DATA DATA_PATH TOKENIZER K SEED SEEDS RUN RUN_DIR RUNS SAMPLES NAME RELEASE PRESET CAPTIONS RESULTS PROTOCOL ARGS
 VARIABLES = $(CHOICES) GPUS NODES MACHINE_RANK MAIN_HOST MAIN_PORT LAUNCH_DEVICE PYTHON SETUP_PYTHON
 GIVEN := $(foreach name,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(name)))),$(name)))
-UNKNOWN := $(filter-out $(VARIABLES) SHELL,$(GIVEN))
+# A make that runs this one hands its own variables down.
+UNKNOWN := $(if $(filter 0,$(MAKELEVEL)),$(filter-out $(VARIABLES) SHELL,$(GIVEN)))
 comma := ,
 space := $(subst ,, )
 define newline
 
 
 endef
-$(if $(UNKNOWN),$(error there is no variable $(firstword $(UNKNOWN)); the variables are $(VARIABLES). A value of the config is given in ARGS, as in ARGS="steps=10"))
+$(if $(UNKNOWN),$(error there is no variable $(firstword $(UNKNOWN)); the variables are $(VARIABLES). A value of the config is given in ARGS, as in ARGS="steps=10". $(firstword $(UNKNOWN)) stands on the command line, or in MAKEFLAGS of the environment))
 $(foreach name,$(VARIABLES),$(if $(findstring $(newline),$(value $(name))),$(error $(name) holds a line break)))
 $(foreach name,$(CHOICES),$(if $(filter environment,$(origin $(name))),$(warning $(name)=$(value $(name)) is taken from the environment)))
 # Make would expand a $ in what was given.
@@ -27,7 +28,7 @@ WORDS = $(UNREAD)-- $(ARGS)
 # What a recipe has read so far; what was given and not read is told. TOKENIZER follows from DATA, and DATA from MODEL.
 READ :=
 read = $(eval READ += $(1))
-UNREAD = $(foreach name,$(filter-out $(READ) $(if $(filter DATA TOKENIZER,$(READ)),DATA MODEL) ARGS PYTHON SETUP_PYTHON SHELL,$(GIVEN)),$(warning make $@ does not read $(name)))
+UNREAD = $(foreach name,$(filter-out $(READ) $(if $(filter DATA TOKENIZER,$(READ)),DATA MODEL) ARGS PYTHON SETUP_PYTHON,$(filter $(VARIABLES),$(GIVEN))),$(warning make $@ does not read $(name)))
 
 # They change how Python itself works: where it finds modules, what it leaves out, what it takes for an error.
 unexport PYTHONSAFEPATH PYTHONHOME PYTHONOPTIMIZE PYTHONWARNINGS PYTHONINSPECT
@@ -60,7 +61,7 @@ RESULTS ?=
 PROTOCOL ?= adm,paper
 
 # With several nodes, run the same command on each; SLURM's variables give the node's number.
-MACHINE_RANK ?= $(or $(SLURM_NODEID),0)
+MACHINE_RANK ?= $(if $(filter 1,$(NODES)),0,$(or $(SLURM_NODEID),0))
 MAIN_HOST ?= 127.0.0.1
 # Empty: a free port on one machine, 29500 on several.
 MAIN_PORT ?=

@@ -37,8 +37,9 @@ class Launch:
         """The environment of a process; `place` holds its own variables."""
         shared = {"LOCAL_WORLD_SIZE": str(self.gpus), "GROUP_RANK": str(self.node)}
         on_cpu = {"ACCELERATE_USE_CPU": "1", "CUDA_VISIBLE_DEVICES": ""} if self.on_cpu else {}
-        # One thread, as torchrun sets it: sums then do not depend on the number of cores.
-        return {"OMP_NUM_THREADS": "1", **os.environ, **shared, **on_cpu, **place}
+        # One thread for each of several, as torchrun sets it: they share the cores.
+        threads = {"OMP_NUM_THREADS": "1"} if self.gpus > 1 else {}
+        return threads | os.environ | shared | on_cpu | place
 
 
 def parse(words: list[str]) -> Launch:
@@ -145,7 +146,8 @@ def stop(processes: list[subprocess.Popen]) -> None:
 
 def main() -> None:
     for number in (signal.SIGTERM, signal.SIGHUP):  # end like Ctrl-C, and so end the processes as well
-        signal.signal(number, signal.default_int_handler)
+        if signal.getsignal(number) != signal.SIG_IGN:  # as nohup sets it
+            signal.signal(number, signal.default_int_handler)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
         sys.exit(launch(parse(sys.argv[1:])))

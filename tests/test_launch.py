@@ -1,6 +1,7 @@
 """Processes are started together and end together, on one machine and on several, with one error for all."""
 
 import contextlib
+import functools
 import os
 import signal
 import socket
@@ -56,6 +57,14 @@ def test_each_process_has_a_place_of_its_own(capfd):
     assert sorted(capfd.readouterr().out.splitlines()) == ["2 0 4", "3 1 4"]
 
 
+@pytest.mark.parametrize(("gpus", "threads"), [(1, None), (2, "1")])
+def test_processes_that_share_the_cores_have_one_thread_each(monkeypatch, gpus, threads):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert processes("", gpus=gpus, nodes=2).environment().get("OMP_NUM_THREADS") == threads
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert processes("", gpus=gpus).environment()["OMP_NUM_THREADS"] == "3"
+
+
 def test_the_first_error_is_printed_alone_and_the_others_are_stopped(capfd):
     code = (
         "import os, time, worker\n"
@@ -97,6 +106,18 @@ def test_no_process_outlives_its_launcher(tmp_path, number):
         assert launcher.stdout.read() == ""
         said = launcher.stderr.read()
     assert ("interrupted; the same command continues" in said) == (number == signal.SIGTERM)
+
+
+def test_a_launcher_that_nohup_started_outlives_its_terminal(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text("import sys\nif '--check' not in sys.argv: print('here', flush=True); sys.stdin.read()\n")
+    command = [sys.executable, "scripts/launch.py", "2", "1", "0", "127.0.0.1", "", "--cpu", str(script)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    ignore = functools.partial(signal.signal, signal.SIGHUP, signal.SIG_IGN)
+    with subprocess.Popen(command, cwd=ROOT, preexec_fn=ignore, text=True, **pipes) as launcher:
+        assert [launcher.stdout.readline() for _ in range(2)] == ["here\n", "here\n"]
+        launcher.send_signal(signal.SIGHUP)
+        assert launcher.communicate() == ("", "") and launcher.returncode == 0
 
 
 def test_a_config_is_refused_before_any_process_starts(tmp_path):

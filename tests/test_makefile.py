@@ -20,9 +20,11 @@ def make(root, tmp_path_factory):
     stub.write_text(f"#!{sys.executable}\nimport json, sys\nprint(json.dumps(sys.argv[1:]))\n")
     stub.chmod(0o755)
 
+    outer = {name: text for name, text in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}  # make test
+
     def run(*words, **environment):
         command = ["make", "--silent", *words, f"PYTHON={shlex.quote(str(stub))}"]
-        done = subprocess.run(command, cwd=root, capture_output=True, text=True, env=os.environ | environment)
+        done = subprocess.run(command, cwd=root, capture_output=True, text=True, env=outer | environment)
         printed = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
         return printed[-1] if printed else [], done.stdout + done.stderr
 
@@ -87,6 +89,24 @@ def test_a_variable_that_does_not_exist_is_refused(make, word):
     words, said = make("train", word)
     name = word.partition("=")[0]
     assert words == [] and f"there is no variable {name}; the variables are MODEL HEAD " in said
+
+
+def test_a_variable_in_makeflags_is_refused_with_its_place(make):
+    words, said = make("train", MAKEFLAGS=" -- V=1")
+    assert (
+        words == [] and "there is no variable V; " in said and "V stands on the command line, or in MAKEFLAGS" in said
+    )
+
+
+def test_the_variables_of_an_outer_make_are_passed_over(make):
+    words, said = make("train", MAKEFLAGS=" -- CC=gcc SEED=3", MAKELEVEL="1")
+    assert "seed=3" in words and "CC" not in said
+
+
+@pytest.mark.parametrize(("given", "node"), [([], "0"), (["NODES=2"], "1"), (["NODES=2", "MACHINE_RANK=0"], "0")])
+def test_slurm_numbers_the_machines_of_one_launch_only(make, given, node):
+    words, _ = make("train", "GPUS=2", *given, SLURM_NODEID="1")
+    assert words[:4] == ["scripts/launch.py", "2", "2" if given else "1", node]
 
 
 @pytest.mark.parametrize(
