@@ -13,7 +13,8 @@ import sys
 import time
 from dataclasses import dataclass, replace
 
-from meeting import Meeting, free_port
+from meeting import Meeting, free_port, listen
+from messages import PlainFormatter, explain
 from worker import CONTINUES, GRACE, PIPES, claim_error
 
 from masc.runtime.errors import InputError
@@ -50,6 +51,8 @@ def parse(words: list[str]) -> Launch:
             raise InputError(f"{name} must be a whole number from {least} up, found {text!r}")
         numbers[name] = int(text)
     host, port, device = words[3:6]
+    if numbers["NODES"] > 1 and not _is_name(host):
+        raise InputError(f"MAIN_HOST must be the name or address of node 0, found {host!r}")
     if device not in DEVICES:
         raise InputError(f"LAUNCH_DEVICE must be one of {', '.join(DEVICES)}, found {device!r}")
     if port and not (port.isdecimal() and 0 < int(port) < 2**16):
@@ -62,17 +65,29 @@ def parse(words: list[str]) -> Launch:
     return Launch(*numbers.values(), host, int(port or 0), device == "--cpu", (sys.executable, *words[6:]))
 
 
+def _is_name(host: str) -> bool:
+    """Whether a name of a machine can be looked up."""
+    try:
+        return bool(host.encode("idna"))
+    except UnicodeError:
+        return False
+
+
 def launch(here: Launch) -> int:
     """Run all processes to their end; return the exit status: 0, or that of the first that failed."""
     if here.gpus * here.nodes == 1 or {"-h", "--help"} & set(here.command):
         os.execve(here.command[0], here.command, here.environment())
+    if here.nodes == 1 and here.port:
+        listen(here.port).close()  # the first process will listen there
     check = subprocess.Popen([*here.command[:2], "--check", *here.command[2:]], env=here.environment())
     try:
         status = run_all([check])
     finally:
         stop([check])
+    if status < 0:
+        raise ended_by(status)
     if status:
-        return abs(status)
+        return status
     if here.nodes == 1:
         return run_workers(replace(here, host="127.0.0.1", port=here.port or free_port()))
     with Meeting.of(here.node, here.nodes, here.host, here.port or 29500, [here.gpus, *here.command[1:]]) as meeting:
@@ -101,10 +116,7 @@ def run_workers(here: Launch, meeting: Meeting | None = None) -> int:
             workers.append(subprocess.Popen(here.command, env=environment, pass_fds=[errors, alive]))
         status = run_all(workers, meeting)
         if status < 0 and claim_error(errors):
-            raise InputError(
-                f"a process was ended by {signal.Signals(-status).name}, so all are; if nobody sent it, the memory may "
-                f"have been full; {CONTINUES}"
-            )
+            raise ended_by(status)
         return abs(status)
     except InputError:
         claim_error(errors)  # the other processes end silently
@@ -117,6 +129,14 @@ def run_workers(here: Launch, meeting: Meeting | None = None) -> int:
     finally:
         stop(workers)
         os.close(held)
+
+
+def ended_by(status: int) -> InputError:
+    """The error for a process that a signal has ended; `status` is its exit status."""
+    return InputError(
+        f"a process was ended by {signal.Signals(-status).name}, so all are; if nobody sent it, the memory may have "
+        f"been full; {CONTINUES}"
+    )
 
 
 def run_all(processes: list[subprocess.Popen], meeting: Meeting | None = None) -> int:
@@ -148,11 +168,13 @@ def main() -> None:
     for number in (signal.SIGTERM, signal.SIGHUP):  # end like Ctrl-C, and so end the processes as well
         if signal.getsignal(number) != signal.SIG_IGN:  # as nohup sets it
             signal.signal(number, signal.default_int_handler)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(PlainFormatter("%(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
     try:
         sys.exit(launch(parse(sys.argv[1:])))
     except InputError as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {explain(error)}")
     except KeyboardInterrupt:
         sys.exit(1)
 

@@ -19,6 +19,7 @@ logger = logging.getLogger(__name__)
 PATIENCE = 1800  # seconds that machines wait for each other
 REMIND = 60  # seconds between two lines that say so
 LINE = 4096  # bytes of a line at most
+LINE_TIME = 10  # seconds in which a line must be there
 
 
 def free_port() -> int:
@@ -28,21 +29,33 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
+def listen(port: int) -> socket.socket:
+    """A socket that listens on a port of this machine. InputError if it cannot."""
+    try:
+        return socket.create_server(("", port))
+    except OSError as error:
+        raise InputError(
+            f"cannot listen on port {port} ({os.strerror(error.errno)}); another run may use it: give another, the "
+            f"same on all nodes, as in MAIN_PORT={free_port()}"
+        ) from error
+
+
 class Waiting:
-    """Says for whom this machine waits: at once, and then every minute."""
+    """Says for whom this machine waits: at once, for each new reason, and every minute."""
 
     def __init__(self):
         self.start = self.next = time.monotonic()
+        self.reason = ""
 
-    def say(self, what: str) -> None:
+    def say(self, what: str, reason: str = "") -> None:
         """Log the line if it is due; InputError after half an hour."""
         now = time.monotonic()
         if now - self.start > PATIENCE:
-            raise InputError(f"gave up: {what} for {PATIENCE // 60} minutes")
-        if now >= self.next:
+            raise InputError(f"gave up: {what}{reason} for {PATIENCE // 60} minutes")
+        if now >= self.next or reason != self.reason:
             minutes = round((now - self.start) / 60)
-            logger.info("%s%s", what, f" for {minutes} min" if minutes else "")
-            self.next += REMIND
+            logger.info("%s%s%s", what, reason, f" for {minutes} min" if minutes else "")
+            self.next, self.reason = now + REMIND, reason
 
 
 class Meeting:
@@ -63,17 +76,10 @@ class Meeting:
 
     @classmethod
     def _host(cls, greeting: dict[str, Any], host: str, port: int) -> "Meeting":
-        try:
-            server = socket.create_server(("", port))
-        except OSError as error:
-            raise InputError(
-                f"cannot listen on port {port} ({os.strerror(error.errno)}); another run may use it: give all nodes "
-                f"another with MAIN_PORT={port + 1}"
-            ) from error
         there: dict[int, socket.socket] = {}
         waiting = Waiting()
         others = range(1, greeting["nodes"])
-        with server:
+        with listen(port) as server:
             server.settimeout(1)
             while missing := [str(node) for node in others if node not in there]:
                 waiting.say(f"node 0 waits for node {', '.join(missing)} of {greeting['nodes']} at {host}:{port}")
@@ -81,6 +87,7 @@ class Meeting:
                     connection, _ = server.accept()
                 except TimeoutError:
                     continue
+                _notice_power_loss(connection)
                 found = _receive(connection)
                 if found is None or found.get("node") not in others:
                     connection.close()  # none of ours
@@ -101,7 +108,7 @@ class Meeting:
         waiting, reason = Waiting(), ""
         hint = "; name another machine with MAIN_HOST=..." if host in ("127.0.0.1", "localhost") else ""
         while True:
-            waiting.say(f"node {greeting['node']} waits for node 0 at {host}:{port}{reason}{hint}")
+            waiting.say(f"node {greeting['node']} waits for node 0 at {host}:{port}", reason + hint)
             try:
                 connection = socket.create_connection((host, port), timeout=10)
             except OSError as error:
@@ -111,16 +118,21 @@ class Meeting:
             if connection.getsockname() == connection.getpeername():
                 connection.close()  # where nobody listens, TCP may connect a port of this machine to itself
                 continue
+            _notice_power_loss(connection)
             _send(connection, greeting)
             while not select.select([connection], [], [], 1)[0]:
                 node, nodes = greeting["node"], greeting["nodes"]
                 waiting.say(f"node {node} waits with node 0 at {host}:{port} for the others of {nodes} nodes")
-            answer = _receive(connection)
-            if answer is None:
-                raise InputError(f"node 0 at {host}:{port} ended before all nodes were there")
+            answer = _receive(connection) or {}
             if "problem" in answer:
-                raise InputError(answer["problem"])
-            return cls({0: connection}, answer["port"])
+                raise InputError(str(answer["problem"]))
+            chosen = answer.get("port")
+            if type(chosen) is not int or not 0 < chosen < 2**16:
+                raise InputError(
+                    f"node 0 at {host}:{port} ended before all nodes were there, or another program listens there; see "
+                    "the output of node 0, or give all nodes another port with MAIN_PORT=..."
+                )
+            return cls({0: connection}, chosen)
 
     def check(self) -> None:
         """Raise InputError if another node has ended without being done."""
@@ -146,22 +158,32 @@ class Meeting:
             connection.close()
 
 
+def _notice_power_loss(connection: socket.socket) -> None:
+    """Ask after a silent other side: within two minutes the connection ends if nothing answers."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, number in (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 6)):
+        if hasattr(socket, name):  # not on every system
+            connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), number)
+
+
 def _send(connection: socket.socket, message: dict[str, Any]) -> None:
     with contextlib.suppress(OSError):  # the other side has ended, which `check` finds
         connection.sendall(json.dumps(message).encode() + b"\n")
 
 
 def _receive(connection: socket.socket) -> dict[str, Any] | None:
-    """The next line as a message; None if the other side has ended or sends something else."""
-    connection.settimeout(10)
+    """The next line as a message; None if the other side has ended, is slow, or sends something else."""
+    until = time.monotonic() + LINE_TIME
     data = b""
     try:
         while not data.endswith(b"\n") and len(data) < LINE:
+            left = until - time.monotonic()
+            connection.settimeout(max(left, 0.001))
             part = connection.recv(1)
-            if not part:
+            if left < 0 or not part:
                 return None
             data += part
         message = json.loads(data)
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):  # the last for many brackets
         return None
     return message if isinstance(message, dict) else None

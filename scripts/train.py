@@ -1,11 +1,35 @@
-"""Train a run, or resume it (`make train`)."""
+"""Train a run, or resume it (`make train`); on the embedded data, make what it is trained on as well."""
 
-from inputs import make_inputs
-from stage import run_stage
+from codebook import CodebookStage
+from codebook import main as make_codebook
+from codes import CodesStage
+from codes import main as make_codes
+from stage import load_config, run_stage
+from words import override
 from worker import is_main
 
 from llamagen.train import train
 from llamagen.training.config import TrainConfig
+
+
+def make_inputs(config: TrainConfig) -> None:
+    """Make what is missing of a run's codebook, codes and tree, if its data is embedded.
+
+    Elsewhere that takes hours, and is asked for."""
+    if config.data.source != "twemoji":
+        return
+    layout = config.layout
+    if not (layout.codes(config.data.name, "val") / "meta.json").exists():
+        given = [override("tokenizer", config.tokenizer_name), override("artifacts", config.artifacts)]
+        make_codebook(load_config("codebook", CodebookStage, given))
+        stage = load_config("codes", CodesStage, given)
+        stage.data = config.data
+        make_codes(stage)
+    if config.head.uses_tree:
+        codebook = layout.load_codebook()
+        cuts = config.head.cuts(codebook.num_tokens)
+        layout.check_cuts(config.tree, cuts, codebook)
+        layout.make_tree(config.tree, cuts[-1], codebook)
 
 
 def main(config: TrainConfig) -> None:

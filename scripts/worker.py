@@ -38,14 +38,9 @@ def claim_error(pipe: int) -> bool:
         return False
 
 
-def is_first_error() -> bool:
-    """Whether this process is to print its error: it runs alone, or is the first of its launch that fails."""
-    return PIPES not in os.environ or claim_error(int(os.environ[PIPES].split(",")[0]))
-
-
 def print_error(message: str | None, error: BaseException) -> None:
-    """Print the message, or the traceback if there is none, if this process is the first that fails."""
-    if is_first_error():
+    """Print the message, or the traceback if there is none, if this process is alone or the first that fails."""
+    if PIPES not in os.environ or claim_error(int(os.environ[PIPES].split(",")[0])):
         print(message, file=sys.stderr) if message is not None else traceback.print_exception(error)
 
 

@@ -2,16 +2,19 @@
 
 import contextlib
 import functools
+import itertools
+import json
 import os
 import signal
 import socket
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
-from launch import Launch, parse, run_workers
-from meeting import Meeting, Waiting, free_port
+from launch import Launch, launch, parse, run_workers
+from meeting import Meeting, Waiting, _receive, free_port
 from start import ROOT
 from tiny_artifacts import make_artifacts
 
@@ -49,6 +52,13 @@ def test_a_value_that_no_launch_has_is_refused(place, words):
         parse(given)
     with pytest.raises(InputError, match="MACHINE_RANK must be less than NODES=2, found 2"):
         parse(["1", "2", "2", "host", "", "--cpu", "script.py"])
+
+
+@pytest.mark.parametrize("host", ["", "n" * 64, "a..b"])
+def test_a_host_that_is_no_name_is_refused_on_all_machines(host):
+    for node in "01":
+        with pytest.raises(InputError, match=f"MAIN_HOST must be the name or address of node 0, found '{host}'"):
+            parse(["1", "2", node, host, "", "--cpu", "script.py"])
 
 
 def test_each_process_has_a_place_of_its_own(capfd):
@@ -128,6 +138,13 @@ def test_a_config_is_refused_before_any_process_starts(tmp_path):
     assert (done.returncode, done.stdout, done.stderr) == (1, "", "error: no such head\n")
 
 
+def test_a_check_that_is_killed_is_named(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n")
+    with pytest.raises(InputError, match="a process was ended by SIGKILL"):
+        launch(Launch(2, 1, 0, "127.0.0.1", 0, True, (sys.executable, str(script))))
+
+
 class Node(threading.Thread):
     """A node of a meeting, in a thread: what it found, or the error that it ended with."""
 
@@ -155,6 +172,8 @@ def test_machines_meet_and_see_when_one_has_ended(caplog):
     first, second = meet(Node(0, port), Node(1, port))
     assert first.found.port == second.found.port != port
     assert f"node 0 waits for node 1 of 2 at 127.0.0.1:{port}" in caplog.text
+    for connection in (first.found.connections[1], second.found.connections[0]):  # a lost machine sends no end
+        assert connection.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
     first.found.check()
     second.found.connections[0].close()
     with pytest.raises(InputError, match="node 1 has ended"):
@@ -174,6 +193,14 @@ def test_a_machine_that_waits_says_so_every_minute_and_at_last_gives_up(caplog, 
         waiting.say(said)
 
 
+def test_a_machine_that_waits_says_each_new_reason_at_once(caplog):
+    caplog.set_level("INFO")
+    waiting = Waiting()
+    for reason in ("", "", " (refused)", " (refused)", " (unknown name)"):
+        waiting.say("waits", reason)
+    assert [record.getMessage() for record in caplog.records] == ["waits", "waits (refused)", "waits (unknown name)"]
+
+
 def test_a_machine_that_is_done_stops_nobody():
     port = free_port()
     first, second = meet(Node(0, port), Node(1, port))
@@ -188,30 +215,73 @@ def test_machines_that_were_started_differently_are_refused():
         assert node.error == "node 1 was started by another command than node 0; give all the same"
 
 
-def connect(port: int) -> socket.socket:
-    """A connection to a port as soon as somebody listens there."""
-    while True:
+def connect(first: Node, port: int) -> socket.socket:
+    """A connection to the port of a node as soon as it listens there."""
+    until = time.monotonic() + 20
+    while first.is_alive() and time.monotonic() < until:
         with contextlib.suppress(ConnectionRefusedError):
             connection = socket.create_connection(("127.0.0.1", port))
             if connection.getsockname() != connection.getpeername():
                 return connection
             connection.close()
+        time.sleep(0.01)
+    raise AssertionError(f"nobody listens on port {port}: {first.error}")
 
 
-@pytest.mark.parametrize("sent", [b"GET / HTTP/1.1\r\n\r\n", b"[1]\n", b'{"node": 7}\n', b"\xff" * 5000, b""])
+@pytest.mark.parametrize(
+    "sent", [b"GET / HTTP/1.1\r\n\r\n", b"[1]\n", b'{"node": 7}\n', b"\xff" * 5000, b"[" * 4096, b""]
+)
 def test_a_meeting_passes_over_strangers(sent):
     port = free_port()
     first = Node(0, port)
-    with connect(port) as stranger:
+    with connect(first, port) as stranger:
         stranger.sendall(sent)
     assert all(node.found for node in meet(first, Node(1, port)))
+
+
+def test_a_line_that_comes_slowly_is_not_waited_for(monkeypatch):
+    here, stranger = socket.socketpair()
+    with here, stranger:
+        stranger.sendall(b"slowly")
+        monkeypatch.setattr("meeting.time.monotonic", itertools.count(step=3).__next__)  # seconds
+        assert _receive(here) is None
+        assert here.recv(10) == b"ly"
+
+
+@pytest.mark.parametrize(
+    "answer", [b"{}\n", b'{"port": "x"}\n', b'{"port": true}\n', b'{"port": 70000}\n', b"[1]\n", b""]
+)
+def test_an_answer_that_is_not_of_node_0_is_refused(answer):
+    with socket.create_server(("", 0)) as server:
+        port = server.getsockname()[1]
+        second = Node(1, port)
+        with server.accept()[0] as connection:
+            connection.recv(4096)
+            connection.sendall(answer)
+        meet(second)
+    assert f"node 0 at 127.0.0.1:{port} ended before all nodes were there, or another program" in second.error
+
+
+def test_what_another_machine_says_cannot_command_the_terminal(tmp_path):
+    script = tmp_path / "script.py"
+    script.touch()
+    with socket.create_server(("", 0)) as server:
+        place = ["1", "2", "1", "127.0.0.1", str(server.getsockname()[1]), "--cpu"]
+        command = [sys.executable, "scripts/launch.py", *place, str(script)]
+        with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as launcher:
+            with server.accept()[0] as connection:
+                connection.recv(4096)
+                connection.sendall(json.dumps({"problem": "\x1b[2J"}).encode() + b"\n")
+            assert launcher.stderr.read().splitlines()[-1] == r"error: \x1b[2J"
 
 
 def test_a_port_in_use_is_one_error():
     with socket.create_server(("", 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(InputError, match=rf"cannot listen on port {port} .*MAIN_PORT={port + 1}"):
+        with pytest.raises(InputError, match=rf"cannot listen on port {port} .*MAIN_PORT=\d+"):
             Meeting.of(0, 2, "127.0.0.1", port, [])
+        with pytest.raises(InputError, match=f"cannot listen on port {port}"):
+            launch(processes("", port=port))
 
 
 @pytest.mark.slow

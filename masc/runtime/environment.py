@@ -14,20 +14,15 @@ COMPUTE = (
     *("PYTORCH_TUNABLEOP_*", "TORCH_BLAS_PREFER_*", "TORCH_LINALG_PREFER_*", "TORCH_CUDNN_*"),  # choice of a kernel
     "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD",  # lets a file of weights run code
 )
-# A launcher sets these together with LOCAL_RANK. Alone they come from a cluster or from MPI, whose processes would wait
-# for each other, or each take a share of the work of one.
-PROCESSES = ("RANK", "WORLD_SIZE", "PMI_RANK", "PMI_SIZE", "OMPI_COMM_WORLD_*", "MV2_COMM_WORLD_*")
 UNSET = ("", "0", "1", "no", "none", "false", "default")  # values of accelerate's variables that ask for nothing
 
 
-def pin_environment(at_start: bool = False) -> None:
+def pin_environment() -> None:
     """Remove from this process's environment what libraries would compute by, and warn of what asked for something.
 
     Some libraries read these variables when they are imported, some when they start, some later; accelerate prefers
-    them to its arguments. Processes that are started later inherit the same environment. `at_start` of a process, also
-    remove the place among other processes that no launcher gave it."""
-    patterns = (*COMPUTE, *PROCESSES) if at_start and "LOCAL_RANK" not in os.environ else COMPUTE
-    names = [name for name in os.environ if any(fnmatchcase(name, pattern) for pattern in patterns)]
+    them to its arguments. Processes that are started later inherit the same environment."""
+    names = [name for name in os.environ if any(fnmatchcase(name, pattern) for pattern in COMPUTE)]
     values = {name: os.environ.pop(name) for name in names if name not in PLACE}
     asked = {name for name, value in values.items() if not (_is_accelerates(name) and value.lower() in UNSET)}
     if asked:

@@ -12,10 +12,9 @@ def pinned(monkeypatch, caplog):
     """Sets variables, pins the environment; returns what is left of them, and the warnings."""
 
     def pin(**variables):
-        monkeypatch.delenv("LOCAL_RANK", raising=False)
         for name, value in variables.items():
             monkeypatch.setenv(name, value)
-        pin_environment(at_start=True)
+        pin_environment()
         return {name for name in variables if name in os.environ}, [record.getMessage() for record in caplog.records]
 
     return pin
@@ -33,9 +32,6 @@ def pinned(monkeypatch, caplog):
         "ONEDNN_DEFAULT_FPMATH_MODE",
         "PYTORCH_TUNABLEOP_ENABLED",
         "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD",
-        "WORLD_SIZE",
-        "PMI_SIZE",
-        "OMPI_COMM_WORLD_SIZE",
     ],
 )
 def test_a_variable_that_decides_a_result_is_removed_and_named(pinned, name):
@@ -50,8 +46,3 @@ def test_what_accelerates_launcher_sets_to_nothing_is_no_warning(pinned):
 def test_places_and_speed_are_left_to_the_environment(pinned):
     places = {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "2", "CUDA_VISIBLE_DEVICES": "0", "SLURM_NODEID": "0"}
     assert pinned(**places) == (set(places), [])
-
-
-def test_a_launched_process_keeps_its_place(pinned):
-    place = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}
-    assert pinned(**place) == (set(place), [])
