@@ -205,7 +205,7 @@ bench:  ## speed against LlamaGen's own code: ARGS="--llamagen /path/to/LlamaGen
 	$(BENCH) benchmarks/speed.py $(ARGS)
 
 test:  ## the default tests, with the ten slowest: CPU, no network, about three minutes on two cores
-	$(PYTHON) -m pytest -q --durations=10 $(ARGS)
+	$(PYTHON) -m pytest -q -n 2 --dist loadfile --durations=10 $(ARGS)
 
 test-all:  ## the slow tests as well: real sizes, compiled steps, other libraries live, several processes
 	$(PYTHON) -m pytest -q -m "not gpu and not weights" $(ARGS)

@@ -30,7 +30,8 @@ def pytest_collection_finish(session):
     """Compile the sparse engine on another core while the first tests of a large selection run. Its own tests come
     later, and find the compiled code."""
     needs_it = any("sparse" in item.path.parts for item in session.items)
-    if needs_it and len(session.items) > LARGE and not session.config.option.collectonly:
+    is_first = os.environ.get("PYTEST_XDIST_WORKER", "gw0") == "gw0"
+    if needs_it and is_first and len(session.items) > LARGE and not session.config.option.collectonly:
         environment = os.environ | {"PYTHONPATH": str(ROOT / "tests")}
         nowhere = subprocess.DEVNULL
         process = subprocess.Popen(

@@ -120,7 +120,7 @@ def test_no_process_outlives_its_launcher(tmp_path, number):
 
 def test_a_launcher_that_nohup_started_outlives_its_terminal(tmp_path):
     script = tmp_path / "script.py"
-    script.write_text("import sys\nif '--check' not in sys.argv: print('here', flush=True); sys.stdin.read()\n")
+    script.write_text("import os, sys\nif '--check' not in sys.argv: os.write(1, b'here\\n'); sys.stdin.read()\n")
     command = [sys.executable, "scripts/launch.py", "2", "1", "0", "127.0.0.1", "", "--cpu", str(script)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     ignore = functools.partial(signal.signal, signal.SIGHUP, signal.SIG_IGN)

@@ -85,8 +85,9 @@ def test_what_a_killed_process_left_is_removed_by_the_next_write_into_the_folder
     assert names(tmp_path) == ["other"]
 
 
-@pytest.mark.parametrize("number", [1, os.getpid(), 12345])
-def test_what_an_earlier_version_left_is_removed_whatever_its_number(tmp_path, number):
+@pytest.mark.parametrize("whose", ["pid 1", "this process", "another process"])
+def test_what_an_earlier_version_left_is_removed_whatever_its_number(tmp_path, whose):
+    number = {"pid 1": 1, "this process": os.getpid()}.get(whose, 12345)
     (tmp_path / f".a.txt.{number}.partial").write_text("half")
     (tmp_path / f".last.{number}.partial").mkdir()
     (tmp_path / f".last.{number}.partial" / "a").write_text("half")
