@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from masc.layout import captions_file
-from masc.runtime.captions import CAPTIONS_AT_MOST, read_lines
+from masc.runtime.captions import CAPTIONS_AT_MOST, TABLES, read_lines
 from masc.runtime.errors import InputError, MissingArtifact
 from masc.runtime.files import hash_file, write_json, write_text
 from masc.runtime.reading import Damaged, check_json, read_json, read_text, reason
@@ -177,7 +177,7 @@ def save_captions(path: Path, captions: CaptionList) -> None:
 
 
 def load_captions(path: Path) -> CaptionList:
-    """Captions in the order of the samples: a selection (.json), one a line (.txt), or LlamaGen's table (.csv).
+    """Captions in the order of the samples: a selection (.json), one a line (.txt), or LlamaGen's table (.csv, .tsv).
 
     Raises InputError if there are none, if a line is blank, if a selection was altered, or if the file holds all of
     COCO's annotations."""
@@ -185,9 +185,10 @@ def load_captions(path: Path) -> CaptionList:
     if not path.is_file():
         raise _missing_choice(path, f"no captions at {path}")
     try:
-        if path.suffix == ".json":
+        suffix = path.suffix.lower()
+        if suffix == ".json":
             return _load_choice(path)
-        return CaptionList([text.strip() for text in read_table(path)] if path.suffix == ".csv" else read_lines(path))
+        return CaptionList([text.strip() for text in read_table(path)] if suffix in TABLES else read_lines(path))
     except (Damaged, csv.Error) as error:
         raise _missing_choice(path, f"cannot read the captions of {path} ({reason(error)})") from error
 

@@ -3,10 +3,12 @@
 All images of a set must have one size and be 8-bit RGB; otherwise an error is raised, because a silent resize or
 rounding changes FID."""
 
+import contextlib
 import hashlib
 import io
 import logging
 import math
+import os
 import struct
 import threading
 import zipfile
@@ -15,6 +17,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -22,7 +25,7 @@ from masc.runtime.errors import InputError
 from masc.runtime.reading import open_file, reason
 from vq.images import ImageSource
 from vq.readers.folders import open_images
-from vq.readers.members import Members, check_size
+from vq.readers.members import Members, check_size, file_state
 from vq.readers.stored import decoding, parse_image
 
 logger = logging.getLogger(__name__)
@@ -52,7 +55,7 @@ class Images(ABC):
 
     @property
     def state(self) -> str:
-        """Hash of what changes when any of the files changes, on this machine; empty if `sha256` covers all bytes."""
+        """What changes when any of the files changes, on this machine; empty for images that lie in no files."""
         return ""
 
 
@@ -75,10 +78,12 @@ class NpzImages(Images):
 
     def _open(self) -> None:
         self._lock = threading.Lock()
-        with open_file(self.path) as (file, _), zipfile.ZipFile(file) as archive:
-            info = archive.getinfo("arr_0.npy")
-            with archive.open(info) as member:
-                self.shape, start = _read_header(member, self.name)
+        with open_file(self.path) as (file, _):
+            self._state = file_state(os.fstat(file.fileno()))
+            with zipfile.ZipFile(file) as archive:
+                info = archive.getinfo("arr_0.npy")
+                with archive.open(info) as member:
+                    self.shape, start = _read_header(member, self.name)
         self._crc = info.CRC
         self._image_bytes = check_size(math.prod(self.shape[1:]))
         expected = start + self.shape[0] * self._image_bytes
@@ -86,7 +91,7 @@ class NpzImages(Images):
             raise ValueError(f"arr_0 has {info.file_size} bytes, its header says {expected}")
         self.is_sequential = info.compress_type != zipfile.ZIP_STORED
         self._header_bytes = start
-        with open_file(self.path) as (file, _):
+        with self._reopened() as file:
             file.seek(info.header_offset)
             name_bytes, extra_bytes = struct.unpack("<26xHH", file.read(30))
         self._offset = info.header_offset + 30 + name_bytes + extra_bytes + start
@@ -103,13 +108,21 @@ class NpzImages(Images):
             raise InputError(f"{self.path} ends before image {stop - 1}; copy it again")
         return np.frombuffer(data, np.uint8).reshape(-1, *self.shape[1:])
 
-    def _read_at(self, start: int, size: int) -> bytes:
+    @contextlib.contextmanager
+    def _reopened(self) -> Iterator[BinaryIO]:
+        """The file; InputError if it changed, because the rest would be of another set."""
         with open_file(self.path) as (file, _):
+            if file_state(os.fstat(file.fileno())) != self._state:
+                raise InputError(f"{self.path} changed while it was read; measure it again when nothing writes there")
+            yield file
+
+    def _read_at(self, start: int, size: int) -> bytes:
+        with self._reopened() as file:
             file.seek(self._offset + start * self._image_bytes)
             return file.read(size)
 
     def _inflate(self, start: int, size: int) -> bytes:
-        with self._lock:
+        with self._lock, self._reopened():
             try:
                 if self._inflated is None or self._inflated[0] > start:
                     member = zipfile.ZipFile(self.path).open("arr_0.npy")  # noqa: SIM115 (the next call reads on)
@@ -129,6 +142,10 @@ class NpzImages(Images):
     @property
     def sha256(self) -> str:
         return hashlib.sha256(f"{self.shape} {self._crc}".encode()).hexdigest()
+
+    @property
+    def state(self) -> str:
+        return self._state
 
 
 def _read_header(member: io.IOBase, name: str) -> tuple[tuple[int, int, int, int], int]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote_plus
 
-from masc.runtime.captions import CAPTIONS_AT_MOST, Entries, read_lines, texts_of
+from masc.runtime.captions import CAPTIONS_AT_MOST, TABLES, Entries, read_lines, texts_of
 from masc.runtime.errors import InputError, MissingArtifact
 from masc.runtime.reading import advising, parse_json, read_text
 
@@ -130,18 +130,21 @@ def read_captions(path: Path, first_only: bool = False, column: int = 0, first_s
     captions of a .jsonl line (LlamaGen: 0 BLIP, 1 LLaVA, 2 LLaVA's first sentence). `first_sentence` cuts each caption
     at its first full stop (LlamaGen's short captions). Raises InputError if the file is missing or has another form."""
     path = Path(path)
-    files = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
+    files = [path]
+    if path.is_dir():
+        files = sorted(file for file in path.iterdir() if file.suffix.lower() == ".jsonl")
     if not files or not all(file.is_file() for file in files):
         raise InputError(
             f"no captions at {path}; expected a .txt, COCO's captions_*.json, a .jsonl or a folder of them"
         )
-    if path.suffix in (".csv", ".tsv"):
+    suffix = files[0].suffix.lower()
+    if suffix in TABLES:
         problem = f"{path} is a table, whose first line is no caption; make lines of it"
         raise MissingArtifact("captions", path, problem, overrides={"captions": path})
     with advising(FORMS):
-        if path.suffix == ".json":
+        if suffix == ".json":
             captions = _read_json(path, first_only)
-        elif files[0].suffix == ".jsonl":
+        elif suffix == ".jsonl":
             captions = _read_jsonl(files, column)
         else:
             captions = Captions(read_lines(path))

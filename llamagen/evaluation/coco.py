@@ -18,6 +18,7 @@ from llamagen.evaluation.fid import Evaluation
 from llamagen.evaluation.images import EvalFidConfig, first_images
 from llamagen.sampling.sets import SampleSet
 from masc.layout import captions_file, reference_file, text_features_folder
+from masc.runtime.captions import TABLES
 from masc.runtime.errors import InputError, MissingArtifact, naming
 from masc.runtime.files import write_text
 from metrics.clip_score import MODEL, NAME, Clip, clip_cosines, clip_score, load_clip
@@ -114,7 +115,7 @@ def make_captions(config: ChoiceConfig) -> Path:
 
 def _as_lines(path: Path, artifacts: Path) -> Path:
     """The path of LlamaGen's table as lines, for `make text-features`; other files as they are."""
-    if path.suffix != ".csv":
+    if path.suffix.lower() not in TABLES:
         return path
     lines = captions_file(artifacts, f"{path.stem}.txt")
     write_text(lines, "".join(f"{text}\n" for text in load_captions(path).texts))

@@ -12,7 +12,7 @@ from llamagen.runs import Run
 from llamagen.sampling.sets import SampleSet
 from llamagen.training.likelihood import image_nats
 from masc.layout import reference_file
-from masc.runtime.codes import Codes
+from masc.runtime.codes import Codes, read_meta
 from masc.runtime.device import build_accelerator
 from metrics.lite0 import load_extractor, load_reference, measure_images
 from metrics.results import Results, row
@@ -65,7 +65,13 @@ def _open(run: Run, name: str, device: torch.device) -> tuple[SampleSet, Images,
 
 def _unmeasured(config: EvalLiteConfig, run: Run, sets: list[tuple[SampleSet, Images, dict[str, Any]]]) -> list[str]:
     directory = run.directory / "eval"
-    is_there = {"likelihood": holds(directory / "likelihood.json", {"weights_sha256": run.weights_sha256})}
+    about_likelihood, codes = (
+        {"weights_sha256": run.weights_sha256},
+        run.config.layout.codes(run.config.data.name, "val"),
+    )
+    if codes.exists():
+        about_likelihood["codes_sha256"] = read_meta(codes).sha256
+    is_there = {"likelihood": holds(directory / "likelihood.json", about_likelihood)}
     for samples, _, about in sets:
         is_there[samples.name] = holds(directory / f"{samples.name}.json", about, config.bootstrap)
     return [name for name, found in is_there.items() if not found]
@@ -77,9 +83,8 @@ def evaluate_lite(config: EvalLiteConfig) -> Path:
     Results of the same weights and images are kept."""
     run, device = Run(Path(config.run)), build_accelerator().device
     sets = [_open(run, name, device) for name in config.samples]
-    sources = {
-        samples.name: run.protocol(samples.manifest) for samples, *_ in sets
-    }  # warns of samples of other weights
+    # Warns of samples of other weights.
+    sources = {samples.name: run.protocol(samples.manifest) for samples, *_ in sets}
     directory, missing = run.directory / "eval", _unmeasured(config, run, sets)
     if "likelihood" in missing:
         Results(likelihood(run)).save(directory / "likelihood.json")

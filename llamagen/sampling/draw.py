@@ -5,6 +5,8 @@ size changes only the rounding of the matrix products (in bf16 that can change a
 
 import contextlib
 import logging
+import math
+import re
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -18,17 +20,18 @@ from tqdm import tqdm
 
 from llamagen.conditions.features import TextFeatures
 from llamagen.conditions.images import Labels
+from llamagen.model import ARModel
 from llamagen.sampling.filters import SamplingConfig
 from llamagen.sampling.generate import generate, image_uniforms
-from llamagen.sampling.images import UNIT, decode_units, join_npz, read_units
+from llamagen.sampling.images import UNIT, check_piece, decode_units, join_npz, read_units
 from llamagen.sampling.plan import SampleConfig, SamplePlan, make_plan, sampling_precision
 from llamagen.sampling.sets import SampleSet, Source, TokenImages, read_manifest, resolution_of
-from masc.runtime.codes import code_type
+from masc.runtime.codes import check_tokens, code_type
 from masc.runtime.device import check_agreement, from_main, patient_accelerator
 from masc.runtime.errors import InputError, removal
 from masc.runtime.files import remove_leftovers, replacing, write_json
 from masc.runtime.npy import save_npy
-from masc.runtime.reading import Damaged, open_array
+from masc.runtime.reading import open_array
 from masc.runtime.run import differences, flatten, locked, plain, provenance
 from masc.runtime.writing import make_folder
 from vq.pixels import image_grid
@@ -40,12 +43,8 @@ SHOWN = 64  # images in the grid
 def manifest_of(config: SampleConfig, source: Source, captions: TextFeatures | None) -> dict[str, Any]:
     """Everything that decides the samples: settings, and hashes of what is read."""
     settings = plain(config) | {"labels": config.label_plan, "precision": sampling_precision(config.precision)}
-    for elsewhere in (
-        "batch_size",
-        "run",
-        "captions",
-        "artifacts",
-    ):  # does not affect the samples, or is recorded by its hash
+    # The batch does not affect the samples; the others are recorded by the hashes of their files.
+    for elsewhere in ("batch_size", "run", "captions", "artifacts"):
         settings.pop(elsewhere)
     if config.release is not None:
         settings["release"].pop("weights")
@@ -99,10 +98,10 @@ def sample(config: SampleConfig, preset: SamplingConfig | None = None, source: S
         if from_main(lambda: SampleSet(source, config.name).holds(manifest)):  # drawn meanwhile by another process
             from_main(lambda: shutil.rmtree(work, ignore_errors=True))
             return SampleSet(source, config.name)
-        from_main(lambda: _prepare(work, manifest))
+        from_main(lambda: _prepare(work, manifest, plan))
         _draw_tokens(config, accelerator, plan, work / "tokens")
         accelerator.wait_for_everyone()
-        tokens = _join_tokens(work / "tokens", config.num_images, plan.model.head.num_tokens)
+        tokens = _join_tokens(work / "tokens", config.num_images, plan.model)
         tokenizer = plan.tokenizer.to(accelerator.device)
         resolution = resolution_of(manifest["config"])
         if config.form != "tokens":
@@ -131,19 +130,25 @@ def _make_room(work: Path, source: Source) -> None:
         ) from error
 
 
-def _prepare(work: Path, manifest: dict[str, Any]) -> None:
-    """Keep the pieces of an unfinished set that are of this manifest and can be read; remove the others."""
+def _prepare(work: Path, manifest: dict[str, Any], plan: SamplePlan) -> None:
+    """Keep the pieces of an unfinished set that are of this manifest and whole; remove the others."""
     if read_manifest(work) != manifest:
         for part in (work / "tokens", work / "images"):
             shutil.rmtree(part, ignore_errors=True)
         write_json(work / "manifest.json", manifest)
-    for pattern, kind, shape in (("tokens/[0-9]*.npy", "i", (None, None)), ("images/unit-*.npy", "u", (None,) * 4)):
-        for file in work.glob(pattern):
-            try:
-                open_array(file, kind, shape, mapped=True)
-            except Damaged as error:
-                logger.warning("making a piece of the samples again: %s", error)
-                file.unlink()
+    num_images, model = manifest["config"]["num_images"], plan.model
+    side = math.isqrt(model.backbone.num_positions) * plan.tokenizer.downsample
+    side = resolution_of(manifest["config"]) or side
+    tokens, digits = _pieces(work / "tokens"), "[0-9]" * 8
+    for file in [*tokens, *work.glob(f"images/unit-{digits}.npy"), *work.glob("images/[0-9]*.png")]:
+        try:
+            if file in tokens:
+                _read_piece(file, tokens[file], num_images, model)
+            else:
+                check_piece(file, num_images, side)
+        except InputError as error:
+            logger.warning("making a piece of the samples again: %s", error)
+            file.unlink()
 
 
 def _refuse_other_settings(directory: Path, manifest: dict[str, Any]) -> None:
@@ -180,8 +185,8 @@ def _warn_off_preset(config: SampleConfig, preset: SamplingConfig | None) -> Non
 def _draw_tokens(config: SampleConfig, accelerator: Accelerator, plan: SamplePlan, folder: Path) -> None:
     """Draw what `folder` does not hold yet, one file a batch."""
     done = np.zeros(config.num_images, bool)
-    for file in folder.glob("[0-9]*.npy"):
-        done[_rows(file)] = True
+    for rows in _pieces(folder).values():
+        done[rows] = True
     missing = np.flatnonzero(~done)
     batches = [missing[start : start + config.batch_size] for start in range(0, len(missing), config.batch_size)]
     batches = [run for batch in batches for run in np.split(batch, np.flatnonzero(np.diff(batch) > 1) + 1)]
@@ -205,20 +210,24 @@ def _draw_tokens(config: SampleConfig, accelerator: Accelerator, plan: SamplePla
     plan.model.to("cpu")  # the decoder may need the room
 
 
-def _rows(file: Path) -> slice:
-    first, end = map(int, file.stem.split("-"))
-    return slice(first, end)
+def _pieces(folder: Path) -> dict[Path, slice]:
+    """The files of drawn tokens, each with the images that its name says."""
+    named = {file: re.fullmatch(r"(\d{8})-(\d{8})\.npy", file.name) for file in sorted(folder.glob("*.npy"))}
+    return {file: slice(int(found[1]), int(found[2])) for file, found in named.items() if found}
 
 
-def _join_tokens(folder: Path, num_images: int, num_tokens: int) -> np.ndarray:
+def _read_piece(file: Path, rows: slice, num_images: int, model: ARModel) -> np.ndarray:
+    """The drawn tokens (B, T) of the images `rows`; InputError if the file holds other rows or unknown tokens."""
+    tokens = open_array(file, "i", (len(range(num_images)[rows]), model.backbone.num_positions))
+    check_tokens(tokens, model.head.num_tokens, str(file))
+    return tokens
+
+
+def _join_tokens(folder: Path, num_images: int, model: ARModel) -> np.ndarray:
     """The tokens of all batches: (M, T), in the type of codes."""
-    tokens = None
-    for file in sorted(folder.glob("[0-9]*.npy")):
-        part = np.load(file)
-        if tokens is None:
-            tokens = np.zeros((num_images, part.shape[1]), code_type(num_tokens))
-        tokens[_rows(file)] = part
-    assert tokens is not None, "every batch was drawn"
+    tokens = np.zeros((num_images, model.backbone.num_positions), code_type(model.head.num_tokens))
+    for file, rows in _pieces(folder).items():
+        tokens[rows] = _read_piece(file, rows, num_images, model)
     return tokens
 
 

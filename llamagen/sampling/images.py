@@ -17,8 +17,10 @@ from tqdm import tqdm
 
 from masc.runtime.files import replacing
 from masc.runtime.npy import save_npy, write_npy
+from masc.runtime.reading import open_array, read_bytes
 from vq.interface import Tokenizer
 from vq.pixels import to_uint8
+from vq.readers.stored import decoding, parse_image
 
 UNIT = 16  # images decoded together
 
@@ -83,10 +85,22 @@ def read_units(folder: Path, form: str, num_images: int) -> Iterator[np.ndarray]
     """The images of a folder in order, a unit (B, R, R, 3) at a time."""
     for start in unit_starts(num_images):
         if form == "npz":
-            yield np.load(_unit_path(folder, start))
+            yield open_array(_unit_path(folder, start), "u", (None, None, None, 3))
             continue
-        indices = range(start, min(start + UNIT, num_images))
-        yield np.stack([np.asarray(Image.open(png_path(folder, index), formats=["PNG"])) for index in indices])
+        files = [png_path(folder, index) for index in range(start, min(start + UNIT, num_images))]
+        yield np.stack([np.asarray(parse_image(read_bytes(file))) for file in files])
+
+
+def check_piece(file: Path, num_images: int, side: int) -> None:
+    """Raise InputError unless a file of an unfinished set holds the images of its name, `side` pixels a side, whole."""
+    if file.suffix == ".npy":
+        start = int(file.stem.removeprefix("unit-"))
+        open_array(file, "u", (len(range(num_images)[start : start + UNIT]), side, side, 3), mapped=True)
+        return
+    with decoding(str(file)), parse_image(read_bytes(file)) as image:
+        if (image.format, image.mode, image.size) != ("PNG", "RGB", (side, side)):
+            raise ValueError(f"expected a PNG of {side} x {side} pixels in RGB")
+        image.verify()  # the checksums of all its parts
 
 
 def join_npz(folder: Path, num_images: int, path: Path) -> None:

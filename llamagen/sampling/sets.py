@@ -131,18 +131,31 @@ class SampleSet:
 
     def holds(self, manifest: dict[str, Any]) -> bool:
         """Whether the samples of this manifest are there, and the number of them that it says."""
-        return self.is_drawn and self.manifest == manifest and not self._lacking
+        return self.is_drawn and self.manifest == manifest and not self._unfit
 
     @property
-    def _lacking(self) -> str:
-        """What a drawn set lacks of its files; empty if it is whole."""
+    def _unfit(self) -> str:
+        """What a drawn set lacks, or has too much or damaged; empty if it is whole."""
         form, wanted = self.settings["form"], self.settings["num_images"]
-        names = ["tokens.npy"] + ["images.npz"] * (form == "npz")
+        names = ["tokens.npy"] + ["labels.npy"] * (not self._shows_captions) + ["images.npz"] * (form == "npz")
         gone = [name for name in names if not (self.directory / name).exists()]
         if form == "png":
             found = sum(png_path(self.directory / "images", index).exists() for index in range(wanted))
             gone += [f"{wanted - found} of {wanted} images"] * (found < wanted)
-        return ", ".join(gone)
+        if gone:
+            return f"lacks {', '.join(gone)}"
+        try:
+            found = wanted if form == "tokens" else len(self._stored_images())
+        except InputError as error:
+            return f"is damaged: {error}"
+        return "" if found == wanted else f"holds {found} images, but its manifest says {wanted}"
+
+    @property
+    def _shows_captions(self) -> bool:
+        return self.manifest.get("captions") is not None
+
+    def _stored_images(self) -> Images:
+        return open_samples(self.directory / ("images.npz" if self.settings["form"] == "npz" else "images"))
 
     @cached_property
     def _stored_manifest(self) -> bytes:
@@ -176,10 +189,10 @@ class SampleSet:
 
     @property
     def labels(self) -> np.ndarray | None:
-        """The labels (M,); None where captions were shown. InputError if their file is damaged."""
-        file = self.directory / "labels.npy"
-        if not file.exists():
+        """The labels (M,); None where captions were shown. InputError if their file is missing or damaged."""
+        if self._shows_captions:
             return None
+        file = self.directory / "labels.npy"
         with advising(self._again):
             labels = open_array(file, "iu", (self.settings["num_images"],))
             num_classes = self.source.num_classes
@@ -196,12 +209,12 @@ class SampleSet:
     def open_images(self, device: torch.device) -> Images:
         """The images, read as they are needed. A set kept as tokens is decoded on `device`.
 
-        Raises InputError if the source has another tokenizer than the set was drawn with, or images are missing."""
-        form = self.settings["form"]
-        if self._lacking:
-            raise InputError(f"{self.directory} lacks {self._lacking}; {self._again}")
-        if form != "tokens":
-            return open_samples(self.directory / ("images.npz" if form == "npz" else "images"))
+        Raises InputError if the source has another tokenizer than the set was drawn with, or images or labels are
+        missing."""
+        if problem := self._unfit:
+            raise InputError(f"{self.directory} {problem}; {self._again}")
+        if self.settings["form"] != "tokens":
+            return self._stored_images()
         drawn, present = self.manifest["tokenizer_sha256"], self.source.tokenizer_sha256
         if drawn != present:
             raise InputError(

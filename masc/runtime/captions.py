@@ -7,13 +7,17 @@ from masc.runtime.errors import InputError
 from masc.runtime.reading import Damaged, damaged_is_missing, read_json, read_text
 
 CAPTIONS_AT_MOST = 4 * 2**30  # bytes of captions.json
+TABLES = (".csv", ".tsv")  # suffixes of LlamaGen's coco_captions, whose first line is no caption
 
 
 def read_lines(path: Path) -> list[str]:
-    """The captions in a text file, one a line, without the spaces around them.
+    """The captions in a .txt, one a line, without the spaces around them.
 
-    Only a line feed ends a line: a caption may hold other separators of Unicode. Raises InputError for another kind of
-    file, for one without captions, and for a blank line before the last caption, which would move the later ones."""
+    Only a line feed ends a line: a caption may hold other separators of Unicode. Raises InputError for another suffix
+    or kind of file, for one without captions, and for a blank line before the last caption, which would move the later
+    ones."""
+    if path.suffix.lower() != ".txt":
+        raise Damaged(f"expected lines of captions in a .txt, found {path}; rename it if it holds such lines")
     text = read_text(path).removeprefix("\ufeff")
     if "\0" in text:
         raise Damaged(f"expected text in UTF-8 in {path}, found null bytes, as in UTF-16; save it as UTF-8")

@@ -10,6 +10,7 @@ from torchvision import transforms
 from user_errors import tells
 
 from llamagen.conditions.captions import read_captions
+from llamagen.evaluation.coco import ChoiceConfig, make_captions
 from masc.runtime.errors import InputError
 from masc.runtime.files import hash_file
 from metrics.coco_protocol import (
@@ -84,6 +85,21 @@ def test_a_choice_is_kept_with_its_ids_and_read_by_text_features_in_its_order(co
     path.write_text(json.dumps(content))
     with pytest.raises(InputError, match="does not match its own SHA-256"):
         load_captions(path)
+
+
+@pytest.mark.parametrize("name", ["c.csv", "c.CSV", "c.tsv"])
+def test_the_first_line_of_a_table_is_no_caption_whatever_its_suffix(tmp_path, name):
+    (tmp_path / name).write_text("Prompt\na cat\n")
+    assert load_captions(tmp_path / name).texts == ["a cat"]
+    choice = ChoiceConfig(captions=str(tmp_path / name), artifacts=str(tmp_path))
+    assert make_captions(choice).read_text() == "a cat\n"
+
+
+@pytest.mark.parametrize("name", ["c.jsonl", "c.JSON", "c.ndjson", "c.parquet"])
+def test_what_may_be_no_lines_is_not_read_as_lines(tmp_path, name):
+    (tmp_path / name).write_text('{"image_path": "a", "text": ["a cat"]}\n')
+    with pytest.raises(InputError, match=rf"{name}"):
+        load_captions(tmp_path / name)
 
 
 def test_llamagens_table_is_read_as_llamagen_reads_it(tmp_path):

@@ -212,4 +212,14 @@ def test_a_file_replaced_by_another_of_the_same_size_has_another_state(places, m
     os.utime(file, ns=(1, 1))
     after = open_samples(places[0])
     assert before.sha256 == after.sha256 and before.state != after.state
-    assert open_samples(places[3]).state == ""
+
+
+@pytest.mark.parametrize("row", [3, 4], ids=["stored", "deflated"])
+def test_an_npz_replaced_while_it_is_read_is_refused(places, tmp_path, row):
+    images = open_samples(places[row])
+    images.read(0, 2)
+    np.savez(tmp_path / "other.npz", PIXELS[::-1])
+    (tmp_path / "other.npz").replace(places[row])
+    with pytest.raises(InputError, match="changed while it was read"):
+        images.read(2, 4)
+    assert open_samples(places[row]).state != images.state

@@ -204,7 +204,14 @@ def test_weights_of_another_kind_of_number_or_not_finite_are_refused():
     for bad in (float("nan"), float("-inf")):
         with pytest.raises(InputError, match="not finite in bias"):
             load_state(module, STATE | {"bias": torch.tensor([1.0, bad])}, path)
+    with pytest.raises(InputError, match="not finite in bias"):
+        load_state(module, STATE | {"bias": torch.tensor([1.0, 1e300], dtype=torch.float64)}, path)
     assert torch.equal(module.weight, before)
+    for place in (0, 10_000, -1):  # of a large tensor the first, middle and last values are looked at
+        large = torch.zeros(1, 20_000)
+        large[0, place] = float("inf")
+        with pytest.raises(InputError, match="not finite in weight"):
+            load_state(nn.Linear(20_000, 1, bias=False), {"weight": large}, path)
     module.register_buffer("mask", torch.zeros(2))
     load_state(module, STATE | {"mask": torch.tensor([0.0, float("-inf")])}, path)
     assert module.mask[1] == float("-inf")

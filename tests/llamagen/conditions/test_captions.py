@@ -141,6 +141,15 @@ def test_a_folder_of_llamagens_lists_is_read_in_the_order_of_names(tmp_path):
         ("c.txt", "\n\n", "there are no captions"),
         ("c.txt", "a\0c\0a\0t\0", "null bytes, as in UTF-16"),
         ("c.csv/x", "", "no captions at"),
+        ("c.CSV", "Prompt\na cat\n", "is a table, whose first line is no caption"),
+        ("c.JSON", '{"images": []}', "annotations"),
+        ("c.JSONL", '{"image_path": "a"}', "line 1 does not hold what it should"),
+        (
+            "c.ndjson",
+            '{"image_path": "a", "text": ["a cat"]}',
+            "expected lines of captions in a .txt, found ",
+        ),
+        ("c.parquet", "PAR1", "expected lines of captions in a .txt"),
     ],
 )
 def test_another_form_is_refused_by_name(tmp_path, name, content, words):

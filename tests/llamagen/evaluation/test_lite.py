@@ -23,6 +23,7 @@ def samples(small_run):
     directory = run.directory / "samples" / "default"
     directory.mkdir(parents=True)
     np.save(directory / "tokens.npy", np.zeros((6, 9), np.uint16))
+    np.save(directory / "labels.npy", np.zeros(6, np.int64))
     np.savez(directory / "images.npz", arr_0=np.zeros((6, 12, 12, 3), np.uint8))
     settings = {
         "num_images": 6,
@@ -47,7 +48,7 @@ def config(samples):
     run, interval = samples.source, {"low": 0.0, "high": 2.0, "level": 0.95, "method": "bootstrap", "replicates": 10}
     about = samples.protocol() | {"images_sha256": images.sha256}
     Results([row("FD-lite0", 1.0, about, interval)]).save(run.directory / "eval" / "default.json")
-    about = {"images": "val", "weights_sha256": run.weights_sha256}
+    about = {"weights_sha256": run.weights_sha256, "codes_sha256": run.inputs.held_out.sha256}
     Results([row("held-out nats per token", 1.0, about)]).save(run.directory / "eval" / "likelihood.json")
     return EvalLiteConfig(run=str(run.directory))
 
@@ -64,6 +65,14 @@ def test_results_of_images_that_were_replaced_are_measured_again(config, samples
 def test_results_with_other_intervals_are_measured_again(config):
     config.bootstrap = 20
     assert unmeasured(config) == ["default"]
+
+
+def test_a_likelihood_of_other_codes_is_measured_again(config, samples):
+    file = samples.source.directory / "eval" / "likelihood.json"
+    (found,) = Results.load(file).rows
+    found["protocol"]["codes_sha256"] = "0" * 64
+    Results([found]).save(file)
+    assert unmeasured(config) == ["likelihood"]
 
 
 def test_results_that_are_damaged_are_measured_again(config, samples):

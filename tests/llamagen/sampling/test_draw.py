@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -255,7 +256,10 @@ def test_off_the_preset_is_warned_of_and_on_it_is_not(release, tmp_path, monkeyp
     assert is_sampled(config)
 
 
-GONE = [("npz", "images.npz"), ("png", "images/000007.png"), ("tokens", "tokens.npy")]
+GONE = [
+    *(("npz", "images.npz"), ("png", "images/000007.png"), ("tokens", "tokens.npy")),
+    *(("npz", "labels.npy"), ("tokens", "labels.npy")),
+]
 
 
 @pytest.mark.parametrize(("form", "gone"), GONE)
@@ -268,21 +272,56 @@ def test_a_set_that_lacks_a_file_is_not_measured_and_is_drawn_again(draw, form, 
     assert np.array_equal(images_of(draw(name="a", form=form)), before)
 
 
+@pytest.mark.parametrize("form", ["npz", "png"])
+def test_a_set_of_another_number_of_images_is_not_measured_and_is_drawn_again(draw, form):
+    samples = draw(name="a", form=form)
+    before, directory = images_of(samples), samples.directory
+    if form == "npz":
+        np.savez(directory / "images.npz", before[:9])
+    else:
+        shutil.copy(directory / "images" / "000000.png", directory / "images" / "Copy.png")
+    with pytest.raises(InputError, match=rf"a holds {9 if form == 'npz' else 22} images, but its manifest says 21; "):
+        SampleSet(samples.source, "a").open_images(torch.device("cpu"))
+    assert np.array_equal(images_of(draw(name="a", form=form)), before)
+
+
+def cut(piece):
+    piece.write_bytes(piece.read_bytes()[:-20])
+
+
+def stored(array):
+    return lambda piece: np.save(piece, array)
+
+
+DAMAGE = {  # form, piece of 21 images, damage
+    "cut tokens": ("npz", "tokens/00000008-00000016.npy", cut),
+    "cut unit": ("npz", "images/unit-00000016.npy", cut),
+    "cut image": ("png", "images/000003.png", cut),
+    "too few tokens": ("npz", "tokens/00000008-00000016.npy", stored(np.zeros((7, 16), np.int64))),
+    "other grid": ("npz", "tokens/00000008-00000016.npy", stored(np.zeros((8, 15), np.int64))),
+    "unknown token": ("npz", "tokens/00000008-00000016.npy", stored(np.full((8, 16), 70000))),
+    "negative token": ("npz", "tokens/00000008-00000016.npy", stored(np.full((8, 16), -3))),
+    "short unit": ("npz", "images/unit-00000000.npy", stored(np.zeros((15, 12, 12, 3), np.uint8))),
+    "other pixels": ("png", "images/000003.png", lambda piece: Image.new("RGB", (9, 9)).save(piece)),
+}
+
+
 def test_pieces_that_are_damaged_are_drawn_again(draw, monkeypatch, caplog):
-    whole = contents(draw(name="a"))
-    shutil.rmtree(Path("runs/c2i_tiny/samples/a"))
-
-    def dies(*arguments):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(sampling, "_finish", dies)
-        draw(name="a", batch_size=8)
-    work = Path("runs/c2i_tiny/samples/.a.unfinished")
-    for piece in (work / "tokens" / "00000008-00000016.npy", work / "images" / "unit-00000016.npy"):
-        piece.write_bytes(piece.read_bytes()[:-3])
-    assert contents(draw(name="a", batch_size=8)) == whole
-    assert caplog.text.count("making a piece of the samples again") == 2
+    for form in ("npz", "png"):
+        whole = contents(draw(name=form, form=form))
+        shutil.rmtree(Path(f"runs/c2i_tiny/samples/{form}"))
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(sampling, "_finish", Mock(side_effect=KeyboardInterrupt))
+            draw(name=form, form=form, batch_size=8)
+        work, before = Path(f"runs/c2i_tiny/samples/.{form}.unfinished"), Path(f"before-{form}")
+        shutil.copytree(work, before)
+        for _, piece, damage in (each for each in DAMAGE.values() if each[0] == form):
+            shutil.copytree(before, work, dirs_exist_ok=True)
+            damage(work / piece)
+            caplog.clear()
+            assert contents(draw(name=form, form=form, batch_size=8)) == whole, piece
+            assert caplog.text.count("making a piece of the samples again") == 1
+            shutil.rmtree(Path(f"runs/c2i_tiny/samples/{form}"))
 
 
 def test_samples_that_another_process_drew_meanwhile_are_kept(draw, monkeypatch):

@@ -65,7 +65,10 @@ def test_evidence_counts_the_labels_of_the_images_measured(samples):
     assert samples.label_evidence() == counted
     assert samples.label_evidence(10) == counted | {"most": 1, "sorted": True}
     (samples.directory / "labels.npy").unlink()
-    assert samples.label_evidence() is None  # captions were shown
+    with pytest.raises(InputError, match=r"labels\.npy"):
+        samples.label_evidence()
+    samples.manifest["captions"] = {"sha256": "0" * 64}  # captions were shown
+    assert samples.label_evidence() is None
 
 
 @pytest.mark.parametrize(
