@@ -16,9 +16,10 @@ from masc.runtime.errors import InputError
 from metrics.streams import open_samples
 from vq.readers import load_images
 from vq.readers.folders import is_held_out
-from vq.readers.members import LARGEST_FILE, list_folder, list_zip
+from vq.readers.members import LARGEST_FILE, list_folder
 from vq.readers.stored import UnreadableImage, open_image
 from vq.readers.tars import index_tars
+from vq.readers.zips import list_zip
 
 
 def put(root, *names, data=None):
@@ -168,7 +169,7 @@ def test_the_images_that_are_held_out_stay_the_same(tmp_path):
     assert list(val.keys) == sorted(name for name in names if is_held_out(name)) and len(val)
 
 
-def test_links_within_a_tar_are_their_files_and_others_are_left_out_with_a_warning(tmp_path, caplog):
+def test_links_within_a_tar_are_their_files_and_others_are_refused(tmp_path):
     def link(archive, name, target, kind):
         member = tarfile.TarInfo(name)
         member.type, member.linkname = kind, target
@@ -178,15 +179,76 @@ def test_links_within_a_tar_are_their_files_and_others_are_left_out_with_a_warni
         ilsvrc.add(archive, "a/1.jpg", ilsvrc.jpeg(1))
         link(archive, "b/hard.jpg", "a/1.jpg", tarfile.LNKTYPE)
         link(archive, "b/soft.jpg", "../a/1.jpg", tarfile.SYMTYPE)
-        link(archive, "b/outside.jpg", "/etc/passwd", tarfile.SYMTYPE)
-        link(archive, "b/pipe.jpg", "", tarfile.FIFOTYPE)
+        link(archive, "b/chain.jpg", "soft.jpg", tarfile.SYMTYPE)
     source = classes(tmp_path)
-    assert source.keys == ("a/1.jpg", "b/hard.jpg", "b/soft.jpg")
-    assert all(source.members.read(row) == ilsvrc.jpeg(1) for row in range(3))
-    assert "1 links lead to no file of it and are left out, first 'b/outside.jpg'" in caplog.text
-    with tarfile.open(tmp_path / "train.tar", "a") as archive:
-        link(archive, "c", "a", tarfile.SYMTYPE)
-    with pytest.raises(InputError, match="holds the link c to its folder a"):
+    assert source.keys == ("a/1.jpg", "b/chain.jpg", "b/hard.jpg", "b/soft.jpg")
+    assert all(source.members.read(row) == ilsvrc.jpeg(1) for row in range(4))
+    whole = (tmp_path / "train.tar").read_bytes()
+    for name, target, kind, words in (
+        ("b/outside.jpg", "/etc/passwd", tarfile.SYMTYPE, "the link 'b/outside.jpg' to .*which is no file in it"),
+        ("c", "a", tarfile.SYMTYPE, "the link 'c' to 'a', which is a folder"),
+        ("b/pipe.jpg", "", tarfile.FIFOTYPE, "holds 'b/pipe.jpg', which is a pipe"),
+    ):
+        (tmp_path / "train.tar").write_bytes(whole)
+        with tarfile.open(tmp_path / "train.tar", "a") as archive:
+            link(archive, name, target, kind)
+        with pytest.raises(InputError, match=words):
+            classes(tmp_path)
+
+
+def test_a_file_that_replaces_a_link_in_a_tar_is_read(tmp_path):
+    with tarfile.open(tmp_path / "train.tar", "w") as archive:
+        member = tarfile.TarInfo("a/1.jpg")
+        member.type, member.linkname = tarfile.SYMTYPE, "2.jpg"
+        archive.addfile(member)
+        ilsvrc.add(archive, "a/2.jpg", ilsvrc.jpeg(2))
+        ilsvrc.add(archive, "a/1.jpg", ilsvrc.jpeg(1))
+    members = classes(tmp_path).members
+    assert [members.read(row) for row in range(2)] == [ilsvrc.jpeg(1), ilsvrc.jpeg(2)]
+
+
+def test_what_follows_the_end_of_a_tar_is_not_passed_over(tmp_path):
+    parts = [ilsvrc.tar_of([(f"{name}/1.jpg", ilsvrc.jpeg(1))]) for name in "ab"]
+    (tmp_path / "train.tar").write_bytes(b"".join(parts))
+    with pytest.raises(InputError, match=r"train.tar"):
+        classes(tmp_path)
+
+
+def test_links_in_a_zip_are_their_files_and_links_to_folders_are_refused(tmp_path):
+    def link(archive, name, target):
+        member = zipfile.ZipInfo(name)
+        member.create_system, member.external_attr = 3, 0o120777 << 16
+        archive.writestr(member, target)
+
+    with zipfile.ZipFile(tmp_path / "train.zip", "w") as archive:
+        archive.writestr("a/1.jpg", ilsvrc.jpeg(1))
+        link(archive, "b/1.jpg", "../a/1.jpg")
+    source = classes(tmp_path)
+    assert source.keys == ("a/1.jpg", "b/1.jpg") and source.members.read(1) == ilsvrc.jpeg(1)
+    with zipfile.ZipFile(tmp_path / "train.zip", "a") as archive:
+        link(archive, "c", "a")
+    with pytest.raises(InputError, match="the link 'c' to 'a', which is a folder"):
+        classes(tmp_path)
+
+
+@pytest.mark.parametrize("names", [("pets/cat/1.jpg", "pets/dog/1.jpg"), ("x/train/1.jpg", "x/val/1.jpg")])
+def test_a_folder_around_the_classes_is_no_class(tmp_path, names):
+    put(tmp_path / "train", *names)
+    with pytest.raises(InputError, match=r"would be one class, but it holds folders.*DATA_PATH="):
+        classes(tmp_path)
+
+
+@pytest.mark.parametrize("other", ["dog.tar.gz", "dog.ZIP", "dog.7z", "cat/more.tar"])
+def test_an_archive_beside_class_folders_is_not_passed_over(tmp_path, other):
+    put(tmp_path / "train", "cat/1.jpg")
+    (tmp_path / "train" / other).write_bytes(b"x")
+    with pytest.raises(InputError, match=other.rpartition("/")[2]):
+        classes(tmp_path)
+
+
+def test_a_tar_for_two_splits_is_refused(tmp_path):
+    (tmp_path / "images_train_val.tar").write_bytes(ilsvrc.tar_of([("a/1.jpg", ilsvrc.jpeg(1))]))
+    with pytest.raises(InputError, match=r"images_train_val.tar"):
         classes(tmp_path)
 
 
@@ -370,9 +432,7 @@ def test_a_split_within_a_split_is_no_class(tmp_path, kind):
         with zipfile.ZipFile(tmp_path / "train.zip", "w") as archive:
             for name in names:
                 archive.writestr(name, ilsvrc.jpeg(1))
-    with pytest.raises(
-        InputError, match=r"the only class folder of train of .* is 'train', which is the name of a split"
-    ):
+    with pytest.raises(InputError, match=r"the folder 'train' in train of .* would be one class, but it holds folders"):
         classes(tmp_path)
 
 

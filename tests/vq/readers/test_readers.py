@@ -17,8 +17,8 @@ from vq.crops import center_crop
 from vq.readers import load_images
 from vq.readers.folders import is_held_out
 from vq.readers.imagenet import wnids
-from vq.readers.members import list_zip
 from vq.readers.stored import UnreadableImage, open_image
+from vq.readers.zips import list_zip
 
 
 @pytest.fixture(scope="module")
@@ -302,7 +302,7 @@ def test_archives_beside_images_are_not_chosen_between(tmp_path):
         (tmp_path / split / "a" / "1.jpg").write_bytes(ilsvrc.jpeg(1))
     with zipfile.ZipFile(tmp_path / "train" / "thumbs.zip", "w") as archive:
         archive.writestr("a/2.jpg", ilsvrc.jpeg(2))
-    with pytest.raises(InputError, match=r"holds images and thumbs.zip beside them"):
+    with pytest.raises(InputError, match=r"holds images and the archive thumbs.zip beside them"):
         load_images("folder", "train", 16, tmp_path)
 
 

@@ -13,13 +13,15 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from masc.runtime.errors import InputError
-from vq.readers.members import IMAGE_SUFFIXES, Members, is_visible, list_folder, list_zip, top_folders
+from vq.readers.members import IMAGE_SUFFIXES, Members, is_archive, is_image, is_visible, list_folder, top_folders
 from vq.readers.stored import StoredImages
 from vq.readers.tars import index_tars
+from vq.readers.zips import list_zip
 
 HELD_OUT_ONE_IN = 50
-# Folders that are splits under other names.
-OTHER_SPLITS = ("train", "training", "val", "valid", "validation", "test", "testing")
+# Names of splits.
+SPLITS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
+OTHER_SPLITS = tuple(name for names in SPLITS.values() for name in names)
 
 
 def load_class_folders(root: Path, split: str, resolution: int) -> StoredImages:
@@ -36,11 +38,7 @@ def load_class_folders(root: Path, split: str, resolution: int) -> StoredImages:
 
     everything = open_split(root, "train", class_of)
     class_names = _check_classes(everything, {class_of(name) for name in everything.names}, f"train of {root}")
-    if len(class_names) == 1 and class_names[0].lower() in OTHER_SPLITS:
-        raise InputError(
-            f"the only class folder of train of {root} is {class_names[0]!r}, which is the name of a split; move the "
-            "folders in it one level up, or pack the archive anew from inside of it"
-        )
+    _refuse_wrappers(everything, class_names, root)
     members = everything if split == "train" else open_split(root, split, class_of)
     unknown = sorted({class_of(name) for name in members.names} - set(class_names))
     if unknown:
@@ -53,6 +51,25 @@ def load_class_folders(root: Path, split: str, resolution: int) -> StoredImages:
     label_of = {name: label for label, name in enumerate(class_names)}
     labels = np.array([label_of[class_of(name)] for name in members.names], np.int64)
     return StoredImages.of("folder", split, resolution, members, labels, tuple(class_names))
+
+
+def _refuse_wrappers(members: Members, class_names: list[str], root: Path) -> None:
+    """Raise InputError for a class folder that holds the true class folders, or splits of them."""
+    inside: dict[str, set[str]] = {name: set() for name in class_names}
+    for name in members.names:
+        first, _, rest = name.partition("/")
+        inside[first].add(rest.partition("/")[0].lower() if "/" in rest else "")
+    for name, folders in inside.items():
+        holds_folders = "" not in folders and (len(inside) == 1 or folders <= set(OTHER_SPLITS))
+        if holds_folders or (len(inside) == 1 and name.lower() in OTHER_SPLITS):
+            place = (
+                f"DATA_PATH={shlex.quote(str(root / name))}" if (root / name).is_dir() else "it with DATA_PATH=FOLDER"
+            )
+            raise InputError(
+                f"the folder {name!r} in train of {root} would be one class, but it holds folders or is named like a "
+                f"split ({', '.join(sorted(folders - {''})[:5]) or name}); if these are classes or splits, name "
+                f"{place}, or move them one level up, and pack an archive anew from inside of it"
+            )
 
 
 def _check_classes(members: Members, with_images: set[str], where: str) -> list[str]:
@@ -135,12 +152,35 @@ def open_split(root: Path, split: str, class_of: Callable[[str], str]) -> Member
 
 
 def _find_split(root: Path, split: str) -> Members | None:
-    for place in (root / split, root / f"{split}.zip"):
-        if place.exists():
-            return open_images(place)
-    word = re.compile(rf"(?<![a-z]){split}(?![a-z])", re.IGNORECASE)  # trainval.tar is not a train split
-    tars = sorted(tar for tar in root.glob("*.tar") if word.search(tar.stem))
-    return index_tars(tars).members.images() if tars else None
+    """The images in the one place that is a split; InputError if there are two."""
+    places = [root / split] if (root / split).exists() else []
+    places += [path for path in root.iterdir() if path.name.lower() == f"{split}.zip"]
+    tars = tars_of_split(root, split)
+    if len(places) + bool(tars) > 1:
+        names = ", ".join(path.name for path in (*places, *tars[:1]))
+        raise InputError(f"{root} holds several places with images of {split}: {names}; keep one, move the others away")
+    if places:
+        return open_images(places[0])
+    return _images(index_tars(tars).members, root) if tars else None
+
+
+def tars_of_split(root: Path, split: str) -> list[Path]:
+    """The tars in a folder with the word `split` in their names, sorted.
+
+    Raises InputError for a tar that names both train and val."""
+    found = []
+    for path in sorted(path for path in root.iterdir() if path.suffix.lower() == ".tar" and is_visible(path.name)):
+        # trainval.tar is not a train split.
+        words = {name for name in ("train", "val") if re.search(_word(name), path.stem, re.IGNORECASE)}
+        if len(words) > 1:
+            raise InputError(f"{path} names both train and val; rename it, with the one that it holds in its name")
+        if split in words:
+            found.append(path)
+    return found
+
+
+def _word(split: str) -> str:
+    return rf"(?<![a-z])({'|'.join(SPLITS[split])})(?![a-z])"
 
 
 def is_held_out(name: str) -> bool:
@@ -151,22 +191,31 @@ def is_held_out(name: str) -> bool:
 def open_images(place: Path) -> Members:
     """The images below a folder, in a zip or a tar, or in the zip or the tars that a folder holds.
 
-    Raises InputError if there are no images, several zips, or archives beside images."""
-    archives = [*place.glob("*.tar"), *place.glob("*.zip")] if place.is_dir() else []
-    if archives and len(list_folder(place).images()):
-        raise InputError(f"{place} holds images and {archives[0].name} beside them; move away what should not be read")
-    if place.suffix == ".zip":
-        members = list_zip(place)
-    elif place.suffix == ".tar":
-        members = index_tars([place]).members
-    elif tars := sorted(place.glob("*.tar")):
-        members = index_tars(tars).members
-    elif zips := sorted(place.glob("*.zip")):
-        if len(zips) > 1:
-            raise InputError(f"{place} holds several zips ({', '.join(path.name for path in zips)}); keep one")
-        members = list_zip(zips[0])
-    else:
-        members = list_folder(place)
+    Raises InputError if there are no images, or if archives would not be read: several zips, other kinds, or archives
+    beside images or in other archives."""
+    packed = [place]
+    if place.is_dir():
+        loose = list_folder(place)
+        packed = sorted(place / name for name in loose.names if is_archive(name) and "/" not in name)
+        if not packed or any(map(is_image, loose.names)):
+            return _images(loose, place)
+    kinds = [path.suffix.lower() for path in packed]
+    if set(kinds) == {".tar"}:
+        return _images(index_tars(packed).members, place)
+    if kinds != [".zip"]:
+        names = ", ".join(path.name for path in packed[:10])
+        raise InputError(f"{place} holds {names}; expected one zip or tars: unpack the others, or move them away")
+    return _images(list_zip(packed[0]), place)
+
+
+def _images(members: Members, place: Path) -> Members:
+    """The images among the files; InputError if there are none, or an archive that would not be read."""
+    packed = next(filter(is_archive, members.names), None)
+    if packed is not None:
+        raise InputError(
+            f"{place} holds images and the archive {packed} beside them, which would not be read; unpack it, or move "
+            "it away"
+        )
     images = members.images()
     if not len(images):
         raise InputError(f"no images in {place}; name the folder, zip or tars that hold them")

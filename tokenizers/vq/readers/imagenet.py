@@ -22,6 +22,7 @@ import numpy as np
 
 from masc.runtime.errors import InputError
 from masc.runtime.reading import MIB, open_file, parse_json, read_bytes, reason
+from vq.readers.folders import tars_of_split
 from vq.readers.members import Members, is_image, list_folder
 from vq.readers.stored import StoredImages
 from vq.readers.tars import TarIndex, index_tars
@@ -53,7 +54,7 @@ def load_imagenet(root: Path, split: str, resolution: int) -> StoredImages:
     if (folder / tar.name).exists():
         tar = folder / tar.name
     inside = sorted(folder.glob("*.tar"))
-    beside = sorted(path for path in root.glob(f"*{split}*.tar") if not path.name.startswith("ILSVRC2012_img_"))
+    beside = [path for path in tars_of_split(root, split) if not path.name.startswith("ILSVRC2012_img_")]
     labels = None
     if folder.is_dir() and any(path.is_dir() for path in folder.iterdir()):
         members = list_folder(folder).images()

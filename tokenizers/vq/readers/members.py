@@ -1,4 +1,4 @@
-"""Files in folders, tars and zips, read by number without unpacking.
+"""Files in folders, read by number; tars and zips without unpacking are in vq.readers.tars and vq.readers.zips.
 
 A listing is complete, or one error names what is missing or there twice: nobody sees that images are missing, and
 without a folder the labels after it would move. A name that points outside of its archive is refused, although no file
@@ -7,28 +7,26 @@ is written under it."""
 import logging
 import os
 import stat
-import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Self
 
 import numpy as np
 
 from masc.runtime.errors import InputError
-from masc.runtime.reading import MIB, open_file, reason
+from masc.runtime.reading import MIB, open_file
 
 logger = logging.getLogger(__name__)
 # The suffixes of torchvision's ImageFolder, with which LlamaGen reads ImageNet.
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 # Suffixes of other images, which ImageFolder passes over.
 OTHER_SUFFIXES = (".gif", ".avif", ".jfif", ".jpe", ".heic", ".heif", ".jp2", ".jxl", ".tga", ".dng", ".cr2", ".nef")
+# Suffixes of archives. Only tars and zips are read.
+ARCHIVE_SUFFIXES = (".tar", ".zip", ".7z", ".rar", ".tgz", ".tbz2", ".txz", ".tar.gz", ".tar.bz2", ".tar.xz")
 # Folders that macOS, Synology, Windows and ext4 add to what the user stored.
 SYSTEM_FOLDERS = ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found")
-# Methods of compression that zipfile inflates in bounded steps.
-BOUNDED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 # Most bytes of one encoded image: the RGB pixels of an image just below Pillow's limit, without compression.
 LARGEST_FILE = 256 * MIB
 
@@ -62,7 +60,11 @@ class Members(ABC):
         return replace(self, names=tuple(self.names[row] for row in rows), places=self.places[np.asarray(rows, int)])
 
     def images(self) -> Self:
-        """The images among the files, in the order of torchvision's ImageFolder.
+        """The images among the files, in the order of torchvision's ImageFolder; see `image_rows`."""
+        return self.take(sorted(self.image_rows(), key=lambda row: _order(self.names[row])))
+
+    def image_rows(self) -> list[int]:
+        """The numbers of the images among the files, in the order stored.
 
         Images of types that ImageFolder passes over are left out with a warning. Raises InputError for an image whose
         name is not UTF-8 or has a line break, because lists of names could not hold it."""
@@ -75,7 +77,7 @@ class Members(ABC):
         for row in rows:
             if self.names[row].splitlines() != [self.names[row]] or not _is_utf8(self.names[row]):
                 raise InputError(f"the file name {self.names[row]!a} is not UTF-8 or has a line break; rename the file")
-        return self.take(sorted(rows, key=lambda row: _order(self.names[row])))
+        return rows
 
 
 @dataclass(frozen=True)
@@ -85,57 +87,14 @@ class FolderMembers(Members):
     root: Path
 
     def read(self, index: int) -> bytes:
-        with open_file(self.root / self.names[index]) as (file, size):
+        path = self.root / self.names[index]
+        with open_file(path) as (file, size):
+            listed = file_state_of(*self.places[index])
+            check_unchanged(path, os.fstat(file.fileno()), listed)
             return file.read(check_size(size))
 
     def state(self, index: int) -> str:
         return str(self.places[index, 1])
-
-
-@dataclass(frozen=True)
-class TarMembers(Members):
-    """Files in uncompressed tars, or in tars inside them; places (M, 3) size, archive, offset."""
-
-    archives: tuple[Path, ...]
-    states: tuple[str, ...]  # of `file_state`, of each archive
-
-    def read(self, index: int) -> bytes:
-        size, archive, offset = (int(value) for value in self.places[index])
-        with self.archives[archive].open("rb", buffering=0) as file:
-            if file_state(os.fstat(file.fileno())) != self.states[archive]:
-                raise InputError(f"{self.archives[archive]} changed after it was listed; type the same command again")
-            data = os.pread(file.fileno(), check_size(size), offset)
-        if len(data) < size:
-            raise EOFError(f"{self.archives[archive]} ends within {self.names[index]}")
-        return data
-
-    def state(self, index: int) -> str:
-        return self.states[self.places[index, 1]]
-
-
-@dataclass(frozen=True)
-class ZipMembers(Members):
-    """Files in a zip; places (M, 3) size, place in the zip's directory, CRC-32."""
-
-    path: Path
-    version: str  # `file_state` of the zip
-
-    def read(self, index: int) -> bytes:
-        archive = _open_zip(self.path, self.version, os.getpid())
-        member = archive.infolist()[self.places[index, 1]]
-        if member.compress_type not in BOUNDED:
-            raise InputError(f"compressed by method {member.compress_type} in {self.path}; expected stored or deflated")
-        with archive.open(member) as file:
-            return file.read(check_size(member.file_size))
-
-    def state(self, index: int) -> str:
-        return str(self.places[index, 2])
-
-
-@lru_cache(maxsize=4)
-def _open_zip(path: Path, version: str, process: int) -> zipfile.ZipFile:
-    # Each process opens its own: forked workers would move a shared file position.
-    return zipfile.ZipFile(path)
 
 
 def check_size(size: int) -> int:
@@ -147,7 +106,18 @@ def check_size(size: int) -> int:
 
 def file_state(status: os.stat_result) -> str:
     """What changes when a file changes: its size, and the time of the last change in ns."""
-    return f"{status.st_size} {status.st_mtime_ns}"
+    return file_state_of(status.st_size, status.st_mtime_ns)
+
+
+def file_state_of(size: int, changed: int) -> str:
+    """As `file_state`, from bytes and ns."""
+    return f"{size} {changed}"
+
+
+def check_unchanged(path: Path, status: os.stat_result, listed: str) -> None:
+    """Raise InputError unless the state of an open file is the one with which it was listed."""
+    if file_state(status) != listed:
+        raise InputError(f"{path} changed after it was listed; type the same command again")
 
 
 def regular_file(path: Path) -> os.stat_result:
@@ -164,6 +134,11 @@ def regular_file(path: Path) -> os.stat_result:
 def is_image(name: str) -> bool:
     """Whether a file is an image, by its suffix. Hidden files and those that systems add are not."""
     return PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES and is_visible(name)
+
+
+def is_archive(name: str) -> bool:
+    """Whether a visible file is an archive, by its suffix."""
+    return name.lower().endswith(ARCHIVE_SUFFIXES) and is_visible(name)
 
 
 def is_visible(name: str) -> bool:
@@ -249,20 +224,3 @@ def _list(folder: Path) -> tuple[os.stat_result, list[os.DirEntry]]:
             f"cannot list the folder {folder} ({error.strerror}), so its images would be missing; make it readable, or "
             "move it away"
         ) from error
-
-
-def list_zip(path: Path) -> ZipMembers:
-    """All files of a zip. A name that occurs twice stands for its last file, as when the zip is unpacked.
-
-    Raises InputError if the zip is truncated or a name points outside of it."""
-    version = file_state(regular_file(path))
-    try:
-        members = _open_zip(path, version, os.getpid()).infolist()
-    except Exception as error:  # zipfile raises errors of many types for damaged bytes
-        raise InputError(f"{path} is not a zip, or it is truncated ({reason(error)}); download it again") from error
-    named = {place: member for place, member in enumerate(members) if member.filename}
-    place_of = {safe_name(member.filename, path): place for place, member in named.items() if not member.is_dir()}
-    places = [(members[place].file_size, place, members[place].CRC) for place in place_of.values()]
-    folders = (PurePosixPath(member.filename).as_posix() for member in named.values() if member.is_dir())
-    found = np.array(places, np.int64).reshape(-1, 3)
-    return ZipMembers(tuple(place_of), found, top_folders(place_of, folders), path, version)

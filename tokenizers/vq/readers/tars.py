@@ -4,11 +4,11 @@ For WebDataset shards, and for ImageNet's tar of tars without unpacking its 138 
 
 import hashlib
 import logging
-import posixpath
+import os
 import re
 import tarfile
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +17,22 @@ from tqdm import tqdm
 from masc.runtime.artifacts import Schema, reuse_npz, save_npz
 from masc.runtime.errors import InputError
 from masc.runtime.reading import MIB, open_file, reason
-from vq.readers.members import TarMembers, file_state, regular_file, safe_name, top_folders
+from vq.readers.entries import Entries, parents
+from vq.readers.members import (
+    Members,
+    check_size,
+    check_unchanged,
+    file_state,
+    is_visible,
+    regular_file,
+    safe_name,
+    top_folders,
+)
 
 logger = logging.getLogger(__name__)
 SIDECARS = (".cls", ".json")  # files of WebDataset that are small and read with the index
 LARGEST_SIDECAR = MIB
-KIND, VERSION = "tar-index", 2
+KIND, VERSION = "tar-index", 3
 SCHEMA: Schema = {
     "names": ("u", (None,)),  # UTF-8, joined by zero bytes
     "places": ("i", (None, 3)),
@@ -31,6 +41,26 @@ SCHEMA: Schema = {
     "text_sizes": ("i", (None,)),
     "texts": ("u", (None,)),
 }
+
+
+@dataclass(frozen=True)
+class TarMembers(Members):
+    """Files in uncompressed tars, or in tars inside them; places (M, 3) size, archive, offset."""
+
+    archives: tuple[Path, ...]
+    states: tuple[str, ...]  # of `file_state`, of each archive
+
+    def read(self, index: int) -> bytes:
+        size, archive, offset = (int(value) for value in self.places[index])
+        with self.archives[archive].open("rb", buffering=0) as file:
+            check_unchanged(self.archives[archive], os.fstat(file.fileno()), self.states[archive])
+            data = os.pread(file.fileno(), check_size(size), offset)
+        if len(data) < size:
+            raise EOFError(f"{self.archives[archive]} ends within {self.names[index]}")
+        return data
+
+    def state(self, index: int) -> str:
+        return self.states[self.places[index, 1]]
 
 
 @dataclass(frozen=True)
@@ -46,8 +76,8 @@ def index_tars(archives: list[Path]) -> TarIndex:
 
     A link to a file of the same tar is that file, and a name that occurs twice in a tar stands for its last file, as
     when the tar is unpacked. The index is kept as .masc-index-*.npz beside the tars, and used while their sizes and
-    times stay the same. Raises InputError with the name of the tar if it is truncated, a name points outside of it, or
-    a link leads to a folder."""
+    times stay the same. Raises InputError with the name of the tar if it is truncated, a name points outside of it, a
+    link leads to none of its files, or a member is no plain file."""
     sizes = [regular_file(archive).st_size for archive in archives]
     states = tuple(file_state(archive.stat()) for archive in archives)
     names = "\n".join(archive.name for archive in archives).encode(errors="surrogateescape")
@@ -79,24 +109,17 @@ def _warn_of_gaps(archives: list[Path]) -> None:
             )
 
 
-@dataclass
-class _Contents:
-    """What one tar holds."""
-
-    files: dict[str, tuple[int, int, bytes | None]] = field(default_factory=dict)  # size, offset, text of a sidecar
-    links: dict[str, str] = field(default_factory=dict)  # name -> name of the target
-    folders: list[str] = field(default_factory=list)
+Place = tuple[int, int, bytes | None]  # size, offset, text of a sidecar
 
 
 def _scan(archives: list[Path], sizes: list[int], states: tuple[str, ...]) -> TarIndex:
     names, places, texts, folders = [], [], {}, set()
     bar = tqdm(total=sum(sizes), desc="index of tars", unit="B", unit_scale=True, disable=None)
     for number, archive in enumerate(archives):
-        found, done = _Contents(), bar.n
+        done = bar.n
         try:
             with open_file(archive) as (file, _), tarfile.open(fileobj=file, mode="r:") as tar:
-                _read(tar, archive, "", 0, found, lambda offset, done=done: bar.update(done + offset - bar.n))
-            _resolve_links(found, archive)
+                found = _read(tar, archive, "", 0, lambda offset, done=done: bar.update(done + offset - bar.n))
         except InputError:
             raise
         except Exception as error:  # tarfile raises errors of many types for damaged bytes
@@ -116,54 +139,58 @@ def _scan(archives: list[Path], sizes: list[int], states: tuple[str, ...]) -> Ta
 
 
 def _read(
-    tar: tarfile.TarFile,
-    archive: Path,
-    prefix: str,
-    start: int,
-    found: _Contents,
-    advance: Callable[[int], object],
-) -> None:
-    """Add the members of a tar to `found`: their names after `prefix`, their offsets after `start` bytes."""
+    tar: tarfile.TarFile, archive: Path, prefix: str, start: int, advance: Callable[[int], object]
+) -> Entries[Place]:
+    """The members of a tar and of the tars in it: their names after `prefix`, their offsets after `start` bytes."""
+    found, packed = Entries[Place](), {}
     for member in tar:
         name = prefix + safe_name(member.name, archive)
         if member.isdir():
             found.folders.append(name)
         elif member.issym():
-            found.links[name] = posixpath.normpath(posixpath.join(posixpath.dirname(name), member.linkname))
+            found.add_link(name, member.linkname)
         elif member.islnk():
-            found.links[name] = prefix + safe_name(member.linkname, archive)
-        elif member.isfile() and not member.issparse():  # the bytes of a sparse file do not lie together
-            if not prefix and name.endswith(".tar"):
-                inside = f"{name.removesuffix('.tar')}/"
-                with tar.extractfile(member) as data, tarfile.open(fileobj=data, mode="r:") as inner:
-                    _read(inner, archive / name, inside, member.offset_data, found, advance)
-            else:
-                is_sidecar = name.lower().endswith(SIDECARS) and member.size <= LARGEST_SIDECAR
-                text = tar.extractfile(member).read() if is_sidecar else None
-                found.files[name] = (member.size, start + member.offset_data, text)
-                advance(start + member.offset_data)
-    # tarfile takes a truncated or overwritten header for the end. The true end is a block of zeros.
+            found.add_hard_link(name, prefix + safe_name(member.linkname, archive))
+        elif member.issparse() or not member.isfile():  # the bytes of a sparse file do not lie together
+            if is_visible(name):
+                what = "stored as a sparse file" if member.issparse() else "a pipe, a device or of unknown type"
+                raise InputError(f"{archive} holds {name!a}, which is {what}; pack it again as a file, without tar -S")
+        elif not prefix and name.lower().endswith(".tar"):
+            inside = name[: -len(".tar")]
+            if inside in packed:
+                raise InputError(f"{archive} holds two tars with the name {inside!a}; keep one")
+            with tar.extractfile(member) as data, tarfile.open(fileobj=data, mode="r:") as inner:
+                packed[inside] = _read(inner, archive, f"{inside}/", member.offset_data, advance)
+        else:
+            is_sidecar = name.lower().endswith(SIDECARS) and member.size <= LARGEST_SIDECAR
+            text = tar.extractfile(member).read() if is_sidecar else None
+            found.add_file(name, (member.size, start + member.offset_data, text))
+            advance(start + member.offset_data)
+    _check_end(tar, archive, prefix)
+    found.follow_links(archive)
+    both = sorted(packed.keys() & parents(found.files)) if packed else []
+    if both:
+        raise InputError(f"{archive} holds the folder {both[0]!a} and a tar of the same name; keep one")
+    for inner in packed.values():
+        found.files |= inner.files
+        found.folders += inner.folders
+    return found
+
+
+def _check_end(tar: tarfile.TarFile, archive: Path, prefix: str) -> None:
+    """Raise an error unless a tar that was read ends in zeros: a block of them is its end, and no other tar follows.
+
+    tarfile takes a truncated or overwritten header for the end."""
+    what = f"its member {prefix.removesuffix('/')}.tar" if prefix else "it"
     tar.fileobj.seek(tar.offset)
     if tar.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-        what = f"its member {prefix.removesuffix('/')}.tar" if prefix else "it"
         raise tarfile.ReadError(f"{what} ends early, at byte {tar.offset}")
-
-
-def _resolve_links(found: _Contents, archive: Path) -> None:
-    """Give the links of a tar the files that they lead to."""
-    folders, lost = {posixpath.dirname(name) for name in found.files} | set(found.folders), []
-    for name, target in found.links.items():
-        if target in found.files:
-            found.files[name] = found.files[target]
-        elif target in folders:
+    while rest := tar.fileobj.read(MIB):
+        if rest.count(0) < len(rest):
             raise InputError(
-                f"{archive} holds the link {name} to its folder {target}, whose images would be missing under "
-                f"{name}; pack the tar with tar --dereference"
+                f"{archive} cannot be read whole: {what} holds more after its end at byte {tar.offset}, as when tars "
+                "are joined by cat; keep them apart, or join them with tar --concatenate"
             )
-        else:
-            lost.append(name)
-    if lost:
-        logger.warning("%s: %d links lead to no file of it and are left out, first %a", archive, len(lost), lost[0])
 
 
 def _save(cache: Path, index: TarIndex) -> None:
