@@ -12,6 +12,7 @@ from PIL import Image
 
 from masc.runtime.errors import InputError, MissingArtifact
 from masc.runtime.files import recover_all
+from masc.runtime.reading import open_file
 from masc.runtime.run import flatten
 from metrics.results import Results
 from reports.doctor.doctor import read_results
@@ -124,7 +125,7 @@ def _load_all(paths: list[Path], skipped: list[dict[str, str]]) -> dict[str, Res
 def is_image(path: Path, skipped: list[dict[str, str]], advice: str = "draw the samples again") -> bool:
     """Whether a file is a complete image; otherwise it is added to `skipped`."""
     try:
-        with decoding(str(path)), Image.open(path, formats=FORMATS) as image:
+        with decoding(str(path)), open_file(path) as (file, _), Image.open(file, formats=FORMATS) as image:
             image.load()
     except UnreadableImage as error:
         skipped.append({"place": str(path), "reason": f"no image, or truncated ({error.cause}); {advice}"})

@@ -24,7 +24,7 @@ def holds(path: Path, protocol: dict[str, Any], replicates: int = 0) -> bool:
     found = saved_row(path)
     if found is None or any(found["protocol"].get(key) != value for key, value in protocol.items()):
         return False
-    return found.get("interval", {}).get("replicates", 0) == (replicates if replicates > 1 else 0)
+    return (found.get("interval") or {}).get("replicates", 0) == (replicates if replicates > 1 else 0)
 
 
 def save_beside(found: Results, path: Path) -> Path:

@@ -248,3 +248,10 @@ def test_a_safetensors_header_that_lies_is_one_error(tmp_path, name):
     path.write_bytes((10**15).to_bytes(8, "little") + header)
     with pytest.raises(InputError, match=r"file\.safetensors"):
         read_checkpoint(path)
+
+
+@pytest.mark.parametrize("name", ["model.pt", "model.safetensors"])
+def test_a_pipe_in_the_place_of_a_checkpoint_is_refused_at_once(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(InputError, match=r"expected a file at .*model.*, found a device or a pipe; download it again"):
+        read_checkpoint(tmp_path / name)

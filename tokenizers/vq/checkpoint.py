@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from masc.runtime.errors import InputError, MissingArtifact, printable
+from masc.runtime.reading import advising, open_file
 
 # Classes of training frameworks in published checkpoints. Their objects are replaced by empty ones.
 FRAMEWORKS = ("pytorch_lightning.", "lightning.", "lightning_fabric.")
@@ -44,6 +45,8 @@ def read_checkpoint(path: Path, advice: str = "download it again") -> dict[str, 
     path = Path(path)
     if not path.exists():
         raise MissingArtifact("weights", path, f"no checkpoint at {path}; give another path, or download it")
+    with advising(advice), open_file(path):  # a pipe in its place would block the libraries
+        pass
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
