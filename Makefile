@@ -204,7 +204,7 @@ bench-sample:  ## images per second against the released decoding loop
 bench:  ## speed against LlamaGen's own code: ARGS="--llamagen /path/to/LlamaGen"
 	$(BENCH) benchmarks/speed.py $(ARGS)
 
-test:  ## the default tests, with the ten slowest: CPU, no network, about three minutes on two cores
+test:  ## the default tests, with the ten slowest: CPU, no network, three to four minutes on two cores
 	$(PYTHON) -m pytest -q -n 2 --dist loadfile --durations=10 $(ARGS)
 
 test-all:  ## the slow tests as well: real sizes, compiled steps, other libraries live, several processes
