@@ -14,7 +14,7 @@ import time
 from dataclasses import dataclass, replace
 
 from meeting import Meeting, free_port, listen
-from messages import PlainFormatter, explain
+from messages import explain, log_plainly
 from worker import CONTINUES, GRACE, PIPES, claim_error
 
 from masc.runtime.errors import InputError
@@ -168,9 +168,7 @@ def main() -> None:
     for number in (signal.SIGTERM, signal.SIGHUP):  # end like Ctrl-C, and so end the processes as well
         if signal.getsignal(number) != signal.SIG_IGN:  # as nohup sets it
             signal.signal(number, signal.default_int_handler)
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(PlainFormatter("%(message)s"))
-    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    log_plainly(logging.INFO)
     try:
         sys.exit(launch(parse(sys.argv[1:])))
     except InputError as error:

@@ -2,6 +2,7 @@
 
 import logging
 import shlex
+import sys
 
 from words import make_word, override
 from worker import CONTINUES
@@ -49,6 +50,13 @@ class PlainFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         return printable(super().format(record))
+
+
+def log_plainly(level: int) -> None:
+    """Send the log lines of this process from `level` on to the standard error, as `PlainFormatter` writes them."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(PlainFormatter("%(message)s"))
+    logging.basicConfig(level=level, handlers=[handler])
 
 
 def in_plain_words(error: BaseException) -> str | None:

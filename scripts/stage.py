@@ -17,7 +17,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.types import Override
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
-from messages import PlainFormatter, in_plain_words
+from messages import in_plain_words, log_plainly
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
 from words import parse_words, read_words
@@ -161,9 +161,7 @@ def run_stage(
     end_with_launcher()
     if sys.stdout is not None:  # as it is where the shell has closed it
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may lack the characters of a path
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(PlainFormatter("%(message)s"))
-    logging.basicConfig(level=logging.INFO if is_main() else logging.WARNING, handlers=[handler])
+    log_plainly(logging.INFO if is_main() else logging.WARNING)
     logging.getLogger("faiss").setLevel(logging.WARNING)  # it logs each instruction set that it tries
     try:
         words = sys.argv[1:]
