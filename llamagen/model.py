@@ -1,5 +1,6 @@
 """Which backbone, head and tree make a model: decided here and nowhere else."""
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -9,6 +10,7 @@ from llamagen.backbones.embeddings import TokenEmbedding
 from masc.heads.base import Head
 from masc.heads.config import HeadConfig
 from masc.heads.registry import build_head
+from masc.heads.shared import TreeSharedHead
 from masc.runtime.errors import InputError
 from masc.tree import Clustering
 
@@ -27,24 +29,46 @@ class ARModel(nn.Module):
 
     def tables(self) -> list[nn.Parameter]:
         """The matrices with a row for each token, cluster or node, of backbone and head."""
-        return [*self.backbone.tables(), *self.head.tables()]
+        shared = [embedding.shared for embedding in self._embeddings() if embedding.shared is not None]
+        return [*self.backbone.tables(), *shared, *self.head.tables()]
+
+    def _embeddings(self) -> list[TokenEmbedding]:
+        return [module for module in self.backbone.modules() if isinstance(module, TokenEmbedding)]
+
+    def fold(self) -> None:
+        """Turn a model that shares rows along a tree into the flat model of the same distribution; others stay."""
+        if isinstance(self.head, TreeSharedHead):
+            self.head = self.head.folded()
+        for embedding in self._embeddings():
+            embedding.fold()
 
 
 def build_model(
-    model: BackboneConfig, head: HeadConfig, shape: DataShape, tree: Clustering | None, seed: int
+    model: BackboneConfig,
+    head: HeadConfig,
+    shape: DataShape,
+    tree: Clustering | None,
+    seed: int,
+    counts: np.ndarray | None = None,
 ) -> ARModel:
-    """The model of a run, initialised from `seed`. `tree` is the whole tree; heads that read none take None.
+    """The model of a run, initialised from `seed`; the backbone's first weights do not depend on the head.
 
+    `tree` is the whole tree, `counts` (N,) how often each token occurs in training; heads that read none take None.
     Raises InputError for a class that is not a backbone, or that cannot drop conditions as its config asks."""
-    built = build_head(head, model.dim, shape.num_tokens, tree)
+    built = build_head(head, model.dim, shape.num_tokens, tree, counts)
     context = tree.cut(head.cuts(shape.num_tokens)[-1]) if head.shows_clusters else None
-    backbone = build_backbone(model, TokenEmbedding(shape.num_tokens, model.dim, context), shape)
+    embedding = TokenEmbedding(shape.num_tokens, model.dim, context)
+    backbone = build_backbone(model, embedding, shape)
     if model.class_dropout and not backbone.has_null:
         raise InputError(
             f"{model.name} has no null condition, so model.class_dropout={model.class_dropout} cannot drop conditions; "
             "set model.class_dropout=0"
         )
-    backbone.initialise(torch.Generator().manual_seed(seed))
+    generator = torch.Generator().manual_seed(seed)
+    backbone.initialise(generator)
+    built.initialise(generator)
+    if head.shares_rows:
+        embedding.share([tree.cut(k) for k in head.cuts(shape.num_tokens)])
     return ARModel(backbone, built)
 
 

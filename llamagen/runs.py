@@ -132,15 +132,16 @@ class Run:
         return hash_weights(self.directory, self.averaged)
 
     def load_model(self) -> ARModel:
-        """A new model with these weights, in evaluation mode on the CPU.
+        """A new model with these weights, in evaluation mode on the CPU. Rows shared along a tree are folded.
 
         Raises InputError if there is no run, no checkpoint, or an input was remade after training."""
         config, inputs = self.config, self.inputs
         self._check_size()
-        model = build_model(config.model, config.head, inputs.shape, inputs.tree, config.seed)
+        model = build_model(config.model, config.head, inputs.shape, inputs.tree, config.seed, inputs.counts)
         load_weights(self.checkpoint, model)
         if self.averaged:
             use_average(self.checkpoint, model)
+        model.fold()
         return model.eval()
 
     def _check_size(self) -> None:

@@ -104,7 +104,7 @@ def _check_shares(config: TrainConfig, there: int, processes: int) -> None:
 
 def _run(config: TrainConfig, accelerator: Accelerator, inputs: RunInputs, progress: Progress, share: int) -> None:
     directory, last = config.directory, last_checkpoint(config.directory)
-    model = build_model(config.model, config.head, inputs.shape, inputs.tree, config.seed)
+    model = build_model(config.model, config.head, inputs.shape, inputs.tree, config.seed, inputs.counts)
     if progress.step:
         load_weights(last, model)
     optimizer = build_optimizer(model, config.optim, fused=True)

@@ -58,6 +58,10 @@ class Partition:
         """The start of each cluster in `members`, and their end: (K + 1,) int64."""
         return np.concatenate([[0], np.cumsum(self.sizes)])
 
+    def order(self) -> np.ndarray:
+        """All tokens, cluster by cluster: (N,) int64."""
+        return self.members
+
     def cut(self, num_clusters: int) -> "Partition":
         """This partition if it has K clusters; InputError otherwise."""
         if num_clusters != self.num_clusters:
@@ -134,6 +138,20 @@ class Tree:
     def cuts(self, ks: Sequence[int]) -> list[Partition]:
         """The partitions at several K, coarsest first. Each is nested in the one before."""
         return [self.cut(k) for k in sorted(set(ks))]
+
+    def order(self) -> np.ndarray:
+        """All tokens as the leaves of the dendrogram stand, so that every cluster is one range: (N,) int64."""
+        num_tokens = self.num_tokens
+        children = self.merges[:, :2].astype(np.int64)
+        sizes = np.concatenate([np.ones(num_tokens, np.int64), self.merges[:, 3].astype(np.int64)])
+        tops = np.setdiff1d(np.arange(len(sizes)), children)
+        start = np.zeros(len(sizes), np.int64)
+        start[tops] = np.cumsum(sizes[tops]) - sizes[tops]
+        for row in range(len(children) - 1, -1, -1):
+            left, right = children[row]
+            start[left] = start[num_tokens + row]
+            start[right] = start[left] + sizes[left]
+        return np.argsort(start[:num_tokens])
 
     def shuffled(self, seed: int) -> "Tree":
         """A tree of the same shape and heights over randomly permuted tokens.

@@ -5,11 +5,14 @@ in that conditions are dropped by the caller, never as a side effect of `.traini
 
 Shapes: B images, C caption feature width, P positions of the condition, D width."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llamagen.backbones.config import BackboneConfig
+from masc.heads.shared import nodes_of, shared_rows
 from masc.tree import Partition
 
 
@@ -91,6 +94,24 @@ class TokenEmbedding(nn.Embedding):
         super().__init__(num_tokens if partition is None else partition.num_clusters, dim)
         cluster_of = None if partition is None else torch.from_numpy(partition.cluster_of)
         self.register_buffer("cluster_of", cluster_of, persistent=False)
+        self.register_buffer("node_of", None, persistent=False)
+        self.register_parameter("shared", None)
+
+    def share(self, cuts: Sequence[Partition]) -> None:
+        """Add to each token's vector those of its clusters in nested cuts, zero at first; see `TreeSharedHead`."""
+        self.node_of = nodes_of(cuts).to(self.weight.device)
+        self.shared = nn.Parameter(self.weight.new_zeros(sum(cut.num_clusters for cut in cuts), self.embedding_dim))
+
+    @torch.no_grad()
+    def fold(self) -> None:
+        """Put the vectors of the clusters into those of the tokens."""
+        if self.shared is not None:
+            self.weight.copy_(shared_rows(self.weight, self.shared, self.node_of))
+            self.shared = self.node_of = None
 
     def forward(self, tokens: Tensor) -> Tensor:
-        return super().forward(tokens if self.cluster_of is None else self.cluster_of[tokens])
+        vectors = super().forward(tokens if self.cluster_of is None else self.cluster_of[tokens])
+        if self.shared is not None:
+            for nodes in self.node_of:
+                vectors = vectors + F.embedding(nodes[tokens], self.shared)
+        return vectors

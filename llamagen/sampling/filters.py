@@ -22,6 +22,7 @@ class SamplingConfig:
     guidance_power: float = 2.75  # of the cosine schedule (RAR-B's)
     guidance_start: float = 0.18  # share of the positions that the step schedule leaves unguided (GigaTok's)
     guidance_interval: int = -1  # tokens 0 .. interval + 1 are guided, later ones not; -1: all
+    guided_decisions: int = 0  # how many decisions on the way to a token are guided, the first ones; 0: all
     temperature: float = 1.0
     top_k: int = 0  # 0: all
     top_p: float = 1.0  # 1: all
@@ -37,6 +38,8 @@ class SamplingConfig:
             raise ValueError(
                 f"sampling.guidance_schedule must be one of {', '.join(SCHEDULES)}, not {self.guidance_schedule!r}"
             )
+        if self.guided_decisions < 0:
+            raise ValueError(f"sampling.guided_decisions must be 0 (all) or more, found {self.guided_decisions}")
         if self.guidance_power <= 0 or not 0 <= self.guidance_start <= 1 or self.guidance_interval < -1:
             raise ValueError(
                 "sampling needs guidance_power > 0, 0 <= guidance_start <= 1 and guidance_interval >= -1, found "

@@ -10,6 +10,7 @@ from torch import Tensor
 from llamagen.backbones.base import Backbone
 from llamagen.model import ARModel
 from llamagen.sampling.filters import SamplingConfig, draw, guide, probabilities
+from masc.heads.base import ImageHead
 from masc.runtime.errors import InputError
 from masc.runtime.streams import Purpose, random_stream
 
@@ -19,11 +20,10 @@ class SamplingPick:
 
     With guidance the logits hold [conditional; unconditional] halves, and both halves get the same choice."""
 
-    def __init__(self, config: SamplingConfig, uniforms: Tensor, scale: float):
+    def __init__(self, config: SamplingConfig, uniforms: Tensor, scale: float, decision: int = 0):
         """`uniforms` (B S, L): a number in [0, 1) for each image, position and decision; `scale` of guidance, 1 for
-        none."""
-        self.config, self.uniforms, self.scale = config, uniforms, scale
-        self.decision = 0
+        none; `decision` is the number of the first one."""
+        self.config, self.uniforms, self.scale, self.decision = config, uniforms, scale, decision
 
     def _next_uniforms(self) -> Tensor:
         self.decision += 1
@@ -35,7 +35,8 @@ class SamplingPick:
     def __call__(self, logits: Tensor) -> Tensor:
         config = self.config
         if config.is_guided:
-            logits = guide(logits, self.scale) if self.scale != 1 else logits.chunk(2)[0]
+            acts = self.scale != 1 and not 0 < config.guided_decisions <= self.decision
+            logits = guide(logits, self.scale) if acts else logits.chunk(2)[0]
         probs = probabilities(logits, config.temperature, config.top_k, config.top_p)
         return self._both_halves(draw(probs, self._next_uniforms()))
 
@@ -43,6 +44,10 @@ class SamplingPick:
         sizes = sizes.chunk(2)[0] if self.config.is_guided else sizes
         drawn = (self._next_uniforms().to(sizes.device) * sizes).long()
         return self._both_halves(torch.minimum(drawn, sizes - 1))
+
+    def fixed(self, logits: Tensor) -> Tensor:
+        logits = logits.chunk(2)[0] if self.config.is_guided else logits
+        return self._both_halves(draw(logits.softmax(dim=-1), self._next_uniforms()))
 
 
 def image_uniforms(seed: int, indices: np.ndarray, num_positions: int, num_decisions: int) -> Tensor:
@@ -75,10 +80,14 @@ def generate(
     `caption_mask` (B, P) marks the real slots of captions. With guidance the unconditional half sees the same slots,
     as released. The backbone chooses how many positions each step draws. All positions of a step get the guidance
     scale of its first. The i-th position drawn uses `uniforms[:, i]`. Uniforms for fewer than T positions stop the
-    drawing there, with LlamaGen's backbone only. `compiled` compiles the step, once a model and batch size.
+    drawing there, with LlamaGen's backbone only. `compiled` compiles the step, once a model and batch size. A head of
+    two stages ends with one pass of the backbone and its second network over the images, at the whole guidance scale.
 
-    Raises InputError as `check_guidance`, and ValueError if the uniforms end within a step."""
+    Raises InputError as `check_guidance`, and ValueError if the uniforms end within a step, or before the last position
+    of a head of two stages."""
     backbone, head, num_positions = model.backbone, model.head, uniforms.shape[1]
+    if isinstance(head, ImageHead) and num_positions < backbone.num_positions:
+        raise ValueError(f"this head draws whole images of {backbone.num_positions} positions, not {num_positions}")
     check_guidance(backbone, config)
     if config.is_guided:
         condition = torch.cat([condition, backbone.null(condition)])
@@ -94,4 +103,8 @@ def generate(
         pick = SamplingPick(config, uniforms[:, step].flatten(0, 1), scale)
         decoding.place(head.sample(hidden.flatten(0, 1), pick).view(hidden.shape[:2]))
         drawn = step.stop
-    return decoding.tokens()[: len(uniforms)]
+    tokens = decoding.tokens()
+    if isinstance(head, ImageHead):
+        hidden = backbone.hidden(tokens, condition, caption_mask)
+        tokens = head.finish(hidden, tokens, SamplingPick(config, uniforms.flatten(0, 1), config.guidance, decision=1))
+    return tokens[: len(uniforms)]

@@ -3,11 +3,13 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from llamagen.backbones.base import DataShape
 from llamagen.conditions.images import Conditions, Labels, check_features, check_text_model, open_captions
 from llamagen.training.config import TrainConfig
 from masc.runtime.artifacts import Codebook
-from masc.runtime.codes import Codes
+from masc.runtime.codes import Codes, token_counts
 from masc.runtime.errors import MissingArtifact
 from masc.tree import Clustering
 
@@ -21,6 +23,7 @@ class RunInputs:
     conditions: dict[str, Conditions]  # by split: train, val
     tree: Clustering | None
     parents: dict[str, str]  # kind -> SHA-256
+    counts: np.ndarray | None = None  # (N,): how often each token occurs in training, for heads that read it
 
     @property
     def shape(self) -> DataShape:
@@ -75,4 +78,5 @@ def load_inputs(config: TrainConfig, codebook: Codebook | None = None) -> RunInp
     tree = None
     if config.head.uses_tree:
         tree, parents["tree"] = layout.load_tree(config.tree, cuts, codebook)
-    return RunInputs(train, held_out, conditions, tree, parents)
+    counts = token_counts(train) if config.head.uses_counts else None
+    return RunInputs(train, held_out, conditions, tree, parents, counts)

@@ -1,27 +1,60 @@
-"""The protocol of heads.
+"""The contract of heads.
 
 Every head is a normalised distribution over the N tokens of the codebook, so that one loop trains all, one
-sampler draws from all, and one number (nats per token) compares all.
+sampler draws from all, and one number (nats per token) compares all. A head states its decisions once, in `sample`:
+a pick that draws gives samples, and a pick that follows the path of given tokens gives their log-probabilities.
 
-Shapes: B images, D width, N tokens, L decisions on the way to a token, V choices of one decision."""
+Shapes: B images, T positions, M positions of all images, D width, N tokens, L decisions on the way to a token,
+V choices of one decision."""
 
 from abc import ABC, abstractmethod
 from typing import Protocol, Self
 
+import numpy as np
+import torch
 from torch import Tensor, nn
 
 from masc.heads.config import HeadConfig
+from masc.heads.losses import in_chunks, log_softmax_at
 from masc.tree import Clustering
 
 
 class Pick(Protocol):
-    """Makes the decisions while sampling: owns guidance, temperature, filters and random numbers."""
+    """Makes the decisions: while sampling it owns guidance, temperature, filters and random numbers."""
 
     def __call__(self, logits: Tensor) -> Tensor:
-        """Choose by logits (B, V) -> (B,)."""
+        """Choose by learned logits (M, V) -> (M,)."""
 
     def uniform(self, sizes: Tensor) -> Tensor:
-        """Choose an integer in 0 .. sizes - 1: (B,) -> (B,)."""
+        """Choose an integer in 0 .. sizes - 1: (M,) -> (M,)."""
+
+    def fixed(self, logits: Tensor) -> Tensor:
+        """Choose by logits (M, V) that are not learned, so that guidance and filters leave them alone -> (M,)."""
+
+
+class Follow:
+    """A pick that takes given choices and keeps their log-probabilities."""
+
+    def __init__(self, path: Tensor):
+        """`path` (L, M): the choice at every decision."""
+        self.path = path
+        self.log_probs: list[Tensor] = []  # of the decisions so far, (M,) each
+
+    def _next(self) -> Tensor:
+        return self.path[len(self.log_probs)]
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        chosen = self._next()
+        self.log_probs.append(log_softmax_at(logits, chosen))
+        return chosen
+
+    def uniform(self, sizes: Tensor) -> Tensor:
+        chosen = self._next()
+        self.log_probs.append(-sizes.float().log())
+        return chosen
+
+    def fixed(self, logits: Tensor) -> Tensor:
+        return self(logits)
 
 
 class Head(nn.Module, ABC):
@@ -31,10 +64,13 @@ class Head(nn.Module, ABC):
 
     @classmethod
     @abstractmethod
-    def build(cls, config: HeadConfig, dim: int, num_tokens: int, tree: Clustering | None) -> Self:
+    def build(
+        cls, config: HeadConfig, dim: int, num_tokens: int, tree: Clustering | None, counts: np.ndarray | None
+    ) -> Self:
         """The head of a config over N tokens and hidden states of width D, its first loss that of uniform choices.
 
-        `tree` is uncut. The head chooses its cuts and uses only those."""
+        `tree` is uncut. The head chooses its cuts and uses only those. `counts` (N,) is how often each token occurs in
+        training; a head whose config does not ask for it takes None."""
 
     @property
     @abstractmethod
@@ -42,15 +78,55 @@ class Head(nn.Module, ABC):
         """Number of decisions on the way to a token: L."""
 
     @abstractmethod
-    def log_probs(self, hidden: Tensor, tokens: Tensor) -> Tensor:
-        """Log-probability of each decision on the path to `tokens`: (*, D), (*) -> (*, L), float32.
-
-        Summed over L this is log p(token | context), normalised over all N tokens."""
+    def path(self, tokens: Tensor) -> Tensor:
+        """The choice at every decision on the way to `tokens`: (*) -> (L, *), as indices of the logits of `sample`."""
 
     @abstractmethod
     def sample(self, hidden: Tensor, pick: Pick) -> Tensor:
-        """Draw tokens: (B, D) -> (B,). Calls `pick` once a decision, in the order of `log_probs`."""
+        """Draw tokens: (M, D) -> (M,). Calls `pick` once a decision."""
 
     @abstractmethod
     def tables(self) -> list[nn.Parameter]:
         """The matrices with a row for each token or node; `optim.table_scale` sets their learning rate."""
+
+    def initialise(self, generator: torch.Generator) -> None:
+        """Draw the initial weights of what does not start at zero."""
+
+    @property
+    def numbers(self) -> int:
+        """About how many numbers `sample` keeps for one position, which decides how many are computed together."""
+        return self.num_tokens
+
+    def log_probs(self, hidden: Tensor, tokens: Tensor) -> Tensor:
+        """Log-probability of each decision on the path to `tokens`: (*, D), (*) -> (*, L), float32.
+
+        Summed over L this is log p(token | context), normalised over all N tokens. A head overrides it where the
+        probability of one path costs less than a draw."""
+        flat = in_chunks(self._followed, self.numbers, hidden.flatten(0, -2), tokens.flatten())
+        return flat.view(*tokens.shape, -1)
+
+    def _followed(self, hidden: Tensor, tokens: Tensor) -> Tensor:
+        follow = Follow(self.path(tokens))
+        self.sample(hidden, follow)
+        return torch.stack(follow.log_probs, dim=-1)
+
+
+class ImageHead(Head):
+    """A head whose last decision sees all clusters of an image.
+
+    `sample` makes the first decision of a position and returns any token of the cluster. So the context of the
+    model must hold clusters. After the last position `finish` makes the second decision everywhere, in one pass."""
+
+    @abstractmethod
+    def finish(self, hidden: Tensor, tokens: Tensor, pick: Pick) -> Tensor:
+        """Replace each token by one of its cluster: (B, T, D), (B, T) -> (B, T). Calls `pick` once."""
+
+    def log_probs(self, hidden: Tensor, tokens: Tensor) -> Tensor:
+        """(B, T, D), (B, T) -> (B, T, L); whole images, in the order of their positions."""
+        return in_chunks(self._followed, self.numbers * tokens.shape[1], hidden, tokens)
+
+    def _followed(self, hidden: Tensor, tokens: Tensor) -> Tensor:
+        follow = Follow(self.path(tokens).flatten(1))
+        self.sample(hidden.flatten(0, 1), follow)
+        self.finish(hidden, tokens, follow)
+        return torch.stack(follow.log_probs, dim=-1).view(*tokens.shape, -1)

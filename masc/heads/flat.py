@@ -2,11 +2,12 @@
 
 from typing import Self
 
-import torch.nn.functional as F
+import numpy as np
 from torch import Tensor, nn
 
 from masc.heads.base import Head, Pick
 from masc.heads.config import HeadConfig
+from masc.heads.losses import linear_log_prob
 from masc.tree import Clustering
 
 
@@ -22,22 +23,21 @@ class FlatHead(Head):
         nn.init.zeros_(self.output.weight)
 
     @classmethod
-    def build(cls, config: HeadConfig, dim: int, num_tokens: int, tree: Clustering | None) -> Self:
+    def build(
+        cls, config: HeadConfig, dim: int, num_tokens: int, tree: Clustering | None, counts: np.ndarray | None
+    ) -> Self:
         return cls(dim, num_tokens)
+
+    def path(self, tokens: Tensor) -> Tensor:
+        return tokens[None]
 
     def log_probs(self, hidden: Tensor, tokens: Tensor) -> Tensor:
         """(*, D), (*) -> (*, 1)."""
-        return log_softmax_at(self.output(hidden), tokens)[..., None]
+        return linear_log_prob(hidden, self.output.weight, tokens)[..., None]
 
     def sample(self, hidden: Tensor, pick: Pick) -> Tensor:
-        """(B, D) -> (B,)."""
+        """(M, D) -> (M,)."""
         return pick(self.output(hidden).float())
 
     def tables(self) -> list[nn.Parameter]:
         return [self.output.weight]
-
-
-def log_softmax_at(logits: Tensor, chosen: Tensor) -> Tensor:
-    """log softmax(logits)[chosen] in float32: (*, V), (*) -> (*)."""
-    flat = F.cross_entropy(logits.flatten(0, -2).float(), chosen.flatten(), reduction="none")
-    return -flat.view(chosen.shape)

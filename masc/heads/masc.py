@@ -1,91 +1,112 @@
 """The paper's head, and its learned variant: first the cluster of one cut, then the token within it.
 
-Shapes: B images, D width, N tokens, K clusters."""
+Shapes: M positions, D width, N tokens, K clusters."""
 
 from typing import Self
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from masc.heads.base import Head, Pick
 from masc.heads.config import MascConfig
-from masc.heads.flat import log_softmax_at
+from masc.heads.losses import WHOLE, Children, children_log_prob, linear_log_prob, log_softmax_at
 from masc.tree import Clustering, Partition
 
 
-class _ClusterHead(Head):
-    """Base of both heads: the tables of a partition, and `output.weight`, which starts at zero."""
+class ClusterHead(Head):
+    """Base of heads of a cluster and a member: `members` of each cluster, and `output.weight`, zero at the start."""
 
     num_decisions = 2
 
     def __init__(self, dim: int, partition: Partition, rows: int):
         super().__init__()
         self.num_tokens, self.num_clusters = partition.num_tokens, partition.num_clusters
-        for name, table in (
-            ("cluster_of", partition.cluster_of),
-            ("members", partition.members),
-            ("offsets", partition.offsets),
-            ("counts", partition.sizes),
-        ):
+        place = np.empty_like(partition.members)
+        place[partition.members] = np.arange(self.num_tokens) - np.repeat(partition.offsets[:-1], partition.sizes)
+        for name, table in (("cluster_of", partition.cluster_of), ("place", place)):
             self.register_buffer(name, torch.from_numpy(table.copy()), persistent=False)
+        tables = partition.offsets[:-1], partition.sizes, partition.members
+        self.members = Children(*(torch.from_numpy(table.copy()) for table in tables))
         self.output = nn.Linear(dim, rows, bias=False)
         nn.init.zeros_(self.output.weight)
 
     @classmethod
-    def build(cls, config: MascConfig, dim: int, num_tokens: int, tree: Clustering) -> Self:
+    def build(cls, config: MascConfig, dim: int, num_tokens: int, tree: Clustering, counts: np.ndarray | None) -> Self:
         return cls(dim, tree.cut(config.cuts(num_tokens)[-1]))
+
+    def path(self, tokens: Tensor) -> Tensor:
+        """(*) -> (2, *): the cluster, the place among its members."""
+        return torch.stack([self.cluster_of[tokens], self.place[tokens]])
+
+    def member(self, cluster: Tensor, place: Tensor) -> Tensor:
+        """The token at a place of a cluster: (*), (*) -> (*)."""
+        return self.members.rows[self.members.first[cluster] + place]
 
     def tables(self) -> list[nn.Parameter]:
         return [self.output.weight]
 
 
-class MascHead(_ClusterHead):
-    """p(token) = softmax(W h)[cluster] / |cluster|: a uniform member (MASC, Sec. 3.3). `output.weight` is (K, D).
+class MascHead(ClusterHead):
+    """p(token) = softmax(W h)[cluster] p(token | cluster), the second factor not learned. `output.weight` is (K, D).
 
-    The gradient of this likelihood is that of the K-way cross-entropy (MASC, Eq. 5): the two differ by the constant
-    log |cluster|."""
+    The member is uniform (MASC, Sec. 3.3), or as frequent as in training. Either way the gradient of this likelihood is
+    that of the K-way cross-entropy (MASC, Eq. 5): the two differ by a constant."""
 
-    def __init__(self, dim: int, partition: Partition):
+    def __init__(self, dim: int, partition: Partition, counts: np.ndarray | None = None):
+        """`counts` (N,) is how often each token occurs, or None for uniform members. One is added to each, so that no
+        token is impossible."""
         super().__init__(dim, partition, partition.num_clusters)
+        share = None
+        if counts is not None:
+            smooth = counts + 1.0
+            within = np.bincount(partition.cluster_of, smooth)
+            share = torch.from_numpy(np.log(smooth / within[partition.cluster_of])).float()
+        self.register_buffer("log_share", share, persistent=False)
+
+    @classmethod
+    def build(cls, config: MascConfig, dim: int, num_tokens: int, tree: Clustering, counts: np.ndarray | None) -> Self:
+        return cls(dim, tree.cut(config.cuts(num_tokens)[-1]), counts if config.uses_counts else None)
 
     def log_probs(self, hidden: Tensor, tokens: Tensor) -> Tensor:
-        """(*, D), (*) -> (*, 2): the cluster, the uniform member."""
+        """(*, D), (*) -> (*, 2): the cluster, the member."""
         cluster = self.cluster_of[tokens]
-        return torch.stack([log_softmax_at(self.output(hidden), cluster), -self.counts[cluster].float().log()], dim=-1)
+        uniform = self.log_share is None
+        members = -self.members.counts[cluster].float().log() if uniform else self.log_share[tokens]
+        return torch.stack([linear_log_prob(hidden, self.output.weight, cluster), members], dim=-1)
 
     def sample(self, hidden: Tensor, pick: Pick) -> Tensor:
-        """(B, D) -> (B,)."""
+        """(M, D) -> (M,)."""
         cluster = pick(self.output(hidden).float())
-        return self.members[self.offsets[cluster] + pick.uniform(self.counts[cluster])]
+        if self.log_share is None:
+            return self.member(cluster, pick.uniform(self.members.counts[cluster]))
+        shares = self.members.logits(torch.ones_like(hidden[:, :1]).float(), self.log_share[:, None], cluster)
+        return self.member(cluster, pick.fixed(shares))
 
 
-class MascTwoLevelHead(_ClusterHead):
+class MascTwoLevelHead(ClusterHead):
     """p(token) = p(cluster) p(token | cluster), both learned. `output.weight` is (K + N, D): clusters, then tokens.
 
-    One product over all N rows scores the members, and the tokens of other clusters are masked: as much memory as a
-    flat head over K + N. `masc.heads.tree` gives the same distribution. This head keeps its order of summation, so
-    that earlier results stay equal to the last digit."""
+    Small products score all N members at once and mask those of other clusters, so that earlier results stay equal to
+    the last digit. Large ones read the rows of the clusters met only."""
 
     def __init__(self, dim: int, partition: Partition):
         super().__init__(dim, partition, partition.num_clusters + partition.num_tokens)
 
-    def _levels(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        return self.output(hidden).split([self.num_clusters, self.num_tokens], dim=-1)
-
-    def _outside(self, cluster: Tensor) -> Tensor:
-        """Which tokens are not in a cluster: (*) -> (*, N) bool."""
-        return self.cluster_of != cluster[..., None]
-
     def log_probs(self, hidden: Tensor, tokens: Tensor) -> Tensor:
         """(*, D), (*) -> (*, 2): the cluster, the member."""
-        clusters, members = self._levels(hidden)
         cluster = self.cluster_of[tokens]
-        members = members.masked_fill(self._outside(cluster), -torch.inf)
-        return torch.stack([log_softmax_at(clusters, cluster), log_softmax_at(members, tokens)], dim=-1)
+        if tokens.numel() * len(self.output.weight) <= WHOLE:
+            clusters, members = self.output(hidden).split([self.num_clusters, self.num_tokens], dim=-1)
+            members = members.masked_fill(self.cluster_of != cluster[..., None], -torch.inf)
+            return torch.stack([log_softmax_at(clusters, cluster), log_softmax_at(members, tokens)], dim=-1)
+        rows = self.output.weight.split([self.num_clusters, self.num_tokens])
+        where = cluster.flatten(), self.place[tokens].flatten()
+        members = children_log_prob(hidden.flatten(0, -2), rows[1], *where, self.members)
+        return torch.stack([linear_log_prob(hidden, rows[0], cluster), members.view(cluster.shape)], dim=-1)
 
     def sample(self, hidden: Tensor, pick: Pick) -> Tensor:
-        """(B, D) -> (B,)."""
-        clusters, members = (logits.float() for logits in self._levels(hidden))
-        # Finite, so that guidance, which subtracts logits, does not make NaN of the masked tokens.
-        outside = self._outside(pick(clusters))
-        return pick(members.masked_fill(outside, torch.finfo(torch.float32).min))
+        """(M, D) -> (M,)."""
+        clusters, tokens = self.output.weight.split([self.num_clusters, self.num_tokens])
+        cluster = pick(nn.functional.linear(hidden, clusters).float())
+        return self.member(cluster, pick(self.members.logits(hidden, tokens, cluster)))
