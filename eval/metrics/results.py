@@ -122,6 +122,7 @@ class Protocol:
     top_p: float = key(Role.IDENTITY, neutral=1.0)
     guidance_schedule: str = key(Role.IDENTITY, neutral="constant")
     guidance_interval: int = key(Role.IDENTITY, neutral=-1)
+    guided_decisions: int = key(Role.IDENTITY, neutral=0)
     # What differs from run to run.
     seed: int = key(Role.PER_RUN)
     seconds: float = key(Role.PER_RUN)  # of training

@@ -1,7 +1,7 @@
 """Sample sets on disk: their images, how they were drawn, and which labels they show."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -102,11 +102,15 @@ def read_manifest(directory: Path) -> dict[str, Any] | None:
 
 
 def parse_manifest(stored: bytes, directory: Path) -> dict[str, Any]:
-    """The content of the manifest of the sample set at `directory`; InputError if it is damaged."""
+    """The content of the manifest of the sample set at `directory`; InputError if it is damaged.
+
+    A setting of sampling that is younger than the set has its default."""
     file = directory / "manifest.json"
     with advising("copy it back, draw another set with SAMPLES=..., or remove this one"):
-        parse_json(stored, _Manifest, file)
-        return parse_json(stored, dict[str, Any], file)
+        sampling = parse_json(stored, _Manifest, file).config.sampling
+        manifest = parse_json(stored, dict[str, Any], file)
+    manifest["config"]["sampling"] = asdict(SamplingConfig(**sampling))
+    return manifest
 
 
 def resolution_of(settings: dict[str, Any]) -> int | None:
