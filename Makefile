@@ -87,7 +87,7 @@ PROTOCOLS = $(call read,PROTOCOL)$(foreach name,$(subst $(comma), ,$(PROTOCOL)),
 .DEFAULT_GOAL := help
 .PHONY: help setup reproduce tokenizer codebook codes check-codes import-codes tree tree-report train sample export parameters weights \
 	text-features reference coco-captions eval-fid eval-coco eval-lite eval-tokenizer eval-replacement doctor report \
-	sweep bench bench-tree bench-data bench-read bench-tokenizers bench-sample bench-eval test test-all lint format clean
+	sweep bench bench-tree bench-data bench-heads bench-read bench-tokenizers bench-sample bench-eval test test-all lint format clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -102,7 +102,7 @@ setup:  ## make .venv with the pinned packages
 ifeq ($(PYTHON),.venv/bin/python)
 reproduce tokenizer codebook codes check-codes import-codes tree tree-report train sample export parameters weights text-features \
 	reference coco-captions eval-fid eval-coco eval-lite eval-tokenizer eval-replacement doctor report \
-	sweep bench bench-tree bench-data bench-read bench-tokenizers bench-sample bench-eval test test-all lint format: setup
+	sweep bench bench-tree bench-data bench-heads bench-read bench-tokenizers bench-sample bench-eval test test-all lint format: setup
 endif
 
 # Variables that the main job does not read are refused.
@@ -188,6 +188,9 @@ bench-tree:  ## time and memory of the tree against fastcluster, SciPy, scikit-l
 
 bench-data:  ## speed of loading packed codes against one .npy file per image: ARGS="--llamagen /path/to/LlamaGen"
 	$(BENCH) benchmarks/data.py $(ARGS)
+
+bench-heads:  ## memory and time of each head's loss, and milliseconds of a sampling step, against the flat head
+	$(BENCH) benchmarks/heads.py $(ARGS)
 
 bench-read:  ## time to open sound artefacts, against reading the same bytes without checks
 	$(BENCH) benchmarks/reading.py $(ARGS)

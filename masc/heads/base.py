@@ -121,12 +121,6 @@ class ImageHead(Head):
     def finish(self, hidden: Tensor, tokens: Tensor, pick: Pick) -> Tensor:
         """Replace each token by one of its cluster: (B, T, D), (B, T) -> (B, T). Calls `pick` once."""
 
+    @abstractmethod
     def log_probs(self, hidden: Tensor, tokens: Tensor) -> Tensor:
         """(B, T, D), (B, T) -> (B, T, L); whole images, in the order of their positions."""
-        return in_chunks(self._followed, self.numbers * tokens.shape[1], hidden, tokens)
-
-    def _followed(self, hidden: Tensor, tokens: Tensor) -> Tensor:
-        follow = Follow(self.path(tokens).flatten(1))
-        self.sample(hidden.flatten(0, 1), follow)
-        self.finish(hidden, tokens, follow)
-        return torch.stack(follow.log_probs, dim=-1).view(*tokens.shape, -1)

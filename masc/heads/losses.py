@@ -153,18 +153,21 @@ class Children(torch.nn.Module):
         for name, values in (("first", first), ("counts", counts), ("rows", rows)):
             self.register_buffer(name, values, persistent=False)
 
+    @torch.no_grad()
     def logits(self, hidden: Tensor, weight: Tensor, parent: Tensor) -> Tensor:
         """Logits of the children of each parent: (M, D), (R, D), (M,) -> (M, V) float32, V the most children.
 
         Places beyond a parent's children hold the least number: finite, so that guidance, which subtracts logits,
-        does not make NaN of them."""
-        counts = self.counts[parent]
-        owner = torch.repeat_interleave(counts)  # (C,)
-        place = torch.arange(len(owner), device=owner.device) - (counts.cumsum(0) - counts)[owner]
-        rows = self.rows[self.first[parent][owner] + place]
-        found = (hidden[owner] * weight[rows].to(hidden.dtype)).sum(-1).float()
-        least = torch.finfo(torch.float32).min
-        return found.new_full((len(parent), int(counts.max())), least).index_put((owner, place), found)
+        does not make NaN of them. Has no gradient: `children_log_prob` has."""
+        most = int(self.counts[parent].max())
+        found = hidden.new_full((len(parent), most), torch.finfo(torch.float32).min, dtype=torch.float32)
+        found[:, 0] = 0  # of an only child, which no group holds
+        tables = self.first, self.counts, self.rows
+        for positions, is_there, children, is_child in _groups(parent, *tables, hidden.shape[-1]):
+            logits = torch.bmm(hidden[positions], weight[children].to(hidden.dtype).mT).float()
+            logits.masked_fill_(~is_child[:, None], torch.finfo(torch.float32).min)
+            found[positions[is_there], : logits.shape[-1]] = logits[is_there]
+        return found
 
 
 class _ChildrenLogProb(_LogProb):

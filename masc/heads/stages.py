@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from masc.heads.base import ImageHead, Pick
 from masc.heads.config import CtfConfig, MascRefineConfig
+from masc.heads.losses import children_log_prob, in_chunks, linear_log_prob
 from masc.heads.masc import ClusterHead
 from masc.tree import Clustering, Partition
 
@@ -43,8 +44,16 @@ class _StageHead(ImageHead, ClusterHead):
         """States that predict the members: (B, T, D), (B, T) -> (B, T, W)."""
 
     @property
+    @abstractmethod
     def numbers(self) -> int:
-        return self.num_clusters + 40 * self.project.out_features
+        """About how many numbers `states` keeps for one position."""
+
+    def log_probs(self, hidden: Tensor, tokens: Tensor) -> Tensor:
+        """(B, T, D), (B, T) -> (B, T, 2): the cluster, the member."""
+        path, rows = self.path(tokens), self.member_rows.weight
+        states = in_chunks(self.states, self.numbers * tokens.shape[1], hidden, path[0]).flatten(0, 1)
+        members = children_log_prob(self.norm(states), rows, *path.flatten(1), self.members)
+        return torch.stack([linear_log_prob(hidden, self.output.weight, path[0]), members.view(tokens.shape)], dim=-1)
 
     def sample(self, hidden: Tensor, pick: Pick) -> Tensor:
         """(M, D) -> (M,): the first member of the cluster drawn."""
@@ -80,6 +89,10 @@ class MascRefineHead(_StageHead):
     ) -> Self:
         return cls(dim, tree.cut(config.cuts(num_tokens)[-1]), config.width, config.num_heads, config.dropout)
 
+    @property
+    def numbers(self) -> int:
+        return 20 * self.project.out_features
+
     def states(self, hidden: Tensor, clusters: Tensor) -> Tensor:
         mask = nn.Transformer.generate_square_subsequent_mask(clusters.shape[1], clusters.device)
         asking, memory = self.cluster_embedding(clusters), self.project(hidden)
@@ -107,7 +120,7 @@ class CtfHead(_StageHead):
 
     @property
     def numbers(self) -> int:
-        return self.num_clusters + 20 * self.project.out_features * len(self.encoder.layers)
+        return 20 * self.project.out_features * len(self.encoder.layers)
 
     def states(self, hidden: Tensor, clusters: Tensor) -> Tensor:
         images = self.cluster_embedding(clusters)
