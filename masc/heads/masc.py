@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from masc.heads.base import Head, Pick
 from masc.heads.config import MascConfig
-from masc.heads.losses import WHOLE, Children, children_log_prob, linear_log_prob, log_softmax_at
+from masc.heads.losses import WHOLE, Among, AmongChildren, Children, linear_log_prob, log_softmax_at, path_log_probs
 from masc.tree import Clustering, Partition
 
 
@@ -101,9 +101,10 @@ class MascTwoLevelHead(ClusterHead):
             members = members.masked_fill(self.cluster_of != cluster[..., None], -torch.inf)
             return torch.stack([log_softmax_at(clusters, cluster), log_softmax_at(members, tokens)], dim=-1)
         rows = self.output.weight.split([self.num_clusters, self.num_tokens])
-        where = cluster.flatten(), self.place[tokens].flatten()
-        members = children_log_prob(hidden.flatten(0, -2), rows[1], *where, self.members)
-        return torch.stack([linear_log_prob(hidden, rows[0], cluster), members.view(cluster.shape)], dim=-1)
+        path = self.path(tokens.flatten())
+        choices = Among(path[0]), AmongChildren(self.members, *path)
+        found = path_log_probs(hidden.flatten(0, -2), list(zip(rows, choices, strict=True)))
+        return found.view(*tokens.shape, 2)
 
     def sample(self, hidden: Tensor, pick: Pick) -> Tensor:
         """(M, D) -> (M,)."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from masc.heads.base import ImageHead, Pick
 from masc.heads.config import CtfConfig, MascRefineConfig
-from masc.heads.losses import children_log_prob, in_chunks, linear_log_prob
+from masc.heads.losses import AmongChildren, in_chunks, linear_log_prob, path_log_probs
 from masc.heads.masc import ClusterHead
 from masc.tree import Clustering, Partition
 
@@ -50,9 +50,10 @@ class _StageHead(ImageHead, ClusterHead):
 
     def log_probs(self, hidden: Tensor, tokens: Tensor) -> Tensor:
         """(B, T, D), (B, T) -> (B, T, 2): the cluster, the member."""
-        path, rows = self.path(tokens), self.member_rows.weight
+        path = self.path(tokens)
         states = in_chunks(self.states, self.numbers * tokens.shape[1], hidden, path[0]).flatten(0, 1)
-        members = children_log_prob(self.norm(states), rows, *path.flatten(1), self.members)
+        choice = AmongChildren(self.members, *path.flatten(1))
+        members = path_log_probs(self.norm(states), [(self.member_rows.weight, choice)])
         return torch.stack([linear_log_prob(hidden, self.output.weight, path[0]), members.view(tokens.shape)], dim=-1)
 
     def sample(self, hidden: Tensor, pick: Pick) -> Tensor:

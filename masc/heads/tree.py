@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from masc.heads.base import Head, Pick
 from masc.heads.bits import halvings
 from masc.heads.config import MascTreeConfig
-from masc.heads.losses import Children, children_log_prob, linear_log_prob
+from masc.heads.losses import Among, AmongChildren, Children, path_log_probs
 from masc.tree import Clustering, Partition, Tree
 
 
@@ -78,12 +78,12 @@ class MascTreeHead(Head):
 
     def log_probs(self, hidden: Tensor, tokens: Tensor) -> Tensor:
         """(*, D), (*) -> (*, L)."""
-        flat, given = hidden.flatten(0, -2), tokens.flatten()
-        nodes, places, rows = self.node_of[:, given], self.path(given), self.output.weight.split(self.sizes)
-        decisions = [linear_log_prob(flat, rows[0], nodes[0])]
-        for level, table in enumerate(self.below, start=1):
-            decisions.append(children_log_prob(flat, rows[level], nodes[level - 1], places[level], table))
-        return torch.stack(decisions, dim=-1).view(*tokens.shape, -1)
+        nodes, places = self.node_of[:, tokens.flatten()], self.path(tokens.flatten())
+        below = zip(self.below, nodes[:-1], places[1:], strict=True)
+        choices = [Among(nodes[0]), *(AmongChildren(*each) for each in below)]
+        rows = self.output.weight.split(self.sizes)
+        found = path_log_probs(hidden.flatten(0, -2), list(zip(rows, choices, strict=True)))
+        return found.view(*tokens.shape, -1)
 
     def sample(self, hidden: Tensor, pick: Pick) -> Tensor:
         """(M, D) -> (M,)."""
