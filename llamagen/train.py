@@ -36,6 +36,7 @@ from llamagen.training.checkpoint import (
     save_checkpoint,
 )
 from llamagen.training.config import TrainConfig
+from llamagen.training.diagnostics import diagnose
 from llamagen.training.inputs import RunInputs, load_inputs
 from llamagen.training.likelihood import evaluate, on_device
 from llamagen.training.optim import build_optimizer, learning_rate, set_learning_rate
@@ -118,7 +119,7 @@ def _run(config: TrainConfig, accelerator: Accelerator, inputs: RunInputs, progr
         load_average(last, average)
     stream = CodeStream(inputs.train, config.seed, config.batch_size)
     tracker = None
-    first = evaluate(accelerator, model, inputs) if progress.step == 0 else None
+    first = _validate(config, accelerator, model, inputs) if progress.step == 0 else None
     if accelerator.is_main_process:
         log = MetricsLog(directory / "metrics.jsonl", progress.step)
         tracker = Tracker(config.tracking, config, log, {"parameters": num_parameters})
@@ -129,6 +130,15 @@ def _run(config: TrainConfig, accelerator: Accelerator, inputs: RunInputs, progr
     loop.run(progress, tracker, last)
     if tracker is not None:
         tracker.finish()
+
+
+def _validate(
+    config: TrainConfig, accelerator: Accelerator, model: torch.nn.Module, inputs: RunInputs
+) -> dict[str, float]:
+    """The metrics of a validation."""
+    if config.diagnostics:
+        return diagnose(accelerator, model, inputs, config.seed)
+    return evaluate(accelerator, model, inputs)
 
 
 def attention_kernel(device: torch.device) -> Callable[[], contextlib.AbstractContextManager]:
@@ -185,7 +195,7 @@ class _Loop:
                     "speed/images_per_second": len(losses) * config.batch_size / elapsed,
                 }
                 if evaluates:
-                    row |= evaluate(accelerator, self.model, self.inputs)
+                    row |= _validate(config, accelerator, self.model, self.inputs)
                 if tracker is not None:
                     tracker.write(step, row, images=step * config.batch_size, seconds=progress.seconds)
                 bar.set_postfix(nats=f"{nats:.3f}")

@@ -45,6 +45,7 @@ class TrainConfig:
     evaluate_every: int = 1000  # steps
     log_every: int = 100
     checkpoint_every: int = 5000
+    diagnostics: bool = True  # entropy, accuracy and spread of gradients at every validation; they decide nothing
     artifacts: str = "artifacts"
     run_dir: str | None = None  # None: runs/<model>/<head>[-on-<tree>]/seed<seed>
 
@@ -56,6 +57,7 @@ class TrainConfig:
             "tracking.",
             "log_every",
             "checkpoint_every",
+            "diagnostics",
             "artifacts",
             "run_dir",
             "captions",

@@ -1,5 +1,7 @@
 """Held-out likelihood: nats per fine token, comparable between heads."""
 
+from typing import Protocol
+
 import numpy as np
 import torch
 from accelerate import Accelerator
@@ -7,7 +9,15 @@ from torch import Tensor
 
 from llamagen.conditions.images import Conditions
 from llamagen.training.inputs import RunInputs
+from masc.heads.base import Head
 from masc.runtime.codes import Codes
+
+
+class Watch(Protocol):
+    """Looks at the hidden states of images whose likelihood is measured, so that they are computed once."""
+
+    def __call__(self, head: Head, rows: np.ndarray, hidden: Tensor, tokens: Tensor) -> None:
+        """The images in `rows` (B,) of the codes: (B, T, D), (B, T)."""
 
 
 def on_device(accelerator: Accelerator, *tensors: Tensor | None) -> list[Tensor | None]:
@@ -16,34 +26,40 @@ def on_device(accelerator: Accelerator, *tensors: Tensor | None) -> list[Tensor 
 
 @torch.no_grad()
 def image_nats(
-    accelerator: Accelerator, model: torch.nn.Module, codes: Codes, conditions: Conditions, batch_size: int = 64
+    accelerator: Accelerator,
+    model: torch.nn.Module,
+    codes: Codes,
+    conditions: Conditions,
+    batch_size: int = 64,
+    watch: Watch | None = None,
 ) -> Tensor:
     """Negative log-likelihood of each image in nats, by decision: (M, L), first view, first caption, dropout off.
 
-    The sum over L divided by T is nats per token over the fine tokens, comparable between heads."""
+    The sum over L divided by T is nats per token over the fine tokens, comparable between heads. The processes share
+    the images, and `watch` sees those of its process."""
     was_training = model.training
     model.eval()
+    own = accelerator.unwrap_model(model)
     mine = range(accelerator.process_index * batch_size, codes.num_images, accelerator.num_processes * batch_size)
-    total = None
+    total = torch.zeros(codes.num_images, own.head.num_decisions, device=accelerator.device)
     for start in mine:
         rows = np.arange(start, min(start + batch_size, codes.num_images))
         tokens = torch.from_numpy(codes.tokens[rows, 0].astype(np.int64)).to(accelerator.device)
         condition, mask = on_device(accelerator, *conditions.batch(rows))
         with accelerator.autocast():
-            nats = -accelerator.unwrap_model(model)(tokens, condition, mask).sum(1)
-        if total is None:
-            total = nats.new_zeros(codes.num_images, nats.shape[1])
-        total[rows] = nats
-    if total is None:
-        decisions = accelerator.unwrap_model(model).head.num_decisions
-        total = torch.zeros(codes.num_images, decisions, device=accelerator.device)
+            hidden = own.backbone.hidden(tokens, condition, mask)
+            total[rows] = -own.head.log_probs(hidden, tokens).sum(1)
+            if watch is not None:
+                watch(own.head, rows, hidden, tokens)
     model.train(was_training)
     return accelerator.reduce(total, "sum")
 
 
-def evaluate(accelerator: Accelerator, model: torch.nn.Module, inputs: RunInputs) -> dict[str, float]:
+def evaluate(
+    accelerator: Accelerator, model: torch.nn.Module, inputs: RunInputs, watch: Watch | None = None
+) -> dict[str, float]:
     """Held-out nats per fine token, and the share of each level."""
-    nats = image_nats(accelerator, model, inputs.held_out, inputs.conditions["val"])
+    nats = image_nats(accelerator, model, inputs.held_out, inputs.conditions["val"], watch=watch)
     levels = (nats / inputs.held_out.num_positions).double().mean(0).tolist()
     by_level = {f"val/level_{index}_nats": value for index, value in enumerate(levels)} if len(levels) > 1 else {}
     return {"val/nats_per_token": sum(levels), **by_level}

@@ -8,6 +8,8 @@ Shapes: B images, T positions, M positions of all images, D width, N tokens, L d
 V choices of one decision."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from functools import partial
 from typing import Protocol, Self
 
 import numpy as np
@@ -33,25 +35,24 @@ class Pick(Protocol):
 
 
 class Follow:
-    """A pick that takes given choices and keeps their log-probabilities."""
+    """A pick that takes given choices and keeps the log-probability of each, or what a subclass keeps."""
 
     def __init__(self, path: Tensor):
         """`path` (L, M): the choice at every decision."""
         self.path = path
-        self.log_probs: list[Tensor] = []  # of the decisions so far, (M,) each
+        self.kept: list[Tensor] = []  # of the decisions so far, (M, ...) each
 
-    def _next(self) -> Tensor:
-        return self.path[len(self.log_probs)]
+    def take(self, kept: Callable[[Tensor], Tensor]) -> Tensor:
+        """The given choice (M,) of the next decision, of which `kept` says what is kept."""
+        chosen = self.path[len(self.kept)]
+        self.kept.append(kept(chosen))
+        return chosen
 
     def __call__(self, logits: Tensor) -> Tensor:
-        chosen = self._next()
-        self.log_probs.append(log_softmax_at(logits, chosen))
-        return chosen
+        return self.take(lambda chosen: log_softmax_at(logits, chosen))
 
     def uniform(self, sizes: Tensor) -> Tensor:
-        chosen = self._next()
-        self.log_probs.append(-sizes.float().log())
-        return chosen
+        return self.take(lambda _: -sizes.float().log())
 
     def fixed(self, logits: Tensor) -> Tensor:
         return self(logits)
@@ -102,13 +103,17 @@ class Head(nn.Module, ABC):
 
         Summed over L this is log p(token | context), normalised over all N tokens. A head overrides it where the
         probability of one path costs less than a draw."""
-        flat = in_chunks(self._followed, self.numbers, hidden.flatten(0, -2), tokens.flatten())
-        return flat.view(*tokens.shape, -1)
+        return self.follow(hidden, tokens, Follow)
 
-    def _followed(self, hidden: Tensor, tokens: Tensor) -> Tensor:
-        follow = Follow(self.path(tokens))
-        self.sample(hidden, follow)
-        return torch.stack(follow.log_probs, dim=-1)
+    def follow(self, hidden: Tensor, tokens: Tensor, kind: type[Follow]) -> Tensor:
+        """What picks of a `kind` keep of each decision on the path to `tokens`: (*, D), (*) -> (*, L, ...)."""
+        kept = in_chunks(partial(self._walk, kind), self.numbers, hidden.flatten(0, -2), tokens.flatten())
+        return kept.unflatten(0, tokens.shape)
+
+    def _walk(self, kind: type[Follow], hidden: Tensor, tokens: Tensor) -> Tensor:
+        pick = kind(self.path(tokens))
+        self.sample(hidden, pick)
+        return torch.stack(pick.kept, dim=1)
 
 
 class ImageHead(Head):
@@ -124,3 +129,13 @@ class ImageHead(Head):
     @abstractmethod
     def log_probs(self, hidden: Tensor, tokens: Tensor) -> Tensor:
         """(B, T, D), (B, T) -> (B, T, L); whole images, in the order of their positions."""
+
+    def follow(self, hidden: Tensor, tokens: Tensor, kind: type[Follow]) -> Tensor:
+        """(B, T, D), (B, T) -> (B, T, L, ...); whole images, in the order of their positions."""
+        return in_chunks(partial(self._walk, kind), self.numbers * tokens.shape[1], hidden, tokens)
+
+    def _walk(self, kind: type[Follow], hidden: Tensor, tokens: Tensor) -> Tensor:
+        pick = kind(self.path(tokens).flatten(1))
+        self.sample(hidden.flatten(0, 1), pick)
+        self.finish(hidden, tokens, pick)
+        return torch.stack(pick.kept, dim=1).unflatten(0, tokens.shape)

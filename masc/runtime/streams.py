@@ -29,6 +29,7 @@ class Purpose(IntEnum):
     BOOTSTRAP = 1004
     REFERENCE_IMAGES = 1005  # images of a large set that its reference keeps
     COCO_CAPTIONS = 1006
+    GRADIENTS = 1007  # training images whose gradients are compared
     # Negative numbers do not enter the key, which is the seed alone. All of these draw the same numbers from one seed,
     # and those of epoch 0 of ORDER too, because NumPy pads a key with zeros. Stored trees and pages depend on them. A
     # new purpose gets a number of its own above.

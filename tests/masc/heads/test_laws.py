@@ -69,7 +69,7 @@ def test_a_heads_own_log_probs_are_those_of_its_decisions(kind, tree):
     states = hidden(len(tokens))
     followed = Follow(head.path(tokens))
     draw(head, states, followed)
-    expected = torch.stack(followed.log_probs, dim=-1)
+    expected = torch.stack(followed.kept, dim=-1)
     torch.testing.assert_close(head.log_probs(states[:, None], tokens[:, None])[:, 0], expected, atol=2e-5, rtol=1e-5)
 
 

@@ -23,6 +23,7 @@ FIRST = {
     Purpose.BOOTSTRAP: 3098322396,
     Purpose.REFERENCE_IMAGES: 3203108736,
     Purpose.COCO_CAPTIONS: 327026727,
+    Purpose.GRADIENTS: 1463140699,
     **{purpose: 3485385464 for purpose in Purpose if purpose < 0},
 }
 
