@@ -61,7 +61,7 @@ def _from_log(subject: Subject) -> Iterator[Line]:
     for metric in subject.run.metrics:
         curve = subject.run.series(metric)
         if np.isfinite(curve[metric]).sum() > 1:
-            words = figures.METRIC_WORDS.get(metric, metric)
+            words = figures.metric_words(metric)
             yield Line(subject, metric, (title, parents.get("val codes")), title, words, {}, curve)
 
 

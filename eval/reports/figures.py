@@ -16,9 +16,18 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from masc.runtime.errors import printable
-from reports.runs import NATS, Curve, RunRecord
+from reports.runs import NATS, OF_A_DECISION, Curve, RunRecord
 
-METRIC_WORDS = {NATS: "held-out nats per token", "train/nats_per_token": "training nats per token"}
+METRIC_WORDS = {
+    NATS: "held-out nats per token",
+    "train/nats_per_token": "training nats per token",
+    "val/entropy": "normalised entropy of the first decision",
+    "val/accuracy": "accuracy of the first decision",
+    "val/used_choices": "used share of the first decision's choices",
+    "val/gradient_variance": "variance of gradients",
+    "val/gradient_noise": "variance of gradients / squared mean",
+}
+DIAGNOSTICS = ("val/entropy", "val/accuracy", "val/gradient_variance")  # of `diagnostics`
 INK, GRID = "#1c2430", "#e3e6ea"
 COLOURS = ("#4a5568", "#d1495b", "#2e7fb8", "#e0982f", "#6a994e", "#8e6bbf", "#20a39e", "#a0785a")
 STYLE = {
@@ -52,6 +61,32 @@ def convergence(runs: list[RunRecord], target: float | None) -> str:
             axis.set_xlabel(name)
         axes[0].set_ylabel(METRIC_WORDS[NATS])
         axes[1].legend(frameon=False)
+        return svg(figure)
+
+
+def metric_words(metric: str) -> str:
+    """A metric in words; its name if it has none."""
+    level = OF_A_DECISION.fullmatch(metric)
+    if level is not None and level[2]:
+        return f"held-out {level[3]} of decision {level[2]}"
+    return METRIC_WORDS.get(metric, metric)
+
+
+def diagnostics(runs: list[RunRecord]) -> str | None:
+    """The metrics DIAGNOSTICS over images seen, one line for each run that has them; None if no run has any."""
+    lines = {
+        metric: [(run.label, run.series(metric)) for run in runs if metric in run.metrics] for metric in DIAGNOSTICS
+    }
+    if not any(lines.values()):
+        return None
+    palette = colours([run.label for run in runs])
+    with mpl.rc_context({**STYLE, "svg.hashsalt": "masc diagnostics"}):
+        figure, axes = plt.subplots(1, len(lines), figsize=(10.5, 3.2))
+        for axis, (metric, curves) in zip(axes, lines.items(), strict=True):
+            _lines(axis, curves, metric, "images", palette, None)
+            axis.set_xlabel("images seen")
+            axis.set_title(metric_words(metric), fontsize=9, loc="left")
+        axes[0].legend(frameon=False, fontsize=8)
         return svg(figure)
 
 

@@ -205,6 +205,7 @@ def write_report(inputs: ReportInputs, directory: Path) -> Path:
         "reproduction.html.j2",
         **content,
         convergence=figures.convergence(inputs.runs, target),
+        diagnostics=figures.diagnostics(inputs.runs),
         colours=figures.colours([run.label for run in inputs.runs]),
         grids={label: figures.image(grid) for label, grid in grids.items()},
         tokenizer_images=tokenizer.get("images", []),

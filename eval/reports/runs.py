@@ -17,6 +17,7 @@ from reports.published import label_of
 
 NATS = "val/nats_per_token"
 LEVEL_NATS = re.compile(r"val/level_(\d+)_nats")
+OF_A_DECISION = re.compile(r"val/(level_(\d+)_(nats|accuracy|entropy)|accuracy)")
 BASELINE = "flat"  # label of the runs that others are compared with
 AXES = ("images", "step", "seconds")
 FILES = ("config.yaml", "provenance.json", "metrics.jsonl")
@@ -150,7 +151,11 @@ def _check_rows(rows: list[dict[str, float]], where: Path) -> list[dict[str, flo
 
 
 def is_better_high(metric: str) -> bool | None:
-    """Whether higher values of a metric are better; None if neither is (speed, learning rate) or it is unknown."""
+    """Whether higher values of a metric are better; None if neither is (speed, learning rate) or it is unknown.
+
+    Metrics of one decision have no better direction: heads decide about different things, clusters or tokens."""
+    if OF_A_DECISION.fullmatch(metric):
+        return None
     if any(word in metric for word in LOWER_IS_BETTER):
         return False
     return True if any(word in metric for word in HIGHER_IS_BETTER) else None

@@ -32,9 +32,26 @@ def test_points_that_are_not_finite_are_passed_over():
 
 def test_directions_follow_the_metrics_name():
     assert [is_better_high(name) for name in ("FID", "sFID", NATS, "train/nats_per_token", "FD-lite0")] == [False] * 5
-    higher = ("IS", "precision", "recall", "CLIP score", "IS-lite0", "val/level_0_accuracy")
-    assert all(is_better_high(name) for name in higher)
-    assert is_better_high("speed/images_per_second") is None and is_better_high("train/learning_rate") is None
+    assert all(is_better_high(name) for name in ("IS", "precision", "recall", "CLIP score", "IS-lite0"))
+    neither = ("speed/images_per_second", "train/learning_rate", "val/entropy", "val/gradient_variance")
+    assert all(is_better_high(name) is None for name in neither)
+
+
+def test_heads_do_not_race_in_metrics_of_one_decision(tmp_path):
+    # flat decides about tokens, masc about clusters: to choose right among fewer is no lead.
+    names = "val/accuracy", "val/level_0_accuracy", "val/level_1_nats"
+    for label, value in (("flat", 0.4), ("masc", 0.6)):
+        directory = make_run(tmp_path, label)
+        rows = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+        rows = [row | dict.fromkeys(names, row["step"] / 20 * value) for row in rows]
+        (directory / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    curves = curves_of(tmp_path)
+    assert all(len(curves[name]["points"]) == 2 and not curves[name]["times"] for name in names)
+    assert [curves[name]["words"] for name in names] == [
+        "accuracy of the first decision",
+        "held-out accuracy of decision 0",
+        "held-out nats of decision 1",
+    ]
 
 
 def test_a_target_that_was_there_from_the_start_gives_no_ratio():

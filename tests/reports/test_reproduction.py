@@ -5,10 +5,13 @@ import json
 import numpy as np
 import pytest
 import yaml
+from matplotlib import pyplot as plt
 from user_errors import tells
 
 from masc.runtime.errors import InputError
+from reports import figures
 from reports.claims import on_other_trees, state_claims
+from reports.figures import DIAGNOSTICS
 from reports.reproduction import ReportInputs, overview_labels, summarise, write_report
 from reports.runs import NATS, RunRecord, TimeToTarget, reached_at, time_to_target
 
@@ -38,6 +41,22 @@ def make_run(root, label, seed, nats, seconds_a_step=1.0):
         rows.append(row)
     (directory / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return RunRecord.load(directory)
+
+
+def test_diagnostics_are_drawn_of_the_runs_that_have_them(tmp_path):
+    runs = [make_run(tmp_path, "flat", 0, [7, 6, 5]), make_run(tmp_path, "masc", 0, [7, 5, 4])]
+    page = write_report(ReportInputs(runs, []), tmp_path / "report")
+    assert "most probable choice" not in page.read_text()
+    file = runs[1].directory / "metrics.jsonl"
+    rows = [json.loads(line) | dict.fromkeys(DIAGNOSTICS, 0.5) for line in file.read_text().splitlines()]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    drawn = figures.diagnostics([runs[0], RunRecord.load(runs[1].directory)])
+    page = write_report(ReportInputs([runs[0], RunRecord.load(runs[1].directory)], []), tmp_path / "report")
+    assert "most probable choice" in page.read_text() and drawn in page.read_text()
+    with plt.rc_context({"svg.fonttype": "none"}):
+        drawn = figures.diagnostics([runs[0], RunRecord.load(runs[1].directory)])
+    assert all(figures.METRIC_WORDS[metric] in drawn for metric in DIAGNOSTICS)
+    assert ">masc<" in drawn and ">flat<" not in drawn
 
 
 def test_the_time_a_curve_reaches_a_value_is_interpolated():
