@@ -12,7 +12,8 @@ loss: forward and backward pass at 64 images x 256 positions and XL's width, wit
 peak above what hidden states, weights and their gradients take. `flat-unchunked` keeps all logits; `flat-torch` is
 torch's `linear_cross_entropy`. CPU seconds of one thread, or seconds of a GPU.
 
-step: one position of a batch, guidance on, so that twice as many hidden states come in. The backbone's step is timed in
+step: one position of a batch in milliseconds, by one thread of a CPU, guidance on, so that twice as many hidden states
+come in. A tree-shared head is folded, as `make sample` does. The backbone's step is timed in
 the middle of an image (128 keys). Images a second are composed: batch / (256 x (backbone + head)); whole images at XL
 take minutes on a CPU. Heads of two stages add their pass over the finished images, shared among the 256 positions.
 
@@ -40,11 +41,13 @@ from words import override
 from llamagen.backbones.base import DataShape
 from llamagen.backbones.embeddings import TokenEmbedding
 from llamagen.backbones.gpt import Transformer
+from llamagen.backbones.layers import KVCache
 from llamagen.sampling.filters import SamplingConfig
 from llamagen.sampling.generate import SamplingPick
 from llamagen.training.config import TrainConfig
 from masc.heads.base import Head, ImageHead
 from masc.heads.registry import build_head
+from masc.heads.shared import TreeSharedHead
 from masc.linkage import average_linkage
 from masc.runtime.files import write_json
 from masc.tree import Tree
@@ -160,8 +163,11 @@ class Along(SamplingPick):
 def measure_step(name: str, model: str, precision: str, batch: int, tree: Tree) -> dict[str, float]:
     """Milliseconds of a head's step, its parameters, and bytes of the weights that it reads."""
     device = device_here()
+    torch.set_num_threads(1)
     torch.manual_seed(0)
     head = head_of(name, model, tree, device).eval()
+    if isinstance(head, TreeSharedHead):
+        head = head.folded()
     dim = config_of(name, model).model.dim
     kind = torch.bfloat16 if precision == "bf16" else torch.float32
     head = head.to(kind)
@@ -192,11 +198,15 @@ def measure_step(name: str, model: str, precision: str, batch: int, tree: Tree) 
 def measure_backbone(model: str, precision: str, batch: int) -> dict[str, float]:
     """Milliseconds of the backbone's step in the middle of an image, guidance on."""
     device = device_here()
+    torch.set_num_threads(1)
     config = config_of("flat", model).model
     kind = torch.bfloat16 if precision == "bf16" else torch.float32
     tokens = TokenEmbedding(NUM_TOKENS, config.dim, None)
     backbone = Transformer(config, tokens, DataShape(NUM_TOKENS, 1000, POSITIONS)).to(device, kind).eval()
-    caches = backbone.empty_caches(2 * batch)
+    # One cache serves all layers: the same work, and a thirty-sixth of 12 GB at XL.
+    shape = 2 * batch, config.kv_heads, POSITIONS, config.head_dim
+    keys, values = (torch.zeros(shape, device=device, dtype=kind) for _ in range(2))
+    caches = [KVCache(keys, values)] * config.num_layers
     drawn = torch.randint(NUM_TOKENS, (2 * batch,), device=device)
     middle, repeats = POSITIONS // 2, 3
     backbone.step(drawn, middle, caches)
