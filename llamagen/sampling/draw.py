@@ -23,7 +23,7 @@ from llamagen.conditions.images import Labels
 from llamagen.model import ARModel
 from llamagen.sampling.filters import SamplingConfig
 from llamagen.sampling.generate import generate, image_uniforms
-from llamagen.sampling.images import UNIT, check_piece, decode_units, join_npz, read_units
+from llamagen.sampling.images import UNIT, check_folder, check_piece, decode_units, join_npz, read_units
 from llamagen.sampling.plan import SampleConfig, SamplePlan, make_plan, sampling_precision
 from llamagen.sampling.sets import SampleSet, Source, TokenImages, read_manifest, resolution_of
 from masc.runtime.codes import check_tokens, code_type
@@ -131,16 +131,21 @@ def _make_room(work: Path, source: Source) -> None:
 
 
 def _prepare(work: Path, manifest: dict[str, Any], plan: SamplePlan) -> None:
-    """Keep the pieces of an unfinished set that are of this manifest and whole; remove the others."""
+    """Keep the pieces of an unfinished set that are of this manifest and whole; remove the others.
+
+    Raises InputError for a foreign image among them."""
+    num_images, model = manifest["config"]["num_images"], plan.model
+    if (work / "images").exists():
+        check_folder(work / "images", num_images)
     if read_manifest(work) != manifest:
         for part in (work / "tokens", work / "images"):
             shutil.rmtree(part, ignore_errors=True)
         write_json(work / "manifest.json", manifest)
-    num_images, model = manifest["config"]["num_images"], plan.model
     side = math.isqrt(model.backbone.num_positions) * plan.tokenizer.downsample
     side = resolution_of(manifest["config"]) or side
-    tokens, digits = _pieces(work / "tokens"), "[0-9]" * 8
-    for file in [*tokens, *work.glob(f"images/unit-{digits}.npy"), *work.glob("images/[0-9]*.png")]:
+    tokens, units = _pieces(work / "tokens"), work.glob("images/unit-*.npy")
+    units = [file for file in units if re.fullmatch(r"unit-\d{8,}\.npy", file.name)]
+    for file in [*tokens, *units, *work.glob("images/[0-9]*.png")]:
         try:
             if file in tokens:
                 _read_piece(file, tokens[file], num_images, model)
@@ -212,7 +217,7 @@ def _draw_tokens(config: SampleConfig, accelerator: Accelerator, plan: SamplePla
 
 def _pieces(folder: Path) -> dict[Path, slice]:
     """The files of drawn tokens, each with the images that its name says."""
-    named = {file: re.fullmatch(r"(\d{8})-(\d{8})\.npy", file.name) for file in sorted(folder.glob("*.npy"))}
+    named = {file: re.fullmatch(r"(\d{8,})-(\d{8,})\.npy", file.name) for file in sorted(folder.glob("*.npy"))}
     return {file: slice(int(found[1]), int(found[2])) for file, found in named.items() if found}
 
 
@@ -254,6 +259,7 @@ def _finish(
         if config.form == "npz":
             join_npz(work / "images", config.num_images, temporary / "images.npz")
         elif config.form == "png":
+            check_folder(work / "images", config.num_images)
             remove_leftovers(work / "images")
             (work / "images").rename(temporary / "images")
     shutil.rmtree(work, ignore_errors=True)  # a network disk may keep the open file of the lock

@@ -140,7 +140,7 @@ class SampleSet:
         names = ["tokens.npy"] + ["labels.npy"] * (not self._shows_captions) + ["images.npz"] * (form == "npz")
         gone = [name for name in names if not (self.directory / name).exists()]
         if form == "png":
-            found = sum(png_path(self.directory / "images", index).exists() for index in range(wanted))
+            found = sum(png_path(self.directory / "images", index, wanted).exists() for index in range(wanted))
             gone += [f"{wanted - found} of {wanted} images"] * (found < wanted)
         if gone:
             return f"lacks {', '.join(gone)}"
