@@ -48,6 +48,15 @@ def test_what_is_no_readable_file_is_refused(tmp_path):
     refused(read_text, tmp_path / "bytes", words="expected text in UTF-8 in .*/bytes")
 
 
+def test_json_may_have_a_byte_order_mark_and_utf16_is_called_so(tmp_path):
+    (tmp_path / "a").write_text('{"name": "a", "sizes": []}', "utf-8-sig")
+    assert read_json(tmp_path / "a", Header) == Header("a", [])
+    for name in ("utf-16-le", "utf-16-be"):
+        (tmp_path / "a").write_text('\ufeff{"name": "a", "sizes": []}', name)
+        for read in (read_json, read_text, read_yaml):
+            refused(read, tmp_path / "a", words="expected text in UTF-8 in .*/a, found UTF-16; save it as UTF-8")
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
