@@ -283,6 +283,25 @@ def test_a_gap_in_the_numbers_of_shards_is_named(tmp_path, caplog):
     assert "1 of the numbers in the names train-*.tar are missing, the first is 2" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("numbers", "words"),
+    [
+        ("012", "1 of the numbers in the names train-*-of-004.tar are missing, the first is 3"),
+        ("123", "1 of the numbers in the names train-*-of-004.tar are missing, the first is 0"),
+        ("124", "1 of the numbers in the names train-*-of-004.tar are missing, the first is 3"),
+        ("0", "3 of the numbers in the names train-*-of-004.tar are missing, the first is 1"),
+        ("0123", ""),
+        ("1234", ""),
+    ],
+)
+def test_shards_are_as_many_as_their_names_say(tmp_path, numbers, words, caplog):
+    for number in numbers:
+        data = ilsvrc.tar_of([(f"a/{number}.jpg", ilsvrc.jpeg(1))])
+        (tmp_path / f"train-00{number}-of-004.tar").write_bytes(data)
+    assert len(classes(tmp_path)) == len(numbers)
+    assert words in caplog.text and bool(words) == bool(caplog.text)
+
+
 @pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2])
 def test_a_member_that_inflates_to_more_than_an_image_is_not_inflated(tmp_path, method, monkeypatch):
     with zipfile.ZipFile(tmp_path / "x.zip", "w", method) as archive:

@@ -3,6 +3,7 @@
 FOLDER/annotations/captions_train2017.json    (or directly in FOLDER; 2014 as well), with
 FOLDER/train2017/*.jpg                        (or train2017.zip)"""
 
+import logging
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from masc.runtime.reading import MIB, Damaged, read_json
 from vq.readers.folders import open_images
 from vq.readers.stored import StoredImages
 
+logger = logging.getLogger(__name__)
 LARGEST_ANNOTATIONS = 1024 * MIB
 
 
@@ -91,7 +93,8 @@ class _Annotations:
 def read_annotations(file: Path) -> tuple[dict[int, str], dict[int, list[tuple[int, str]]]]:
     """File names by image id, and captions by image id; a caption is its own id and its text, in the order of ids.
 
-    Raises InputError if the file is damaged or holds something else, or if an id or a file name occurs twice."""
+    Captions of images that the file does not list are left out with a warning. Raises InputError if the file is damaged
+    or holds something else, or if an id or a file name occurs twice."""
     try:
         content = read_json(file, _Annotations, at_most=LARGEST_ANNOTATIONS)
     except Damaged as error:
@@ -107,6 +110,13 @@ def read_annotations(file: Path) -> tuple[dict[int, str], dict[int, list[tuple[i
         if twice:
             raise InputError(f"{file} holds the {what} {twice[0]!r} twice; download it again")
     images = {image.id: image.file_name for image in content.images}
+    lost = [caption.id for caption in content.annotations if caption.image_id not in images]
+    if lost:
+        logger.warning(
+            "%s: %d of the %d captions are left out because their images are not in its list of images, the first is "
+            "the caption %d",
+            *(file, len(lost), len(content.annotations), lost[0]),
+        )
     captions: dict[int, list[tuple[int, str]]] = {}
     for one in sorted(content.annotations, key=lambda caption: caption.id):
         captions.setdefault(one.image_id, []).append((one.id, one.caption.strip()))

@@ -3,6 +3,7 @@
 For WebDataset shards, and for ImageNet's tar of tars without unpacking its 138 GB."""
 
 import hashlib
+import itertools
 import logging
 import os
 import re
@@ -91,21 +92,27 @@ def index_tars(archives: list[Path]) -> TarIndex:
 
 
 def _warn_of_gaps(archives: list[Path]) -> None:
-    """Log a warning if numbers are missing in the names of shards, such as 1 in 000.tar, 002.tar."""
-    numbers: dict[str, set[int]] = {}
+    """Log a warning if numbers are missing in the names of shards, such as 1 in 000.tar, 002.tar; in names such as
+    000-of-004.tar, the last ones too."""
+    numbers: dict[tuple[str, str], set[int]] = {}  # by what stands before and after the number
     for archive in archives:
-        if number := re.search(r"\d{1,9}$", archive.stem):
-            numbers.setdefault(archive.stem[: number.start()], set()).add(int(number[0]))
-    for stem, there in numbers.items():
-        missing = max(there) - min(there) + 1 - len(there)
-        if 0 < missing < len(there):  # otherwise the numbers are not those of a series
-            first = next(number for number in range(min(there), max(there)) if number not in there)
+        if found := re.fullmatch(r"(.*?)(\d{1,9})((?:-of-\d{1,9})?)", archive.stem):
+            numbers.setdefault((found[1], found[3]), set()).add(int(found[2]))
+    for (before, after), there in numbers.items():
+        first, count = min(there), max(there) - min(there) + 1
+        if after:
+            count = int(after.removeprefix("-of-"))
+            first = 1 if count in there else 0
+        missing = count - len(there)
+        # Without the number of all shards, names with more gaps than shards are not those of a series.
+        if missing > 0 and (after or missing < len(there)):
             logger.warning(
-                "%s: %d of the numbers in the names %s*.tar are missing, the first is %d",
+                "%s: %d of the numbers in the names %s*%s.tar are missing, the first is %d",
                 archives[0].parent,
                 missing,
-                stem,
-                first,
+                before,
+                after,
+                next(number for number in itertools.count(first) if number not in there),
             )
 
 
