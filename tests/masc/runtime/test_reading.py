@@ -1,6 +1,7 @@
 """Damaged, hostile and merely strange files: one clear error each, before anything large is allocated."""
 
 import os
+import shutil
 import zipfile
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from damage import MERGES
 
+from masc.runtime.captions import read_lines
 from masc.runtime.errors import MissingArtifact
 from masc.runtime.reading import (
     Damaged,
@@ -53,8 +55,9 @@ def test_json_may_have_a_byte_order_mark_and_utf16_is_called_so(tmp_path):
     assert read_json(tmp_path / "a", Header) == Header("a", [])
     for name in ("utf-16-le", "utf-16-be"):
         (tmp_path / "a").write_text('\ufeff{"name": "a", "sizes": []}', name)
-        for read in (read_json, read_text, read_yaml):
-            refused(read, tmp_path / "a", words="expected text in UTF-8 in .*/a, found UTF-16; save it as UTF-8")
+        shutil.copy(tmp_path / "a", tmp_path / "a.txt")
+        for read, file in ((read_json, "a"), (read_text, "a"), (read_yaml, "a"), (read_lines, "a.txt")):
+            refused(read, tmp_path / file, words=f"expected text in UTF-8 in .*/{file}, found UTF-16; save it as UTF-8")
 
 
 @pytest.mark.parametrize(

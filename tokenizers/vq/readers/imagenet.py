@@ -165,8 +165,7 @@ def _labelled_samples(index: TarIndex) -> tuple[Members, np.ndarray]:
             )
         sidecars = {kind: index.texts[text] for kind, text in zip(kinds, beside, strict=True)}
         labels[place] = _sample_label(members.names[row], sidecars, archive)
-    unused = [members.names[text] for text in sorted(index.texts) if text not in used]
-    unused = list(filter(is_visible, unused))
+    unused = [members.names[text] for text in sorted(index.texts.keys() - used) if is_visible(members.names[text])]
     if unused:
         logger.warning(
             "%s: %d labels (.cls, .json) are left out because their samples have no image, the first is %a",
