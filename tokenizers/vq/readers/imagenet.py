@@ -23,7 +23,7 @@ import numpy as np
 
 from masc.runtime.errors import InputError
 from masc.runtime.reading import MIB, open_file, parse_json, read_bytes, reason
-from vq.readers.folders import tars_of_split
+from vq.readers.folders import refuse_twice, tars_of_split
 from vq.readers.members import Members, is_visible, list_folder
 from vq.readers.stored import StoredImages
 from vq.readers.tars import TarIndex, index_tars
@@ -50,8 +50,8 @@ def _label_of() -> dict[str, int]:
 def load_imagenet(root: Path, split: str, resolution: int) -> StoredImages:
     """The `train` or `val` images below `root`.
 
-    Raises InputError if one of the 1,000 classes is missing, if there is another class, or if a label contradicts a
-    WNID."""
+    Raises InputError if one of the 1,000 classes is missing, if there is another class, if an image is there twice, or
+    if a label contradicts a WNID."""
     folder, tar = root / split, root / f"ILSVRC2012_img_{split}.tar"
     if (folder / tar.name).exists():
         tar = folder / tar.name
@@ -74,10 +74,17 @@ def load_imagenet(root: Path, split: str, resolution: int) -> StoredImages:
             f"shards *{split}*.tar; name the folder that holds them with DATA_PATH=FOLDER"
         )
     if labels is None:
+        refuse_twice(members.names, _image_of, root)
         labels = _labels_by_name(root, members)
     _check_classes(labels, f"{split} of {root}")
     missing = _missing(split, members, root)
     return StoredImages.of("imagenet", split, resolution, members, labels, wnids(), missing=missing)
+
+
+def _image_of(name: str) -> str:
+    """The image that a file name names: by its number in the official validation set, otherwise without its suffix."""
+    number = VAL_NAME.search(name)
+    return number[0] if number else name.rpartition(".")[0]
 
 
 def _labels_by_name(root: Path, members: Members) -> np.ndarray:
