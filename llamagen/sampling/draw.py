@@ -40,8 +40,8 @@ logger = logging.getLogger(__name__)
 SHOWN = 64  # images in the grid
 
 
-def manifest_of(config: SampleConfig, source: Source, captions: TextFeatures | None) -> dict[str, Any]:
-    """Everything that decides the samples: settings, and hashes of what is read."""
+def _settings_of(config: SampleConfig, captions: TextFeatures | None) -> dict[str, Any]:
+    """The part of a manifest that a command chooses: settings and captions."""
     settings = plain(config) | {"labels": config.label_plan, "precision": sampling_precision(config.precision)}
     # The batch does not affect the samples; the others are recorded by the hashes of their files.
     for elsewhere in ("batch_size", "run", "captions", "artifacts"):
@@ -50,20 +50,28 @@ def manifest_of(config: SampleConfig, source: Source, captions: TextFeatures | N
         settings["release"].pop("weights")
         settings["release"]["tokenizer"].pop("weights")
         settings["release"]["model"].pop("target")  # always LlamaGen's
-    manifest = {
-        "config": settings,
-        "weights_sha256": source.weights_sha256,
-        "tokenizer_sha256": source.tokenizer_sha256,
-    }
-    if captions is not None:
-        manifest["captions"] = {"sha256": captions.sha256, **captions.config}
-    return manifest
+    shown = {} if captions is None else {"captions": {"sha256": captions.sha256, **captions.config}}
+    return {"config": settings, **shown}
+
+
+def manifest_of(config: SampleConfig, source: Source, captions: TextFeatures | None) -> dict[str, Any]:
+    """Everything that decides the samples: settings, and hashes of what is read."""
+    hashes = {"weights_sha256": source.weights_sha256, "tokenizer_sha256": source.tokenizer_sha256}
+    return _settings_of(config, captions) | hashes
 
 
 def is_sampled(config: SampleConfig) -> bool:
     """Whether the samples are there, drawn with the present weights."""
     source = config.open_source()
     return SampleSet(source, config.name).holds(manifest_of(config, source, config.open_captions()))
+
+
+def check_settings(config: SampleConfig) -> None:
+    """Raise InputError if a sample set, finished or not, holds samples of other settings, or if a run or captions are
+    missing. Nothing is written."""
+    samples, wanted = SampleSet(config.open_source(), config.name), _settings_of(config, config.open_captions())
+    for directory in (samples.directory, samples.unfinished):
+        _refuse_other_settings(directory, wanted)
 
 
 def sample(config: SampleConfig, preset: SamplingConfig | None = None, source: Source | None = None) -> SampleSet:
@@ -88,9 +96,10 @@ def sample(config: SampleConfig, preset: SamplingConfig | None = None, source: S
     if samples.holds(manifest):
         logger.info("%s holds these samples already", samples.directory)
         return samples
-    work = samples.directory.with_name(f".{config.name}.unfinished")
+    work = samples.unfinished
     for directory in (samples.directory, work):
-        _refuse_other_settings(directory, manifest)
+        if _refuse_other_settings(directory, manifest) not in (None, manifest):
+            logger.warning("%s was drawn from other weights; drawing again", directory)
     from_main(lambda: _make_room(work, source))
     plan = make_plan(config, source, captions)
     with contextlib.ExitStack() as held:
@@ -156,20 +165,18 @@ def _prepare(work: Path, manifest: dict[str, Any], plan: SamplePlan) -> None:
             file.unlink()
 
 
-def _refuse_other_settings(directory: Path, manifest: dict[str, Any]) -> None:
-    """Raise InputError if a directory holds samples of other settings or captions; those of older weights may be
-    replaced."""
+def _refuse_other_settings(directory: Path, manifest: dict[str, Any]) -> dict[str, Any] | None:
+    """The manifest in a directory, or None if there is none; InputError if it is of other settings or captions."""
     there = read_manifest(directory)
     if there is None:
-        return
+        return None
     lines = differences(*(flatten(one["config"] | {"captions": one.get("captions")}) for one in (there, manifest)))
     if lines:
         raise InputError(
             f"{directory} holds samples of other settings:\n{lines}\nChoose another name with SAMPLES=..., or delete "
             f"these with `{removal(directory)}`"
         )
-    if there != manifest:
-        logger.warning("%s was drawn from other weights; drawing again", directory)
+    return there
 
 
 def _warn_off_preset(config: SampleConfig, preset: SamplingConfig | None) -> None:

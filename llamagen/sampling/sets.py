@@ -126,6 +126,11 @@ class SampleSet:
         return recover(self.source.directory / "samples" / self.name)
 
     @property
+    def unfinished(self) -> Path:
+        """The directory that the set is drawn in."""
+        return self.source.directory / "samples" / f".{self.name}.unfinished"
+
+    @property
     def is_drawn(self) -> bool:
         return (self.directory / "manifest.json").exists()
 

@@ -8,7 +8,6 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -25,7 +24,7 @@ from llamagen.conditions.features import TextFeatures, extract_text_features
 from llamagen.conditions.images import check_features
 from llamagen.release import Release
 from llamagen.sampling import draw as sampling
-from llamagen.sampling.draw import is_sampled, sample
+from llamagen.sampling.draw import check_settings, is_sampled, sample
 from llamagen.sampling.filters import SamplingConfig
 from llamagen.sampling.generate import generate, image_uniforms
 from llamagen.sampling.images import decode_unit
@@ -97,7 +96,7 @@ def test_an_interrupted_sampling_goes_on_and_gives_the_same(draw, monkeypatch, f
 
 
 @pytest.mark.parametrize("finished", [True, False])
-def test_samples_of_other_settings_are_not_replaced(draw, monkeypatch, finished):
+def test_samples_of_other_settings_are_not_replaced(draw, release, monkeypatch, finished):
     with monkeypatch.context() as patch:
         if not finished:
             patch.setattr(sampling, "decode_units", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
@@ -105,6 +104,10 @@ def test_samples_of_other_settings_are_not_replaced(draw, monkeypatch, finished)
             draw(name="a", seed=1)
     with pytest.raises(InputError, match=r"other settings:\n  seed: 1 there, 2 now\n.*SAMPLES="):
         draw(name="a", seed=2)
+    asked = {"name": "a", "num_images": 21, "sampling": SamplingConfig(guidance=2.0)}
+    with pytest.raises(InputError, match=r"other settings:\n  seed: 1 there, 2 now\n.*SAMPLES="):
+        check_settings(SampleConfig(release=release, seed=2, **asked))  # before the processes start
+    check_settings(SampleConfig(release=release, seed=1, batch_size=3, **asked))
     assert draw(name="a", seed=1, batch_size=3).settings["seed"] == 1
 
 
@@ -231,45 +234,6 @@ def test_off_the_preset_is_warned_of_and_on_it_is_not(release, tmp_path, monkeyp
     ):
         assert words in caplog.text
     assert is_sampled(config)
-
-
-def cut(piece):
-    piece.write_bytes(piece.read_bytes()[:-20])
-
-
-def stored(array):
-    return lambda piece: np.save(piece, array)
-
-
-DAMAGE = {  # form, piece of 21 images, damage
-    "cut tokens": ("npz", "tokens/00000008-00000016.npy", cut),
-    "cut unit": ("npz", "images/unit-00000016.npy", cut),
-    "cut image": ("png", "images/000003.png", cut),
-    "too few tokens": ("npz", "tokens/00000008-00000016.npy", stored(np.zeros((7, 16), np.int64))),
-    "other grid": ("npz", "tokens/00000008-00000016.npy", stored(np.zeros((8, 15), np.int64))),
-    "unknown token": ("npz", "tokens/00000008-00000016.npy", stored(np.full((8, 16), 70000))),
-    "negative token": ("npz", "tokens/00000008-00000016.npy", stored(np.full((8, 16), -3))),
-    "short unit": ("npz", "images/unit-00000000.npy", stored(np.zeros((15, 12, 12, 3), np.uint8))),
-    "other pixels": ("png", "images/000003.png", lambda piece: Image.new("RGB", (9, 9)).save(piece)),
-}
-
-
-def test_pieces_that_are_damaged_are_drawn_again(draw, monkeypatch, caplog):
-    for form in ("npz", "png"):
-        whole = contents(draw(name=form, form=form))
-        shutil.rmtree(Path(f"runs/c2i_tiny/samples/{form}"))
-        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(sampling, "_finish", Mock(side_effect=KeyboardInterrupt))
-            draw(name=form, form=form, batch_size=8)
-        work, before = Path(f"runs/c2i_tiny/samples/.{form}.unfinished"), Path(f"before-{form}")
-        shutil.copytree(work, before)
-        for _, piece, damage in (each for each in DAMAGE.values() if each[0] == form):
-            shutil.copytree(before, work, dirs_exist_ok=True)
-            damage(work / piece)
-            caplog.clear()
-            assert contents(draw(name=form, form=form, batch_size=8)) == whole, piece
-            assert caplog.text.count("making a piece of the samples again") == 1
-            shutil.rmtree(Path(f"runs/c2i_tiny/samples/{form}"))
 
 
 def test_samples_that_another_process_drew_meanwhile_are_kept(draw, monkeypatch):

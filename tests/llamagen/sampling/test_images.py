@@ -1,12 +1,15 @@
 """Images of a sample set: their pixels, the names of their files, and what else may lie beside them."""
 
+import shutil
+from pathlib import Path
 from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
 from golden import load_golden
-from sample_files import images_of
+from PIL import Image
+from sample_files import contents, images_of
 
 from llamagen.sampling import draw as sampling
 from llamagen.sampling.images import finish, png_path
@@ -65,3 +68,42 @@ def test_a_foreign_image_that_comes_while_a_set_is_drawn_is_named_at_the_end(dra
     monkeypatch.setattr(sampling, "decode_units", and_another)
     with pytest.raises(InputError, match=r"only images of these samples in .*, found Copy.png"):
         draw(form="png")
+
+
+def cut(piece):
+    piece.write_bytes(piece.read_bytes()[:-20])
+
+
+def stored(array):
+    return lambda piece: np.save(piece, array)
+
+
+DAMAGE = {  # form, piece of 21 images, damage
+    "cut tokens": ("npz", "tokens/00000008-00000016.npy", cut),
+    "cut unit": ("npz", "images/unit-00000016.npy", cut),
+    "cut image": ("png", "images/000003.png", cut),
+    "too few tokens": ("npz", "tokens/00000008-00000016.npy", stored(np.zeros((7, 16), np.int64))),
+    "other grid": ("npz", "tokens/00000008-00000016.npy", stored(np.zeros((8, 15), np.int64))),
+    "unknown token": ("npz", "tokens/00000008-00000016.npy", stored(np.full((8, 16), 70000))),
+    "negative token": ("npz", "tokens/00000008-00000016.npy", stored(np.full((8, 16), -3))),
+    "short unit": ("npz", "images/unit-00000000.npy", stored(np.zeros((15, 12, 12, 3), np.uint8))),
+    "other pixels": ("png", "images/000003.png", lambda piece: Image.new("RGB", (9, 9)).save(piece)),
+}
+
+
+def test_pieces_that_are_damaged_are_drawn_again(draw, monkeypatch, caplog):
+    for form in ("npz", "png"):
+        whole = contents(draw(name=form, form=form))
+        shutil.rmtree(Path(f"runs/c2i_tiny/samples/{form}"))
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(sampling, "_finish", Mock(side_effect=KeyboardInterrupt))
+            draw(name=form, form=form, batch_size=8)
+        work, before = Path(f"runs/c2i_tiny/samples/.{form}.unfinished"), Path(f"before-{form}")
+        shutil.copytree(work, before)
+        for _, piece, damage in (each for each in DAMAGE.values() if each[0] == form):
+            shutil.copytree(before, work, dirs_exist_ok=True)
+            damage(work / piece)
+            caplog.clear()
+            assert contents(draw(name=form, form=form, batch_size=8)) == whole, piece
+            assert caplog.text.count("making a piece of the samples again") == 1
+            shutil.rmtree(Path(f"runs/c2i_tiny/samples/{form}"))
