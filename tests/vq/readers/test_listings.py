@@ -539,11 +539,3 @@ def test_a_file_that_pillow_would_hand_to_another_program_is_unreadable(tmp_path
     with pytest.raises(InputError, match="not an image in one of the formats JPEG, "):
         open_samples(tmp_path).read(0, 1)
     assert not ran
-
-
-def test_a_val_split_that_is_the_train_split_is_said(tmp_path, caplog):
-    put(tmp_path, "train/a/1.jpg")
-    (tmp_path / "val").symlink_to("train")
-    assert len(classes(tmp_path)) == 1 and not caplog.text
-    assert len(load_images("folder", "val", 16, tmp_path)) == 1
-    assert "are one folder: the images held out are those of the training" in caplog.text
