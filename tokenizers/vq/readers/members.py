@@ -61,7 +61,7 @@ class Members(ABC):
 
     @abstractmethod
     def on_disk(self) -> "OnDisk":
-        """The files on disk that hold these files."""
+        """The archives that hold the files, or the files themselves."""
 
     def take(self, rows: Sequence[int]) -> Self:
         """The files of the given numbers, in the given order."""
@@ -108,14 +108,13 @@ class OnDisk:
     @classmethod
     def of(cls, archives: Sequence[Path]) -> Self:
         """Archives as files."""
-        states = [archive.stat() for archive in archives]
+        statuses = [archive.stat() for archive in archives]
+        numbers = np.array(list(map(file_number, statuses)), np.int64)
         are_linked = any(
             archive.is_symlink() or archive.parent.is_symlink() or status.st_nlink > 1
-            for archive, status in zip(archives, states, strict=True)
+            for archive, status in zip(archives, statuses, strict=True)
         )
-        return cls(
-            tuple(path.name for path in archives), np.array(list(map(file_number, states)), np.int64), are_linked
-        )
+        return cls(tuple(archive.name for archive in archives), numbers, are_linked)
 
 
 @dataclass(frozen=True)
@@ -136,10 +135,11 @@ class FolderMembers(Members):
         return str(self.places[index, 1])
 
     def numbers(self) -> np.ndarray:
-        return self.places[:, 2]
+        # Not every file system numbers its files.
+        return self.places[:, 2] if self.are_linked else np.arange(len(self))
 
     def on_disk(self) -> OnDisk:
-        return OnDisk(self.names, self.numbers(), self.are_linked)
+        return OnDisk(self.names, self.places[:, 2], self.are_linked)
 
 
 def file_number(status: os.stat_result) -> int:
