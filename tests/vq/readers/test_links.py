@@ -1,4 +1,4 @@
-"""Images that are there under two names because of links: of both splits, or twice in one."""
+"""Links to images, folders and archives: they are followed, and images that are there twice are counted or refused."""
 
 import os
 import shutil
@@ -8,17 +8,11 @@ import zipfile
 import ilsvrc
 import pytest
 from coco_folder import make_coco
+from image_folders import classes, put
 
 from masc.runtime.errors import InputError
 from vq.readers import load_images
-
-
-def put(root, *names):
-    """Images below a folder, each of its own colour."""
-    for number, name in enumerate(names):
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_bytes(ilsvrc.jpeg(number))
-    return root
+from vq.readers.stored import UnreadableImage
 
 
 def pack(path, *names):
@@ -153,3 +147,108 @@ def test_two_tars_that_are_one_file_are_refused(tmp_path):
     (tmp_path / "train-1.tar").symlink_to("train-0.tar")
     with pytest.raises(InputError, match=r"train-0.tar and .*train-1.tar are one file because of a link"):
         load_images("folder", "train", 16, tmp_path)
+
+
+def test_a_loop_of_links_is_named(tmp_path):
+    put(tmp_path, "train/a/1.jpg", "train/b/1.jpg")
+    (tmp_path / "train" / "loop").symlink_to("../train")
+    with pytest.raises(InputError, match=r"train/loop are one folder because of a link"):
+        classes(tmp_path)
+
+
+def test_a_folder_that_two_links_share_is_named_and_one_link_is_followed(tmp_path):
+    put(tmp_path, "store/1.jpg", "d/train/a/1.jpg")
+    (tmp_path / "d" / "train" / "b").symlink_to(tmp_path / "store")
+    assert classes(tmp_path / "d").keys == ("a/1.jpg", "b/1.jpg")
+    (tmp_path / "d" / "train" / "c").symlink_to(tmp_path / "store")
+    with pytest.raises(InputError, match=r"train/[bc] and .*train/[bc] are one folder because of a link"):
+        classes(tmp_path / "d")
+
+
+def test_a_real_folder_entered_by_a_link_too_is_named(tmp_path):
+    put(tmp_path, "train/a/1.jpg", "train/b/1.jpg")
+    (tmp_path / "train" / "0").symlink_to("b")
+    with pytest.raises(InputError, match="are one folder because of a link"):
+        classes(tmp_path)
+
+
+def test_a_class_folder_that_is_a_broken_link_is_named_and_a_broken_image_is_unreadable(tmp_path):
+    put(tmp_path, "train/a/1.jpg")
+    (tmp_path / "train" / "a" / "2.jpg").symlink_to("nowhere")
+    os.mkfifo(tmp_path / "train" / "a" / "3.jpg")
+    source = classes(tmp_path)
+    assert source.keys == ("a/1.jpg", "a/2.jpg", "a/3.jpg")
+    for row, cause in ((1, "no file at"), (2, "a device or a pipe")):
+        with pytest.raises(UnreadableImage, match=cause):
+            source.image(row)
+    (tmp_path / "train" / "b").symlink_to("nowhere")
+    with pytest.raises(InputError, match=r"cannot follow .*train/b \(No such file"):
+        classes(tmp_path)
+
+
+def test_links_within_a_tar_are_their_files_and_others_are_refused(tmp_path):
+    def link(archive, name, target, kind):
+        member = tarfile.TarInfo(name)
+        member.type, member.linkname = kind, target
+        archive.addfile(member)
+
+    with tarfile.open(tmp_path / "train.tar", "w") as archive:
+        ilsvrc.add(archive, "a/1.jpg", ilsvrc.jpeg(1))
+        link(archive, "b/hard.jpg", "a/1.jpg", tarfile.LNKTYPE)
+        link(archive, "b/soft.jpg", "../a/1.jpg", tarfile.SYMTYPE)
+        link(archive, "b/chain.jpg", "soft.jpg", tarfile.SYMTYPE)
+    source = classes(tmp_path)
+    assert source.keys == ("a/1.jpg", "b/chain.jpg", "b/hard.jpg", "b/soft.jpg")
+    assert all(source.members.read(row) == ilsvrc.jpeg(1) for row in range(4))
+    whole = (tmp_path / "train.tar").read_bytes()
+    for name, target, kind, words in (
+        ("b/outside.jpg", "/etc/passwd", tarfile.SYMTYPE, "the link 'b/outside.jpg' to .*which is no file in it"),
+        ("c", "a", tarfile.SYMTYPE, "the link 'c' to 'a', which is a folder"),
+        ("b/pipe.jpg", "", tarfile.FIFOTYPE, "holds 'b/pipe.jpg', which is a pipe"),
+    ):
+        (tmp_path / "train.tar").write_bytes(whole)
+        with tarfile.open(tmp_path / "train.tar", "a") as archive:
+            link(archive, name, target, kind)
+        with pytest.raises(InputError, match=words):
+            classes(tmp_path)
+
+
+def test_a_file_that_replaces_a_link_in_a_tar_is_read(tmp_path):
+    with tarfile.open(tmp_path / "train.tar", "w") as archive:
+        member = tarfile.TarInfo("a/1.jpg")
+        member.type, member.linkname = tarfile.SYMTYPE, "2.jpg"
+        archive.addfile(member)
+        ilsvrc.add(archive, "a/2.jpg", ilsvrc.jpeg(2))
+        ilsvrc.add(archive, "a/1.jpg", ilsvrc.jpeg(1))
+    members = classes(tmp_path).members
+    assert [members.read(row) for row in range(2)] == [ilsvrc.jpeg(1), ilsvrc.jpeg(2)]
+
+
+def test_links_in_a_zip_are_their_files_and_links_to_folders_are_refused(tmp_path):
+    def link(archive, name, target):
+        member = zipfile.ZipInfo(name)
+        member.create_system, member.external_attr = 3, 0o120777 << 16
+        archive.writestr(member, target)
+
+    with zipfile.ZipFile(tmp_path / "train.zip", "w") as archive:
+        archive.writestr("a/1.jpg", ilsvrc.jpeg(1))
+        link(archive, "b/1.jpg", "../a/1.jpg")
+    source = classes(tmp_path)
+    assert source.keys == ("a/1.jpg", "b/1.jpg") and source.members.read(1) == ilsvrc.jpeg(1)
+    with zipfile.ZipFile(tmp_path / "train.zip", "a") as archive:
+        link(archive, "c", "a")
+    with pytest.raises(InputError, match="the link 'c' to 'a', which is a folder"):
+        classes(tmp_path)
+
+
+def test_images_replaced_by_others_of_the_same_size_are_other_images(tmp_path):
+    put(tmp_path, "store/1", "store/2", "d/train/a/1.jpg", data=bytes(700))
+    link = tmp_path / "d" / "train" / "a" / "2.jpg"
+    link.symlink_to(tmp_path / "store" / "1")
+    os.utime(tmp_path / "store" / "2", ns=(1, 1))
+    before = classes(tmp_path / "d")
+    link.unlink()
+    link.symlink_to(tmp_path / "store" / "2")
+    after = classes(tmp_path / "d")
+    assert before.sha256 != after.sha256 and before.earlier_sha256 == after.earlier_sha256
+    assert before.identity(slice(0, 1)) == after.identity(slice(0, 1))
