@@ -82,6 +82,15 @@ def test_more_labels_than_codes_or_fewer_are_refused(codebook, tmp_path, folder,
     assert import_codes([folder], config(source="folder"), "train", codebook, tmp_path / "codes", 4) == 4
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_folder_of_ten_crops_without_labels_is_named(codebook, tmp_path, order):
+    shutil.copytree(GOLDEN / "codes" / "code_c2i_flip_ten_crop", tmp_path / "one")
+    shutil.copytree(tmp_path / "one" / "imagenet32_codes", tmp_path / "two")
+    with pytest.raises(InputError, match=r"no labels beside .*/two: expected .*/two/imagenet32_labels/0.npy"):
+        folders = [tmp_path / "one", tmp_path / "two"][::order]
+        import_codes(folders, config("ten-crop", (1.1, 1.05)), "train", codebook, tmp_path / "codes", 4)
+
+
 @pytest.mark.parametrize("number", [0, -1])
 def test_a_number_of_images_below_one_is_refused(codebook, tmp_path, folder, number):
     with pytest.raises(InputError, match=f"num_images must be 1 or more, found {number}"):

@@ -172,6 +172,17 @@ def test_captions_of_images_that_are_not_listed_are_counted(tmp_path, caplog):
     assert "2 of the 4 captions are left out" in caplog.text and "the first is the caption 11" in caplog.text
 
 
+def test_images_without_captions_and_images_that_are_not_listed_are_counted(tmp_path, caplog):
+    (tmp_path / "val2017").mkdir()
+    (tmp_path / "val2017" / "3.jpg").write_bytes(ilsvrc.jpeg(3))
+    assert len(coco(tmp_path, [(10, 1)])) == 2
+    assert (
+        "1 of the images in" in caplog.text
+        and "left out because they are not listed, the first is '3.jpg'" in caplog.text
+    )
+    assert "are without captions, the first is '2.jpg'" in caplog.text
+
+
 def test_captions_with_a_byte_order_mark_are_read_and_utf16_is_called_so(tmp_path):
     assert coco(tmp_path, [(10, 1)], "utf-8-sig").captions[0]["captions"] == ["é"]
     with pytest.raises(InputError, match=r"captions_val2017.json, found UTF-16; save it as UTF-8"):

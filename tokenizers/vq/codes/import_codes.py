@@ -63,11 +63,11 @@ def import_codes(
     for one in sets:
         one.check(expected or one.count, path.with_name(f"{path.name}-missing.txt"))
     count = expected or _common_count(sets)
-    is_labelled = sets[0].labels is not None
-    if not is_labelled and data.source in ("imagenet", "folder"):
-        raise InputError(
-            f"no labels beside {sets[0].codes}: expected {sets[0].folder}/{sets[0].stem}_labels/0.npy; put them there"
-        )
+    unlabelled = [one for one in sets if one.labels is None]
+    is_labelled = not unlabelled
+    if unlabelled and (data.source in ("imagenet", "folder") or len(unlabelled) < len(sets)):
+        one = unlabelled[0]
+        raise InputError(f"no labels beside {one.codes}: expected {one.folder}/{one.stem}_labels/0.npy; put them there")
     labels = _read_labels(sets, count) if is_labelled else np.zeros(count, np.int64)
     names = list(wnids()) if data.source == "imagenet" else [str(n) for n in range(int(labels.max()) + 1)]
     if labels.max() >= len(names):

@@ -23,7 +23,8 @@ def load_coco(root: Path, split: str, resolution: int) -> StoredImages:
     """The images that a split's captions name, in the order of their image ids.
 
     Captions are {"image_id": int, "captions": [str, ...]}, in the order of their own ids. Images without a file are
-    listed in `missing`. Raises InputError if a file is missing or broken, or if the folder holds two years of it."""
+    listed in `missing`; images without captions, and files that are not listed, are counted in warnings. Raises
+    InputError if a file is missing or broken, or if the folder holds two years of it."""
     file = find_annotations(root, split)
     images_of = file.stem.removeprefix("captions_")
     place = root / images_of
@@ -42,6 +43,13 @@ def load_coco(root: Path, split: str, resolution: int) -> StoredImages:
                 f"{place} holds the images {members.names[other]} and {name}, which have one name; keep one"
             )
     there = [image_id for image_id, name in sorted(images.items()) if name in row_of]
+    unlisted = sorted(row_of.keys() - set(images.values()))
+    silent = [images[image_id] for image_id in there if image_id not in captions]
+    for what, names in (("left out because they are not listed", unlisted), ("without captions", silent)):
+        if names:
+            logger.warning(
+                "%s: %d of the images in %s are %s, the first is %a", file, len(names), place, what, names[0]
+            )
     return StoredImages.of(
         "coco",
         split,
