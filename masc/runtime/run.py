@@ -247,14 +247,16 @@ def read_metrics(path: Path) -> list[dict[str, float | int]]:
     """Rows of a metrics.jsonl in order; empty if there is no file.
 
     A line that is no row of numbers with a step is skipped, with one warning for all such lines."""
+    from pydantic_core import from_json  # takes two thirds of the time of json.loads
+
     path = Path(path)
     if not path.exists():
         return []
     rows, broken = [], []
     for number, line in enumerate(read_bytes(path).splitlines(), 1):
         try:
-            row = json.loads(line.decode())
-        except (ValueError, RecursionError):  # UnicodeDecodeError is a ValueError
+            row = from_json(line)
+        except ValueError:
             row = None
         if _is_row(row):
             rows.append(row)
