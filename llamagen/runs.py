@@ -123,7 +123,7 @@ class Run:
         """Whether the run is at the last step of `config`. Raises InputError if another config trained here."""
         if self.progress.step < config.steps:
             return False
-        config.open_directory(load_inputs(config).parents)
+        config.check_directory(load_inputs(config).parents)
         return True
 
     @cached_property

@@ -53,6 +53,14 @@ PLACES = ("config.tracking.", "config.artifacts", "config.captions", "config.dat
 SILENCE = 30  # seconds between two lines of progress where no bar is shown, evaluations apart
 
 
+def check_run(config: TrainConfig, num_processes: int) -> None:
+    """Raise the InputError that `train` would raise in `num_processes` processes: an input is missing, another config
+    uses the directory, or the batch cannot be shared. Nothing is written."""
+    inputs = load_inputs(config)
+    _images_of_share(config, load_progress(last_checkpoint(config.directory)), num_processes)
+    config.check_directory(inputs.parents)
+
+
 def train(config: TrainConfig) -> Path:
     """Train a run to its last step, from its last checkpoint if there is one; return its directory.
 
@@ -67,15 +75,7 @@ def train(config: TrainConfig) -> Path:
     if is_resumed and precision != resolve_precision("auto"):
         logger.warning("%s continues in %s, in which it was started, whatever suits this machine", directory, precision)
     accelerator = build_accelerator(precision)
-    shares = accelerator.num_processes * config.micro_batches
-    if 0 < progress.step < config.steps:
-        _check_shares(config, progress.shares, accelerator.num_processes)
-    share, remainder = divmod(config.batch_size, shares)
-    if remainder:
-        raise InputError(
-            f"batch_size {config.batch_size} must be a multiple of {accelerator.num_processes} processes x "
-            f"{config.micro_batches} micro-batches; change batch_size or micro_batches in ARGS"
-        )
+    share = _images_of_share(config, progress, accelerator.num_processes)
     with contextlib.ExitStack() as held:
         from_main(lambda: held.enter_context(locked(directory)))
         from_main(lambda: config.open_directory(inputs.parents))
@@ -86,21 +86,31 @@ def train(config: TrainConfig) -> Path:
             logger.info("%s is trained already (%d steps)", directory, progress.step)
             return directory
         if progress.step == 0:
-            progress = Progress(shares=shares, precision=precision)
+            progress = Progress(shares=config.batch_size // share, precision=precision)
         _run(config, accelerator, inputs, progress, share)
     return directory
 
 
-def _check_shares(config: TrainConfig, there: int, processes: int) -> None:
-    """Raise InputError unless a run that was started with `there` shares of a batch continues with as many."""
-    if there == processes * config.micro_batches:
-        return
-    advice = f"set micro_batches={there // processes}" if there % processes == 0 else f"start {there} processes"
-    raise InputError(
-        f"{config.directory} was started with {there} share(s) of a batch, now {processes} process(es) x micro_batches "
-        f"{config.micro_batches} make {processes * config.micro_batches}; {advice}, or choose another directory with "
-        "RUN_DIR=..."
-    )
+def _images_of_share(config: TrainConfig, progress: Progress, processes: int) -> int:
+    """The images of a batch that each process takes in each micro-batch.
+
+    Raises InputError if the batch cannot be shared equally, or an unfinished run was started with another number of
+    shares."""
+    shares, there = processes * config.micro_batches, progress.shares
+    if 0 < progress.step < config.steps and there != shares:
+        advice = f"set micro_batches={there // processes}" if there % processes == 0 else f"start {there} processes"
+        raise InputError(
+            f"{config.directory} was started with {there} share(s) of a batch, now {processes} process(es) x "
+            f"micro_batches {config.micro_batches} make {shares}; {advice}, or choose another directory with "
+            "RUN_DIR=..."
+        )
+    share, remainder = divmod(config.batch_size, shares)
+    if remainder:
+        raise InputError(
+            f"batch_size {config.batch_size} must be a multiple of {processes} processes x {config.micro_batches} "
+            "micro-batches; change batch_size or micro_batches in ARGS"
+        )
+    return share
 
 
 def _run(config: TrainConfig, accelerator: Accelerator, inputs: RunInputs, progress: Progress, share: int) -> None:

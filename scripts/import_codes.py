@@ -22,7 +22,7 @@ class ImportStage:
     artifacts: str = "artifacts"
 
     def __post_init__(self) -> None:
-        if self.split not in ("train", "val") or (self.num_images or 1) < 1:
+        if self.split not in ("train", "val") or (self.num_images is not None and self.num_images < 1):
             raise ValueError(
                 f"split must be train or val and num_images positive, found {self.split!r}, {self.num_images}"
             )

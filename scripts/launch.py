@@ -36,7 +36,7 @@ class Launch:
 
     def environment(self, **place: str) -> dict[str, str]:
         """The environment of a process; `place` holds its own variables."""
-        shared = {"LOCAL_WORLD_SIZE": str(self.gpus), "GROUP_RANK": str(self.node)}
+        shared = {"LOCAL_WORLD_SIZE": str(self.gpus), "GROUP_RANK": str(self.node), "GROUP_WORLD_SIZE": str(self.nodes)}
         on_cpu = {"ACCELERATE_USE_CPU": "1", "CUDA_VISIBLE_DEVICES": ""} if self.on_cpu else {}
         # One thread for each of several, as torchrun sets it: they share the cores.
         threads = {"OMP_NUM_THREADS": "1"} if self.gpus > 1 else {}

@@ -77,6 +77,7 @@ class Meeting:
     @classmethod
     def _host(cls, greeting: dict[str, Any], host: str, port: int) -> "Meeting":
         there: dict[int, socket.socket] = {}
+        addresses: dict[int, str] = {}
         waiting = Waiting()
         others = range(1, greeting["nodes"])
         with listen(port) as server:
@@ -84,8 +85,11 @@ class Meeting:
             while missing := [str(node) for node in others if node not in there]:
                 waiting.say(f"node 0 waits for node {', '.join(missing)} of {greeting['nodes']} at {host}:{port}")
                 try:
-                    connection, _ = server.accept()
+                    connection, (address, _) = server.accept()
                 except TimeoutError:
+                    connection = None
+                _forget_ended(there)
+                if connection is None:
                     continue
                 _notice_power_loss(connection)
                 found = _receive(connection)
@@ -97,7 +101,14 @@ class Meeting:
                     for other in (connection, *there.values()):
                         _send(other, {"problem": problem})
                     raise InputError(problem)
-                there[found["node"]] = connection
+                node = found["node"]
+                if node in there:
+                    problem = f"node {node} is there already, at {addresses[node]}, and was also started at {address}"
+                    logger.warning("%s; the second is refused", problem)
+                    _send(connection, {"problem": f"{problem}; give each machine a MACHINE_RANK of its own"})
+                    connection.close()
+                    continue
+                there[node], addresses[node] = connection, address
         chosen = free_port()
         for connection in there.values():
             _send(connection, {"port": chosen})
@@ -156,6 +167,13 @@ class Meeting:
     def __exit__(self, *error: object) -> None:
         for connection in self.connections.values():
             connection.close()
+
+
+def _forget_ended(there: dict[int, socket.socket]) -> None:
+    """Drop the connections of nodes that have ended: until all are there, a node that lives sends nothing."""
+    ready, _, _ = select.select(list(there.values()), [], [], 0)
+    for node in [node for node, connection in there.items() if connection in ready]:
+        there.pop(node).close()
 
 
 def _notice_power_loss(connection: socket.socket) -> None:

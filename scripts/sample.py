@@ -4,7 +4,7 @@ from stage import CONFIGS, load_config, run_stage
 from words import override
 from worker import is_main
 
-from llamagen.sampling.draw import sample
+from llamagen.sampling.draw import check_settings, sample
 from llamagen.sampling.filters import SamplingConfig
 from llamagen.sampling.plan import SampleConfig
 
@@ -25,4 +25,4 @@ def main(config: SampleConfig) -> None:
 
 
 if __name__ == "__main__":
-    run_stage("sample", SampleConfig, main)
+    run_stage("sample", SampleConfig, main, check=check_settings)

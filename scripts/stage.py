@@ -151,11 +151,16 @@ def _missing_choice(stage: str, message: str) -> str:
 
 
 def run_stage(
-    stage: str, schema: type, function: Callable[[Any], Any], prepare: Callable[[Any], Any] | None = None
+    stage: str,
+    schema: type,
+    function: Callable[[Any], Any],
+    prepare: Callable[[Any], Any] | None = None,
+    check: Callable[[Any], Any] | None = None,
 ) -> None:
     """Compose the config and call `prepare` and `function`; end with one plain line for an error that no bug explains.
 
-    If several processes are launched, `prepare` is called once, by the process that checks the config before them."""
+    If several processes are launched, `prepare` and then `check` are called once, by the process that checks the config
+    before them."""
     # SIGTERM ends a stage like Ctrl-C, so that it can stop the processes that it started.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     end_with_launcher()
@@ -179,6 +184,8 @@ def run_stage(
             prepare(config)
         if not is_check:
             function(config)
+        elif check is not None:
+            check(config)
         print(end="", flush=True)
     except BaseException as error:
         if isinstance(error, SystemExit):

@@ -6,9 +6,9 @@ from codes import CodesStage
 from codes import main as make_codes
 from stage import load_config, run_stage
 from words import override
-from worker import is_main
+from worker import is_main, num_started
 
-from llamagen.train import train
+from llamagen.train import check_run, train
 from llamagen.training.config import TrainConfig
 
 
@@ -39,5 +39,10 @@ def main(config: TrainConfig) -> None:
         print(directory)
 
 
+def check(config: TrainConfig) -> None:
+    """Raise the InputError that the processes to be started would raise."""
+    check_run(config, num_started())
+
+
 if __name__ == "__main__":
-    run_stage("train", TrainConfig, main, prepare=make_inputs)
+    run_stage("train", TrainConfig, main, make_inputs, check)

@@ -30,6 +30,11 @@ def is_main() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def num_started() -> int:
+    """The number of processes, on all machines, that start after the check that this process makes."""
+    return int(os.environ["LOCAL_WORLD_SIZE"]) * int(os.environ["GROUP_WORLD_SIZE"])
+
+
 def claim_error(pipe: int) -> bool:
     """Whether no other process has claimed to print its error. `pipe` is the first of the two, and does not block."""
     try:

@@ -42,12 +42,15 @@ def make_run(root, label="flat", seed=0, nats=(7, 6, 5), model="llamagen-b", num
         "head": {"name": head, "num_clusters": num_clusters},
         "tree": {"name": tree or "masc"},
         "data": {"name": "imagenet256"},
+        "steps": 10 * (len(nats) - 1),
+        "batch_size": 32,
+        "optim": {"learning_rate": 0.001, "table_scale": 4.0},
     }
     (directory / "config.yaml").write_text(yaml.safe_dump(config))
     (directory / "provenance.json").write_text(json.dumps({"commit": "abc", "parents": {"val codes": "c" * 64}}))
     rows = [
         {"step": 10 * i, "images": 320 * i, "seconds": 3600.0 * i, NATS: value}
-        | {metric.replace("_", " "): values[i] for metric, values in more.items()}
+        | {metric if "/" in metric else metric.replace("_", " "): values[i] for metric, values in more.items()}
         for i, value in enumerate(nats)
     ]
     (directory / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import hashlib
 import itertools
 import json
 import os
@@ -226,6 +227,30 @@ def connect(first: Node, port: int) -> socket.socket:
             connection.close()
         time.sleep(0.01)
     raise AssertionError(f"nobody listens on port {port}: {first.error}")
+
+
+def test_a_second_machine_with_the_number_of_another_is_refused_and_the_first_stays(caplog):
+    port = free_port()
+    first, *others = Node(0, port, nodes=3), Node(1, port, nodes=3), Node(1, port, nodes=3)
+    until = time.monotonic() + 20
+    while all(node.is_alive() for node in others) and time.monotonic() < until:
+        time.sleep(0.01)
+    assert first.is_alive()
+    (kept,) = [node for node in others if node.is_alive()]
+    (refused,) = [node for node in others if node is not kept]
+    problem = "node 1 is there already, at 127.0.0.1, and was also started at 127.0.0.1"
+    assert refused.error == f"{problem}; give each machine a MACHINE_RANK of its own" and problem in caplog.text
+    assert all(node.found for node in meet(first, kept, Node(2, port, nodes=3)))
+
+
+def test_a_machine_that_was_started_again_takes_its_own_place():
+    port = free_port()
+    first = Node(0, port, nodes=3)
+    with connect(first, port) as ended:
+        greeting = {"node": 1, "nodes": 3, "command": hashlib.sha256(json.dumps(["train"]).encode()).hexdigest()}
+        ended.sendall(json.dumps(greeting).encode() + b"\n")
+    again = Node(1, port, nodes=3)
+    assert all(node.found for node in meet(first, again, Node(2, port, nodes=3)))
 
 
 @pytest.mark.parametrize(

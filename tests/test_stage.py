@@ -193,7 +193,7 @@ def test_an_interrupt_and_a_closed_pipe_are_no_tracebacks(ended, monkeypatch):
     ("words", "place", "called"),
     [
         ([], {}, ["prepare", "function"]),
-        (["--check"], {"LOCAL_WORLD_SIZE": "2", "ACCELERATE_USE_CPU": "1"}, ["prepare"]),
+        (["--check"], {"LOCAL_WORLD_SIZE": "2", "ACCELERATE_USE_CPU": "1"}, ["prepare", "check"]),
         ([], {"LOCAL_RANK": "1"}, ["function"]),
         (["tree=bogus"], {}, []),
     ],
@@ -202,9 +202,9 @@ def test_inputs_are_prepared_once_and_only_for_a_sound_config(monkeypatch, words
     for name, value in place.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(sys, "argv", ["tree.py", *words])
-    found = []
+    found, names = [], ("function", "prepare", "check")
     with contextlib.suppress(SystemExit):
-        run_stage("tree", TreeStage, lambda config: found.append("function"), lambda config: found.append("prepare"))
+        run_stage("tree", TreeStage, *(lambda _, name=name: found.append(name) for name in names))
     assert found == called
 
 

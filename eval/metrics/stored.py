@@ -1,5 +1,6 @@
 """The form of a file of results: what its rows and its evidence hold, apart from the keys of a protocol."""
 
+import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -27,6 +28,10 @@ class Interval:
     method: str = ""
     replicates: int = 0
 
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low <= self.high):
+            raise ValueError(f"expected an interval of finite numbers, found {self.low} to {self.high}")
+
 
 @dataclass(frozen=True)
 class StoredRow:
@@ -36,6 +41,10 @@ class StoredRow:
     value: float
     protocol: dict[str, Any]
     interval: Interval | None = None
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.value):
+            raise ValueError(f"expected a finite value, found {self.value}")
 
 
 @dataclass(frozen=True)

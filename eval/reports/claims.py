@@ -1,8 +1,9 @@
 """Claims of a report: sentences with a verdict, computed from the numbers."""
 
-from statistics import fmean, stdev
+from math import isfinite
 from typing import Any
 
+import numpy as np
 from scipy import stats
 
 from masc.runtime.run import split_label
@@ -61,7 +62,7 @@ def _compare(row: dict[str, Any], other: dict[str, Any], subject: str, than: str
     interval = (
         f"difference {mean:+.3f}, 95% interval {mean - half:+.3f} to {mean + half:+.3f}, {len(differences)} seeds"
     )
-    if abs(mean) <= half:
+    if not abs(mean) > half:  # also if the interval is not finite
         return _claim(
             "undecided", f"{subject} neither better nor worse {than} within the interval: {values}; {interval}."
         )
@@ -70,7 +71,7 @@ def _compare(row: dict[str, Any], other: dict[str, Any], subject: str, than: str
 
 
 def _decoding_cost(row: dict[str, Any]) -> list[dict[str, str]]:
-    if row["label"] != "masc" or len(row["level_nats"]) != 2:
+    if row["label"] != "masc" or len(row["level_nats"]) != 2:  # levels that were not measured are no list of two
         return []
     cluster, member = row["level_nats"]
     text = (
@@ -81,11 +82,16 @@ def _decoding_cost(row: dict[str, Any]) -> list[dict[str, str]]:
 
 
 def _samples(table: list[dict[str, Any]], name: str) -> list[dict[str, str]]:
-    measured = [(row["samples"][name]["FD-lite0"]["mean"], row["label"]) for row in table if name in row["samples"]]
+    means = {row["label"]: row["samples"][name]["FD-lite0"]["mean"] for row in table}
+    measured = {label: value for label, value in means.items() if value is not None}
     if not measured:
         return []
-    order = ", ".join(f"{label} {value:.1f}" for value, label in sorted(measured))
-    text = f"FD-lite0 of the samples ({name}), lowest first: {order}. The reference consists of training images."
+    order = ", ".join(f"{label} {measured[label]:.1f}" for label in sorted(measured, key=measured.get))
+    missing = ", ".join(label for label in means if label not in measured)
+    text = (
+        f"FD-lite0 of the samples ({name}), lowest first: {order}{missing and f'; not measured: {missing}'}. The "
+        "reference consists of training images."
+    )
     return [_claim("measured", text)]
 
 
@@ -93,22 +99,24 @@ def _replacement(cases: list[dict[str, Any]]) -> list[dict[str, str]]:
     """Claims from the replacement test: means over its seeds, with differences paired by seed."""
     psnr: dict[int, dict[str, list[float]]] = {}
     for case in cases:
-        found = next(row for row in case["metrics"] if row["metric"] == "PSNR (dB)")
-        psnr.setdefault(case["K"], {})[case["tree"]] = found["protocol"]["by_seed"]
+        if values := _psnr_by_seed(case):
+            psnr.setdefault(case["K"], {})[case["tree"]] = values
+    if not psnr:
+        return []
     claims = []
     num_clusters, found = max(psnr.items())
     if {"masc", "random"} <= set(found):
         text = (
             f"Semantic replacement: with tokens swapped at random within MASC's clusters (K = {num_clusters}) the "
-            f"image keeps {fmean(found['masc']):.1f} dB, within random clusters of the same sizes "
-            f"{fmean(found['random']):.1f} dB."
+            f"image keeps {np.mean(found['masc']):.1f} dB, within random clusters of the same sizes "
+            f"{np.mean(found['random']):.1f} dB."
         )
         claims.append(_claim("measured", text))
     for tree, name in (("kmeans", "k-means"), ("ward", "Ward's")):
         gaps = [
             (k, [mine - theirs for mine, theirs in zip(by_tree["masc"], by_tree[tree], strict=True)])
             for k, by_tree in sorted(psnr.items(), reverse=True)
-            if {"masc", tree} <= set(by_tree)
+            if {"masc", tree} <= set(by_tree) and len(by_tree["masc"]) == len(by_tree[tree])
         ]
         if gaps:
             listed = ", ".join(f"{_signed(values)} dB at K = {k}" for k, values in gaps)
@@ -116,9 +124,16 @@ def _replacement(cases: list[dict[str, Any]]) -> list[dict[str, str]]:
     return claims
 
 
+def _psnr_by_seed(case: dict[str, Any]) -> list[float]:
+    """PSNR within a tree's clusters for each seed; empty if it was not measured for one."""
+    found = next((row["protocol"] for row in case["metrics"] if row["metric"] == "PSNR (dB)"), {})
+    values = found.get("by_seed", [])
+    return values if all(map(isfinite, values)) else []
+
+
 def _signed(values: list[float]) -> str:
     """The mean, and the standard deviation of several values."""
-    return f"{fmean(values):+.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "")
+    return f"{np.mean(values):+.2f}" + (f" ± {np.std(values, ddof=1):.2f}" if len(values) > 1 else "")
 
 
 def _limits(table: list[dict[str, Any]]) -> list[dict[str, str]]:
@@ -130,8 +145,8 @@ def _limits(table: list[dict[str, Any]]) -> list[dict[str, str]]:
     ]
     if min(len(row["seeds"]) for row in table) == 1:
         limits.append("Some heads have one seed: differences no larger than those between seeds prove nothing.")
-    gap = max(row["nats"]["mean"] - row["train_nats"] for row in table)
-    if gap > 0.3:
+    gaps = [row["nats"]["mean"] - row["train_nats"] for row in table if row["train_nats"] is not None]
+    if (gap := max(gaps, default=0.0)) > 0.3:
         limits.append(
             f"Models memorise: the training loss is up to {gap:.2f} nats below the held-out loss, and metrics against "
             "training images reward that."

@@ -13,6 +13,7 @@ from typing import Any
 from PIL import Image
 
 from masc.runtime.files import write_json, write_text
+from masc.runtime.reading import read_bytes
 from reports.comparison import compare, entries
 from reports.curves import all_lines, draw
 from reports.doctor.doctor import VERDICTS, diagnose
@@ -21,6 +22,7 @@ from reports.page import markdown_text, render_page
 from reports.runs import AXES, BASELINE
 from reports.subjects import Subject, find_subjects
 from reports.tokenizer_tables import find_tokenizers, tokenizer_tables
+from vq.readers.stored import decoding, parse_image
 
 logger = logging.getLogger(__name__)
 GRID_PIXELS = 1024  # maximum of the longer side of a sample grid on the page
@@ -132,9 +134,10 @@ def sample_grids(subjects: list[Subject]) -> list[dict[str, str]]:
 
 def embed(path: Path, most: int = GRID_PIXELS) -> str:
     """An image as a data URI. An image with a side over `most` pixels is scaled down and stored as JPEG."""
-    with Image.open(path) as image:
+    data = read_bytes(path)
+    with decoding(str(path)), parse_image(data) as image:
         if max(image.size) <= most:
-            return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
+            return f"data:{image.get_format_mimetype()};base64,{base64.b64encode(data).decode()}"
         small = image.convert("RGB")
         small.thumbnail((most, most), Image.Resampling.LANCZOS)
         buffer = io.BytesIO()

@@ -1,6 +1,7 @@
 """Pages as single HTML files, made from a template of this package and the common style sheet; text for Markdown."""
 
 import re
+from functools import cache
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -8,16 +9,21 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from masc.runtime.errors import printable
 
 
-def render_page(template: str, **content: Any) -> str:
-    """The page of a template in this package; a name that `content` lacks is an error."""
-    environment = Environment(
+@cache
+def _environment() -> Environment:
+    """The templates of this package; each is compiled once."""
+    return Environment(
         loader=PackageLoader("reports", ""),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template(template).render(**content)
+
+
+def render_page(template: str, **content: Any) -> str:
+    """The page of a template in this package; a name that `content` lacks is an error."""
+    return _environment().get_template(template).render(**content)
 
 
 MARKDOWN = re.compile(r"[\\|*~$]|\](?=[(\[:])|!(?=\[)")  # characters that Markdown acts on

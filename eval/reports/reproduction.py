@@ -1,6 +1,7 @@
 """The report of `make reproduce`: runs, curves, samples and metrics as one HTML page, Markdown and JSON."""
 
 import json
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -51,16 +52,22 @@ def group_by_label(runs: list[RunRecord]) -> dict[str, list[RunRecord]]:
     return groups
 
 
-def mean_and_spread(values: list[float]) -> dict[str, float | None]:
-    """Mean and standard deviation over seeds; the deviation is None for one seed."""
-    return {
-        "mean": float(np.mean(values)),
-        "sd": float(np.std(values, ddof=1)) if len(values) > 1 else None,
-    }
+def mean(values: list[float | None]) -> float | None:
+    """The mean over seeds; None if a seed lacks the value (None or NaN): a mean over the others would mislead."""
+    known = [value for value in values if value is not None and math.isfinite(value)]
+    return float(np.mean(known)) if known and len(known) == len(values) else None
+
+
+def mean_and_spread(values: list[float | None]) -> dict[str, float | None]:
+    """Mean and standard deviation over seeds. The deviation is None for one seed, both if a seed lacks the value."""
+    centre = mean(values)
+    return {"mean": centre, "sd": float(np.std(values, ddof=1)) if centre is not None and len(values) > 1 else None}
 
 
 def summarise(runs: list[RunRecord], sample_sets: list[str]) -> list[dict[str, Any]]:
-    """One row for each label: likelihood, time to the baseline's final value, sample metrics; means over seeds."""
+    """One row for each label: likelihood, time to the baseline's final value, sample metrics; means over seeds.
+
+    What was not measured for every seed of a label is None."""
     groups = group_by_label(runs)
     baselines = {run.seed: run for run in groups.get(BASELINE, [])}
     rows = []
@@ -72,25 +79,22 @@ def summarise(runs: list[RunRecord], sample_sets: list[str]) -> list[dict[str, A
             "learning_rate": members[0].config["optim"]["learning_rate"],
             "table_scale": members[0].config["optim"]["table_scale"],
             "nats": {**mean_and_spread(nats), "by_seed": nats},
-            "train_nats": float(np.mean([run.train_nats for run in members])),
-            "level_nats": np.mean([run.final_level_nats for run in members], axis=0).tolist(),
-            "seconds": float(np.mean([run.curve["seconds"][-1] for run in members])),
+            "train_nats": mean([run.train_nats for run in members]),
+            "level_nats": _mean_levels([run.final_level_nats for run in members]),
+            "seconds": mean([float(run.curve["seconds"][-1]) for run in members]),
             "samples": {},
             "time_to_flat": {},
         }
-        likelihoods = [run.results("likelihood") for run in members]
-        if all(likelihoods):
-            errors = [
-                found["held-out nats per token"]["protocol"]["standard_error_over_images"] for found in likelihoods
-            ]
-            row["nats"]["se_over_images"] = float(np.mean(errors))
+        likelihoods = [run.results("likelihood").get("held-out nats per token", {}) for run in members]
+        row["nats"]["se_over_images"] = mean(
+            [found.get("protocol", {}).get("standard_error_over_images") for found in likelihoods]
+        )
         for name in sample_sets:
             results = [run.results(name) for run in members]
-            if all(results):
-                row["samples"][name] = {
-                    metric: mean_and_spread([result[metric]["value"] for result in results])
-                    for metric in SAMPLE_METRICS
-                }
+            row["samples"][name] = {
+                metric: mean_and_spread([result.get(metric, {}).get("value") for result in results])
+                for metric in SAMPLE_METRICS
+            }
         paired = [(run, baselines[run.seed]) for run in members if run.seed in baselines]
         for axis in ("images", "seconds"):
             row["time_to_flat"][axis] = _mean_time([time_to_target(*pair, axis) for pair in paired])
@@ -98,15 +102,25 @@ def summarise(runs: list[RunRecord], sample_sets: list[str]) -> list[dict[str, A
     return rows
 
 
+def _mean_levels(levels: list[list[float]]) -> list[float]:
+    """Means over seeds of the share of each decision; empty if one is missing, or if the seeds have other decisions."""
+    same = len({len(shares) for shares in levels}) == 1
+    means = [mean(list(shares)) for shares in zip(*levels, strict=True)] if same else []
+    return [] if None in means else means
+
+
 def _mean_time(times: list[TimeToTarget]) -> dict[str, float | int | None]:
-    """Means over seeds if all seeds reached the target; a mean over some of them would be too good."""
-    reached = [time for time in times if time.reached is not None]
-    complete = bool(times) and len(reached) == len(times)
+    """Means over seeds if all seeds reached the target; a mean over some of them would be too good.
+
+    Seeds whose baseline has no time are left out; both means are None if a time is 0."""
+    known = [time for time in times if time.baseline is not None]
+    saved, speedup = mean([time.saved for time in known]), mean([time.speedup for time in known])
+    complete = saved is not None and speedup is not None
     return {
-        "reached": len(reached),
-        "of": len(times),
-        "saved": float(np.mean([time.saved for time in reached])) if complete else None,
-        "speedup": float(np.mean([time.speedup for time in reached])) if complete else None,
+        "reached": sum(time.reached is not None for time in known),
+        "of": len(known),
+        "saved": saved if complete else None,
+        "speedup": speedup if complete else None,
     }
 
 
@@ -190,7 +204,7 @@ def write_report(inputs: ReportInputs, directory: Path) -> Path:
         "experiment": {
             "data": first.config["data"]["name"],
             "model": first.config["model"]["name"],
-            "tokenizer": first.config["tokenizer_name"],
+            "tokenizer": first.config.get("tokenizer_name"),
             "steps": first.config["steps"],
             "batch_size": first.config["batch_size"],
             "attribution": inputs.attribution,
@@ -211,6 +225,7 @@ def write_report(inputs: ReportInputs, directory: Path) -> Path:
         tokenizer_images=tokenizer.get("images", []),
         tree=tree_section(inputs, sheets),
         sample_metrics=SAMPLE_METRICS,
+        number_text=number_text,
         protocol_text=json.dumps(content["protocols"], indent=1),
     )
     write_json(directory / "report.json", content)
@@ -239,6 +254,11 @@ def protocols(inputs: ReportInputs, tokenizer: dict[str, Any] | None) -> dict[st
     return found
 
 
+def number_text(value: float | None, form: str) -> str:
+    """A number as text; None was not measured."""
+    return "not measured" if value is None else format(value, form)
+
+
 def markdown(content: dict[str, Any]) -> str:
     """The page's numbers as Markdown."""
     experiment = {key: markdown_text(value) for key, value in content["experiment"].items()}
@@ -257,13 +277,14 @@ def markdown(content: dict[str, Any]) -> str:
     for row in content["table"]:
         time = row["time_to_flat"]["images"]
         samples = row["samples"].get(name, {})
-        numbers = [f"{samples[metric]['mean']:.3f}" if samples else "" for metric in SAMPLE_METRICS]
+        numbers = [number_text(samples[metric]["mean"], ".3f") if samples else "" for metric in SAMPLE_METRICS]
         reached = time["saved"] is not None
-        speedup = format(time["speedup"], ".2f") if reached else f"reached by {time['reached']} of {time['of']}"
+        count = f"reached by {time['reached']} of {time['of']}" if time["of"] else "not measured"
+        speedup = format(time["speedup"], ".2f") if reached else count
         lines.append(
             f"| {markdown_text(row['label'])} | {len(row['seeds'])} "
             f"| {row['learning_rate']:g} x {row['table_scale']:g} "
-            f"| {row['nats']['mean']:.3f} | {row['train_nats']:.3f} "
+            f"| {row['nats']['mean']:.3f} | {number_text(row['train_nats'], '.3f')} "
             f"| {speedup} "
             f"| {format(time['saved'], '.0%') if reached else ''} | {' | '.join(numbers)} |"
         )

@@ -1,5 +1,6 @@
 """Runs read from their directories: curves, results, and times to a target."""
 
+import math
 import re
 from dataclasses import dataclass
 from functools import cached_property
@@ -8,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from masc.runtime.errors import MissingArtifact
+from masc.runtime.errors import InputError, MissingArtifact
 from masc.runtime.reading import Damaged, advising, check_json, read_yaml
 from masc.runtime.run import Provenance, read_metrics, read_provenance, run_facts, upgrade_config
 from metrics.results import Results
@@ -94,7 +95,14 @@ class RunRecord:
 
     @property
     def final_nats(self) -> float:
-        return float(self.curve[NATS][-1])
+        """The last held-out nats per token. Raises InputError if they are not finite."""
+        nats = float(self.curve[NATS][-1])
+        if not math.isfinite(nats):
+            raise InputError(
+                f"expected finite held-out nats per token at the end of {self.directory / 'metrics.jsonl'}, found "
+                f"{nats}; train the run again, at a lower learning rate if it diverged, or leave it out"
+            )
+        return nats
 
     @property
     def final_level_nats(self) -> list[float]:
@@ -105,9 +113,9 @@ class RunRecord:
 
     @property
     def train_nats(self) -> float:
-        """Mean training loss of the last 5 rows, with dropout."""
+        """Mean training loss of the last 5 rows, with dropout; NaN if there is none."""
         values = [row["train/nats_per_token"] for row in self.rows if "train/nats_per_token" in row]
-        return float(np.mean(values[-5:]))
+        return float(np.mean(values[-5:])) if values else math.nan
 
     def results(self, name: str) -> dict[str, dict[str, Any]]:
         """Rows of eval/<name>.json by metric; empty if it was not measured."""
@@ -127,6 +135,16 @@ class _HeadSection:
 
 
 @dataclass(frozen=True)
+class _OptimSection:
+    learning_rate: float
+    table_scale: float
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.learning_rate) and math.isfinite(self.table_scale)):
+            raise ValueError(f"expected finite rates, found {self.learning_rate} and {self.table_scale}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Config:
     """The keys of config.yaml that the reports need."""
 
@@ -136,6 +154,9 @@ class _Config:
     head: _HeadSection | None = None
     tree: _Section | None = None
     tokenizer_name: str | None = None
+    steps: int
+    batch_size: int
+    optim: _OptimSection
 
 
 def _check_rows(rows: list[dict[str, float]], where: Path) -> list[dict[str, float]]:
@@ -206,7 +227,5 @@ def time_between(
 
 def time_to_target(run: RunRecord, baseline: RunRecord, axis: str) -> TimeToTarget:
     """Times on `axis` (`images` or `seconds`) at which the held-out nats of a run and of its baseline first reach the
-    baseline's final value."""
-    time = time_between(run.curve, baseline.curve, NATS, axis, baseline.final_nats)
-    assert time.baseline is not None, "a curve reaches its own last value"
-    return time
+    baseline's final value. The baseline's time is None if its last time on the axis is not known."""
+    return time_between(run.curve, baseline.curve, NATS, axis, baseline.final_nats)

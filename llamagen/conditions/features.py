@@ -66,9 +66,7 @@ def extract_text_features(
     dtype: str = "bfloat16",
     accelerator: Accelerator | None = None,
 ) -> None:
-    """Write the features of `captions` to the directory `path`, unless they are there.
-
-    `encoder` is the directory of the text encoder.
+    """Write the features of `captions` to the directory `path`, unless they are there. `encoder` is a directory too.
 
     Processes share the captions in shards of 1024, and finished shards are kept: after an interruption the same command
     continues. All batches have the same shape, so neither the number of processes nor an interruption changes the

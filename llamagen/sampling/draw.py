@@ -23,7 +23,7 @@ from llamagen.conditions.images import Labels
 from llamagen.model import ARModel
 from llamagen.sampling.filters import SamplingConfig
 from llamagen.sampling.generate import generate, image_uniforms
-from llamagen.sampling.images import UNIT, check_piece, decode_units, join_npz, read_units
+from llamagen.sampling.images import UNIT, check_folder, check_piece, decode_units, join_npz, read_units
 from llamagen.sampling.plan import SampleConfig, SamplePlan, make_plan, sampling_precision
 from llamagen.sampling.sets import SampleSet, Source, TokenImages, read_manifest, resolution_of
 from masc.runtime.codes import check_tokens, code_type
@@ -40,8 +40,8 @@ logger = logging.getLogger(__name__)
 SHOWN = 64  # images in the grid
 
 
-def manifest_of(config: SampleConfig, source: Source, captions: TextFeatures | None) -> dict[str, Any]:
-    """Everything that decides the samples: settings, and hashes of what is read."""
+def _settings_of(config: SampleConfig, captions: TextFeatures | None) -> dict[str, Any]:
+    """The part of a manifest that a command chooses: settings and captions."""
     settings = plain(config) | {"labels": config.label_plan, "precision": sampling_precision(config.precision)}
     # The batch does not affect the samples; the others are recorded by the hashes of their files.
     for elsewhere in ("batch_size", "run", "captions", "artifacts"):
@@ -50,20 +50,28 @@ def manifest_of(config: SampleConfig, source: Source, captions: TextFeatures | N
         settings["release"].pop("weights")
         settings["release"]["tokenizer"].pop("weights")
         settings["release"]["model"].pop("target")  # always LlamaGen's
-    manifest = {
-        "config": settings,
-        "weights_sha256": source.weights_sha256,
-        "tokenizer_sha256": source.tokenizer_sha256,
-    }
-    if captions is not None:
-        manifest["captions"] = {"sha256": captions.sha256, **captions.config}
-    return manifest
+    shown = {} if captions is None else {"captions": {"sha256": captions.sha256, **captions.config}}
+    return {"config": settings, **shown}
+
+
+def manifest_of(config: SampleConfig, source: Source, captions: TextFeatures | None) -> dict[str, Any]:
+    """Everything that decides the samples: settings, and hashes of what is read."""
+    hashes = {"weights_sha256": source.weights_sha256, "tokenizer_sha256": source.tokenizer_sha256}
+    return _settings_of(config, captions) | hashes
 
 
 def is_sampled(config: SampleConfig) -> bool:
     """Whether the samples are there, drawn with the present weights."""
     source = config.open_source()
     return SampleSet(source, config.name).holds(manifest_of(config, source, config.open_captions()))
+
+
+def check_settings(config: SampleConfig) -> None:
+    """Raise InputError if a sample set, finished or not, holds samples of other settings, or if a run or captions are
+    missing. Nothing is written."""
+    samples, wanted = SampleSet(config.open_source(), config.name), _settings_of(config, config.open_captions())
+    for directory in (samples.directory, samples.unfinished):
+        _refuse_other_settings(directory, wanted)
 
 
 def sample(config: SampleConfig, preset: SamplingConfig | None = None, source: Source | None = None) -> SampleSet:
@@ -88,9 +96,10 @@ def sample(config: SampleConfig, preset: SamplingConfig | None = None, source: S
     if samples.holds(manifest):
         logger.info("%s holds these samples already", samples.directory)
         return samples
-    work = samples.directory.with_name(f".{config.name}.unfinished")
+    work = samples.unfinished
     for directory in (samples.directory, work):
-        _refuse_other_settings(directory, manifest)
+        if _refuse_other_settings(directory, manifest) not in (None, manifest):
+            logger.warning("%s was drawn from other weights; drawing again", directory)
     from_main(lambda: _make_room(work, source))
     plan = make_plan(config, source, captions)
     with contextlib.ExitStack() as held:
@@ -131,16 +140,21 @@ def _make_room(work: Path, source: Source) -> None:
 
 
 def _prepare(work: Path, manifest: dict[str, Any], plan: SamplePlan) -> None:
-    """Keep the pieces of an unfinished set that are of this manifest and whole; remove the others."""
+    """Keep the pieces of an unfinished set that are of this manifest and whole; remove the others.
+
+    Raises InputError for a foreign image among them."""
+    num_images, model = manifest["config"]["num_images"], plan.model
+    if (work / "images").exists():
+        check_folder(work / "images", num_images)
     if read_manifest(work) != manifest:
         for part in (work / "tokens", work / "images"):
             shutil.rmtree(part, ignore_errors=True)
         write_json(work / "manifest.json", manifest)
-    num_images, model = manifest["config"]["num_images"], plan.model
     side = math.isqrt(model.backbone.num_positions) * plan.tokenizer.downsample
     side = resolution_of(manifest["config"]) or side
-    tokens, digits = _pieces(work / "tokens"), "[0-9]" * 8
-    for file in [*tokens, *work.glob(f"images/unit-{digits}.npy"), *work.glob("images/[0-9]*.png")]:
+    tokens, units = _pieces(work / "tokens"), work.glob("images/unit-*.npy")
+    units = [file for file in units if re.fullmatch(r"unit-\d{8,}\.npy", file.name)]
+    for file in [*tokens, *units, *work.glob("images/[0-9]*.png")]:
         try:
             if file in tokens:
                 _read_piece(file, tokens[file], num_images, model)
@@ -151,20 +165,18 @@ def _prepare(work: Path, manifest: dict[str, Any], plan: SamplePlan) -> None:
             file.unlink()
 
 
-def _refuse_other_settings(directory: Path, manifest: dict[str, Any]) -> None:
-    """Raise InputError if a directory holds samples of other settings or captions; those of older weights may be
-    replaced."""
+def _refuse_other_settings(directory: Path, manifest: dict[str, Any]) -> dict[str, Any] | None:
+    """The manifest in a directory, or None if there is none; InputError if it is of other settings or captions."""
     there = read_manifest(directory)
     if there is None:
-        return
+        return None
     lines = differences(*(flatten(one["config"] | {"captions": one.get("captions")}) for one in (there, manifest)))
     if lines:
         raise InputError(
             f"{directory} holds samples of other settings:\n{lines}\nChoose another name with SAMPLES=..., or delete "
             f"these with `{removal(directory)}`"
         )
-    if there != manifest:
-        logger.warning("%s was drawn from other weights; drawing again", directory)
+    return there
 
 
 def _warn_off_preset(config: SampleConfig, preset: SamplingConfig | None) -> None:
@@ -212,7 +224,7 @@ def _draw_tokens(config: SampleConfig, accelerator: Accelerator, plan: SamplePla
 
 def _pieces(folder: Path) -> dict[Path, slice]:
     """The files of drawn tokens, each with the images that its name says."""
-    named = {file: re.fullmatch(r"(\d{8})-(\d{8})\.npy", file.name) for file in sorted(folder.glob("*.npy"))}
+    named = {file: re.fullmatch(r"(\d{8,})-(\d{8,})\.npy", file.name) for file in sorted(folder.glob("*.npy"))}
     return {file: slice(int(found[1]), int(found[2])) for file, found in named.items() if found}
 
 
@@ -254,6 +266,7 @@ def _finish(
         if config.form == "npz":
             join_npz(work / "images", config.num_images, temporary / "images.npz")
         elif config.form == "png":
+            check_folder(work / "images", config.num_images)
             remove_leftovers(work / "images")
             (work / "images").rename(temporary / "images")
     shutil.rmtree(work, ignore_errors=True)  # a network disk may keep the open file of the lock

@@ -15,11 +15,13 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from masc.runtime.errors import InputError
 from masc.runtime.files import replacing
 from masc.runtime.npy import save_npy, write_npy
 from masc.runtime.reading import open_array, read_bytes
 from vq.interface import Tokenizer
 from vq.pixels import to_uint8
+from vq.readers.members import is_archive, is_image, list_folder
 from vq.readers.stored import decoding, parse_image
 
 UNIT = 16  # images decoded together
@@ -60,15 +62,16 @@ def decode_units(
         images = decode_unit(tokenizer, tokens[start : start + UNIT], resolution, accelerator.device)
         if form == "png":
             for index, image in enumerate(images, start):
-                with replacing(png_path(folder, index)) as temporary:
+                with replacing(png_path(folder, index, len(tokens))) as temporary:
                     Image.fromarray(image).save(temporary, format="PNG")
         else:
             with replacing(_unit_path(folder, start)) as temporary:
                 save_npy(temporary, images)
 
 
-def png_path(folder: Path, index: int) -> Path:
-    return folder / f"{index:06d}.png"
+def png_path(folder: Path, index: int, num_images: int) -> Path:
+    """The file of an image of a set of `num_images`. The names have one width, so their order is that of the images."""
+    return folder / f"{index:0{max(6, len(str(num_images - 1)))}d}.png"
 
 
 def _unit_path(folder: Path, start: int) -> Path:
@@ -78,7 +81,7 @@ def _unit_path(folder: Path, start: int) -> Path:
 def _is_done(folder: Path, form: str, start: int, num_images: int) -> bool:
     if form == "npz":
         return _unit_path(folder, start).exists()
-    return all(png_path(folder, index).exists() for index in range(start, min(start + UNIT, num_images)))
+    return all(png_path(folder, index, num_images).exists() for index in range(start, min(start + UNIT, num_images)))
 
 
 def read_units(folder: Path, form: str, num_images: int) -> Iterator[np.ndarray]:
@@ -87,7 +90,7 @@ def read_units(folder: Path, form: str, num_images: int) -> Iterator[np.ndarray]
         if form == "npz":
             yield open_array(_unit_path(folder, start), "u", (None, None, None, 3))
             continue
-        files = [png_path(folder, index) for index in range(start, min(start + UNIT, num_images))]
+        files = [png_path(folder, index, num_images) for index in range(start, min(start + UNIT, num_images))]
         yield np.stack([np.asarray(parse_image(read_bytes(file))) for file in files])
 
 
@@ -101,6 +104,16 @@ def check_piece(file: Path, num_images: int, side: int) -> None:
         if (image.format, image.mode, image.size) != ("PNG", "RGB", (side, side)):
             raise ValueError(f"expected a PNG of {side} x {side} pixels in RGB")
         image.verify()  # the checksums of all its parts
+
+
+def check_folder(folder: Path, num_images: int) -> None:
+    """Raise InputError if a folder holds an image or archive that is none of the PNG files of a set of `num_images`.
+
+    Readers of the set would count the image, and would stop at the archive."""
+    own = {png_path(folder, index, num_images).name for index in range(num_images)}
+    for name in list_folder(folder).names:
+        if (is_image(name) or is_archive(name)) and name not in own:
+            raise InputError(f"expected only images of these samples in {folder}, found {name}; move it away")
 
 
 def join_npz(folder: Path, num_images: int, path: Path) -> None:

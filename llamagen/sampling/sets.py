@@ -130,6 +130,11 @@ class SampleSet:
         return recover(self.source.directory / "samples" / self.name)
 
     @property
+    def unfinished(self) -> Path:
+        """The directory that the set is drawn in."""
+        return self.source.directory / "samples" / f".{self.name}.unfinished"
+
+    @property
     def is_drawn(self) -> bool:
         return (self.directory / "manifest.json").exists()
 
@@ -144,7 +149,7 @@ class SampleSet:
         names = ["tokens.npy"] + ["labels.npy"] * (not self._shows_captions) + ["images.npz"] * (form == "npz")
         gone = [name for name in names if not (self.directory / name).exists()]
         if form == "png":
-            found = sum(png_path(self.directory / "images", index).exists() for index in range(wanted))
+            found = sum(png_path(self.directory / "images", index, wanted).exists() for index in range(wanted))
             gone += [f"{wanted - found} of {wanted} images"] * (found < wanted)
         if gone:
             return f"lacks {', '.join(gone)}"

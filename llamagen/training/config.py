@@ -17,7 +17,7 @@ from masc.runtime.device import check_precision
 from masc.runtime.errors import InputError
 from masc.runtime.files import check_name
 from masc.runtime.reading import advising, read_yaml, reason
-from masc.runtime.run import LLAMAGEN, is_begun, open_run, plain, record_steps, run_label, upgrade_config
+from masc.runtime.run import LLAMAGEN, begin_run, check_run, is_begun, plain, record_steps, run_label, upgrade_config
 from masc.runtime.targets import check_same_target, config_named
 from vq.data import DataConfig
 
@@ -90,24 +90,26 @@ class TrainConfig:
     def directory(self) -> Path:
         return Path(self.run_dir or f"runs/{self.model.name}/{self.label}/seed{self.seed}")
 
-    def open_directory(self, parents: dict[str, str]) -> None:
-        """Create the run's directory, or check that this config and these parents made it; see `open_run`.
+    def check_directory(self, parents: dict[str, str]) -> int | None:
+        """The number of steps of the run in the directory, which this config can resume; None if there is no run.
 
-        The config of a start that trained nothing is replaced. A run is lengthened if its learning rates so far do not
-        depend on the number of steps. Raises InputError for fewer steps than the run has, for more steps in another
-        schedule, and for another precision than the run's; `auto` is the run's own."""
+        A start that trained nothing is no run. Raises InputError if another config or other parents made the run (see
+        `check_run`), for fewer steps than it has, for more steps unless its learning rates so far do not depend on
+        their number, and for another precision than the run's; `auto` is the run's own."""
         directory, progress = self.directory, load_progress(last_checkpoint(self.directory))
         if not is_begun(directory) and (directory / "provenance.json").exists():  # else config.yaml is not a run's
-            (directory / "config.yaml").unlink(missing_ok=True)
-        checked = ("steps", "precision")
-        there = open_run(directory, plain(self), parents, self.volatile, self.label, checked).get("steps")
+            return None
+        stored = check_run(directory, plain(self), parents, (*self.volatile, "steps", "precision"))
+        if stored is None:
+            return None
+        there = stored.get("steps")
         if progress.step and self.precision not in ("auto", progress.precision):
             raise InputError(
                 f"{directory} was started in {progress.precision}, now precision={self.precision}; leave precision "
                 f"out or set precision={progress.precision}, or choose another directory with RUN_DIR=..."
             )
         if there == self.steps:
-            return
+            return there
         if type(there) is not int or there > self.steps:
             raise InputError(
                 f"{directory} holds a run of {there} steps, now {self.steps}; a run cannot be shortened: set "
@@ -120,8 +122,16 @@ class TrainConfig:
                 "train the longer run with RUN_DIR=...; only at a constant rate (optim.final_share=1) can a run be "
                 "lengthened"
             )
-        logger.info("lengthening %s from %d to %d steps", directory, there, self.steps)
-        record_steps(directory, self.steps)
+        return there
+
+    def open_directory(self, parents: dict[str, str]) -> None:
+        """Create the run's directory, or lengthen its run to the steps of this config; see `check_directory`."""
+        there = self.check_directory(parents)
+        if there is None:
+            begin_run(self.directory, plain(self), parents, self.volatile, self.label)
+        elif there != self.steps:
+            logger.info("lengthening %s from %d to %d steps", self.directory, there, self.steps)
+            record_steps(self.directory, self.steps)
 
     @property
     def layout(self) -> Layout:

@@ -147,7 +147,10 @@ def _check_groups(groups: np.ndarray, path: Path) -> None:
     if not groups.size:
         return
     low, high = groups.min(), groups.max()
-    if low < 0 or high >= len(groups) or not np.bincount(groups).all():
+    present = np.zeros(max(1, min(high + 1, len(groups))), np.bool_)
+    if low >= 0 and high < len(groups):
+        present[groups] = True
+    if not present.all():
         raise Damaged(f"groups in {path} run from {low} to {high}, expected every number from 0 to the last")
 
 

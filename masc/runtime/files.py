@@ -82,10 +82,12 @@ def _lock_of(temporary: Path) -> Path:
 
 def _remove(path: Path) -> None:
     """Delete a file, a link or a directory, if there is one."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
+    try:
         path.unlink(missing_ok=True)
+    except OSError:  # a directory, unless the system refuses it
+        if not path.is_dir():
+            raise
+        shutil.rmtree(path)
 
 
 def remove_leftovers(folder: Path) -> None:

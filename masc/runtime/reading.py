@@ -5,6 +5,7 @@ A size that a file claims is compared with the bytes that are there before anyth
 and no name in a file is imported. The parsers below these functions raise errors of any type for damaged bytes;
 `_parsing` is the one place that catches them all."""
 
+import codecs
 import contextlib
 import io
 import json
@@ -105,8 +106,15 @@ def read_bytes(path: Path, at_most: int = 1024 * MIB) -> bytes:
 def read_text(path: Path, at_most: int = 1024 * MIB) -> str:
     """The text of a file in UTF-8; `Damaged` if it is missing, too large, or something else."""
     data = read_bytes(path, at_most)
+    _refuse_utf16(data, path)
     with _parsing(path, "text in UTF-8"):
         return data.decode("utf-8")
+
+
+def _refuse_utf16(data: bytes, path: Path) -> None:
+    """Raise `Damaged` for text that begins with the byte order mark of UTF-16."""
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise Damaged(f"expected text in UTF-8 in {path}, found UTF-16; save it as UTF-8")
 
 
 def read_json(path: Path, schema: Any = dict[str, Any], at_most: int = 64 * MIB) -> Any:
@@ -118,9 +126,14 @@ def read_json(path: Path, schema: Any = dict[str, Any], at_most: int = 64 * MIB)
 
 
 def parse_json(data: str | bytes, schema: Any, path: Path) -> Any:
-    """JSON text as a `schema`, as `read_json` does; `path` is the file in messages."""
+    """JSON text as a `schema`, as `read_json` does; `path` is the file in messages.
+
+    Bytes are text in UTF-8, with or without a byte order mark."""
     from pydantic import ValidationError
 
+    if isinstance(data, bytes):
+        _refuse_utf16(data, path)
+        data = data.removeprefix(codecs.BOM_UTF8)
     with _parsing(path, "JSON"):
         try:
             return _adapter(schema).validate_json(data, strict=True)

@@ -83,6 +83,10 @@ def split_label(label: str) -> tuple[str, str]:
 LLAMAGEN = "llamagen.backbones.gpt:Transformer"
 
 
+# Settings that heads had before they were keys of a config.
+YOUNGER: dict[str, dict[str, Any]] = {"masc": {"members": "uniform"}, "masc-tree": {"depth": None, "balanced": False}}
+
+
 def upgrade_config(stored: dict[str, Any]) -> dict[str, Any]:
     """A stored config of a run with the keys of this version.
 
@@ -91,9 +95,11 @@ def upgrade_config(stored: dict[str, Any]) -> dict[str, Any]:
     upgraded = dict(stored)
     if isinstance(model := stored.get("model"), dict):
         upgraded["model"] = {"target": LLAMAGEN} | model
-    if isinstance(head := stored.get("head"), dict) and head.get("kind") == "flat":
-        unread = ("num_clusters", "context")  # keys of other heads, which had no effect
-        upgraded["head"] = {key: value for key, value in head.items() if key not in unread}
+    if isinstance(head := stored.get("head"), dict):
+        # Keys of other heads, which had no effect.
+        unread = ("num_clusters", "context") if head.get("kind") == "flat" else ()
+        younger = YOUNGER.get(kind, {}) if isinstance(kind := head.get("kind"), str) else {}
+        upgraded["head"] = younger | {key: value for key, value in head.items() if key not in unread}
     return upgraded
 
 
@@ -108,43 +114,47 @@ def run_facts(directory: Path) -> dict[str, str | None]:
     return {"model": model, "head": head, "tree": None if tree == "masc" else tree, "seed": seed.removeprefix("seed")}
 
 
-def open_run(
-    path: Path,
-    config: dict[str, Any],
-    parents: dict[str, str],
-    volatile: tuple[str, ...],
-    label: str,
-    checked: tuple[str, ...] = (),
-) -> dict[str, Any]:
-    """Create the run directory with config.yaml and provenance.json, or check that they agree; return the config there.
+def check_run(
+    path: Path, config: dict[str, Any], parents: dict[str, str], ignored: tuple[str, ...]
+) -> dict[str, Any] | None:
+    """The config of the run in a directory, which agrees with `config`; None if there is no run. Nothing is written.
 
-    provenance.json keeps `label` (of `run_label`) and `volatile` for readers that do not know the config's classes.
-    Keys that begin with one of `volatile` do not affect results and may differ, and so may those of `checked`, which
-    the caller compares. Raises InputError with all differing keys if the directory holds results of another config or
-    of other parent artefacts, and if one of the two files is damaged, or missing beside checkpoints."""
+    Keys that begin with one of `ignored` may differ. Raises InputError with all differing keys if the directory holds
+    results of another config or of other parent artefacts, and if config.yaml or provenance.json is damaged, or missing
+    beside checkpoints."""
+    path = Path(path)
+    file = path / "config.yaml"
+    if not file.exists() and not (path / CHECKPOINTS).exists():
+        return None
+    with advising(f"copy it back, or choose another directory with RUN_DIR=...; {path} keeps its checkpoints"):
+        stored, old_parents = read_yaml(file), read_provenance(path).parents
+    stored = upgrade_config(stored)
+    old, new = flatten(stored), flatten(config)
+    old |= {f"sha256 of the {name}": value[:12] for name, value in old_parents.items()}
+    new |= {f"sha256 of the {name}": value[:12] for name, value in parents.items()}
+    lines = differences(old, new, ignored)
+    if lines:
+        raise InputError(
+            f"{path} holds a run with another config:\n{lines}\nChoose another directory with "
+            f"RUN_DIR=..., or delete this one with `{removal(path)}` to train it again"
+        )
+    return stored
+
+
+def begin_run(
+    path: Path, config: dict[str, Any], parents: dict[str, str], volatile: tuple[str, ...], label: str
+) -> None:
+    """Create a run's directory, with config.yaml and provenance.json.
+
+    provenance.json keeps `label` (of `run_label`) and `volatile`, the prefixes of keys that do not affect results, for
+    readers that do not know the config's classes."""
     import yaml
 
     path = Path(path)
-    file = path / "config.yaml"
-    if file.exists() or (path / CHECKPOINTS).exists():
-        with advising(f"copy it back, or choose another directory with RUN_DIR=...; {path} keeps its checkpoints"):
-            stored, old_parents = read_yaml(file), read_provenance(path).parents
-        stored = upgrade_config(stored)
-        old, new = flatten(stored), flatten(config)
-        old |= {f"sha256 of the {name}": value[:12] for name, value in old_parents.items()}
-        new |= {f"sha256 of the {name}": value[:12] for name, value in parents.items()}
-        lines = differences(old, new, (*volatile, *checked))
-        if lines:
-            raise InputError(
-                f"{path} holds a run with another config:\n{lines}\nChoose another directory with "
-                f"RUN_DIR=..., or delete this one with `{removal(path)}` to train it again"
-            )
-        return stored
     write_json(
         path / "provenance.json", {"label": label, "volatile": list(volatile), "parents": parents, **provenance()}
     )
-    write_text(file, yaml.safe_dump(config, sort_keys=False))
-    return config
+    write_text(path / "config.yaml", yaml.safe_dump(config, sort_keys=False))
 
 
 def is_begun(path: Path) -> bool:
@@ -243,14 +253,16 @@ def read_metrics(path: Path) -> list[dict[str, float | int]]:
     """Rows of a metrics.jsonl in order; empty if there is no file.
 
     A line that is no row of numbers with a step is skipped, with one warning for all such lines."""
+    from pydantic_core import from_json  # takes two thirds of the time of json.loads
+
     path = Path(path)
     if not path.exists():
         return []
     rows, broken = [], []
     for number, line in enumerate(read_bytes(path).splitlines(), 1):
         try:
-            row = json.loads(line.decode())
-        except (ValueError, RecursionError):  # UnicodeDecodeError is a ValueError
+            row = from_json(line)
+        except ValueError:
             row = None
         if _is_row(row):
             rows.append(row)

@@ -62,7 +62,8 @@ def make_folder(path: Path) -> None:
     path = Path(path)
     with writing(path):
         try:
-            path.mkdir(parents=True, exist_ok=True)
+            if not path.is_dir():
+                path.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError) as error:
             there = next((part for part in (path, *path.parents) if os.path.lexists(part) and not part.is_dir()), path)
             found = f"a link to {there.readlink()}, where there is no folder" if there.is_symlink() else "a file"

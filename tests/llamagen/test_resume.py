@@ -5,9 +5,10 @@ import json
 import pytest
 from accelerate import Accelerator
 from run_rows import losses
+from train import check
 
 from llamagen.runs import Run
-from llamagen.train import _Loop, train
+from llamagen.train import _Loop, check_run, train
 from masc.runtime.errors import InputError
 
 
@@ -47,6 +48,29 @@ def test_a_run_in_other_shares_is_told_how_to_continue(small_run, dies, monkeypa
     monkeypatch.setenv("WORLD_SIZE", "3")
     with pytest.raises(InputError, match="start 4 processes"):
         train(small_run("head=flat"))
+
+
+def test_a_run_is_refused_before_its_processes_start_as_they_would_refuse_it(small_run, dies, monkeypatch):
+    dies(small_run("head=flat", "micro_batches=4"), 5)
+    files = [file for file in small_run().directory.rglob("*") if file.is_file()]
+    before = {file: file.read_bytes() for file in files}
+    for processes, change, words in (
+        (1, "seed=1", "seed: 0 there, 1 now"),
+        (1, "head=masc", "head.kind: 'flat' there, 'masc' now"),
+        (1, "precision=bf16", "started in fp32, now precision=bf16"),
+        (1, "steps=20", "a run of 12 steps, now 20; its learning rate falls"),
+        (1, "steps=4", "a run of 12 steps, now 4; a run cannot be shortened"),
+        (2, "micro_batches=4", "set micro_batches=2"),
+        (1, "data=imagenet256", "training needs what is missing"),
+    ):
+        with pytest.raises(InputError, match=words):
+            check_run(small_run("head=flat", "micro_batches=4", change), processes)
+    check_run(small_run("head=flat", "micro_batches=2"), 2)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    monkeypatch.setenv("GROUP_WORLD_SIZE", "1")
+    with pytest.raises(InputError, match="start 4 processes"):
+        check(small_run("head=flat"))
+    assert {file: file.read_bytes() for file in small_run().directory.rglob("*") if file.is_file()} == before
 
 
 @pytest.mark.parametrize(("there", "machine"), [("fp32", "bf16"), pytest.param("bf16", "fp32", marks=pytest.mark.slow)])

@@ -180,7 +180,7 @@ def test_a_run_on_a_read_only_disk_is_read(trained, interrupt, monkeypatch):
 def test_a_run_on_a_read_only_disk_says_what_cannot_be_written(trained, monkeypatch):
     with (
         read_only(monkeypatch),
-        pytest.raises(InputError, match=r"^the file system is read-only while writing .*run; "),
+        pytest.raises(InputError, match=r"^the file system is read-only while writing .*run/\.lock; "),
     ):
         train(trained)
     settings = SampleConfig(run=str(trained.directory), num_images=1)

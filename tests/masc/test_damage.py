@@ -10,7 +10,7 @@ from masc.layout import Layout
 from masc.runtime.artifacts import Codebook
 from masc.runtime.captions import load_captions
 from masc.runtime.codes import load_codes
-from masc.runtime.run import open_run, read_metrics, read_provenance
+from masc.runtime.run import begin_run, check_run, read_metrics, read_provenance
 from masc.runtime.verify import verify_codes
 from masc.tree import load_tree
 
@@ -64,11 +64,11 @@ def test_codes(layout, name):
 @pytest.mark.parametrize("name", ["config.yaml", "provenance.json", "metrics.jsonl"])
 def test_runs(tmp_path, name):
     config = {"steps": 10, "optim": {"learning_rate": 0.1}, "levels": [1, 2], "name": "é"}
-    open_run(tmp_path, config, {"codes": "a" * 64}, (), "masc")
+    begin_run(tmp_path, config, {"codes": "a" * 64}, (), "masc")
     (tmp_path / "metrics.jsonl").write_text("".join(f'{{"step": {step}, "a": 0.5}}\n' for step in range(9)))
 
     def read():
-        open_run(tmp_path, config, {"codes": "a" * 64}, (), "masc")
+        check_run(tmp_path, config, {"codes": "a" * 64}, ())
         return read_provenance(tmp_path)
 
     kinds = {

@@ -16,6 +16,7 @@ from reports.overview import OverviewConfig, embed, time_text, write_overview
 from reports.page import markdown_text
 from reports.runs import NATS, RunRecord
 from reports.subjects import find_subjects
+from vq.readers.stored import UnreadableImage
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
 
@@ -165,6 +166,14 @@ def test_large_grids_are_scaled_down(tmp_path):
     Image.new("RGB", (2064, 1032)).save(tmp_path / "grid.png")
     image = embed(tmp_path / "grid.png")
     assert image.startswith("data:image/jpeg") and len(image) < 60_000
+
+
+def test_an_image_is_shown_with_its_own_type_and_only_in_an_allowed_format(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "grid.png", format="jpeg")
+    assert embed(tmp_path / "grid.png").startswith("data:image/jpeg")
+    Image.new("RGB", (8, 8)).save(tmp_path / "other.png", format="pcx")
+    with pytest.raises(UnreadableImage, match="not an image in one of the formats"):
+        embed(tmp_path / "other.png")
 
 
 def test_problems_of_the_doctor_are_listed_once_with_their_files(tmp_path):

@@ -9,6 +9,7 @@ from matplotlib import pyplot as plt
 from user_errors import tells
 
 from masc.runtime.errors import InputError
+from metrics.results import Results, row
 from reports import figures
 from reports.claims import on_other_trees, state_claims
 from reports.figures import DIAGNOSTICS
@@ -88,7 +89,9 @@ def test_seeds_are_averaged_and_paired_with_their_own_baseline(tmp_path):
     runs = [make_run(tmp_path, "flat", seed, [7, 5, 4 + seed]) for seed in (0, 1)]
     runs += [make_run(tmp_path, "masc", seed, [7, 4, 3]) for seed in (0, 1)]
     flat, masc = summarise(runs, [])
-    assert flat["nats"] == {"mean": 4.5, "sd": pytest.approx(np.std([4, 5], ddof=1)), "by_seed": [4, 5]}
+    assert flat["nats"] == {"mean": 4.5, "sd": pytest.approx(np.std([4, 5], ddof=1)), "by_seed": [4, 5]} | {
+        "se_over_images": None
+    }
     assert masc["time_to_flat"]["images"]["of"] == 2
     # Seed 0: flat is at 4 in row 2, masc in row 1. Seed 1: flat is at 5 in row 1, masc two thirds on the way there.
     assert masc["time_to_flat"]["images"]["speedup"] == pytest.approx((2 + 1.5) / 2)
@@ -155,6 +158,83 @@ def test_samples_are_shown_without_a_tree(tmp_path):
     np.savez(place / "images.npz", np.zeros((3, 8, 8, 3), np.uint8))
     write_report(ReportInputs([run], ["default"]), tmp_path / "report")
     assert (tmp_path / "report" / "overview.png").stat().st_size > 1000
+
+
+def change_rows(run, change):
+    """The run with changed rows of metrics.jsonl."""
+    for each in run.rows:
+        change(each)
+    (run.directory / "metrics.jsonl").write_text("".join(json.dumps(each) + "\n" for each in run.rows))
+    return RunRecord.load(run.directory)
+
+
+def test_what_is_missing_is_not_measured_on_the_page_and_in_the_claims(tmp_path):
+    runs = [make_run(tmp_path, "flat", 0, [7, 5, 4])] + [make_run(tmp_path, "masc", seed, [7, 4, 3]) for seed in (0, 1)]
+    metrics = ("FD-lite0", "IS-lite0", "precision-lite0", "recall-lite0")
+    for run, names in zip(runs, (metrics, metrics[:3], metrics[1:]), strict=True):
+        Results([row(name, 5.0, {}) for name in names]).save(run.directory / "eval" / "default.json")
+        Results([row("held-out nats per token", 5.0, {})]).save(run.directory / "eval" / "likelihood.json")
+    runs[1] = change_rows(runs[1], lambda each: each.pop("val/level_1_nats"))  # the other seed has two decisions
+    runs[2] = change_rows(runs[2], lambda each: each.pop("train/nats_per_token", None))
+    flat, masc = table = summarise(runs, ["default", "other"])
+    assert flat["samples"]["default"]["recall-lite0"]["mean"] == 5.0 and flat["nats"]["se_over_images"] is None
+    found = {metric: value["mean"] for metric, value in masc["samples"]["default"].items()}
+    assert found == {"FD-lite0": None, "IS-lite0": 5.0, "precision-lite0": 5.0, "recall-lite0": None}
+    assert (
+        masc["level_nats"] == [] and masc["train_nats"] is None and flat["samples"]["other"]["IS-lite0"]["mean"] is None
+    )
+    texts = " ".join(claim["text"] for claim in state_claims(table, None, ["default"]))
+    assert "lowest first: flat 5.0; not measured: masc. " in texts and "uniform draw" not in texts
+    page = write_report(ReportInputs(runs, ["default", "other"]), tmp_path / "report").read_text()
+    assert page.count("not measured") == 2 + 1 + 8 + 1  # in a sample set, of the training, in the other set, in a claim
+    text = (tmp_path / "report" / "report.md").read_text()
+    assert "| 3.000 | not measured | 2.00 | 50% | not measured | 5.000 | 5.000 | not measured |" in text
+
+
+def test_a_time_of_zero_or_an_unknown_time_has_no_speedup(tmp_path):
+    flat, masc = make_run(tmp_path, "flat", 0, [4]), make_run(tmp_path, "masc", 0, [4])
+    assert summarise([flat, masc], [])[1]["time_to_flat"]["seconds"] == {
+        "reached": 1,
+        "of": 1,
+        "saved": None,
+        "speedup": None,
+    }
+    unknown = change_rows(flat, lambda each: each.update(seconds=float("nan")))
+    found = summarise([unknown, masc], [])[1]
+    assert found["time_to_flat"]["seconds"] == {"reached": 0, "of": 0, "saved": None, "speedup": None}
+    write_report(ReportInputs([unknown, masc], []), tmp_path / "report")
+    assert "| not measured |" in (tmp_path / "report" / "report.md").read_text()
+
+
+def test_a_likelihood_that_is_not_finite_at_the_end_is_one_error(tmp_path):
+    run = make_run(tmp_path, "flat", 0, [7, float("nan")])
+    with pytest.raises(InputError, match=r"finite .* end of .*metrics\.jsonl, found nan; train the run again"):
+        write_report(ReportInputs([run], []), tmp_path / "report")
+
+
+@pytest.mark.parametrize("optim", [None, {}, {"learning_rate": "0.1", "table_scale": 1.0}, "missing"], ids=str)
+def test_a_config_without_the_keys_of_the_report_is_refused_when_it_is_read(tmp_path, optim):
+    run = make_run(tmp_path, "flat", 0, [7, 6])
+    rest = {key: value for key, value in run.config.items() if key != "optim"}
+    (run.directory / "config.yaml").write_text(yaml.safe_dump(rest | ({} if optim == "missing" else {"optim": optim})))
+    with pytest.raises(InputError, match=r"config\.yaml does not hold what it should .* at optim.*restore it"):
+        RunRecord.load(run.directory)
+
+
+def test_a_part_of_the_tokenizers_results_gives_a_page(tmp_path):
+    run = make_run(tmp_path, "flat", 0, [7, 6])
+    protocol = {"tokenizer": "emoji32", "images": "twemoji val", "num_images": 9}
+    psnr = row("PSNR (dB)", 20.0, protocol | {"seeds": [0], "by_seed": [20.0], "sd_over_seeds": None})
+    cases = [("masc", psnr), ("random", psnr), ("ward", row("SSIM", 0.5, protocol))]
+    cases = [{"tree": tree, "K": 512, "largest_cluster": 9, "metrics": [found]} for tree, found in cases]
+    (tmp_path / "replacement.json").write_text(json.dumps({"replacement": cases}))
+    np.savez(tmp_path / "pictures.npz", original=np.zeros((2, 8, 8, 3), np.uint8))
+    page = write_report(ReportInputs([run], [], tokenizer_results=tmp_path), tmp_path / "report").read_text()
+    assert "image keeps 20.0 dB, within random clusters of the same sizes 20.0 dB" in page
+    (tmp_path / "replacement.json").unlink()
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"reconstruction": [psnr]}))
+    page = write_report(ReportInputs([run], [], tokenizer_results=tmp_path), tmp_path / "report").read_text()
+    assert "9 held-out images: PSNR (dB) 20." in page
 
 
 def test_a_run_without_results_is_refused(tmp_path):

@@ -135,6 +135,8 @@ def test_what_is_no_state_dict_is_listed(tmp_path):
         find_state({"optimizer": {}, "steps": 3}, path)
     with pytest.raises(InputError, match="found nothing"):
         find_state({}, path)
+    with pytest.raises(InputError, match="found NoneType as 'scale'"):
+        find_state({"model": STATE | {"scale": None}}, path)
     assert find_state({"ema": STATE, "model": {}}, path, ("ema",)) is STATE
 
 
@@ -254,4 +256,21 @@ def test_a_safetensors_header_that_lies_is_one_error(tmp_path, name):
 def test_a_pipe_in_the_place_of_a_checkpoint_is_refused_at_once(tmp_path, name):
     os.mkfifo(tmp_path / name)
     with pytest.raises(InputError, match=r"expected a file at .*model.*, found a device or a pipe; download it again"):
+        read_checkpoint(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["model.pt", "model.safetensors"])
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "a pointer of git-lfs .*git lfs pull"),
+        (b"\n<!DOCTYPE html><html>", "a web page; download it again"),
+        (b"<html>404 Not Found</html>", "a web page; download it again"),
+        (b"\x1f\x8b\x08\x00" + bytes(20), "compressed by gzip; unpack it"),
+    ],
+    ids=["git-lfs", "doctype", "html", "gzip"],
+)
+def test_another_file_in_the_place_of_a_checkpoint_is_named_with_its_remedy(tmp_path, name, content, words):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=rf"expected a checkpoint in .*{re.escape(name)}, found .*{words}"):
         read_checkpoint(tmp_path / name)

@@ -22,6 +22,13 @@ CONTAINERS = ("model", "module", "state_dict")  # keys under which released file
 # Parts of names that torch.compile, FSDP and activation checkpointing insert wherever they wrap a module.
 WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
 PARALLEL = "module."  # begins every name of a module that DDP or DataParallel wraps
+# Files that often stand in the place of a checkpoint: their first bytes, what they are, what to do (None: the advice).
+OTHER_KINDS = (
+    (b"version https://git-lfs", "a pointer of git-lfs instead of the file", "type `git lfs pull` in its repository"),
+    (b"<!doctype html", "a web page", None),
+    (b"<html", "a web page", None),
+    (b"\x1f\x8b", "a file compressed by gzip", "unpack it by `gunzip`"),
+)
 MAX_LISTED = 4
 SAMPLED = 2048  # values at each of three places of a tensor that are looked at
 logger = logging.getLogger(__name__)
@@ -45,8 +52,11 @@ def read_checkpoint(path: Path, advice: str = "download it again") -> dict[str, 
     path = Path(path)
     if not path.exists():
         raise MissingArtifact("weights", path, f"no checkpoint at {path}; give another path, or download it")
-    with advising(advice), open_file(path):  # a pipe in its place would block the libraries
-        pass
+    with advising(advice), open_file(path) as (file, _):  # a pipe in its place would block the libraries
+        start = file.read(64)
+    for signature, kind, remedy in OTHER_KINDS:
+        if start.lstrip().lower().startswith(signature):
+            raise InputError(f"expected a checkpoint in {path}, found {kind}; {remedy or advice}")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
@@ -110,6 +120,12 @@ def find_state(checkpoint: dict[str, Any], path: Path, containers: tuple[str, ..
             checkpoint = checkpoint[name]
             break
     strange = [name for name, value in checkpoint.items() if not isinstance(value, Tensor) or not isinstance(name, str)]
+    if strange and len(strange) < len(checkpoint):
+        value = checkpoint[strange[0]]
+        raise InputError(
+            f"expected named tensors alone in the state dict of {path}, found {type(value).__name__} as "
+            f"{strange[0]!r:.80}; save the weights without it"
+        )
     if strange or not checkpoint:
         raise InputError(
             f"expected a state dict in {path}, at its top or below {', '.join(containers)}; found "

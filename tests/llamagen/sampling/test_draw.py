@@ -8,7 +8,6 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -17,45 +16,22 @@ from golden import load_golden, load_state
 from golden_adapter import build_gpt, load_gpt_state
 from PIL import Image
 from safetensors.torch import save_file
+from sample_files import contents, images_of
 from text_encoder import make_encoder
 
-from llamagen.backbones.decoding import CompiledStep
 from llamagen.conditions.captions import Captions
 from llamagen.conditions.features import TextFeatures, extract_text_features
 from llamagen.conditions.images import check_features
 from llamagen.release import Release
 from llamagen.sampling import draw as sampling
-from llamagen.sampling.draw import is_sampled, sample
+from llamagen.sampling.draw import check_settings, is_sampled, sample
 from llamagen.sampling.filters import SamplingConfig
 from llamagen.sampling.generate import generate, image_uniforms
-from llamagen.sampling.images import decode_unit, finish
+from llamagen.sampling.images import decode_unit
 from llamagen.sampling.plan import SampleConfig, plan_labels
 from llamagen.sampling.sets import SampleSet
 from masc.runtime.errors import InputError
 from masc.runtime.run import locked
-
-
-@pytest.fixture(scope="module")
-def release(tiny_release):
-    return tiny_release
-
-
-@pytest.fixture
-def draw(release, tmp_path, monkeypatch):
-    """Draws a sample set below tmp_path."""
-    monkeypatch.chdir(tmp_path)
-    guided = {"sampling": SamplingConfig(guidance=2.0), "num_images": 21}
-    return lambda **changes: sample(SampleConfig(release=release, **(guided | changes)))
-
-
-def contents(samples):
-    files = sorted(samples.directory.rglob("*"))
-    return {file.name: file.read_bytes() for file in files if file.suffix in (".npy", ".png")}
-
-
-def images_of(samples):
-    images = samples.open_images(torch.device("cpu"))
-    return images.read(0, len(images))
 
 
 def test_what_is_written_is_what_the_model_and_the_decoder_give(draw, release):
@@ -120,7 +96,7 @@ def test_an_interrupted_sampling_goes_on_and_gives_the_same(draw, monkeypatch, f
 
 
 @pytest.mark.parametrize("finished", [True, False])
-def test_samples_of_other_settings_are_not_replaced(draw, monkeypatch, finished):
+def test_samples_of_other_settings_are_not_replaced(draw, release, monkeypatch, finished):
     with monkeypatch.context() as patch:
         if not finished:
             patch.setattr(sampling, "decode_units", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
@@ -128,6 +104,10 @@ def test_samples_of_other_settings_are_not_replaced(draw, monkeypatch, finished)
             draw(name="a", seed=1)
     with pytest.raises(InputError, match=r"other settings:\n  seed: 1 there, 2 now\n.*SAMPLES="):
         draw(name="a", seed=2)
+    asked = {"name": "a", "num_images": 21, "sampling": SamplingConfig(guidance=2.0)}
+    with pytest.raises(InputError, match=r"other settings:\n  seed: 1 there, 2 now\n.*SAMPLES="):
+        check_settings(SampleConfig(release=release, seed=2, **asked))  # before the processes start
+    check_settings(SampleConfig(release=release, seed=1, batch_size=3, **asked))
     assert draw(name="a", seed=1, batch_size=3).settings["seed"] == 1
 
 
@@ -256,74 +236,6 @@ def test_off_the_preset_is_warned_of_and_on_it_is_not(release, tmp_path, monkeyp
     assert is_sampled(config)
 
 
-GONE = [
-    *(("npz", "images.npz"), ("png", "images/000007.png"), ("tokens", "tokens.npy")),
-    *(("npz", "labels.npy"), ("tokens", "labels.npy")),
-]
-
-
-@pytest.mark.parametrize(("form", "gone"), GONE)
-def test_a_set_that_lacks_a_file_is_not_measured_and_is_drawn_again(draw, form, gone):
-    samples = draw(name="a", form=form)
-    before = images_of(samples)
-    (samples.directory / gone).unlink()
-    with pytest.raises(InputError, match=rf"a lacks {'1 of 21 images' if form == 'png' else gone}; .*delete"):
-        SampleSet(samples.source, "a").open_images(torch.device("cpu"))
-    assert np.array_equal(images_of(draw(name="a", form=form)), before)
-
-
-@pytest.mark.parametrize("form", ["npz", "png"])
-def test_a_set_of_another_number_of_images_is_not_measured_and_is_drawn_again(draw, form):
-    samples = draw(name="a", form=form)
-    before, directory = images_of(samples), samples.directory
-    if form == "npz":
-        np.savez(directory / "images.npz", before[:9])
-    else:
-        shutil.copy(directory / "images" / "000000.png", directory / "images" / "Copy.png")
-    with pytest.raises(InputError, match=rf"a holds {9 if form == 'npz' else 22} images, but its manifest says 21; "):
-        SampleSet(samples.source, "a").open_images(torch.device("cpu"))
-    assert np.array_equal(images_of(draw(name="a", form=form)), before)
-
-
-def cut(piece):
-    piece.write_bytes(piece.read_bytes()[:-20])
-
-
-def stored(array):
-    return lambda piece: np.save(piece, array)
-
-
-DAMAGE = {  # form, piece of 21 images, damage
-    "cut tokens": ("npz", "tokens/00000008-00000016.npy", cut),
-    "cut unit": ("npz", "images/unit-00000016.npy", cut),
-    "cut image": ("png", "images/000003.png", cut),
-    "too few tokens": ("npz", "tokens/00000008-00000016.npy", stored(np.zeros((7, 16), np.int64))),
-    "other grid": ("npz", "tokens/00000008-00000016.npy", stored(np.zeros((8, 15), np.int64))),
-    "unknown token": ("npz", "tokens/00000008-00000016.npy", stored(np.full((8, 16), 70000))),
-    "negative token": ("npz", "tokens/00000008-00000016.npy", stored(np.full((8, 16), -3))),
-    "short unit": ("npz", "images/unit-00000000.npy", stored(np.zeros((15, 12, 12, 3), np.uint8))),
-    "other pixels": ("png", "images/000003.png", lambda piece: Image.new("RGB", (9, 9)).save(piece)),
-}
-
-
-def test_pieces_that_are_damaged_are_drawn_again(draw, monkeypatch, caplog):
-    for form in ("npz", "png"):
-        whole = contents(draw(name=form, form=form))
-        shutil.rmtree(Path(f"runs/c2i_tiny/samples/{form}"))
-        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(sampling, "_finish", Mock(side_effect=KeyboardInterrupt))
-            draw(name=form, form=form, batch_size=8)
-        work, before = Path(f"runs/c2i_tiny/samples/.{form}.unfinished"), Path(f"before-{form}")
-        shutil.copytree(work, before)
-        for _, piece, damage in (each for each in DAMAGE.values() if each[0] == form):
-            shutil.copytree(before, work, dirs_exist_ok=True)
-            damage(work / piece)
-            caplog.clear()
-            assert contents(draw(name=form, form=form, batch_size=8)) == whole, piece
-            assert caplog.text.count("making a piece of the samples again") == 1
-            shutil.rmtree(Path(f"runs/c2i_tiny/samples/{form}"))
-
-
 def test_samples_that_another_process_drew_meanwhile_are_kept(draw, monkeypatch):
     plan = sampling.make_plan
 
@@ -336,79 +248,6 @@ def test_samples_that_another_process_drew_meanwhile_are_kept(draw, monkeypatch)
 
     monkeypatch.setattr(sampling, "make_plan", slowly)
     assert draw(name="a").is_drawn and not Path("runs/c2i_tiny/samples/.a.unfinished").exists()
-
-
-def as_it_is(step, **options):
-    return step
-
-
-NEEDS_COMPILER = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
-
-
-def draws_what_the_growing_cache_draws():
-    meta, arrays = load_golden("c2i_a")
-    model = build_gpt(meta["config"]).eval()
-    load_gpt_state(model, load_state("c2i_a"))
-    labels, uniforms = torch.from_numpy(arrays["gen_cond"]), image_uniforms(0, range(3), 16, 1)
-    settings = SamplingConfig(guidance=2.0)
-    plain = generate(model, labels, uniforms, settings)
-    assert torch.equal(generate(model, labels, uniforms, settings, compiled=True), plain)
-    again = generate(model, labels.flip(0), uniforms, settings, compiled=True)  # the caches of before are reused
-    assert torch.equal(again, generate(model, labels.flip(0), uniforms, settings)) and not torch.equal(again, plain)
-
-
-@pytest.mark.parametrize(
-    "compiler",
-    [
-        pytest.param(as_it_is, id="not-compiled"),  # the same step over the same caches of fixed length
-        pytest.param(torch.compile, marks=[pytest.mark.slow, NEEDS_COMPILER], id="compiled"),
-    ],
-)
-def test_the_compiled_step_draws_what_the_growing_cache_draws(compiler, monkeypatch):
-    monkeypatch.setattr(torch, "compile", compiler)
-    draws_what_the_growing_cache_draws()
-    assert not CompiledStep.fails
-
-
-def does_not_compile(step, **options):
-    raise RuntimeError("torch.compile is not supported")
-
-
-def fails_as_it_runs(step, **options):
-    def run(tokens, position, *others):
-        if position == 3:
-            raise FileNotFoundError("Failed to find C compiler")
-        return step(tokens, position, *others)
-
-    return run
-
-
-@pytest.mark.parametrize("compiler", [does_not_compile, fails_as_it_runs])
-def test_a_step_that_cannot_be_compiled_is_drawn_without_and_told_once(compiler, monkeypatch, caplog):
-    monkeypatch.setattr(CompiledStep, "fails", False)
-    monkeypatch.setattr(torch, "compile", compiler)
-    draws_what_the_growing_cache_draws()
-    assert caplog.text.count("torch.compile failed (") == 1 and "g++" in caplog.text
-
-
-@pytest.mark.slow
-def test_without_a_compiler_the_images_are_drawn_without_it(monkeypatch, caplog, tmp_path):
-    from torch._inductor import config
-
-    torch._dynamo.reset()  # of what another test has compiled
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(CompiledStep, "fails", False)
-    monkeypatch.setattr(config.cpp, "cxx", (None, "/nonexistent/g++"))
-    draws_what_the_growing_cache_draws()
-    assert caplog.text.count("No working C++ compiler found") == 1
-
-
-def test_images_are_resized_before_they_are_rounded():
-    meta, arrays = load_golden("postproc")
-    for i, size in enumerate(meta["sizes"]):
-        found = finish(torch.from_numpy(arrays[f"in_{i}"]).float(), size["image_size_eval"])
-        difference = np.abs(found.astype(int) - arrays[f"u8_{i}"].astype(int))
-        assert difference.max() <= 1 and (difference > 0).mean() < 1e-3
 
 
 @pytest.mark.parametrize("part", ["", "tokens"])

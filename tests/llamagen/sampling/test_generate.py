@@ -1,13 +1,18 @@
 """Sampling: what is drawn depends on seed and image index, and follows the model's own likelihood."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
+from golden import load_golden, load_state
+from golden_adapter import build_gpt, load_gpt_state
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llamagen.backbones.base import DataShape
 from llamagen.backbones.config import ModelConfig
+from llamagen.backbones.decoding import CompiledStep
 from llamagen.model import build_model
 from llamagen.sampling.filters import SamplingConfig, draw, filter_logits
 from llamagen.sampling.generate import SamplingPick, generate, image_uniforms
@@ -161,3 +166,68 @@ def test_unguided_positions_of_a_schedule_are_drawn_from_the_condition_alone():
 def test_bad_sampling_settings_are_refused(bad):
     with pytest.raises(ValueError, match=next(iter(bad))):
         SamplingConfig(**bad)
+
+
+def as_it_is(step, **options):
+    return step
+
+
+NEEDS_COMPILER = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
+
+
+def draws_what_the_growing_cache_draws():
+    meta, arrays = load_golden("c2i_a")
+    model = build_gpt(meta["config"]).eval()
+    load_gpt_state(model, load_state("c2i_a"))
+    labels, uniforms = torch.from_numpy(arrays["gen_cond"]), image_uniforms(0, range(3), 16, 1)
+    settings = SamplingConfig(guidance=2.0)
+    plain = generate(model, labels, uniforms, settings)
+    assert torch.equal(generate(model, labels, uniforms, settings, compiled=True), plain)
+    again = generate(model, labels.flip(0), uniforms, settings, compiled=True)  # the caches of before are reused
+    assert torch.equal(again, generate(model, labels.flip(0), uniforms, settings)) and not torch.equal(again, plain)
+
+
+@pytest.mark.parametrize(
+    "compiler",
+    [
+        pytest.param(as_it_is, id="not-compiled"),  # the same step over the same caches of fixed length
+        pytest.param(torch.compile, marks=[pytest.mark.slow, NEEDS_COMPILER], id="compiled"),
+    ],
+)
+def test_the_compiled_step_draws_what_the_growing_cache_draws(compiler, monkeypatch):
+    monkeypatch.setattr(torch, "compile", compiler)
+    draws_what_the_growing_cache_draws()
+    assert not CompiledStep.fails
+
+
+def does_not_compile(step, **options):
+    raise RuntimeError("torch.compile is not supported")
+
+
+def fails_as_it_runs(step, **options):
+    def run(tokens, position, *others):
+        if position == 3:
+            raise FileNotFoundError("Failed to find C compiler")
+        return step(tokens, position, *others)
+
+    return run
+
+
+@pytest.mark.parametrize("compiler", [does_not_compile, fails_as_it_runs])
+def test_a_step_that_cannot_be_compiled_is_drawn_without_and_told_once(compiler, monkeypatch, caplog):
+    monkeypatch.setattr(CompiledStep, "fails", False)
+    monkeypatch.setattr(torch, "compile", compiler)
+    draws_what_the_growing_cache_draws()
+    assert caplog.text.count("torch.compile failed (") == 1 and "g++" in caplog.text
+
+
+@pytest.mark.slow
+def test_without_a_compiler_the_images_are_drawn_without_it(monkeypatch, caplog, tmp_path):
+    from torch._inductor import config
+
+    torch._dynamo.reset()  # of what another test has compiled
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(CompiledStep, "fails", False)
+    monkeypatch.setattr(config.cpp, "cxx", (None, "/nonexistent/g++"))
+    draws_what_the_growing_cache_draws()
+    assert caplog.text.count("No working C++ compiler found") == 1

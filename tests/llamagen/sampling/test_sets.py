@@ -2,11 +2,13 @@
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from sample_files import images_of
 from user_errors import tells
 
 from llamagen.release import Release
@@ -124,3 +126,32 @@ def test_arrays_that_do_not_fit_the_manifest_are_one_error_each(samples):
             samples.label_evidence()
             samples.open_images(torch.device("cpu"))
         (samples.directory / f"{name}.npy").write_bytes(kept)
+
+
+GONE = [
+    *(("npz", "images.npz"), ("png", "images/000007.png"), ("tokens", "tokens.npy")),
+    *(("npz", "labels.npy"), ("tokens", "labels.npy")),
+]
+
+
+@pytest.mark.parametrize(("form", "gone"), GONE)
+def test_a_set_that_lacks_a_file_is_not_measured_and_is_drawn_again(draw, form, gone):
+    samples = draw(name="a", form=form)
+    before = images_of(samples)
+    (samples.directory / gone).unlink()
+    with pytest.raises(InputError, match=rf"a lacks {'1 of 21 images' if form == 'png' else gone}; .*delete"):
+        SampleSet(samples.source, "a").open_images(torch.device("cpu"))
+    assert np.array_equal(images_of(draw(name="a", form=form)), before)
+
+
+@pytest.mark.parametrize("form", ["npz", "png"])
+def test_a_set_of_another_number_of_images_is_not_measured_and_is_drawn_again(draw, form):
+    samples = draw(name="a", form=form)
+    before, directory = images_of(samples), samples.directory
+    if form == "npz":
+        np.savez(directory / "images.npz", before[:9])
+    else:
+        shutil.copy(directory / "images" / "000000.png", directory / "images" / "Copy.png")
+    with pytest.raises(InputError, match=rf"a holds {9 if form == 'npz' else 22} images, but its manifest says 21; "):
+        SampleSet(samples.source, "a").open_images(torch.device("cpu"))
+    assert np.array_equal(images_of(draw(name="a", form=form)), before)

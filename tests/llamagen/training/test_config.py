@@ -22,6 +22,7 @@ def as_before(run_dir):
     stored = yaml.safe_load(file.read_text())
     del stored["model"]["target"]
     stored["head"] = {"num_clusters": None, "context": "token"} | stored["head"]
+    stored["head"].pop("members", None)
     file.write_text(yaml.safe_dump(stored, sort_keys=False))
     return stored
 

@@ -1,6 +1,7 @@
 """Damaged, hostile and merely strange files: one clear error each, before anything large is allocated."""
 
 import os
+import shutil
 import zipfile
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from damage import MERGES
 
+from masc.runtime.captions import read_lines
 from masc.runtime.errors import MissingArtifact
 from masc.runtime.reading import (
     Damaged,
@@ -46,6 +48,16 @@ def test_what_is_no_readable_file_is_refused(tmp_path):
     refused(read_text, tmp_path / "large" / "inside", words="cannot read .*Not a directory")
     (tmp_path / "bytes").write_bytes(b"\xff")
     refused(read_text, tmp_path / "bytes", words="expected text in UTF-8 in .*/bytes")
+
+
+def test_json_may_have_a_byte_order_mark_and_utf16_is_called_so(tmp_path):
+    (tmp_path / "a").write_text('{"name": "a", "sizes": []}', "utf-8-sig")
+    assert read_json(tmp_path / "a", Header) == Header("a", [])
+    for name in ("utf-16-le", "utf-16-be"):
+        (tmp_path / "a").write_text('\ufeff{"name": "a", "sizes": []}', name)
+        shutil.copy(tmp_path / "a", tmp_path / "a.txt")
+        for read, file in ((read_json, "a"), (read_text, "a"), (read_yaml, "a"), (read_lines, "a.txt")):
+            refused(read, tmp_path / file, words=f"expected text in UTF-8 in .*/{file}, found UTF-16; save it as UTF-8")
 
 
 @pytest.mark.parametrize(

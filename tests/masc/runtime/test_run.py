@@ -6,19 +6,30 @@ import logging
 import pytest
 
 from masc.runtime.errors import InputError
-from masc.runtime.run import MetricsLog, Provenance, open_run, read_metrics, read_provenance, run_label, split_label
+from masc.runtime.run import (
+    MetricsLog,
+    Provenance,
+    begin_run,
+    check_run,
+    read_metrics,
+    read_provenance,
+    run_label,
+    split_label,
+)
 
 
 def test_a_changed_config_is_refused_by_the_keys_that_differ(tmp_path):
     config = {"steps": 10, "optim": {"lr": 0.1}, "tracking": {"mode": "offline"}}
-    open_run(tmp_path / "run", config, {"tree": "a" * 64}, ("tracking.",), "masc")
-    open_run(tmp_path / "run", config, {"tree": "a" * 64}, ("tracking.",), "masc")
-    open_run(tmp_path / "run", config | {"tracking": {"mode": "disabled"}}, {"tree": "a" * 64}, ("tracking.",), "masc")
+    run, tree = tmp_path / "run", {"tree": "a" * 64}
+    assert check_run(run, config, tree, ()) is None and not run.exists()
+    begin_run(run, config, tree, ("tracking.",), "masc")
+    assert check_run(run, config, tree, ()) == config
+    assert check_run(run, config | {"tracking": {"mode": "disabled"}}, tree, ("tracking.",)) == config
     with pytest.raises(InputError, match=r"optim.lr: 0.1 there, 0.2 now\n.*RUN_DIR") as error:
-        open_run(tmp_path / "run", config | {"optim": {"lr": 0.2}}, {"tree": "a" * 64}, ("tracking.",), "masc")
+        check_run(run, config | {"optim": {"lr": 0.2}}, tree, ("tracking.",))
     assert "steps" not in str(error.value)
     with pytest.raises(InputError, match="sha256 of the tree"):
-        open_run(tmp_path / "run", config, {"tree": "b" * 64}, ("tracking.",), "masc")
+        check_run(run, config, {"tree": "b" * 64}, ("tracking.",))
 
 
 def test_the_metrics_log_drops_what_lies_beyond_the_checkpoint(tmp_path):
@@ -30,7 +41,7 @@ def test_the_metrics_log_drops_what_lies_beyond_the_checkpoint(tmp_path):
     MetricsLog(tmp_path / "metrics.jsonl", 2).write({"step": 3, "again": 1})
     assert read_metrics(tmp_path / "metrics.jsonl") == [{"step": 1}, {"step": 2}, {"step": 3, "again": 1}]
     provenance = tmp_path / "run2"
-    open_run(provenance, {}, {}, ("x",), "masc")
+    begin_run(provenance, {}, {}, ("x",), "masc")
     found = json.loads((provenance / "provenance.json").read_text())
     assert found["packages"]["numpy"] and (found["label"], found["volatile"]) == ("masc", ["x"])
 
@@ -57,11 +68,11 @@ SPOILED = {
 @pytest.mark.parametrize("content", SPOILED.values(), ids=SPOILED)
 def test_a_run_whose_papers_are_damaged_is_kept_and_refused(tmp_path, name, content):
     run = tmp_path / "run"
-    open_run(run, {"steps": 10}, {"tree": "a"}, (), "masc")
+    begin_run(run, {"steps": 10}, {"tree": "a"}, (), "masc")
     (run / "checkpoints" / "last").mkdir(parents=True)
     (run / name).unlink() if content is None else (run / name).write_bytes(content)
     with pytest.raises(InputError, match=f"{run / name}.*copy it back, or choose another directory") as error:
-        open_run(run, {"steps": 10}, {"tree": "a"}, (), "masc")
+        check_run(run, {"steps": 10}, {"tree": "a"}, ())
     assert "rm -r" not in str(error.value) and "\n" not in str(error.value)
     assert (run / name).exists() == (content is not None)
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from golden import GOLDEN
+from import_codes import ImportStage
 from user_errors import tells
 
 from masc.runtime.artifacts import Codebook
@@ -57,6 +58,45 @@ def test_both_ranges_of_ten_crop_are_one_set_of_twenty_views(codebook, tmp_path)
         import_codes([folder, folder], data, "train", codebook, tmp_path / "codes", num_images=4)
     with pytest.raises(InputError, match=r"needs a folder each, found 1"):
         import_codes([folder], data, "train", codebook, tmp_path / "codes")
+
+
+def test_folders_of_different_numbers_of_files_are_refused_with_both_numbers(codebook, tmp_path):
+    for name, count in (("one", 3), ("two", 4)):
+        (tmp_path / name).mkdir()
+        for n in range(count):
+            np.save(tmp_path / name / f"{n}.npy", np.zeros((1, 10, 16), int))
+    sets, data = [tmp_path / "one", tmp_path / "two"], config("ten-crop", (1.1, 1.05), source="coco")
+    for folders in (sets, sets[::-1]):
+        with pytest.raises(InputError, match=r"found \d in .*/(one|two), \d in .*; .* num_images=N") as error:
+            import_codes(folders, data, "train", codebook, tmp_path / "codes")
+        assert f"3 in {tmp_path}/one" in str(error.value) and f"4 in {tmp_path}/two" in str(error.value)
+    assert import_codes(sets, data, "train", codebook, tmp_path / "codes", num_images=3) == 3
+
+
+@pytest.mark.parametrize("extra", ["codes", "labels"])
+def test_more_labels_than_codes_or_fewer_are_refused(codebook, tmp_path, folder, extra):
+    shutil.copy(folder / f"folder32_{extra}" / "3.npy", folder / f"folder32_{extra}" / "4.npy")
+    words = {"codes": r"5 in .*/folder32_codes, 4 in .*/folder32_labels", "labels": r"4 in .*_codes, 5 in .*_labels"}
+    with pytest.raises(InputError, match=words[extra]):
+        import_codes([folder], config(source="folder"), "train", codebook, tmp_path / "codes")
+    assert import_codes([folder], config(source="folder"), "train", codebook, tmp_path / "codes", 4) == 4
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_folder_of_ten_crops_without_labels_is_named(codebook, tmp_path, order):
+    shutil.copytree(GOLDEN / "codes" / "code_c2i_flip_ten_crop", tmp_path / "one")
+    shutil.copytree(tmp_path / "one" / "imagenet32_codes", tmp_path / "two")
+    with pytest.raises(InputError, match=r"no labels beside .*/two: expected .*/two/imagenet32_labels/0.npy"):
+        folders = [tmp_path / "one", tmp_path / "two"][::order]
+        import_codes(folders, config("ten-crop", (1.1, 1.05)), "train", codebook, tmp_path / "codes", 4)
+
+
+@pytest.mark.parametrize("number", [0, -1])
+def test_a_number_of_images_below_one_is_refused(codebook, tmp_path, folder, number):
+    with pytest.raises(InputError, match=f"num_images must be 1 or more, found {number}"):
+        import_codes([folder], config(source="folder"), "train", codebook, tmp_path / "codes", number)
+    with pytest.raises(ValueError, match="num_images"):
+        ImportStage(tokenizer=None, data=None, num_images=number)
 
 
 def test_held_out_codes_of_ten_crop_are_the_centre_crops(codebook, tmp_path):

@@ -77,6 +77,28 @@ def test_a_label_beside_json_that_is_no_object_is_one_error(tmp_path):
         labels_of(tmp_path, "a.jpg", ("a.cls", "3"), ("a.json", "[]"))
 
 
+@pytest.mark.parametrize("label", ["5", '"5"', "5.0", "-3", "3.5"])
+def test_two_labels_of_a_sample_that_differ_are_both_named(tmp_path, label):
+    with pytest.raises(InputError, match=r"a.jpg of .*x.tar has the label 3 in its .cls and -?\d(\.\d)? in its .json"):
+        labels_of(tmp_path, "a.jpg", ("a.cls", "3"), ("a.json", f'{{"label": {label}}}'))
+
+
+@pytest.mark.parametrize("label", ["3", '"3"', "3.0", '"tench"', "null"])
+def test_a_label_in_json_that_does_not_differ_is_let_pass(tmp_path, label):
+    assert labels_of(tmp_path, "a.jpg", ("a.cls", "3"), ("a.json", f'{{"label": {label}}}')) == {"a.jpg": 3}
+
+
+def test_what_has_no_image_that_is_read_is_counted(tmp_path, caplog):
+    files = ["1.jpg", ("1.cls", "7"), "2.jxl", ("2.cls", "3"), ("3.cls", "4"), ("3.json", "{}"), (".4.cls", "5")]
+    assert labels_of(tmp_path, *files) == {"1.jpg": 7}
+    assert "1 images are left out, the first is '2.jxl'" in caplog.text
+    assert (
+        "3 labels (.cls, .json) are left out because their samples have no image, the first is '2.cls'" in caplog.text
+    )
+    caplog.clear()
+    assert labels_of(tmp_path, "1.jpg", ("1.cls", "7"), ("1.json", "{}")) == {"1.jpg": 7} and not caplog.text
+
+
 @pytest.mark.parametrize("damage", ["no mat", "other labels", "not gz"])
 def test_a_devkit_with_other_content_is_one_error(tmp_path, damage):
     ilsvrc.official_tars(tmp_path)
@@ -127,6 +149,44 @@ def test_captions_of_another_form_are_one_error(tmp_path, content, words):
     (tmp_path / "captions_val2017.json").write_text(json.dumps(content))
     with pytest.raises(InputError, match=rf"captions_val2017.json.*{words}"):
         load_images("coco", "val", 16, tmp_path)
+
+
+def coco(root, annotations, encoding="utf-8"):
+    """COCO's images 1 and 2, with the given pairs of a caption's id and the id of its image."""
+    root.mkdir(exist_ok=True)
+    content = {
+        "images": [{"id": number, "file_name": f"{number}.jpg"} for number in (1, 2)],
+        "annotations": [{"id": one, "image_id": image, "caption": "é"} for one, image in annotations],
+    }
+    (root / "captions_val2017.json").write_text(json.dumps(content, ensure_ascii=False), encoding)
+    (root / "val2017").mkdir(exist_ok=True)
+    for number in (1, 2):
+        (root / "val2017" / f"{number}.jpg").write_bytes(ilsvrc.jpeg(number))
+    return load_images("coco", "val", 16, root)
+
+
+def test_captions_of_images_that_are_not_listed_are_counted(tmp_path, caplog):
+    assert len(coco(tmp_path, [(10, 1), (11, 2)])) == 2 and not caplog.text
+    found = coco(tmp_path, [(10, 1), (11, 7), (12, 2), (13, 8)])
+    assert [len(one["captions"]) for one in found.captions] == [1, 1]
+    assert "2 of the 4 captions are left out" in caplog.text and "the first is the caption 11" in caplog.text
+
+
+def test_images_without_captions_and_images_that_are_not_listed_are_counted(tmp_path, caplog):
+    (tmp_path / "val2017").mkdir()
+    (tmp_path / "val2017" / "3.jpg").write_bytes(ilsvrc.jpeg(3))
+    assert len(coco(tmp_path, [(10, 1)])) == 2
+    assert (
+        "1 of the images in" in caplog.text
+        and "left out because they are not listed, the first is '3.jpg'" in caplog.text
+    )
+    assert "are without captions, the first is '2.jpg'" in caplog.text
+
+
+def test_captions_with_a_byte_order_mark_are_read_and_utf16_is_called_so(tmp_path):
+    assert coco(tmp_path, [(10, 1)], "utf-8-sig").captions[0]["captions"] == ["é"]
+    with pytest.raises(InputError, match=r"captions_val2017.json, found UTF-16; save it as UTF-8"):
+        coco(tmp_path, [(10, 1)], "utf-16")
 
 
 def test_two_images_of_one_name_are_not_chosen_between(tmp_path):

@@ -15,7 +15,6 @@ from torchvision.datasets import ImageFolder
 from masc.runtime.errors import InputError
 from vq.crops import center_crop
 from vq.readers import load_images
-from vq.readers.folders import is_held_out
 from vq.readers.imagenet import wnids
 from vq.readers.stored import UnreadableImage, open_image
 from vq.readers.zips import list_zip
@@ -168,43 +167,6 @@ def test_names_that_leave_their_archive_are_refused(tmp_path, name):
         archive.writestr(name, ilsvrc.jpeg(0))
     with pytest.raises(InputError, match=r"images.zip holds a member named .*evil.*points outside of the archive"):
         load_images("ffhq", "train", 16, tmp_path)
-
-
-def collection():
-    names = [f"{n // 100:02d}000/{n:05d}.png" for n in range(300)]
-    return {name: ilsvrc.jpeg(n, kind="PNG") for n, name in enumerate(names)}
-
-
-@pytest.mark.parametrize("store", ["folder", "zip", "deflated zip", "tars"])
-@pytest.mark.parametrize("source", ["ffhq", "lsun"])
-def test_collections_are_the_same_from_files_a_zip_or_tars(tmp_path, store, source):
-    files = collection()
-    if store == "folder":
-        for name, data in files.items():
-            (tmp_path / name).parent.mkdir(exist_ok=True)
-            (tmp_path / name).write_bytes(data)
-    elif store == "tars":
-        names = list(files)
-        for part in range(2):
-            data = ilsvrc.tar_of([(f"./{name}", files[name]) for name in names[part::2]])
-            (tmp_path / f"{part}.tar").write_bytes(data)
-    else:
-        method = zipfile.ZIP_STORED if store == "zip" else zipfile.ZIP_DEFLATED
-        with zipfile.ZipFile(tmp_path / "images.zip", "w", method) as archive:
-            for name, data in files.items():
-                archive.writestr(name, data)
-    train, val = (load_images(source, split, 16, tmp_path) for split in ("train", "val"))
-    assert list(train.keys) == sorted(name for name in files if not is_held_out(name))
-    assert list(val.keys) == sorted(name for name in files if is_held_out(name)) and len(val) > 0
-    assert train.members.read(7) == files[train.keys[7]]
-    assert set(train.labels) == {0} and train.class_names == (source,)
-
-
-def test_lsun_as_lmdb_is_refused_with_what_to_do(tmp_path):
-    (tmp_path / "bedroom_train_lmdb").mkdir()
-    (tmp_path / "bedroom_train_lmdb" / "data.mdb").write_bytes(b"")
-    with pytest.raises(InputError, match=r"the package lmdb.* Export its images"):
-        load_images("lsun", "train", 16, tmp_path)
 
 
 def test_any_folder_of_class_folders_is_read(tmp_path):

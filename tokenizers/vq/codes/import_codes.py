@@ -44,9 +44,11 @@ def import_codes(
 
     There is one folder for each crop range of ten-crop, otherwise one folder. Files from number `num_images` on are
     ignored; None means ILSVRC's number for ImageNet, and all files for other data. `tokenizer` is that of the codebook:
-    the files must hold its number of tokens. Raises InputError with the name of
-    the file if a number is missing, or if a file is truncated or has another shape, a token outside of the codebook or
-    a label outside of the classes."""
+    the files must hold its number of tokens. Raises InputError if the folders hold different numbers of files and
+    `num_images` does not say which are meant, and with the name of the file if a number is missing, or if a file is
+    truncated or has another shape, a token outside of the codebook or a label outside of the classes."""
+    if num_images is not None and num_images < 1:
+        raise InputError(f"num_images must be 1 or more, found {num_images}")
     views = data.views(split)
     per_folder = 10 if views.crops == "ten-crop" else len(views.names)
     if len(folders) != len(views.names) // per_folder:
@@ -57,16 +59,15 @@ def import_codes(
     if len({Path(folder).resolve() for folder in folders}) < len(folders):
         raise InputError(f"the same folder was named twice: {', '.join(map(str, folders))}; name one for each range")
     sets = [_Numbered(folder, f"{data.source}{data.resolution}") for folder in folders]
-    count = num_images or sets[0].count
-    if num_images is None and data.source == "imagenet":
-        count = NUM_IMAGES[split]
+    expected = NUM_IMAGES[split] if num_images is None and data.source == "imagenet" else num_images
     for one in sets:
-        one.check(count, path.with_name(f"{path.name}-missing.txt"))
-    is_labelled = sets[0].labels is not None
-    if not is_labelled and data.source in ("imagenet", "folder"):
-        raise InputError(
-            f"no labels beside {sets[0].codes}: expected {sets[0].folder}/{sets[0].stem}_labels/0.npy; put them there"
-        )
+        one.check(expected or one.count, path.with_name(f"{path.name}-missing.txt"))
+    count = expected or _common_count(sets)
+    unlabelled = [one for one in sets if one.labels is None]
+    is_labelled = not unlabelled
+    if unlabelled and (data.source in ("imagenet", "folder") or len(unlabelled) < len(sets)):
+        one = unlabelled[0]
+        raise InputError(f"no labels beside {one.codes}: expected {one.folder}/{one.stem}_labels/0.npy; put them there")
     labels = _read_labels(sets, count) if is_labelled else np.zeros(count, np.int64)
     names = list(wnids()) if data.source == "imagenet" else [str(n) for n in range(int(labels.max()) + 1)]
     if labels.max() >= len(names):
@@ -101,6 +102,24 @@ def import_codes(
     return count
 
 
+def _common_count(sets: list["_Numbered"]) -> int:
+    """The number of files in each folder of codes and labels; InputError if two differ."""
+    folders = [folder for one in sets for folder in (one.codes, one.labels) if folder is not None]
+    counts = {folder: len(_numbers(folder)) for folder in folders}
+    if len(set(counts.values())) > 1:
+        found = ", ".join(f"{count} in {folder}" for folder, count in counts.items())
+        raise InputError(
+            f"expected as many files in each folder of codes and labels, found {found}; extract the same images again, "
+            "or name the number of images with num_images=N"
+        )
+    return sets[0].count
+
+
+def _numbers(folder: Path) -> set[int]:
+    """The numbers of the files in a folder."""
+    return {int(file.stem) for file in folder.glob("*.npy") if NUMBER.fullmatch(file.stem)}
+
+
 def _num_positions(tokenizer: TokenizerConfig | None, data: DataConfig) -> int | None:
     """Tokens of an image by a tokenizer; None without one."""
     if tokenizer is None:
@@ -128,7 +147,7 @@ class _Numbered:
         labelled = self.folder / f"{stem}_codes"
         self.codes = labelled if labelled.is_dir() else self.folder
         self.labels = self.folder / f"{stem}_labels" if labelled.is_dir() else None
-        self.numbers = {int(file.stem) for file in self.codes.glob("*.npy") if NUMBER.fullmatch(file.stem)}
+        self.numbers = _numbers(self.codes)
         if not self.numbers:
             raise InputError(
                 f"no codes of LlamaGen in {folder}: expected {stem}_codes/0.npy, or 0.npy; name the folder of its "

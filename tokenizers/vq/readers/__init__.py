@@ -1,6 +1,5 @@
 """Image sources by name; `load_images` opens one."""
 
-import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,13 +8,14 @@ from vq.images import ImageSource
 from vq.readers.coco import load_coco
 from vq.readers.folders import load_class_folders, load_ffhq, load_lsun
 from vq.readers.imagenet import load_imagenet
+from vq.readers.links import warn_of_shared
+from vq.readers.stored import StoredImages
 from vq.readers.twemoji import load_twemoji
 
-logger = logging.getLogger(__name__)
 # Sources inside an installed package: (split, resolution) -> ImageSource.
 EMBEDDED: dict[str, Callable[[str, int], ImageSource]] = {"twemoji": load_twemoji}
-# Sources on disk: (folder, split, resolution) -> ImageSource.
-ON_DISK: dict[str, Callable[[Path, str, int], ImageSource]] = {
+# Sources on disk: (folder, split, resolution) -> StoredImages.
+ON_DISK: dict[str, Callable[[Path, str, int], StoredImages]] = {
     "imagenet": load_imagenet,
     "folder": load_class_folders,
     "coco": load_coco,
@@ -40,10 +40,9 @@ def load_images(name: str, split: str, resolution: int, path: str | None = None)
     try:
         if not Path(path).is_dir():
             raise InputError(f"no folder {path} with the images of {name}; name it with DATA_PATH=FOLDER")
-        train, val = Path(path) / "train", Path(path) / "val"
-        if split == "val" and train.is_dir() and val.is_dir() and train.samefile(val):
-            logger.warning("%s and %s are one folder: the images held out are those of the training", train, val)
-        return ON_DISK[name](Path(path), split, resolution)
+        source = ON_DISK[name](Path(path), split, resolution)
+        warn_of_shared(source.members, Path(path), split)
+        return source
     except OSError as error:
         raise InputError(
             f"cannot read {error.filename or path} ({error.strerror}), so images of {name} would be missing; make it "

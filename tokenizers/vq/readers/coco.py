@@ -3,6 +3,7 @@
 FOLDER/annotations/captions_train2017.json    (or directly in FOLDER; 2014 as well), with
 FOLDER/train2017/*.jpg                        (or train2017.zip)"""
 
+import logging
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from masc.runtime.reading import MIB, Damaged, read_json
 from vq.readers.folders import open_images
 from vq.readers.stored import StoredImages
 
+logger = logging.getLogger(__name__)
 LARGEST_ANNOTATIONS = 1024 * MIB
 
 
@@ -21,7 +23,8 @@ def load_coco(root: Path, split: str, resolution: int) -> StoredImages:
     """The images that a split's captions name, in the order of their image ids.
 
     Captions are {"image_id": int, "captions": [str, ...]}, in the order of their own ids. Images without a file are
-    listed in `missing`. Raises InputError if a file is missing or broken, or if the folder holds two years of it."""
+    listed in `missing`; images without captions, and files that are not listed, are counted in warnings. Raises
+    InputError if a file is missing or broken, or if the folder holds two years of it."""
     file = find_annotations(root, split)
     images_of = file.stem.removeprefix("captions_")
     place = root / images_of
@@ -40,6 +43,13 @@ def load_coco(root: Path, split: str, resolution: int) -> StoredImages:
                 f"{place} holds the images {members.names[other]} and {name}, which have one name; keep one"
             )
     there = [image_id for image_id, name in sorted(images.items()) if name in row_of]
+    unlisted = sorted(row_of.keys() - set(images.values()))
+    silent = [images[image_id] for image_id in there if image_id not in captions]
+    for what, names in (("left out because they are not listed", unlisted), ("without captions", silent)):
+        if names:
+            logger.warning(
+                "%s: %d of the images in %s are %s, the first is %a", file, len(names), place, what, names[0]
+            )
     return StoredImages.of(
         "coco",
         split,
@@ -91,7 +101,8 @@ class _Annotations:
 def read_annotations(file: Path) -> tuple[dict[int, str], dict[int, list[tuple[int, str]]]]:
     """File names by image id, and captions by image id; a caption is its own id and its text, in the order of ids.
 
-    Raises InputError if the file is damaged or holds something else, or if an id or a file name occurs twice."""
+    Captions of images that the file does not list are left out with a warning. Raises InputError if the file is damaged
+    or holds something else, or if an id or a file name occurs twice."""
     try:
         content = read_json(file, _Annotations, at_most=LARGEST_ANNOTATIONS)
     except Damaged as error:
@@ -107,6 +118,13 @@ def read_annotations(file: Path) -> tuple[dict[int, str], dict[int, list[tuple[i
         if twice:
             raise InputError(f"{file} holds the {what} {twice[0]!r} twice; download it again")
     images = {image.id: image.file_name for image in content.images}
+    lost = [caption.id for caption in content.annotations if caption.image_id not in images]
+    if lost:
+        logger.warning(
+            "%s: %d of the %d captions are left out because their images are not in its list of images, the first is "
+            "the caption %d",
+            *(file, len(lost), len(content.annotations), lost[0]),
+        )
     captions: dict[int, list[tuple[int, str]]] = {}
     for one in sorted(content.annotations, key=lambda caption: caption.id):
         captions.setdefault(one.image_id, []).append((one.id, one.caption.strip()))

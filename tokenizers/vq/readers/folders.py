@@ -3,25 +3,36 @@
 If there is no separate validation split, one image in 50 is held out, chosen by a hash of its name."""
 
 import hashlib
+import logging
+import os
 import re
 import shlex
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
 from masc.runtime.errors import InputError
+from vq.readers.entries import parents
 from vq.readers.members import IMAGE_SUFFIXES, Members, is_archive, is_image, is_visible, list_folder, top_folders
 from vq.readers.stored import StoredImages
-from vq.readers.tars import index_tars
+from vq.readers.tars import TarMembers, index_tars
 from vq.readers.zips import list_zip
 
+logger = logging.getLogger(__name__)
 HELD_OUT_ONE_IN = 50
 # Names of splits.
 SPLITS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
 OTHER_SPLITS = tuple(name for names in SPLITS.values() for name in names)
+# Categories of LSUN, scenes and objects, without its trains: their folder is named like a split.
+LSUN_CATEGORIES = (
+    *("bedroom", "bridge", "church_outdoor", "classroom", "conference_room", "dining_room", "kitchen", "living_room"),
+    *("restaurant", "tower", "airplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
+    *("dining_table", "dog", "horse", "motorbike", "person", "potted_plant", "sheep", "sofa", "tv-monitor"),
+)
+LSUN_NAME = re.compile(rf"({'|'.join(LSUN_CATEGORIES)})(?![a-z])", re.IGNORECASE)
 
 
 def load_class_folders(root: Path, split: str, resolution: int) -> StoredImages:
@@ -55,21 +66,31 @@ def load_class_folders(root: Path, split: str, resolution: int) -> StoredImages:
 
 def _refuse_wrappers(members: Members, class_names: list[str], root: Path) -> None:
     """Raise InputError for a class folder that holds the true class folders, or splits of them."""
-    inside: dict[str, set[str]] = {name: set() for name in class_names}
-    for name in members.names:
-        first, _, rest = name.partition("/")
-        inside[first].add(rest.partition("/")[0].lower() if "/" in rest else "")
-    for name, folders in inside.items():
+    inside = _folders_inside(members)
+    for name in class_names:
+        folders = inside[name]
         holds_folders = "" not in folders and (len(inside) == 1 or folders <= set(OTHER_SPLITS))
         if holds_folders or (len(inside) == 1 and name.lower() in OTHER_SPLITS):
-            place = (
-                f"DATA_PATH={shlex.quote(str(root / name))}" if (root / name).is_dir() else "it with DATA_PATH=FOLDER"
-            )
             raise InputError(
                 f"the folder {name!r} in train of {root} would be one class, but it holds folders or is named like a "
-                f"split ({', '.join(sorted(folders - {''})[:5]) or name}); if these are classes or splits, name "
-                f"{place}, or move them one level up, and pack an archive anew from inside of it"
+                f"split ({', '.join(sorted(folders - {''})[:5]) or name}); if these are classes or splits, name it "
+                f"with {_data_path(root / name)}, or move them one level up, and pack an archive anew from inside of it"
             )
+
+
+def _folders_inside(members: Members) -> dict[str, set[str]]:
+    """The folders, in lower case, inside each folder at the top; an empty name stands for files in it."""
+    inside: dict[str, set[str]] = {}
+    for name in members.names:
+        first, slash, rest = name.partition("/")
+        if slash:
+            inside.setdefault(first, set()).add(rest.partition("/")[0].lower() if "/" in rest else "")
+    return inside
+
+
+def _data_path(folder: Path) -> str:
+    """The argument that names a folder. It may be inside an archive, and then has no path."""
+    return f"DATA_PATH={shlex.quote(str(folder)) if folder.is_dir() else 'FOLDER'}"
 
 
 def _check_classes(members: Members, with_images: set[str], where: str) -> list[str]:
@@ -94,41 +115,80 @@ def _look(name: str) -> str:
 
 
 def load_lsun(root: Path, split: str, resolution: int) -> StoredImages:
-    """A scene category of LSUN; one class. The official lmdb must be exported first."""
+    """A category of LSUN; one class. The official lmdb must be exported first.
+
+    Raises InputError if there are several categories."""
     if not any(root.glob("*.zip")) and (any(root.glob("**/data.mdb"))):
         raise InputError(
             f"{root} holds LSUN's lmdb. Reading it needs the package lmdb, which this project does not use. Export its "
             "images to a folder or to tars with LSUN's own data.py, and name that with DATA_PATH=FOLDER"
         )
-    return _load_collection("lsun", root, split, resolution)
+    source = _load_collection("lsun", root, split, resolution)
+    folders = {part for name in parents(source.keys) for part in name.split("/")}
+    archives = source.members.archives if isinstance(source.members, TarMembers) else ()
+    found = map(LSUN_NAME.match, (*folders, *(path.stem for path in archives)))
+    categories = sorted({match[0].lower() for match in found if match})
+    if len(categories) > 1:
+        raise InputError(
+            f"{split} of {root} holds several categories of LSUN: {', '.join(categories)}; name the folder or the tars "
+            "of one with DATA_PATH=FOLDER, or read them as classes with data.source=folder"
+        )
+    return source
 
 
 def load_ffhq(root: Path, split: str, resolution: int) -> StoredImages:
     """FFHQ's faces; one class. Raises InputError if a face is there in several versions, as in FFHQ's own download."""
-    source = _load_collection("ffhq", root, split, resolution)
-    folder_of: dict[str, str] = {}
-    for name in source.keys:
-        folder = name.partition("/")[0] if "/" in name else ""
-        other = folder_of.setdefault(PurePosixPath(name).stem, folder)
-        if other != folder:
+    return _load_collection("ffhq", root, split, resolution, lambda name: PurePosixPath(name).stem)
+
+
+def refuse_twice(names: Iterable[str], image_of: Callable[[str], str] | None, root: Path) -> None:
+    """Raise InputError if two files are of one image: `image_of` gives the part of a name that is the image's own,
+    without the suffix and without folders of versions. None: names tell nothing."""
+    first_of: dict[str, str] = {}
+    for name in names if image_of else ():
+        key = image_of(name)
+        if key in first_of:
+            shared = PurePosixPath(os.path.commonpath([first_of[key], name])).parts
+            version = root.joinpath(*PurePosixPath(first_of[key]).parts[: len(shared) + 1])
             raise InputError(
-                f"{root} holds the face {PurePosixPath(name).stem} in {other or 'itself'} and in {folder or 'itself'}; "
-                f"name the folder of one version, as in DATA_PATH={shlex.quote(str(root / (other or folder)))}"
+                f"{root} holds one image twice, as {first_of[key]} and as {name}; keep one, or name the folder of one "
+                f"version with {_data_path(version)}"
             )
-    return source
+        first_of[key] = name
 
 
-def _load_collection(name: str, root: Path, split: str, resolution: int) -> StoredImages:
-    members = open_split(root, split, lambda _: name)
+def _load_collection(
+    name: str, root: Path, split: str, resolution: int, image_of: Callable[[str], str] | None = None
+) -> StoredImages:
+    """The images of one class. Raises InputError if the folders of splits are inside another folder."""
+    members = open_split(root, split, lambda _: name, image_of)
+    folders = _folders_inside(members)
+    for folder, inside in folders.items():
+        if inside <= set(OTHER_SPLITS):
+            raise InputError(
+                f"the folder {folder!r} in {split} of {root} holds the splits {', '.join(sorted(inside))}, which would "
+                f"be mixed; name it with {_data_path(root / folder)}, or pack an archive anew from inside of it"
+            )
+    top = next(iter(folders), "")
+    if len(folders) == 1 and not top.isdecimal() and (root / top).is_dir() and all("/" in one for one in members.names):
+        logger.warning(
+            "all images of %s are in its folder %s; if that folder is the set, name it with %s, because the images "
+            "held out are chosen by their names below DATA_PATH",
+            *(root, top, _data_path(root / top)),
+        )
     return StoredImages.of(name, split, resolution, members, np.zeros(len(members)), (name,))
 
 
-def open_split(root: Path, split: str, class_of: Callable[[str], str]) -> Members:
+def open_split(
+    root: Path, split: str, class_of: Callable[[str], str], image_of: Callable[[str], str] | None = None
+) -> Members:
     """The images of a split: those in root/split, root/split.zip or root/*split*.tar, otherwise a share of `root`.
 
-    `class_of` gives the class of an image by its name. One image of each class at least is for training."""
+    `class_of` gives the class of an image by its name. One image of each class at least is for training. Raises
+    InputError if `image_of` is the same for two names, as `refuse_twice`."""
     members = _find_split(root, split)
     if members is not None:
+        refuse_twice(members.names, image_of, root)
         return members
     other = "val" if split == "train" else "train"
     if _find_split(root, other) is not None:
@@ -139,6 +199,7 @@ def open_split(root: Path, split: str, class_of: Callable[[str], str]) -> Member
     splits = sorted(filter(is_visible, members.folders))
     if splits and all(name.lower() in OTHER_SPLITS for name in splits):
         raise InputError(f"{root} holds the folders {', '.join(splits)}; name them train and val")
+    refuse_twice(members.names, image_of, root)
     held_out = np.array([is_held_out(name) for name in members.names])
     first_of: dict[str, int] = {}
     for row, name in enumerate(members.names):

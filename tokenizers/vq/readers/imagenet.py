@@ -10,6 +10,7 @@ The label is the index of torchvision's ImageFolder, as in FoundationVision/Llam
 Where a name also holds the WNID, the label is checked against it, so that labels in another order are refused."""
 
 import io
+import logging
 import re
 import tarfile
 from collections.abc import Iterable
@@ -22,11 +23,12 @@ import numpy as np
 
 from masc.runtime.errors import InputError
 from masc.runtime.reading import MIB, open_file, parse_json, read_bytes, reason
-from vq.readers.folders import tars_of_split
-from vq.readers.members import Members, is_image, list_folder
+from vq.readers.folders import refuse_twice, tars_of_split
+from vq.readers.members import Members, is_visible, list_folder
 from vq.readers.stored import StoredImages
 from vq.readers.tars import TarIndex, index_tars
 
+logger = logging.getLogger(__name__)
 NUM_IMAGES = {"train": 1_281_167, "val": 50_000}
 WNID = re.compile(r"(?:^|/)(n\d{8})(?=[_/.]|$)")
 VAL_NAME = re.compile(r"ILSVRC2012_val_(\d{8})")
@@ -48,8 +50,8 @@ def _label_of() -> dict[str, int]:
 def load_imagenet(root: Path, split: str, resolution: int) -> StoredImages:
     """The `train` or `val` images below `root`.
 
-    Raises InputError if one of the 1,000 classes is missing, if there is another class, or if a label contradicts a
-    WNID."""
+    Raises InputError if one of the 1,000 classes is missing, if there is another class, if an image is there twice, or
+    if a label contradicts a WNID."""
     folder, tar = root / split, root / f"ILSVRC2012_img_{split}.tar"
     if (folder / tar.name).exists():
         tar = folder / tar.name
@@ -72,10 +74,17 @@ def load_imagenet(root: Path, split: str, resolution: int) -> StoredImages:
             f"shards *{split}*.tar; name the folder that holds them with DATA_PATH=FOLDER"
         )
     if labels is None:
+        refuse_twice(members.names, _image_of, root)
         labels = _labels_by_name(root, members)
     _check_classes(labels, f"{split} of {root}")
     missing = _missing(split, members, root)
     return StoredImages.of("imagenet", split, resolution, members, labels, wnids(), missing=missing)
+
+
+def _image_of(name: str) -> str:
+    """The image that a file name names: by its number in the official validation set, otherwise without its suffix."""
+    number = VAL_NAME.search(name)
+    return number[0] if number else name.rpartition(".")[0]
 
 
 def _labels_by_name(root: Path, members: Members) -> np.ndarray:
@@ -141,16 +150,18 @@ def _labelled_samples(index: TarIndex) -> tuple[Members, np.ndarray]:
     """Images of WebDataset shards and their labels: (M,) int64.
 
     The label of an image has the same name but for the suffix. If there is none, it is that of the sample, whose files
-    share the part of their name before the first dot in WebDataset. Raises InputError for a sample with two images or
-    two labels, because nothing says which belong together."""
+    share the part of their name before the first dot in WebDataset. Labels without an image are left out with a
+    warning. Raises InputError for a sample with two images or two labels, because nothing says which belong
+    together."""
     members = index.members
-    rows = [row for row, name in enumerate(members.names) if is_image(name)]
+    rows = members.image_rows()
     images, texts = (_by_stem_and_key(members, some) for some in (rows, index.texts))
-    labels = np.empty(len(rows), np.int64)
+    labels, used = np.empty(len(rows), np.int64), set()
     for place, row in enumerate(rows):
         stem, key = _stem_and_key(members, row)
         shared = stem if stem in texts else key
         beside = texts.get(shared, [])
+        used.update(beside)
         kinds = [_suffix(members.names[text]) for text in beside]
         archive = members.archives[members.places[row, 1]]
         if beside and (len(images[shared]) > 1 or len(set(kinds)) < len(kinds)):
@@ -161,6 +172,12 @@ def _labelled_samples(index: TarIndex) -> tuple[Members, np.ndarray]:
             )
         sidecars = {kind: index.texts[text] for kind, text in zip(kinds, beside, strict=True)}
         labels[place] = _sample_label(members.names[row], sidecars, archive)
+    unused = [members.names[text] for text in sorted(index.texts.keys() - used) if is_visible(members.names[text])]
+    if unused:
+        logger.warning(
+            "%s: %d labels (.cls, .json) are left out because their samples have no image, the first is %a",
+            *(members.archives[0].parent, len(unused), unused[0]),
+        )
     return members.take(rows), labels
 
 
@@ -194,7 +211,11 @@ def _sample_label(name: str, sidecars: dict[str, bytes], archive: Path) -> int:
             f"the sample {name} of {archive} has {found}: expected a whole number in a .cls file beside it, or as "
             "`label` in a .json"
         )
-    label = int(stored)
+    label, other = int(stored), f"{described.get('label')}"
+    if re.fullmatch(r"-?[0-9]{1,9}(\.[0-9]+)?", other) and float(other) != label:
+        raise InputError(
+            f"the sample {name} of {archive} has the label {label} in its .cls and {other} in its .json; correct one"
+        )
     if not 0 <= label < len(wnids()):
         raise InputError(f"the sample {name} of {archive} has the label {label}, outside of 0..{len(wnids()) - 1}")
     wnid = WNID.search(f"{described.get('filename', '')}") or WNID.search(name)

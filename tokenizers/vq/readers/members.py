@@ -55,6 +55,14 @@ class Members(ABC):
     def state(self, index: int) -> str:
         """What changes when the file changes, beside its name and size."""
 
+    @abstractmethod
+    def numbers(self) -> np.ndarray:
+        """(M,) int64: two names of one file have the same number."""
+
+    @abstractmethod
+    def on_disk(self) -> "OnDisk":
+        """The archives that hold the files, or the files themselves."""
+
     def take(self, rows: Sequence[int]) -> Self:
         """The files of the given numbers, in the given order."""
         return replace(self, names=tuple(self.names[row] for row in rows), places=self.places[np.asarray(rows, int)])
@@ -66,8 +74,9 @@ class Members(ABC):
     def image_rows(self) -> list[int]:
         """The numbers of the images among the files, in the order stored.
 
-        Images of types that ImageFolder passes over are left out with a warning. Raises InputError for an image whose
-        name is not UTF-8 or has a line break, because lists of names could not hold it."""
+        Images of types that ImageFolder passes over are left out with a warning, and images that are one file are
+        counted in another. Raises InputError for an image whose name is not UTF-8 or has a line break, because lists of
+        names could not hold it."""
         skipped = [name for name in self.names if is_visible(name) and name.lower().endswith(OTHER_SUFFIXES)]
         if skipped:
             logger.warning(
@@ -77,24 +86,65 @@ class Members(ABC):
         for row in rows:
             if self.names[row].splitlines() != [self.names[row]] or not _is_utf8(self.names[row]):
                 raise InputError(f"the file name {self.names[row]!a} is not UTF-8 or has a line break; rename the file")
+        _, first, which = np.unique(self.numbers()[rows], return_index=True, return_inverse=True)
+        again = np.flatnonzero(first[which] != np.arange(len(rows)))
+        if again.size:
+            one, other = self.names[rows[first[which[again[0]]]]], self.names[rows[again[0]]]
+            logger.warning(
+                "%d of the %d images are read again under other names because of links, the first is %a, which is %a",
+                *(again.size, len(rows), other, one),
+            )
         return rows
 
 
 @dataclass(frozen=True)
+class OnDisk:
+    """F files on disk."""
+
+    names: tuple[str, ...]
+    numbers: np.ndarray  # (F,) int64 of `file_number`
+    are_linked: bool  # whether one of them may have another name
+
+    @classmethod
+    def of(cls, archives: Sequence[Path]) -> Self:
+        """Archives as files."""
+        statuses = [archive.stat() for archive in archives]
+        numbers = np.array(list(map(file_number, statuses)), np.int64)
+        are_linked = any(
+            archive.is_symlink() or archive.parent.is_symlink() or status.st_nlink > 1
+            for archive, status in zip(archives, statuses, strict=True)
+        )
+        return cls(tuple(archive.name for archive in archives), numbers, are_linked)
+
+
+@dataclass(frozen=True)
 class FolderMembers(Members):
-    """Files below a folder; places (M, 2) size, time of the last change in ns."""
+    """Files below a folder; places (M, 3) size, time of the last change in ns, `file_number`."""
 
     root: Path
+    are_linked: bool  # whether one of the files may have another name
 
     def read(self, index: int) -> bytes:
         path = self.root / self.names[index]
         with open_file(path) as (file, size):
-            listed = file_state_of(*self.places[index])
+            listed = file_state_of(*self.places[index, :2])
             check_unchanged(path, os.fstat(file.fileno()), listed)
             return file.read(check_size(size))
 
     def state(self, index: int) -> str:
         return str(self.places[index, 1])
+
+    def numbers(self) -> np.ndarray:
+        # Not every file system numbers its files.
+        return self.places[:, 2] if self.are_linked else np.arange(len(self))
+
+    def on_disk(self) -> OnDisk:
+        return OnDisk(self.names, self.places[:, 2], self.are_linked)
+
+
+def file_number(status: os.stat_result) -> int:
+    """A number of 64 bits that a file has under all its names."""
+    return hash((status.st_dev, status.st_ino))
 
 
 def check_size(size: int) -> int:
@@ -181,7 +231,7 @@ def list_folder(root: Path) -> FolderMembers:
 
     Raises InputError for a folder that cannot be listed, a link that leads nowhere unless it is named as an image, and
     a link to a folder that is entered by another way too: a loop, or images twice."""
-    names, places, folders = [], [], []
+    names, places, folders, are_linked = [], [], [], root.is_symlink()
     entered: dict[tuple[int, int], tuple[str, bool]] = {}  # device and number of a folder -> its name, by a link or not
     waiting = [("", False)]
     while waiting:
@@ -203,15 +253,17 @@ def list_folder(root: Path) -> FolderMembers:
                         f"cannot follow {root / inside} ({error.strerror}); repair the link, or remove it"
                     ) from error
                 names.append(inside)
-                places.append((0, 0))
+                places.append((0, 0, hash(str(root / inside))))
                 continue
             if stat.S_ISDIR(status.st_mode):
                 folders.append(inside)
                 waiting.append((inside, is_linked or entry.is_symlink()))
             else:
                 names.append(inside)
-                places.append((status.st_size, status.st_mtime_ns))
-    return FolderMembers(tuple(names), np.array(places, np.int64).reshape(-1, 2), top_folders((), folders), root)
+                places.append((status.st_size, status.st_mtime_ns, file_number(status)))
+                are_linked |= is_linked or entry.is_symlink() or status.st_nlink > 1
+    found = np.array(places, np.int64).reshape(-1, 3)
+    return FolderMembers(tuple(names), found, top_folders((), folders), root, are_linked)
 
 
 def _list(folder: Path) -> tuple[os.stat_result, list[os.DirEntry]]:

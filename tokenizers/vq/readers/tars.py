@@ -3,6 +3,7 @@
 For WebDataset shards, and for ImageNet's tar of tars without unpacking its 138 GB."""
 
 import hashlib
+import itertools
 import logging
 import os
 import re
@@ -20,8 +21,10 @@ from masc.runtime.reading import MIB, open_file, reason
 from vq.readers.entries import Entries, parents
 from vq.readers.members import (
     Members,
+    OnDisk,
     check_size,
     check_unchanged,
+    file_number,
     file_state,
     is_visible,
     regular_file,
@@ -32,6 +35,7 @@ from vq.readers.members import (
 logger = logging.getLogger(__name__)
 SIDECARS = (".cls", ".json")  # files of WebDataset that are small and read with the index
 LARGEST_SIDECAR = MIB
+LARGEST_TAR = 2**44  # bytes
 KIND, VERSION = "tar-index", 3
 SCHEMA: Schema = {
     "names": ("u", (None,)),  # UTF-8, joined by zero bytes
@@ -62,6 +66,12 @@ class TarMembers(Members):
     def state(self, index: int) -> str:
         return self.states[self.places[index, 1]]
 
+    def numbers(self) -> np.ndarray:
+        return self.places[:, 1] * LARGEST_TAR + self.places[:, 2]
+
+    def on_disk(self) -> OnDisk:
+        return OnDisk.of(self.archives)
+
 
 @dataclass(frozen=True)
 class TarIndex:
@@ -77,9 +87,15 @@ def index_tars(archives: list[Path]) -> TarIndex:
     A link to a file of the same tar is that file, and a name that occurs twice in a tar stands for its last file, as
     when the tar is unpacked. The index is kept as .masc-index-*.npz beside the tars, and used while their sizes and
     times stay the same. Raises InputError with the name of the tar if it is truncated, a name points outside of it, a
-    link leads to none of its files, or a member is no plain file."""
-    sizes = [regular_file(archive).st_size for archive in archives]
-    states = tuple(file_state(archive.stat()) for archive in archives)
+    link leads to none of its files, or a member is no plain file; and if two tars are one file."""
+    statuses = [regular_file(archive) for archive in archives]
+    sizes, states = [status.st_size for status in statuses], tuple(map(file_state, statuses))
+    first_of: dict[int, Path] = {}
+    for archive, number in zip(archives, map(file_number, statuses), strict=True):
+        if (other := first_of.setdefault(number, archive)) != archive:
+            raise InputError(
+                f"{other} and {archive} are one file because of a link: its images would be read twice; remove the link"
+            )
     names = "\n".join(archive.name for archive in archives).encode(errors="surrogateescape")
     cache = archives[0].parent / f".masc-index-{hashlib.sha256(names).hexdigest()[:12]}.npz"
     found = _load(cache, archives, sizes, states)
@@ -91,21 +107,27 @@ def index_tars(archives: list[Path]) -> TarIndex:
 
 
 def _warn_of_gaps(archives: list[Path]) -> None:
-    """Log a warning if numbers are missing in the names of shards, such as 1 in 000.tar, 002.tar."""
-    numbers: dict[str, set[int]] = {}
+    """Log a warning if numbers are missing in the names of shards, such as 1 in 000.tar, 002.tar; in names such as
+    000-of-004.tar, the last ones too."""
+    numbers: dict[tuple[str, str], set[int]] = {}  # by what stands before and after the number
     for archive in archives:
-        if number := re.search(r"\d{1,9}$", archive.stem):
-            numbers.setdefault(archive.stem[: number.start()], set()).add(int(number[0]))
-    for stem, there in numbers.items():
-        missing = max(there) - min(there) + 1 - len(there)
-        if 0 < missing < len(there):  # otherwise the numbers are not those of a series
-            first = next(number for number in range(min(there), max(there)) if number not in there)
+        if found := re.fullmatch(r"(.*?)(\d{1,9})((?:-of-\d{1,9})?)", archive.stem):
+            numbers.setdefault((found[1], found[3]), set()).add(int(found[2]))
+    for (before, after), there in numbers.items():
+        first, count = min(there), max(there) - min(there) + 1
+        if after:
+            count = int(after.removeprefix("-of-"))
+            first = 1 if count in there else 0
+        missing = count - len(there)
+        # Without the number of all shards, names with more gaps than shards are not those of a series.
+        if missing > 0 and (after or missing < len(there)):
             logger.warning(
-                "%s: %d of the numbers in the names %s*.tar are missing, the first is %d",
+                "%s: %d of the numbers in the names %s*%s.tar are missing, the first is %d",
                 archives[0].parent,
                 missing,
-                stem,
-                first,
+                before,
+                after,
+                next(number for number in itertools.count(first) if number not in there),
             )
 
 

@@ -12,7 +12,16 @@ import numpy as np
 from masc.runtime.errors import InputError
 from masc.runtime.reading import reason
 from vq.readers.entries import Entries
-from vq.readers.members import Members, check_size, check_unchanged, file_state, regular_file, safe_name, top_folders
+from vq.readers.members import (
+    Members,
+    OnDisk,
+    check_size,
+    check_unchanged,
+    file_state,
+    regular_file,
+    safe_name,
+    top_folders,
+)
 
 # Methods of compression that zipfile inflates in bounded steps.
 BOUNDED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
@@ -37,6 +46,12 @@ class ZipMembers(Members):
 
     def state(self, index: int) -> str:
         return str(self.places[index, 2])
+
+    def numbers(self) -> np.ndarray:
+        return self.places[:, 1]
+
+    def on_disk(self) -> OnDisk:
+        return OnDisk.of([self.path])
 
 
 @lru_cache(maxsize=4)
