@@ -147,7 +147,7 @@ def _validate(
 ) -> dict[str, float]:
     """The metrics of a validation."""
     if config.diagnostics:
-        return diagnose(accelerator, model, inputs, config.seed)
+        return diagnose(accelerator, model, inputs, config.seed, config.directory)
     return evaluate(accelerator, model, inputs)
 
 

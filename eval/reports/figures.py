@@ -90,6 +90,29 @@ def diagnostics(runs: list[RunRecord]) -> str | None:
         return svg(figure)
 
 
+def histograms(runs: list[RunRecord]) -> str | None:
+    """How often the choices of the first decision are the most probable ones, most frequent first, and how often they
+    are right (dashed), for the first run of each label that has a histogram; None if no run has one."""
+    found: dict[str, np.ndarray] = {}
+    for run in runs:
+        if run.label not in found and (counts := run.histogram) is not None:
+            found[run.label] = counts.astype(np.float64)
+    if not found:
+        return None
+    palette = colours([run.label for run in runs])
+    with mpl.rc_context({**STYLE, "svg.hashsalt": "masc histograms"}):
+        figure, axis = plt.subplots(figsize=(10.5, 3.2))
+        for label, pair in found.items():
+            for counts, line in zip(pair, ("-", "--"), strict=True):
+                shares = np.sort(counts[counts > 0])[::-1] / counts.sum()
+                shown = plain_text(label) if line == "-" else None
+                axis.loglog(1 + np.arange(len(shares)), shares, line, color=palette[label], label=shown, linewidth=1.4)
+        axis.set_xlabel("rank of the choice")
+        axis.set_ylabel("share of positions")
+        axis.legend(frameon=False, fontsize=8)
+        return svg(figure)
+
+
 def _curves(axis: Axes, runs: list[RunRecord], unit: str, palette: dict[str, str], target: float | None) -> None:
     _lines(axis, [(run.label, run.curve) for run in runs], NATS, unit, palette, target)
 

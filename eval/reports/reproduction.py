@@ -220,6 +220,7 @@ def write_report(inputs: ReportInputs, directory: Path) -> Path:
         **content,
         convergence=figures.convergence(inputs.runs, target),
         diagnostics=figures.diagnostics(inputs.runs),
+        histograms=figures.histograms(inputs.runs),
         colours=figures.colours([run.label for run in inputs.runs]),
         grids={label: figures.image(grid) for label, grid in grids.items()},
         tokenizer_images=tokenizer.get("images", []),

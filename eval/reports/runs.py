@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from masc.runtime.errors import InputError, MissingArtifact
-from masc.runtime.reading import Damaged, advising, check_json, read_yaml
-from masc.runtime.run import Provenance, read_metrics, read_provenance, run_facts, upgrade_config
+from masc.runtime.reading import Damaged, advising, check_json, open_array, read_yaml
+from masc.runtime.run import HISTOGRAM, Provenance, read_metrics, read_provenance, run_facts, upgrade_config
 from metrics.results import Results
 from metrics.stored import LARGEST
 from reports.published import label_of
@@ -116,6 +116,16 @@ class RunRecord:
         """Mean training loss of the last 5 rows, with dropout; NaN if there is none."""
         values = [row["train/nats_per_token"] for row in self.rows if "train/nats_per_token" in row]
         return float(np.mean(values[-5:])) if values else math.nan
+
+    @property
+    def histogram(self) -> np.ndarray | None:
+        """How often each choice of the first decision is the most probable one, and is right, on held-out images:
+        (2, V); None if the run was trained without diagnostics."""
+        file = self.directory / HISTOGRAM
+        if not file.exists():
+            return None
+        with advising("remove it: pages then leave it out"):
+            return open_array(file, "u", (2, None))
 
     def results(self, name: str) -> dict[str, dict[str, Any]]:
         """Rows of eval/<name>.json by metric; empty if it was not measured."""

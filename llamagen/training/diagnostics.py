@@ -13,9 +13,13 @@ possible choice, does not count):
 | `val/used_choices` | share of the choices of decision 0 that are the most probable one at some position |
 | `val/gradient_variance`, `val/gradient_noise` | of micro-batches of training images: see `gradient_spread` |
 
+HISTOGRAM in the run's directory holds how often each choice of decision 0 is the most probable one, and is right.
+
 All but the first come from at most INSPECTED held-out images, spread over all, along the right path.
 
 Shapes: I images, T positions, M positions of all images, D width, L decisions, V choices."""
+
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -26,6 +30,8 @@ from torch.func import functional_call
 from llamagen.training.inputs import RunInputs
 from llamagen.training.likelihood import evaluate, on_device
 from masc.heads.base import Follow, Head
+from masc.runtime.files import replacing
+from masc.runtime.run import HISTOGRAM
 from masc.runtime.streams import Purpose, random_stream
 
 INSPECTED = 256  # held-out images
@@ -57,6 +63,7 @@ class Inspection:
         count = min(INSPECTED, num_images)
         self.rows = np.arange(count) * num_images // count  # (I,)
         self.parts: list[tuple[Tensor, Tensor]] = []  # places in `rows` and (B, T, L, 4) of this process
+        self.histogram: np.ndarray | None = None  # (2, V): of decision 0, after `metrics`
 
     def __call__(self, head: Head, rows: np.ndarray, hidden: Tensor, tokens: Tensor) -> None:
         (places,) = np.nonzero((self.rows >= rows[0]) & (self.rows <= rows[-1]))
@@ -78,7 +85,10 @@ class Inspection:
             row |= {f"val/level_{level}_{name}": value for name, value in found.items()}
             if level == 0:
                 row |= {f"val/{name}": value for name, value in found.items()}
-                row["val/used_choices"] = len(likeliest.unique()) / choices.max().item()
+                most = int(choices.max())
+                counts = [each.long().bincount(minlength=most) for each in (likeliest, given)]
+                self.histogram = torch.stack(counts).cpu().numpy().astype(np.uint32)
+                row["val/used_choices"] = float((self.histogram[0] > 0).mean())
         return row
 
 
@@ -116,11 +126,18 @@ def gradient_spread(accelerator: Accelerator, model: torch.nn.Module, inputs: Ru
     return {"val/gradient_variance": apart / (MICRO_BATCHES - 1), **noise}
 
 
-def diagnose(accelerator: Accelerator, model: torch.nn.Module, inputs: RunInputs, seed: int) -> dict[str, float]:
-    """`evaluate` and the diagnostics; those of gradients on the main process only."""
+def diagnose(
+    accelerator: Accelerator, model: torch.nn.Module, inputs: RunInputs, seed: int, directory: Path
+) -> dict[str, float]:
+    """`evaluate` and the diagnostics; the main process adds those of gradients and writes HISTOGRAM to `directory`."""
     inspection = Inspection(inputs.held_out.num_images)
     row = evaluate(accelerator, model, inputs, inspection)
     row |= inspection.metrics(
         accelerator, inputs.held_out.num_positions, accelerator.unwrap_model(model).head.num_decisions
     )
-    return row | gradient_spread(accelerator, model, inputs, seed) if accelerator.is_main_process else row
+    if not accelerator.is_main_process:
+        return row
+    if inspection.histogram is not None:
+        with replacing(directory / HISTOGRAM) as temporary, temporary.open("wb") as file:
+            np.save(file, inspection.histogram)
+    return row | gradient_spread(accelerator, model, inputs, seed)

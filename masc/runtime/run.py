@@ -23,6 +23,7 @@ from masc.runtime.writing import make_folder, writing
 
 logger = logging.getLogger(__name__)
 CHECKPOINTS = "checkpoints"  # folder of a run
+HISTOGRAM = "histogram.npy"  # (2, V): how often each first choice is the most probable one and is right, held out
 PACKAGES = (
     *("torch", "accelerate", "numpy", "scipy", "numba", "scikit-learn", "fastcluster", "faiss-cpu", "faiss-gpu"),
     "safetensors",

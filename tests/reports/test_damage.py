@@ -8,6 +8,7 @@ import yaml
 from damage import Kind, check, damaged, retyped, retyped_json, survives
 from report_runs import make_run, measured
 
+from masc.runtime.run import HISTOGRAM
 from metrics.results import Results, row
 from reports import figures
 from reports.reproduction import SAMPLE_METRICS, ReportInputs, write_report
@@ -27,6 +28,13 @@ def test_runs(tmp_path, name):
         return run.label, run.volatile, run.seed, {key: values.tolist() for key, values in run.curve.items()}
 
     check(Kind(directory / name, read, 300, is_json=name == "provenance.json"))
+
+
+def test_histograms(tmp_path):
+    directory = make_run(tmp_path)
+    np.save(directory / HISTOGRAM, np.array([[5, 0, 2], [3, 3, 1]], np.uint32))
+    run = RunRecord.load(directory)
+    check(Kind(directory / HISTOGRAM, lambda: run.histogram.tolist(), 300))
 
 
 @pytest.mark.parametrize("name", ["config.yaml", "provenance.json", "metrics.jsonl", "eval/default-adm.json"])

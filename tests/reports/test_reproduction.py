@@ -9,6 +9,7 @@ from matplotlib import pyplot as plt
 from user_errors import tells
 
 from masc.runtime.errors import InputError
+from masc.runtime.run import HISTOGRAM
 from metrics.results import Results, row
 from reports import figures
 from reports.claims import on_other_trees, state_claims
@@ -57,6 +58,16 @@ def test_diagnostics_are_drawn_of_the_runs_that_have_them(tmp_path):
     with plt.rc_context({"svg.fonttype": "none"}):
         drawn = figures.diagnostics([runs[0], RunRecord.load(runs[1].directory)])
     assert all(figures.METRIC_WORDS[metric] in drawn for metric in DIAGNOSTICS)
+    assert ">masc<" in drawn and ">flat<" not in drawn
+
+
+def test_histograms_are_drawn_of_the_first_run_of_each_label_that_has_one(tmp_path):
+    runs = [make_run(tmp_path, label, seed, [7, 6]) for label in ("flat", "masc") for seed in (0, 1)]
+    assert figures.histograms(runs) is None
+    np.save(runs[3].directory / HISTOGRAM, np.array([[8, 0, 0], [4, 3, 1]], np.uint32))
+    assert "never prefers" in write_report(ReportInputs(runs, []), tmp_path / "report").read_text()
+    with plt.rc_context({"svg.fonttype": "none"}):
+        drawn = figures.histograms(runs)
     assert ">masc<" in drawn and ">flat<" not in drawn
 
 

@@ -21,6 +21,7 @@ def as_before(run_dir):
     file = run_dir / "config.yaml"
     stored = yaml.safe_load(file.read_text())
     del stored["model"]["target"]
+    del stored["diagnostics"]
     stored["head"] = {"num_clusters": None, "context": "token"} | stored["head"]
     stored["head"].pop("members", None)
     file.write_text(yaml.safe_dump(stored, sort_keys=False))

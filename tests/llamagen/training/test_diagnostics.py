@@ -16,6 +16,7 @@ from llamagen.training.inputs import load_inputs
 from masc.heads import losses as head_losses
 from masc.heads.base import Follow
 from masc.runtime.streams import Purpose, random_stream
+from reports.runs import RunRecord
 
 every_case = pytest.mark.parametrize(("kind", "tree"), [(head, tree) for head in HEADS_TO_TEST for tree in TREES])
 NAMES = ("val/accuracy", "val/entropy", "val/used_choices", "val/gradient_variance", "val/gradient_noise")
@@ -95,6 +96,8 @@ def test_the_metrics_are_those_of_the_images_whatever_the_batch():
             inspection(head, rows, states[rows], tokens[rows])
         row = inspection.metrics(Accelerator(cpu=True), 4, 1)
         assert row.pop("val/used_choices") == len(logits.argmax(-1).unique()) / head.num_tokens
+        counts = [np.bincount(each.flatten(), minlength=head.num_tokens) for each in (logits.argmax(-1), tokens)]
+        assert np.array_equal(inspection.histogram, counts)
         assert row == pytest.approx({f"val/{at}{name}": expected[name] for at in ("", "level_0_") for name in expected})
 
 
@@ -181,6 +184,7 @@ def test_a_training_is_the_same_with_and_without_diagnostics(small_run, tmp_path
     last = losses(seeing)[-1]
     assert set(last) >= {*NAMES, *(f"val/level_{level}_{what}" for level in (0, 1) for what in ("accuracy", "entropy"))}
     assert not set(NAMES) & set(losses(blind)[-1])
+    assert RunRecord.load(seeing).histogram.shape == (2, 12) and RunRecord.load(blind).histogram is None
 
 
 def test_a_decision_that_is_not_learned_has_no_accuracy(small_run):
