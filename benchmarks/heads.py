@@ -56,7 +56,7 @@ ROOT = Path(__file__).resolve().parents[1]
 NUM_TOKENS, GRID, IMAGES = 16384, 16, 64
 POSITIONS = GRID * GRID
 UNCHUNKED, TORCH = "flat-unchunked", "flat-torch"
-HEADS: dict[str, list[str]] = {  # overrides of configs
+HEADS: dict[str, list[str]] = {  # overrides of configs; ctf's second network is a model of LlamaGen-L's size: no head
     "flat": ["head=flat"],
     "masc-8192": ["head=masc"],
     "masc-4096": ["head=masc", "head.num_clusters=4096"],
@@ -70,7 +70,6 @@ HEADS: dict[str, list[str]] = {  # overrides of configs
     "tree-shared": ["head=tree-shared"],
     "subtoken": ["head=subtoken"],
     "masc-refine": ["head=masc-refine"],
-    "ctf": ["head=ctf"],
 }
 
 
