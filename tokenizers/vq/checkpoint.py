@@ -5,7 +5,7 @@ import logging
 import pickle
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,13 @@ from masc.runtime.reading import advising, open_file
 
 # Classes of training frameworks in published checkpoints. Their objects are replaced by empty ones.
 FRAMEWORKS = ("pytorch_lightning.", "lightning.", "lightning_fabric.")
-CONTAINERS = ("model", "module", "state_dict")  # keys under which released files hold their state dict
+# Keys under which files hold their state dict, in the order in which they are tried.
+CONTAINERS = ("model", "module", "state_dict", "model_state_dict", "ema")
 # Parts of names that torch.compile, FSDP and activation checkpointing insert wherever they wrap a module.
 WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
-PARALLEL = "module."  # begins every name of a module that DDP or DataParallel wraps
+# Beginnings of all names of a module that is wrapped by DDP, DataParallel or AveragedModel, Lightning, or Fabric.
+PREFIXES = ("module.", "model.", "_forward_module.")
+COUNTER = "n_averaged"  # AveragedModel's only tensor beside the module that it wraps
 # Files that often stand in the place of a checkpoint: their first bytes, what they are, what to do (None: the advice).
 OTHER_KINDS = (
     (b"version https://git-lfs", "a pointer of git-lfs instead of the file", "type `git lfs pull` in its repository"),
@@ -111,14 +114,18 @@ def _reason(error: Exception) -> str:
     return printable(said[:200])
 
 
-def find_state(checkpoint: dict[str, Any], path: Path, containers: tuple[str, ...] = CONTAINERS) -> dict[str, Tensor]:
+def find_state(
+    checkpoint: dict[str, Any], path: Path, containers: tuple[str, ...] = CONTAINERS, own: Collection[str] = ()
+) -> dict[str, Tensor]:
     """The state dict in a checkpoint: below the first key of `containers` that it has, or the checkpoint itself.
 
-    DDP files of LlamaGen hold it below `model`; FSDP files are the state dict. Raises InputError if there is none."""
-    for name in containers:
-        if isinstance(checkpoint.get(name), dict):
-            checkpoint = checkpoint[name]
-            break
+    DDP files of LlamaGen hold it below `model`; FSDP files are the state dict. What wrappers put into the names is
+    taken out until one of `own` appears, the names of the module that is loaded. Raises InputError if there is none."""
+    found = [name for name in containers if isinstance(checkpoint.get(name), dict) and checkpoint[name]]
+    if len(found) > 1:
+        logger.info("%s holds weights as %s: reading %s", path, ", ".join(found), found[0])
+    if found:
+        checkpoint = checkpoint[found[0]]
     strange = [name for name, value in checkpoint.items() if not isinstance(value, Tensor) or not isinstance(name, str)]
     if strange and len(strange) < len(checkpoint):
         value = checkpoint[strange[0]]
@@ -137,21 +144,26 @@ def find_state(checkpoint: dict[str, Any], path: Path, containers: tuple[str, ..
                 f"expected dense numbers in {path}, found {value.layout} {value.dtype} on {value.device} as "
                 f"{name!r:.80}; save the weights as plain tensors"
             )
-    return _unwrapped(checkpoint, path)
+    return _unwrapped(checkpoint, path, set(own))
 
 
-def _unwrapped(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """The state dict without what wrappers of torch put into the names; unchanged if no name has it."""
+def _unwrapped(state: dict[str, Tensor], path: Path, own: set[str]) -> dict[str, Tensor]:
+    """The state dict without what wrappers put into the names; unchanged if no name has it, or if one is of `own`."""
     names = {name: name for name in state}
-    for wrapper in WRAPPERS:
-        names = {name: own.replace(wrapper, "") for name, own in names.items()}
-    while all(own.startswith(PARALLEL) for own in names.values()):
-        names = {name: own.removeprefix(PARALLEL) for name, own in names.items()}
-    if len(set(names.values())) < len(state) or all(name == own for name, own in names.items()):
+    if own.isdisjoint(names):
+        for wrapper in WRAPPERS:
+            names = {name: inner.replace(wrapper, "") for name, inner in names.items()}
+    while own.isdisjoint(names.values()):
+        wrapped = {name: inner for name, inner in names.items() if inner != COUNTER}
+        prefix = next((each for each in PREFIXES if all(inner.startswith(each) for inner in wrapped.values())), None)
+        if prefix is None or not wrapped:
+            break
+        names = {name: inner.removeprefix(prefix) for name, inner in wrapped.items()}
+    changed = [name for name, inner in names.items() if name != inner]
+    if len(set(names.values())) < len(names) or not changed:
         return state
-    example = next(name for name, own in names.items() if name != own)
-    logger.info("%s was saved from a wrapped module: %s is read as %s", path, example, names[example])
-    return {names[name]: value for name, value in state.items()}
+    logger.info("%s was saved from a wrapped module: %s is read as %s", path, changed[0], names[changed[0]])
+    return {inner: state[name] for name, inner in names.items()}
 
 
 def load_state(

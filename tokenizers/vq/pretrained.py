@@ -26,7 +26,7 @@ def load_tokenizer(path: Path, config: TokenizerConfig) -> Tokenizer:
         _check_sizes(path, config, model)
     checkpoint = read_checkpoint(path)
     release = getattr(model, "from_release", None)
-    state = release(checkpoint, path) if release else find_state(checkpoint, path)
+    state = release(checkpoint, path) if release else find_state(checkpoint, path, own=model.state_dict())
     load_state(model, state, path)
     return model.float().eval().requires_grad_(False)
 
