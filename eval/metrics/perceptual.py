@@ -93,7 +93,7 @@ def load_lpips(
     try:
         model.load_backbone(torch.load(path, weights_only=True, map_location="cpu"))
     except Exception as error:  # for damaged bytes torch raises errors of any type
-        problem = f"{path} does not hold torchvision's weights of {path.stem} ({reason(error)})"
+        problem = f"{path} does not hold torchvision's weights of {path.stem} ({reason(error, path)})"
         raise MissingArtifact("weights", path, problem, remove=True, name=known.release) from error
     model.sha256 = found
     return model.eval().requires_grad_(False).to(device)

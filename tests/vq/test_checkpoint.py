@@ -291,12 +291,13 @@ def test_a_pipe_in_the_place_of_a_checkpoint_is_refused_at_once(tmp_path, name):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "a pointer of git-lfs .*git lfs pull"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "a pointer of git-lfs, .*git lfs pull"),
         (b"\n<!DOCTYPE html><html>", "a web page; download it again"),
         (b"<html>404 Not Found</html>", "a web page; download it again"),
-        (b"\x1f\x8b\x08\x00" + bytes(20), "compressed by gzip; unpack it"),
+        (b"\xef\xbb\xbf\n<?xml version='1.0'?><Error>", "a web page; download it again"),
+        (b"\x1f\x8b\x08\x00" + bytes(20), "compressed by gzip, to be unpacked"),
     ],
-    ids=["git-lfs", "doctype", "html", "gzip"],
+    ids=["git-lfs", "doctype", "html", "xml", "gzip"],
 )
 def test_another_file_in_the_place_of_a_checkpoint_is_named_with_its_remedy(tmp_path, name, content, words):
     (tmp_path / name).write_bytes(content)

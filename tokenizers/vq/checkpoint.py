@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from masc.runtime.errors import InputError, MissingArtifact, printable
-from masc.runtime.reading import advising, open_file
+from masc.runtime.reading import Damaged, advising, other_kind
 
 # Classes of training frameworks in published checkpoints. Their objects are replaced by empty ones.
 FRAMEWORKS = ("pytorch_lightning.", "lightning.", "lightning_fabric.")
@@ -25,13 +25,6 @@ WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module."
 # Beginnings of all names of a module that is wrapped by DDP, DataParallel or AveragedModel, Lightning, or Fabric.
 PREFIXES = ("module.", "model.", "_forward_module.")
 COUNTER = "n_averaged"  # AveragedModel's only tensor beside the module that it wraps
-# Files that often stand in the place of a checkpoint: their first bytes, what they are, what to do (None: the advice).
-OTHER_KINDS = (
-    (b"version https://git-lfs", "a pointer of git-lfs instead of the file", "type `git lfs pull` in its repository"),
-    (b"<!doctype html", "a web page", None),
-    (b"<html", "a web page", None),
-    (b"\x1f\x8b", "a file compressed by gzip", "unpack it by `gunzip`"),
-)
 MAX_LISTED = 4
 SAMPLED = 2048  # values at each of three places of a tensor that are looked at
 logger = logging.getLogger(__name__)
@@ -55,11 +48,9 @@ def read_checkpoint(path: Path, advice: str = "download it again") -> dict[str, 
     path = Path(path)
     if not path.exists():
         raise MissingArtifact("weights", path, f"no checkpoint at {path}; give another path, or download it")
-    with advising(advice), open_file(path) as (file, _):  # a pipe in its place would block the libraries
-        start = file.read(64)
-    for signature, kind, remedy in OTHER_KINDS:
-        if start.lstrip().lower().startswith(signature):
-            raise InputError(f"expected a checkpoint in {path}, found {kind}; {remedy or advice}")
+    with advising(advice):
+        if kind := other_kind(path):  # opens a pipe in its place without waiting, where the libraries would wait
+            raise Damaged(f"expected a checkpoint in {path}, found {kind}")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)

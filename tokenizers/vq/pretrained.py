@@ -64,5 +64,7 @@ def _config_in(path: Path) -> dict[str, Any]:
             with safe_open(path, "pt") as file:
                 stored = (file.metadata() or {}).get("config", "")
         except Exception as error:  # safetensors raises errors of several types for damaged files
-            raise Damaged(f"{path} is not a tokenizer of this project, or it is truncated ({reason(error)})") from error
+            raise Damaged(
+                f"{path} is not a tokenizer of this project, or it is truncated ({reason(error, path)})"
+            ) from error
         return parse_json(stored, dict[str, Any], path)
