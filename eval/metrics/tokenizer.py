@@ -35,7 +35,7 @@ from metrics.replacement import (
     num_shown,
     shown_images,
 )
-from metrics.results import TOKENIZER_FILES, row
+from metrics.results import TOKENIZER_FILES, check_new, row
 from metrics.spaces import inception_path, inception_space, lite0_space
 from metrics.streams import SourceImages, read_batches
 from vq.images import ImageSource
@@ -153,15 +153,17 @@ def evaluate_tokenizer(model: Tokenizer, test: TokenizerTest, directory: Path, d
             results = {"reconstruction": measure_reconstruction(model, test, judges)}
             if test.train is not None:
                 results |= measure_floors(model, test, extractor, data, reference_path)
-            write_json(
-                directory / TOKENIZER_FILES["reconstruction"], {"inputs": test.inputs["reconstruction"], **results}
-            )
+            file = directory / TOKENIZER_FILES["reconstruction"]
+            for rows in results.values():
+                check_new(rows, file)
+            write_json(file, {"inputs": test.inputs["reconstruction"], **results})
         if "replacement" in missing:
             _write_images(model, test, directory)
             found = measure_replacement(model, test.images, test.cuts, list(test.seeds), judges, test.about)
-            write_json(
-                directory / TOKENIZER_FILES["replacement"], {"inputs": test.inputs["replacement"], "replacement": found}
-            )
+            file = directory / TOKENIZER_FILES["replacement"]
+            for case in found:
+                check_new(case["metrics"], file)
+            write_json(file, {"inputs": test.inputs["replacement"], "replacement": found})
     return directory
 
 
