@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from masc.runtime.artifacts import hash_arrays
 from masc.runtime.device import patient_state
-from masc.runtime.errors import InputError
+from masc.runtime.errors import InputError, MissingArtifact
 from masc.runtime.files import hash_file, replacing, write_json
 from masc.runtime.reading import Damaged, read_json
 from masc.runtime.streams import Purpose, random_stream
@@ -173,11 +173,9 @@ def load_judges(test: TokenizerTest, extractor: nn.Module, device: torch.device)
     if weights is not None:
         spaces.append(inception_space(load_inception(weights, device=device)))
     elif test.held_out.name != EMBEDDED:
-        logger.warning(
-            "rFD-lite0 in place of rFID: no Inception weights in %s; download them with `make weights NAME=%s`",
-            test.folder,
-            NAME,
-        )
+        problem = f"no Inception weights in {test.folder}"
+        missing = MissingArtifact("weights", test.folder, problem, name=NAME)
+        logger.warning("rFD-lite0 in place of rFID: %s", missing)
     if test.held_out.name == EMBEDDED or not spaces:
         spaces.append(lite0_space(extractor))
     return Judges(tuple(spaces), load_lpips(test.folder, device, test.backbone))
