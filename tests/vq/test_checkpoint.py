@@ -242,6 +242,9 @@ def test_weights_of_another_kind_of_number_or_not_finite_are_refused():
         large[0, place] = float("inf")
         with pytest.raises(InputError, match="not finite in weight"):
             load_state(nn.Linear(20_000, 1, bias=False), {"weight": large}, path)
+    large = torch.zeros(1, 20_000)
+    large[0, 5_000] = float("inf")  # outside the sample
+    load_state(nn.Linear(20_000, 1, bias=False), {"weight": large}, path)
     module.register_buffer("mask", torch.zeros(2))
     load_state(module, STATE | {"mask": torch.tensor([0.0, float("-inf")])}, path)
     assert module.mask[1] == float("-inf")

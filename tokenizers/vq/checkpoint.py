@@ -187,8 +187,10 @@ def _check_values(module: nn.Module, state: dict[str, Tensor], path: Path) -> No
     """Raise InputError for whole numbers where floats belong, or the other way round, and for weights that are not
     finite in the module's type. A buffer may hold infinity, as a mask does.
 
-    Of a large tensor only the first, middle and last values are looked at: training that diverged leaves none finite,
-    and to read every value of a memory-mapped file would nearly double the time of loading it."""
+    The values are a sample: of a tensor with more than 3 x SAMPLED values the first, middle and last SAMPLED are looked
+    at, and a value elsewhere that is not finite is not found. Training that diverged leaves none finite, and to read
+    every value of a memory-mapped file would nearly double the time of loading it. The sample takes 5 to 15 ms for 110
+    million weights in 134 tensors, a tenth of the loading or less; one test of all samples joined is not faster."""
     for name, own in module.state_dict(keep_vars=True).items():
         value = state[name]
         if value.is_floating_point() != own.is_floating_point():
