@@ -1,5 +1,6 @@
 """What a user reads when a stage ends with an error, and what to type then."""
 
+import copy
 import logging
 import shlex
 import sys
@@ -25,6 +26,7 @@ COMMANDS = {
     "reference": ("reference", "DATA"),
     "results": ("eval-fid", "RUN"),
     "weights": ("weights", "NAME"),
+    "tokenizer results": ("eval-tokenizer", "TOKENIZER"),
 }
 
 
@@ -46,9 +48,14 @@ def explain(error: InputError) -> str:
 
 
 class PlainFormatter(logging.Formatter):
-    """Log lines as text that cannot command the terminal: they name what files hold."""
+    """Log lines as text that cannot command the terminal: they name what files hold.
+
+    An InputError among the arguments of a line is written with the command that makes what is missing."""
 
     def format(self, record: logging.LogRecord) -> str:
+        if isinstance(record.args, tuple):
+            record = copy.copy(record)
+            record.args = tuple(explain(each) if isinstance(each, InputError) else each for each in record.args)
         return printable(super().format(record))
 
 

@@ -263,7 +263,6 @@ CASES = {
         "problem",
         ["b" * 12, "a" * 12],
     ),
-    "FID not a number": ({}, {"FID": float("nan")}, {}, "non-finite", "problem", ["FID"]),
     "TF32": ({"arithmetic": {"dtype": "float32", "tf32": True}}, {}, {}, "arithmetic", "problem", ["TF32"]),
     "bf16 features": ({"arithmetic": {"dtype": "bfloat16"}}, {}, {}, "arithmetic", "problem", ["bfloat16"]),
     "drawn in fp16": ({"sampling_precision": "fp16"}, {}, {}, "sampling-precision", "warning", ["fp16"]),

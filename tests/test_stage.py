@@ -99,7 +99,7 @@ def test_every_kind_that_the_code_names_has_a_command(root):
     named = {"codebook", "tree"}  # kinds of artefacts of one .npz file: load_npz names them by its argument
     for folder in ("masc", "tokenizers", "eval", "llamagen", "scripts"):
         for file in (root / folder).rglob("*.py"):
-            named |= set(re.findall(r"MissingArtifact\(\s*\"([a-z ]+)\"", file.read_text()))
+            named |= set(re.findall(r"(?:MissingArtifact|damaged_is_missing)\(\s*\"([a-z ]+)\"", file.read_text()))
     assert named == set(COMMANDS)
 
 

@@ -94,7 +94,7 @@ def load_clip(path: Path, sha256: str | None = None, device: torch.device | str 
         raise MissingArtifact(
             "weights",
             path,
-            f"{path} does not hold the tensors of {name} ({reason(error)}); OpenAI's own ViT-B-32.pt is a "
+            f"{path} does not hold the tensors of {name} ({reason(error, path)}); OpenAI's own ViT-B-32.pt is a "
             "program, which is not run here. Take open_clip's copy of its tensors",
             remove=path.name == FILE,  # a file of another name is the user's own
             name=NAME,

@@ -221,8 +221,8 @@ def load_inception(path: Path, sha256: str | None = None, device: torch.device |
         model.load_state_dict(_folded(state))
     except Exception as error:  # for damaged bytes torch raises errors of any type
         raise InputError(
-            f"{path} does not hold the 566 tensors of {NAME} ({reason(error)}); name the published file, or another of "
-            "its layout"
+            f"{path} does not hold the 566 tensors of {NAME} ({reason(error, path)}); name the published file, or "
+            "another of its layout"
         ) from error
     model.sha256 = found
     return model.eval().requires_grad_(False).to(device).to(memory_format=torch.channels_last)

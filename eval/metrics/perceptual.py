@@ -78,7 +78,7 @@ def load_lpips(
     Returns None, with a warning, if the file is missing. Raises InputError if it is another file or truncated."""
     path, known = lpips_path(folder, backbone), BACKBONES[backbone]
     if not path.exists():
-        logger.warning("LPIPS is left out: there is no %s; type `make weights NAME=%s`", path, known.release)
+        logger.warning("LPIPS is left out: %s", MissingArtifact("weights", path, name=known.release))
         return None
     found, expected = hash_file(path), sha256 or known.sha256
     if not found.startswith(expected):
@@ -93,7 +93,7 @@ def load_lpips(
     try:
         model.load_backbone(torch.load(path, weights_only=True, map_location="cpu"))
     except Exception as error:  # for damaged bytes torch raises errors of any type
-        problem = f"{path} does not hold torchvision's weights of {path.stem} ({reason(error)})"
+        problem = f"{path} does not hold torchvision's weights of {path.stem} ({reason(error, path)})"
         raise MissingArtifact("weights", path, problem, remove=True, name=known.release) from error
     model.sha256 = found
     return model.eval().requires_grad_(False).to(device)

@@ -4,6 +4,7 @@ A protocol is a dict of keys and values, so that files keep their layout. `Proto
 tables and comparisons ask it for the keys of a role."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from enum import StrEnum
@@ -11,6 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from masc.runtime.errors import InputError
 from masc.runtime.files import write_json
 from masc.runtime.reading import Damaged, advising, check_json, read_json
 from metrics.stored import Evidence, StoredRow, check_sizes
@@ -211,6 +213,21 @@ def check_rows(rows: Any, path: Path) -> list[dict[str, Any]]:
     return found
 
 
+def check_new(rows: list[dict[str, Any]], path: Path) -> None:
+    """Raise InputError, before rows are written to `path`, for what `check_rows` would refuse when they are read.
+
+    A number that is not finite is named by its metric."""
+    for row in rows:
+        interval = row.get("interval") or {}
+        numbers = [row["value"], *(interval[end] for end in ("low", "high") if end in interval)]
+        if not all(map(math.isfinite, numbers)):
+            raise InputError(
+                f"expected a finite {row['metric']}, found {', '.join(map(str, numbers))}; {path} was not written. "
+                "Check the images, and the weights of the networks that measured them"
+            )
+    check_rows(rows, path)
+
+
 def identity(content: Any) -> str:
     """A text that is equal for equal plain values."""
     return json.dumps(content, sort_keys=True, default=str)
@@ -238,7 +255,9 @@ class Results:
         return {row["metric"]: row for row in self.rows}
 
     def save(self, path: Path) -> None:
-        """Write the file completely or not at all."""
+        """Write the file completely or not at all. Raises InputError for what `load` would refuse."""
+        check_new(self.rows, path)
+        check_json(self.evidence, Evidence, path)
         write_json(path, {"format": "masc-results", "version": VERSION, "rows": self.rows, "evidence": self.evidence})
 
     @staticmethod

@@ -72,8 +72,8 @@ class NpzImages(Images):
             raise
         except Exception as error:  # zipfile and NumPy raise errors of many types for damaged bytes
             raise InputError(
-                f"{path} is no .npz with an array arr_0 of images, or is truncated ({reason(error)}); write it or copy "
-                "it again"
+                f"{path} is no .npz with an array arr_0 of images, or is truncated ({reason(error, path)}); write it "
+                "or copy it again"
             ) from error
 
     def _open(self) -> None:

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from masc.runtime.artifacts import hash_arrays
 from masc.runtime.device import patient_state
-from masc.runtime.errors import InputError
+from masc.runtime.errors import InputError, MissingArtifact
 from masc.runtime.files import hash_file, replacing, write_json
 from masc.runtime.reading import Damaged, read_json
 from masc.runtime.streams import Purpose, random_stream
@@ -35,7 +35,7 @@ from metrics.replacement import (
     num_shown,
     shown_images,
 )
-from metrics.results import TOKENIZER_FILES, row
+from metrics.results import TOKENIZER_FILES, check_new, row
 from metrics.spaces import inception_path, inception_space, lite0_space
 from metrics.streams import SourceImages, read_batches
 from vq.images import ImageSource
@@ -153,15 +153,17 @@ def evaluate_tokenizer(model: Tokenizer, test: TokenizerTest, directory: Path, d
             results = {"reconstruction": measure_reconstruction(model, test, judges)}
             if test.train is not None:
                 results |= measure_floors(model, test, extractor, data, reference_path)
-            write_json(
-                directory / TOKENIZER_FILES["reconstruction"], {"inputs": test.inputs["reconstruction"], **results}
-            )
+            file = directory / TOKENIZER_FILES["reconstruction"]
+            for rows in results.values():
+                check_new(rows, file)
+            write_json(file, {"inputs": test.inputs["reconstruction"], **results})
         if "replacement" in missing:
             _write_images(model, test, directory)
             found = measure_replacement(model, test.images, test.cuts, list(test.seeds), judges, test.about)
-            write_json(
-                directory / TOKENIZER_FILES["replacement"], {"inputs": test.inputs["replacement"], "replacement": found}
-            )
+            file = directory / TOKENIZER_FILES["replacement"]
+            for case in found:
+                check_new(case["metrics"], file)
+            write_json(file, {"inputs": test.inputs["replacement"], "replacement": found})
     return directory
 
 
@@ -171,11 +173,9 @@ def load_judges(test: TokenizerTest, extractor: nn.Module, device: torch.device)
     if weights is not None:
         spaces.append(inception_space(load_inception(weights, device=device)))
     elif test.held_out.name != EMBEDDED:
-        logger.warning(
-            "rFD-lite0 in place of rFID: no Inception weights in %s; download them with `make weights NAME=%s`",
-            test.folder,
-            NAME,
-        )
+        problem = f"no Inception weights in {test.folder}"
+        missing = MissingArtifact("weights", test.folder, problem, name=NAME)
+        logger.warning("rFD-lite0 in place of rFID: %s", missing)
     if test.held_out.name == EMBEDDED or not spaces:
         spaces.append(lite0_space(extractor))
     return Judges(tuple(spaces), load_lpips(test.folder, device, test.backbone))

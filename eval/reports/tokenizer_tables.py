@@ -4,13 +4,12 @@ The results come from `make eval-tokenizer` and `make eval-replacement`, below `
 only if they were measured on the same images."""
 
 import json
-import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from masc.runtime.errors import InputError
-from masc.runtime.reading import Damaged, advising, check_json, read_json
+from masc.runtime.reading import Damaged, advising, check_json, damaged_is_missing, read_json
 from metrics.evaluators import SHA256_PREFIX
 from metrics.results import TOKENIZER_FILES, Protocol, Role, check_rows, identity
 from reports.comparison import group_by
@@ -52,8 +51,8 @@ def find_tokenizers(root: Path) -> tuple[list[MeasuredTokenizer], list[dict[str,
                 parts[part] = read_tokenizer_results(place / TOKENIZER_FILES[part], part)[part]
             except InputError as error:
                 skipped.append({"place": str(place / TOKENIZER_FILES[part]), "reason": str(error)})
-        image, make = place / "replacement.png", f"`make eval-replacement TOKENIZER={place.parent.name}`"
-        advice = f"remove {TOKENIZER_FILES['replacement']} beside it and type {make}"
+        image = place / "replacement.png"
+        advice = f"remove {TOKENIZER_FILES['replacement']} beside it and measure the replacement again"
         is_shown = parts["replacement"] and image.exists() and is_image(image, skipped, advice)
         if any(parts.values()):
             found.append(MeasuredTokenizer(place, **parts, image=image if is_shown else None))
@@ -73,9 +72,9 @@ class _Case:
 def read_tokenizer_results(file: Path, part: str) -> dict[str, Any]:
     """The content of a file of a tokenizer's results; `part` is its key of TOKENIZER_FILES.
 
-    Raises InputError if the file is missing or damaged, lacks the part, or has an unknown key or a wrong value."""
-    make = f"remove it and type `make eval-tokenizer TOKENIZER={shlex.quote(file.parent.parent.name)}`"
-    with advising(make):
+    Raises MissingArtifact if the file is missing or damaged, lacks the part, or has an unknown key or a wrong value."""
+    tokenizer = file.parent.parent.name
+    with damaged_is_missing("tokenizer results", file, remove=True, tokenizer=tokenizer), advising("measure again"):
         content = read_json(file)
         if part == "replacement":
             check_json(content.get(part), list[_Case], file)

@@ -60,7 +60,7 @@ class ClipConfig:
         try:
             path = weights_path(NAME, folder)
         except InputError as error:
-            logger.warning("no CLIP score: %s (make weights NAME=%s)", error, NAME)
+            logger.warning("no CLIP score: %s", error)
             return None
         release = RELEASES[NAME]
         pinned = pin_of(release, release.files[0], folder).sha256
@@ -134,9 +134,12 @@ class CocoEvaluation(Evaluation):
         self.captions_path = _captions_file(config, self.state)
         captions = load_captions(self.captions_path)
         if len(captions) < config.wanted:
-            raise InputError(
+            raise MissingArtifact(
+                "captions",
+                self.captions_path,
                 f"image i shows caption i, and {self.captions_path} holds {len(captions):,} captions for "
-                f"{config.wanted:,} images; set num_images={len(captions)}, or choose more with `make coco-captions`"
+                f"{config.wanted:,} images; set num_images={len(captions)}, or choose more captions of COCO",
+                overrides={"coco": config.coco or "FOLDER", "num_images": config.wanted},
             )
         self.captions_sha256, self.shown = captions.sha256, captions.first(config.wanted)
         if self.samples is not None and not self.samples.is_drawn:
@@ -171,7 +174,7 @@ class CocoEvaluation(Evaluation):
         if paired and shown.image_ids is None:
             raise InputError(
                 "paired references need the image ids of the captions, and this list has none; take pairing=all, or "
-                "captions of `make coco-captions`"
+                "captions that this project chose from COCO's"
             )
         name = protocol.reference_name(config.split, shown.ids_sha256)
         path = reference_file(Path(config.extractor.artifacts), name)
@@ -233,8 +236,8 @@ def _captions_file(config: EvalCocoConfig, state: PartialState) -> Path:
     artifacts = Path(config.extractor.artifacts)
     if config.caption_list is None and config.sample_config is None:
         raise InputError(
-            "say which captions the images show, image i caption i, with ARGS=caption_list=FILE: a choice of `make "
-            "coco-captions`, LlamaGen's coco_captions.csv, or the captions.txt that its sampler writes"
+            "say which captions the images show, image i caption i, with ARGS=caption_list=FILE: a choice of "
+            "COCO's captions, LlamaGen's coco_captions.csv, or the captions.txt that its sampler writes"
         )
     choice = ChoiceConfig(
         coco=config.coco,

@@ -25,6 +25,13 @@ from masc.runtime.errors import InputError, MissingArtifact, printable
 MIB = 2**20
 MAX_YAML_VALUES = 100_000  # an alias of YAML can stand for any number of values
 MAX_MEMBERS = 1000  # of a .npz
+# Files that often stand in the place of a download: their first bytes, and what they are with what to do.
+OTHER_KINDS = (
+    (b"version https://git-lfs", "a pointer of git-lfs, to be replaced by `git lfs pull` in its repository"),
+    (b"\x1f\x8b\x08", "a file compressed by gzip, to be unpacked by `gunzip`"),
+    *((start, "a web page") for start in (b"<!doctype", b"<html", b"<head", b"<!--", b"<?xml")),
+)
+BLANK = codecs.BOM_UTF8 + codecs.BOM_UTF16_LE + b"\0 \t\r\n"  # bytes that may stand before text
 BUFFER = 4 * MIB  # bytes inflated at once
 
 
@@ -63,12 +70,29 @@ def _parsing(path: Path, expected: str) -> Iterator[None]:
         raise Damaged(f"expected {expected} in {path}, found more than the memory of this machine holds") from error
     except Exception as error:
         raise Damaged(
-            f"expected {expected} in {path}, which is damaged or another kind of file ({reason(error)})"
+            f"expected {expected} in {path}, which is damaged or another kind of file ({reason(error, path)})"
         ) from error
 
 
-def reason(error: Exception) -> str:
-    """The message of an error in one line of at most 200 characters, all printable; its type if it has no message."""
+def other_kind(path: Path) -> str | None:
+    """What stands in the place of a download, by its first bytes, with its remedy; None if it is none of OTHER_KINDS.
+
+    Raises `Damaged` as `open_file` does."""
+    with open_file(path) as (file, _):
+        start = file.read(256)
+    text = start.replace(b"\0", b"").lstrip(BLANK).lower()  # UTF-16 has a zero byte beside each letter
+    is_named = path.suffix in (".gz", ".tgz")  # gzip is its own kind
+    found = (kind for begin, kind in OTHER_KINDS if start.startswith(begin) or text.startswith(begin))
+    return next((kind for kind in found if not (is_named and "gzip" in kind)), None)
+
+
+def reason(error: Exception, path: Path | None = None) -> str:
+    """The message of an error in one line of at most 200 characters, all printable; its type if it has no message.
+
+    If reading the file at `path` failed and it is one of OTHER_KINDS, that is the reason."""
+    with contextlib.suppress(Damaged):
+        if path is not None and (kind := other_kind(path)):
+            return f"it is {kind}"
     return printable(" ".join(str(error).split())[:200] or type(error).__name__)
 
 

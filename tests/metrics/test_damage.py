@@ -7,10 +7,17 @@ import pytest
 from damage import Kind, check
 from PIL import Image
 
+from masc.runtime.errors import InputError
+from masc.runtime.files import hash_file
+from masc.runtime.reading import open_array, other_kind, read_npz
 from metrics.coco_protocol import CaptionList, load_captions, save_captions
+from metrics.inception import load_inception
 from metrics.reference import POOLED, _read_statistics
 from metrics.results import Results, row
-from metrics.streams import open_samples
+from metrics.streams import NpzImages, open_samples
+from vq.pretrained import _config_in
+from vq.readers.tars import index_tars
+from vq.readers.zips import list_zip
 
 pytestmark = [pytest.mark.usefixtures("little_memory"), pytest.mark.filterwarnings("ignore")]
 
@@ -67,3 +74,24 @@ def test_lists_of_captions(tmp_path, name):
         return found.texts, found.image_ids, found.caption_ids
 
     check(Kind(path, read, is_json=name == "a.json", is_hashed=name == "a.json"))
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a pointer of git-lfs, .* `git lfs pull`"),
+        (b"\xef\xbb\xbf <!-- moved --><html>", "a web page"),
+        ("\ufeff<?xml version='1.0'?><Error>".encode("utf-16-le"), "a web page"),
+        (b"\x1f\x8b\x08\x00" + bytes(20), "a file compressed by gzip, .*`gunzip`"),
+    ],
+    ids=["git-lfs", "comment", "utf-16", "gzip"],
+)
+def test_what_stands_in_the_place_of_a_download_is_named_by_every_reader(tmp_path, content, words):
+    path = tmp_path / "file"
+    path.write_bytes(content)
+    readers = [read_npz, lambda path: open_array(path, "f", None), lambda path: index_tars([path]), list_zip, NpzImages]
+    readers += [_config_in, lambda path: load_inception(path, hash_file(path))]
+    for read in readers:
+        with pytest.raises(InputError, match=rf"file .*it is {words}"):
+            read(path)
+    assert ("gzip" in words) == (other_kind(path) is not None and other_kind(path.rename(tmp_path / "a.gz")) is None)

@@ -93,10 +93,35 @@ BAD = (
 )
 
 
+def write_unchecked(file, rows, evidence=None):
+    content = {"format": "masc-results", "version": 1, "rows": rows, "evidence": {} if evidence is None else evidence}
+    file.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"value": float("nan")}, r"expected a finite sFID, found nan; .*a\.json was not written"),
+        ({"value": float("inf")}, "expected a finite sFID, found inf"),
+        ({"interval": {"low": float("nan"), "high": 5.0}}, "expected a finite sFID, found 5.0, nan, 5.0"),
+        ({"interval": {"low": 6.0, "high": 5.0}}, r"a\.json"),
+        ({"protocol": {"num_images": 0}}, r"a\.json"),
+    ],
+    ids=str,
+)
+def test_what_a_reader_would_refuse_is_not_written(tmp_path, change, words):
+    file = tmp_path / "a.json"
+    with pytest.raises(InputError, match=words):
+        Results([row("FID", 5.0, {}), row("sFID", 5.0, {}) | change]).save(file)
+    with pytest.raises(InputError, match=r"a\.json"):
+        Results([row("FID", 5.0, {})], {"sharpness": 3}).save(file)
+    assert not file.exists()
+
+
 @pytest.mark.parametrize("change", BAD, ids=str)
 def test_a_value_of_another_type_is_one_error_that_names_the_file(tmp_path, change):
     file = tmp_path / "a.json"
-    Results([row("FID", 5.0, {}) | change]).save(file)
+    write_unchecked(file, [row("FID", 5.0, {}) | change])
     with pytest.raises(InputError, match=r"a\.json"):
         Results.load(file)
 
@@ -120,7 +145,7 @@ def test_a_value_of_another_type_is_one_error_that_names_the_file(tmp_path, chan
 )
 def test_evidence_of_another_form_is_one_error_that_names_the_file(tmp_path, evidence):
     file = tmp_path / "a.json"
-    Results([row("FID", 5.0, {})], evidence).save(file)
+    write_unchecked(file, [row("FID", 5.0, {})], evidence)
     with pytest.raises(InputError, match=r"a\.json"):
         Results.load(file)
 
@@ -129,6 +154,6 @@ def test_two_rows_of_one_number_are_refused_and_of_two_protocols_are_not(tmp_pat
     file = tmp_path / "a.json"
     Results([row("IS", 5.0, {"form": "adm"}), row("IS", 6.0, {"form": "torch-fidelity"})]).save(file)
     assert len(Results.load(file).rows) == 2
-    Results([row("IS", 5.0, {"form": "adm"}), row("IS", 6.0, {"form": "adm"})]).save(file)
+    write_unchecked(file, [row("IS", 5.0, {"form": "adm"}), row("IS", 6.0, {"form": "adm"})])
     with pytest.raises(InputError, match=r"each of another number"):
         Results.load(file)

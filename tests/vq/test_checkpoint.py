@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 from user_errors import tells
 
 from masc.runtime.errors import InputError
@@ -52,7 +53,7 @@ def assert_state(found):
 
 
 @pytest.mark.parametrize("is_archive", [True, False], ids=["archive", "legacy"])
-@pytest.mark.parametrize("container", ["model", "module", "state_dict", None])
+@pytest.mark.parametrize("container", ["model", "module", "state_dict", "model_state_dict", "ema", None])
 def test_a_state_dict_is_found_wherever_released_files_hold_it(tmp_path, container, is_archive):
     path = tmp_path / "file.pt"
     content = STATE if container is None else {container: STATE, "steps": 5, "args": Namespace(lr=1e-4)}
@@ -153,7 +154,11 @@ def test_a_state_that_does_not_fit_names_keys_shapes_and_cause(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "prefix", ["_orig_mod.", "module.", "_orig_mod.module.", "module._orig_mod.", "module.module."]
+    "prefix",
+    [
+        *("_orig_mod.", "module.", "_orig_mod.module.", "module._orig_mod.", "module.module.", "model."),
+        *("_forward_module.", "_forward_module.model._orig_mod.", "module.model."),
+    ],
 )
 def test_names_of_a_wrapped_module_are_read_as_its_own(tmp_path, caplog, prefix):
     path = tmp_path / "file.pt"
@@ -161,6 +166,29 @@ def test_names_of_a_wrapped_module_are_read_as_its_own(tmp_path, caplog, prefix)
     with caplog.at_level("INFO"):
         assert_state(find_state(read_checkpoint(path), path))
     assert f"saved from a wrapped module: {prefix}weight is read as weight" in caplog.text
+
+
+@pytest.mark.parametrize("wrap", [lambda module: module, nn.DataParallel], ids=["plain", "parallel"])
+def test_the_state_of_an_averaged_model_is_read(wrap):
+    module = nn.Linear(3, 2)
+    module.load_state_dict(STATE)
+    state = wrap(AveragedModel(wrap(module))).state_dict()
+    assert any("n_averaged" in name for name in state)
+    assert_state(find_state({"ema": state}, Path("x.pt")))
+
+
+def test_of_several_containers_the_first_is_read_and_named(caplog):
+    with caplog.at_level("INFO"):
+        assert find_state({"ema": {"bias": STATE["bias"]}, "model": STATE}, Path("x.pt")) is STATE
+    assert "x.pt holds weights as model, ema: reading model" in caplog.text
+
+
+@pytest.mark.parametrize("prefix", ["model.", "module.", "module.model."])
+def test_a_modules_own_names_keep_what_looks_like_a_wrapper(prefix):
+    inner = nn.ModuleDict({"model": nn.ModuleDict({"module": nn.Linear(3, 2)})})
+    state = {f"{prefix}{name}": value for name, value in inner.state_dict().items()}
+    assert find_state(state, Path("x.pt"), own=inner.state_dict()).keys() == inner.state_dict().keys()
+    assert find_state(inner.state_dict(), Path("x.pt"), own=inner.state_dict()).keys() == inner.state_dict().keys()
 
 
 def test_a_wrapper_around_a_part_is_taken_out_and_a_module_of_that_name_stays(caplog):
@@ -214,6 +242,9 @@ def test_weights_of_another_kind_of_number_or_not_finite_are_refused():
         large[0, place] = float("inf")
         with pytest.raises(InputError, match="not finite in weight"):
             load_state(nn.Linear(20_000, 1, bias=False), {"weight": large}, path)
+    large = torch.zeros(1, 20_000)
+    large[0, 5_000] = float("inf")  # outside the sample
+    load_state(nn.Linear(20_000, 1, bias=False), {"weight": large}, path)
     module.register_buffer("mask", torch.zeros(2))
     load_state(module, STATE | {"mask": torch.tensor([0.0, float("-inf")])}, path)
     assert module.mask[1] == float("-inf")
@@ -263,12 +294,13 @@ def test_a_pipe_in_the_place_of_a_checkpoint_is_refused_at_once(tmp_path, name):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "a pointer of git-lfs .*git lfs pull"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "a pointer of git-lfs, .*git lfs pull"),
         (b"\n<!DOCTYPE html><html>", "a web page; download it again"),
         (b"<html>404 Not Found</html>", "a web page; download it again"),
-        (b"\x1f\x8b\x08\x00" + bytes(20), "compressed by gzip; unpack it"),
+        (b"\xef\xbb\xbf\n<?xml version='1.0'?><Error>", "a web page; download it again"),
+        (b"\x1f\x8b\x08\x00" + bytes(20), "compressed by gzip, to be unpacked"),
     ],
-    ids=["git-lfs", "doctype", "html", "gzip"],
+    ids=["git-lfs", "doctype", "html", "xml", "gzip"],
 )
 def test_another_file_in_the_place_of_a_checkpoint_is_named_with_its_remedy(tmp_path, name, content, words):
     (tmp_path / name).write_bytes(content)

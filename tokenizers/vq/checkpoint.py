@@ -5,7 +5,7 @@ import logging
 import pickle
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +14,17 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from masc.runtime.errors import InputError, MissingArtifact, printable
-from masc.runtime.reading import advising, open_file
+from masc.runtime.reading import Damaged, advising, other_kind
 
 # Classes of training frameworks in published checkpoints. Their objects are replaced by empty ones.
 FRAMEWORKS = ("pytorch_lightning.", "lightning.", "lightning_fabric.")
-CONTAINERS = ("model", "module", "state_dict")  # keys under which released files hold their state dict
+# Keys under which files hold their state dict, in the order in which they are tried.
+CONTAINERS = ("model", "module", "state_dict", "model_state_dict", "ema")
 # Parts of names that torch.compile, FSDP and activation checkpointing insert wherever they wrap a module.
 WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
-PARALLEL = "module."  # begins every name of a module that DDP or DataParallel wraps
-# Files that often stand in the place of a checkpoint: their first bytes, what they are, what to do (None: the advice).
-OTHER_KINDS = (
-    (b"version https://git-lfs", "a pointer of git-lfs instead of the file", "type `git lfs pull` in its repository"),
-    (b"<!doctype html", "a web page", None),
-    (b"<html", "a web page", None),
-    (b"\x1f\x8b", "a file compressed by gzip", "unpack it by `gunzip`"),
-)
+# Beginnings of all names of a module that is wrapped by DDP, DataParallel or AveragedModel, Lightning, or Fabric.
+PREFIXES = ("module.", "model.", "_forward_module.")
+COUNTER = "n_averaged"  # AveragedModel's only tensor beside the module that it wraps
 MAX_LISTED = 4
 SAMPLED = 2048  # values at each of three places of a tensor that are looked at
 logger = logging.getLogger(__name__)
@@ -52,11 +48,9 @@ def read_checkpoint(path: Path, advice: str = "download it again") -> dict[str, 
     path = Path(path)
     if not path.exists():
         raise MissingArtifact("weights", path, f"no checkpoint at {path}; give another path, or download it")
-    with advising(advice), open_file(path) as (file, _):  # a pipe in its place would block the libraries
-        start = file.read(64)
-    for signature, kind, remedy in OTHER_KINDS:
-        if start.lstrip().lower().startswith(signature):
-            raise InputError(f"expected a checkpoint in {path}, found {kind}; {remedy or advice}")
+    with advising(advice):
+        if kind := other_kind(path):  # opens a pipe in its place without waiting, where the libraries would wait
+            raise Damaged(f"expected a checkpoint in {path}, found {kind}")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
@@ -111,14 +105,18 @@ def _reason(error: Exception) -> str:
     return printable(said[:200])
 
 
-def find_state(checkpoint: dict[str, Any], path: Path, containers: tuple[str, ...] = CONTAINERS) -> dict[str, Tensor]:
+def find_state(
+    checkpoint: dict[str, Any], path: Path, containers: tuple[str, ...] = CONTAINERS, own: Collection[str] = ()
+) -> dict[str, Tensor]:
     """The state dict in a checkpoint: below the first key of `containers` that it has, or the checkpoint itself.
 
-    DDP files of LlamaGen hold it below `model`; FSDP files are the state dict. Raises InputError if there is none."""
-    for name in containers:
-        if isinstance(checkpoint.get(name), dict):
-            checkpoint = checkpoint[name]
-            break
+    DDP files of LlamaGen hold it below `model`; FSDP files are the state dict. What wrappers put into the names is
+    taken out until one of `own` appears, the names of the module that is loaded. Raises InputError if there is none."""
+    found = [name for name in containers if isinstance(checkpoint.get(name), dict) and checkpoint[name]]
+    if len(found) > 1:
+        logger.info("%s holds weights as %s: reading %s", path, ", ".join(found), found[0])
+    if found:
+        checkpoint = checkpoint[found[0]]
     strange = [name for name, value in checkpoint.items() if not isinstance(value, Tensor) or not isinstance(name, str)]
     if strange and len(strange) < len(checkpoint):
         value = checkpoint[strange[0]]
@@ -137,21 +135,26 @@ def find_state(checkpoint: dict[str, Any], path: Path, containers: tuple[str, ..
                 f"expected dense numbers in {path}, found {value.layout} {value.dtype} on {value.device} as "
                 f"{name!r:.80}; save the weights as plain tensors"
             )
-    return _unwrapped(checkpoint, path)
+    return _unwrapped(checkpoint, path, set(own))
 
 
-def _unwrapped(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """The state dict without what wrappers of torch put into the names; unchanged if no name has it."""
+def _unwrapped(state: dict[str, Tensor], path: Path, own: set[str]) -> dict[str, Tensor]:
+    """The state dict without what wrappers put into the names; unchanged if no name has it, or if one is of `own`."""
     names = {name: name for name in state}
-    for wrapper in WRAPPERS:
-        names = {name: own.replace(wrapper, "") for name, own in names.items()}
-    while all(own.startswith(PARALLEL) for own in names.values()):
-        names = {name: own.removeprefix(PARALLEL) for name, own in names.items()}
-    if len(set(names.values())) < len(state) or all(name == own for name, own in names.items()):
+    if own.isdisjoint(names):
+        for wrapper in WRAPPERS:
+            names = {name: inner.replace(wrapper, "") for name, inner in names.items()}
+    while own.isdisjoint(names.values()):
+        wrapped = {name: inner for name, inner in names.items() if inner != COUNTER}
+        prefix = next((each for each in PREFIXES if all(inner.startswith(each) for inner in wrapped.values())), None)
+        if prefix is None or not wrapped:
+            break
+        names = {name: inner.removeprefix(prefix) for name, inner in wrapped.items()}
+    changed = [name for name, inner in names.items() if name != inner]
+    if len(set(names.values())) < len(names) or not changed:
         return state
-    example = next(name for name, own in names.items() if name != own)
-    logger.info("%s was saved from a wrapped module: %s is read as %s", path, example, names[example])
-    return {names[name]: value for name, value in state.items()}
+    logger.info("%s was saved from a wrapped module: %s is read as %s", path, changed[0], names[changed[0]])
+    return {inner: state[name] for name, inner in names.items()}
 
 
 def load_state(
@@ -184,8 +187,10 @@ def _check_values(module: nn.Module, state: dict[str, Tensor], path: Path) -> No
     """Raise InputError for whole numbers where floats belong, or the other way round, and for weights that are not
     finite in the module's type. A buffer may hold infinity, as a mask does.
 
-    Of a large tensor only the first, middle and last values are looked at: training that diverged leaves none finite,
-    and to read every value of a memory-mapped file would nearly double the time of loading it."""
+    The values are a sample: of a tensor with more than 3 x SAMPLED values the first, middle and last SAMPLED are looked
+    at, and a value elsewhere that is not finite is not found. Training that diverged leaves none finite, and to read
+    every value of a memory-mapped file would nearly double the time of loading it. The sample takes 5 to 15 ms for 110
+    million weights in 134 tensors, a tenth of the loading or less; one test of all samples joined is not faster."""
     for name, own in module.state_dict(keep_vars=True).items():
         value = state[name]
         if value.is_floating_point() != own.is_floating_point():

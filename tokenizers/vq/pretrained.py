@@ -26,7 +26,7 @@ def load_tokenizer(path: Path, config: TokenizerConfig) -> Tokenizer:
         _check_sizes(path, config, model)
     checkpoint = read_checkpoint(path)
     release = getattr(model, "from_release", None)
-    state = release(checkpoint, path) if release else find_state(checkpoint, path)
+    state = release(checkpoint, path) if release else find_state(checkpoint, path, own=model.state_dict())
     load_state(model, state, path)
     return model.float().eval().requires_grad_(False)
 
@@ -64,5 +64,7 @@ def _config_in(path: Path) -> dict[str, Any]:
             with safe_open(path, "pt") as file:
                 stored = (file.metadata() or {}).get("config", "")
         except Exception as error:  # safetensors raises errors of several types for damaged files
-            raise Damaged(f"{path} is not a tokenizer of this project, or it is truncated ({reason(error)})") from error
+            raise Damaged(
+                f"{path} is not a tokenizer of this project, or it is truncated ({reason(error, path)})"
+            ) from error
         return parse_json(stored, dict[str, Any], path)

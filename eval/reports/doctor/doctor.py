@@ -14,7 +14,6 @@ from reports.published import matching
 
 VERDICTS = ("problem", "warning", "note", "fine")
 RULES = (  # the strongest evidence first
-    evidence.nonfinite,
     evidence.tree_of_another_tokenizer,
     rules.wrong_reference,
     rules.reconstruction,

@@ -1,6 +1,5 @@
 """Rules of `make doctor` about the images and about the networks that measured them; see doctor.py."""
 
-import math
 from collections.abc import Iterator
 
 from scipy.stats import binom
@@ -16,18 +15,6 @@ SORTED_GAP = 0.02  # relative: IS in file order below IS in shuffled chunks; two
 BLOCKY, SMALLEST = 1.1, 128
 # Sharpness of the same photographs relative to the original: 0.40 enlarged from 128 px, 0.61 from 192 px.
 BLURRED, HARSH = 0.62, 1.6
-
-
-def nonfinite(case: Case) -> Iterator[Finding]:
-    bad = [metric for metric, value in case.values.items() if not math.isfinite(value)]
-    if not bad:
-        return
-    yield Finding(
-        "non-finite",
-        "problem",
-        f"{', '.join(bad)} is not a number: no value of this file is valid.",
-        "check the extractor's weights (`make eval-fid` verifies their SHA-256) and measure again in float32",
-    )
 
 
 def tree_of_another_tokenizer(case: Case) -> Iterator[Finding]:

@@ -142,7 +142,7 @@ def _ground_truth(root: Path) -> np.ndarray:
         return np.array([label_of_id[int(line)] for line in truth.split()], np.int64)
     except Exception as error:  # tarfile, gzip and loadmat raise errors of many types for damaged bytes
         raise InputError(
-            f"the devkit in {root} is truncated or not the official one ({reason(error)}); download it again"
+            f"the devkit in {root} is truncated or not the official one ({reason(error, archive)}); download it again"
         ) from error
 
 

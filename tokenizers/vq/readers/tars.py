@@ -146,7 +146,7 @@ def _scan(archives: list[Path], sizes: list[int], states: tuple[str, ...]) -> Ta
             raise
         except Exception as error:  # tarfile raises errors of many types for damaged bytes
             raise InputError(
-                f"{archive} is not a tar, or it is truncated ({reason(error)}); download it again"
+                f"{archive} is not a tar, or it is truncated ({reason(error, archive)}); download it again"
             ) from error
         for name, (size, offset, text) in found.files.items():
             if text is not None:

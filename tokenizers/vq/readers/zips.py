@@ -84,7 +84,9 @@ def list_zip(path: Path) -> ZipMembers:
     except InputError:
         raise
     except Exception as error:  # zipfile raises errors of many types for damaged bytes
-        raise InputError(f"{path} is not a zip, or it is truncated ({reason(error)}); download it again") from error
+        raise InputError(
+            f"{path} is not a zip, or it is truncated ({reason(error, path)}); download it again"
+        ) from error
     found.follow_links(path)
     places = [(members[place].file_size, place, members[place].CRC) for place in found.files.values()]
     places = np.array(places, np.int64).reshape(-1, 3)
