@@ -39,7 +39,11 @@ class ReleaseConfig:
     @property
     def path(self) -> Path:
         """The file of weights; InputError if it is missing."""
-        return existing_weights(Path(self.weights), self.name, "release.weights")
+        return self.find_weights("release.weights")
+
+    def find_weights(self, option: str | None = None) -> Path:
+        """The file of weights; InputError if it is missing, which names the config key `option` that chooses it."""
+        return existing_weights(Path(self.weights), self.name, option)
 
     @property
     def shape(self) -> DataShape:

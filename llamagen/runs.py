@@ -21,6 +21,7 @@ from llamagen.training.checkpoint import (
 from llamagen.training.config import TrainConfig, load_config
 from llamagen.training.inputs import RunInputs, load_inputs
 from llamagen.training.stream import group_labels
+from llamagen.training.warm import INITIAL, initial_parents
 from masc.layout import Layout
 from masc.runtime.artifacts import Codebook
 from masc.runtime.codes import read_meta
@@ -97,7 +98,7 @@ class Run:
         """Codes, conditions and tree. Raises InputError if one is missing or was remade after training."""
         inputs = load_inputs(self.config, self.codebook)
         both = self.provenance.parents, inputs.parents
-        lines = differences(*({kind: sha256[:12] for kind, sha256 in parents.items()} for parents in both))
+        lines = differences(*({kind: sha256[:12] for kind, sha256 in parents.items()} for parents in both), (INITIAL,))
         if lines:
             raise InputError(
                 f"{self.directory} was trained on other inputs (SHA-256):\n{lines}\nBring those back, or train on the "
@@ -123,7 +124,7 @@ class Run:
         """Whether the run is at the last step of `config`. Raises InputError if another config trained here."""
         if self.progress.step < config.steps:
             return False
-        config.check_directory(load_inputs(config).parents)
+        config.check_directory(load_inputs(config).parents | initial_parents(config.init))
         return True
 
     @cached_property

@@ -42,6 +42,7 @@ from llamagen.training.likelihood import evaluate, on_device
 from llamagen.training.optim import build_optimizer, learning_rate, set_learning_rate
 from llamagen.training.stream import CodeStream, caption_choices, dropped_conditions
 from llamagen.training.tracking import Tracker
+from llamagen.training.warm import check_start, freeze, initial_parents, record_start, start_warm
 from masc.runtime.device import build_accelerator, check_agreement, from_main, resolve_precision
 from masc.runtime.errors import InputError
 from masc.runtime.run import MetricsLog, locked, plain
@@ -49,16 +50,17 @@ from masc.runtime.streams import Purpose, torch_seed
 
 logger = logging.getLogger(__name__)
 # Keys of a config that may differ between processes.
-PLACES = ("config.tracking.", "config.artifacts", "config.captions", "config.data.path")
+PLACES = ("config.tracking.", "config.artifacts", "config.captions", "config.init", "config.data.path")
 SILENCE = 30  # seconds between two lines of progress where no bar is shown, evaluations apart
 
 
 def check_run(config: TrainConfig, num_processes: int) -> None:
     """Raise the InputError that `train` would raise in `num_processes` processes: an input is missing, another config
     uses the directory, or the batch cannot be shared. Nothing is written."""
-    inputs = load_inputs(config)
-    _images_of_share(config, load_progress(last_checkpoint(config.directory)), num_processes)
-    config.check_directory(inputs.parents)
+    inputs, progress = load_inputs(config), load_progress(last_checkpoint(config.directory))
+    check_start(config, inputs, progress.step > 0)
+    _images_of_share(config, progress, num_processes)
+    config.check_directory(inputs.parents | initial_parents(config.init))
 
 
 def train(config: TrainConfig) -> Path:
@@ -70,6 +72,8 @@ def train(config: TrainConfig) -> Path:
     inputs = load_inputs(config)
     directory, last = config.directory, last_checkpoint(config.directory)
     progress = load_progress(last)
+    check_start(config, inputs, progress.step > 0)
+    parents = inputs.parents | initial_parents(config.init)
     is_resumed = config.precision == "auto" and progress.step > 0
     precision = progress.precision if is_resumed else resolve_precision(config.precision)
     if is_resumed and precision != resolve_precision("auto"):
@@ -78,10 +82,10 @@ def train(config: TrainConfig) -> Path:
     share = _images_of_share(config, progress, accelerator.num_processes)
     with contextlib.ExitStack() as held:
         from_main(lambda: held.enter_context(locked(directory)))
-        from_main(lambda: config.open_directory(inputs.parents))
+        from_main(lambda: config.open_directory(parents))
         progress = load_progress(last)
         own = {"config": plain(config), "precision": precision, "step of the checkpoint": progress.step}
-        check_agreement(own | {"SHA-256": inputs.parents}, PLACES)
+        check_agreement(own | {"SHA-256": parents}, PLACES)
         if progress.step >= config.steps:
             logger.info("%s is trained already (%d steps)", directory, progress.step)
             return directory
@@ -118,6 +122,11 @@ def _run(config: TrainConfig, accelerator: Accelerator, inputs: RunInputs, progr
     model = build_model(config.model, config.head, inputs.shape, inputs.tree, config.seed, inputs.counts)
     if progress.step:
         load_weights(last, model)
+    elif config.init is not None:
+        record = start_warm(config, model.to(accelerator.device), inputs)
+        if accelerator.is_main_process:
+            record_start(record, directory)
+    freeze(model, config.frozen)
     optimizer = build_optimizer(model, config.optim, fused=True)
     if progress.step:
         load_optimizer(last, optimizer)

@@ -80,7 +80,8 @@ def named_config(group: str, name: str) -> Any:
     Raises InputError for a file that is no config."""
     if name not in {file.stem for file in (CONFIGS / group).glob("*.yaml")}:
         return None
-    _register_group(group)
+    for place in SCHEMAS[group].values():
+        _register_used(_class_at(place))
     ConfigStore.instance().store(name="alone", node={"defaults": ["_self_", {group: name}]})
     try:
         with initialize_config_dir(str(CONFIGS), version_base="1.3"):
@@ -89,7 +90,7 @@ def named_config(group: str, name: str) -> Any:
         raise InputError(f"bad config in configs/{group}/{name}.yaml: {_in_words(error.__cause__ or error)}") from error
 
 
-NAMED |= {group: partial(named_config, group) for group in ("tokenizer", "model")}
+NAMED |= {group: partial(named_config, group) for group in ("tokenizer", "model", "release")}
 
 
 TYPES = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}  # OmegaConf's words
@@ -110,19 +111,23 @@ def _in_words(cause: BaseException) -> str:
 
 def _register(stage: str, schema: type) -> None:
     """Give Hydra the schema of a stage and the schemas of the groups that the stage uses."""
-    store = ConfigStore.instance()
-    store.store(name=f"{stage}_stage_schema", node=schema)
+    ConfigStore.instance().store(name=f"{stage}_stage_schema", node=schema)
+    _register_used(schema)
+
+
+def _register_used(schema: type) -> None:
+    """Give Hydra the schemas of the groups that a schema uses, or is of."""
     used = {f"{found.__module__}:{found.__qualname__}" for found in _dataclasses_in(schema)}
     for group, schemas in SCHEMAS.items():
         if used & set(schemas.values()):
-            _register_group(group)
+            for name, place in schemas.items():
+                ConfigStore.instance().store(group=group, name=name, node=_class_at(place))
 
 
-def _register_group(group: str) -> None:
-    """Give Hydra the schemas of a group."""
-    for name, place in SCHEMAS[group].items():
-        module, _, attribute = place.partition(":")
-        ConfigStore.instance().store(group=group, name=name, node=getattr(import_module(module), attribute))
+def _class_at(place: str) -> type:
+    """The class that module:Class names."""
+    module, _, attribute = place.partition(":")
+    return getattr(import_module(module), attribute)
 
 
 def _dataclasses_in(annotation: Any) -> Iterator[type]:

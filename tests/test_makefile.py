@@ -40,6 +40,7 @@ def make(root, tmp_path_factory):
         ("train TREE", "tree"),
         ("train TOKENIZER", "tokenizer_name"),
         ("train SEED", "seed"),
+        ("train INIT", "init"),
         ("train K", "head.num_clusters"),
         ("codes DATA", "data"),
         ("codes DATA_PATH", "data.path"),

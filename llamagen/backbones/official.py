@@ -14,10 +14,13 @@ from torch import Tensor
 
 from llamagen.backbones.gpt import Transformer
 from llamagen.model import ARModel
+from masc.heads.flat import FlatHead
+from masc.heads.masc import MascHead
 from masc.runtime.errors import InputError
 from masc.runtime.files import replacing, save_torch
 from vq.checkpoint import CONTAINERS, find_state, load_state, read_checkpoint
 
+EXPORTED = (FlatHead, MascHead)  # a subclass may have other parameters
 LAYER = re.compile(r"backbone\.layers\.(\d{1,4})\.")
 RELEASED = re.compile(r"(?:c2i|t2i)_\w+_(\d+)\.pt")  # the resolution in a released file's name
 
@@ -42,14 +45,19 @@ def rename(state: dict[str, Tensor]) -> dict[str, Tensor]:
 def official_state(model: ARModel) -> dict[str, Tensor]:
     """The weights under the released names; InputError for a backbone or head that LlamaGen's layout cannot hold.
 
-    A `masc` model is a LlamaGen whose vocabulary are the K clusters."""
+    A `masc` model is a LlamaGen whose vocabulary are the K clusters. A `tree-shared` model must be folded."""
     _check_backbone(model)
+    if type(model.head) not in EXPORTED:
+        raise InputError(
+            "LlamaGen's layout holds one output matrix as a head, and this model has a "
+            f"{type(model.head).__name__}; export a run of the head flat, masc or tree-shared"
+        )
     state = {official_name(name): value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     rows, predicted = len(state["tok_embeddings.weight"]), len(state["output.weight"])
     if rows != predicted:
         raise InputError(
-            f"LlamaGen's layout has one vocabulary; this model embeds {rows} tokens and predicts {predicted} nodes. "
-            "Export a flat or a masc run"
+            f"LlamaGen's layout has one vocabulary; this model embeds {rows} tokens, and its "
+            f"{type(model.head).__name__} predicts {predicted} clusters. Export a run with head.context=cluster"
         )
     return state
 

@@ -87,6 +87,11 @@ def _no_average(path: Path) -> InputError:
 
 def hash_weights(run_dir: Path, averaged: bool = False) -> str:
     """SHA-256 of a run's last weights, or of their average; InputError if it has none."""
+    return hash_file(weights_file(run_dir, averaged))
+
+
+def weights_file(run_dir: Path, averaged: bool = False) -> Path:
+    """The file of a run's last weights, or of their average; InputError if it has none."""
     file = last_checkpoint(run_dir) / f"{'average' if averaged else 'model'}.safetensors"
     if not file.exists() and averaged:
         raise _no_average(run_dir)
@@ -94,7 +99,7 @@ def hash_weights(run_dir: Path, averaged: bool = False) -> str:
         raise MissingArtifact(
             "run", run_dir, f"no checkpoint in {run_dir}; train or resume the run", **run_facts(run_dir)
         )
-    return hash_file(file)
+    return file
 
 
 def last_checkpoint(run_dir: Path) -> Path:

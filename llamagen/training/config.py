@@ -40,6 +40,8 @@ class TrainConfig:
     captions: str | None = None  # of a text model: the folder of text features, with `train` and `val` in it
     micro_batches: int = 1  # gradient accumulation: parts of a process's share of the batch
     ema_decay: float = 0.0  # of the averaged weights; 0: no average, as released
+    init: str | None = None  # first weights: a release of configs/release, or the directory of a run
+    frozen: list[str] = field(default_factory=list)  # names below which parameters are not trained
     seed: int = 0
     precision: str = "auto"
     evaluate_every: int = 1000  # steps
@@ -61,6 +63,7 @@ class TrainConfig:
             "artifacts",
             "run_dir",
             "captions",
+            "init",
             "data.path",
             "micro_batches",
             "tree.engine",

@@ -32,10 +32,10 @@ class OptimConfig:
 def build_optimizer(model: ARModel, config: OptimConfig, fused: bool) -> torch.optim.AdamW:
     """AdamW over the model: tensors of rank 2 and more decay, norms do not (LlamaGen, train_c2i.py).
 
-    Each group carries `scale`, its learning rate relative to the schedule."""
+    Frozen parameters are left out. Each group carries `scale`, its learning rate relative to the schedule."""
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     tables = {id(table) for table in model.tables()}
-    for parameter in model.parameters():
+    for parameter in filter(lambda each: each.requires_grad, model.parameters()):
         decay = config.weight_decay if parameter.ndim >= 2 else 0.0
         scale = config.table_scale if id(parameter) in tables else 1.0
         groups.setdefault((decay, scale), []).append(parameter)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from masc.heads.config import HeadConfig
 from masc.heads.losses import in_chunks, log_softmax_at
+from masc.heads.warm import FlatStart
 from masc.tree import Clustering
 
 
@@ -92,6 +93,12 @@ class Head(nn.Module, ABC):
 
     def initialise(self, generator: torch.Generator) -> None:
         """Draw the initial weights of what does not start at zero."""
+
+    def start_from(self, flat: FlatStart) -> dict[str, str]:
+        """Take the weights of a flat model of the same tokens; say by name how each parameter was made.
+
+        What is not named keeps its first weights."""
+        return {}
 
     @property
     def numbers(self) -> int:

@@ -3,11 +3,13 @@
 from typing import Self
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from masc.heads.base import Head, Pick
 from masc.heads.config import HeadConfig
 from masc.heads.losses import linear_log_prob
+from masc.heads.warm import COPIED, FlatStart
 from masc.tree import Clustering
 
 
@@ -38,6 +40,11 @@ class FlatHead(Head):
     def sample(self, hidden: Tensor, pick: Pick) -> Tensor:
         """(M, D) -> (M,)."""
         return pick(self.output(hidden).float())
+
+    @torch.no_grad()
+    def start_from(self, flat: FlatStart) -> dict[str, str]:
+        self.output.weight.copy_(flat.rows)
+        return {"output.weight": COPIED}
 
     def tables(self) -> list[nn.Parameter]:
         return [self.output.weight]

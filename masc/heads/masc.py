@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from masc.heads.base import Head, Pick
 from masc.heads.config import MascConfig
 from masc.heads.losses import WHOLE, Among, AmongChildren, Children, linear_log_prob, log_softmax_at, path_log_probs
+from masc.heads.warm import COPIED, FITTED, FlatStart
 from masc.tree import Clustering, Partition
 
 
@@ -42,6 +43,11 @@ class ClusterHead(Head):
     def member(self, cluster: Tensor, place: Tensor) -> Tensor:
         """The token at a place of a cluster: (*), (*) -> (*)."""
         return self.members.rows[self.members.first[cluster] + place]
+
+    @torch.no_grad()
+    def start_from(self, flat: FlatStart) -> dict[str, str]:
+        self.output.weight[: self.num_clusters] = flat.node_rows(self.cluster_of, self.num_clusters)
+        return {"output.weight": COPIED if self.num_clusters == self.num_tokens else FITTED}
 
     def tables(self) -> list[nn.Parameter]:
         return [self.output.weight]
@@ -111,3 +117,9 @@ class MascTwoLevelHead(ClusterHead):
         clusters, tokens = self.output.weight.split([self.num_clusters, self.num_tokens])
         cluster = pick(nn.functional.linear(hidden, clusters).float())
         return self.member(cluster, pick(self.members.logits(hidden, tokens, cluster)))
+
+    @torch.no_grad()
+    def start_from(self, flat: FlatStart) -> dict[str, str]:
+        clusters = super().start_from(flat)["output.weight"]
+        self.output.weight[self.num_clusters :] = flat.rows
+        return {"output.weight": f"clusters {clusters}, tokens {COPIED}"}

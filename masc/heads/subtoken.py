@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from masc.heads.base import Pick
 from masc.heads.config import SubtokenConfig
 from masc.heads.masc import ClusterHead
+from masc.heads.warm import FlatStart
 from masc.tree import Clustering, Partition
 
 Past = list[tuple[Tensor, Tensor]]  # keys and values of the sub-tokens before, a pair a block
@@ -87,6 +88,9 @@ class SubtokenHead(ClusterHead):
         beyond = torch.arange(self.ranks.out_features, device=cluster.device) >= self.members.counts[cluster, None]
         logits = self.ranks(state).float().masked_fill(beyond, torch.finfo(torch.float32).min)
         return self.member(cluster, pick(logits))
+
+    def start_from(self, flat: FlatStart) -> dict[str, str]:
+        return {}  # its rows act on states of its own width
 
     def tables(self) -> list[nn.Parameter]:
         return [self.output.weight, self.ranks.weight, self.cluster_embedding.weight]

@@ -17,6 +17,7 @@ from masc.heads.base import Head, Pick
 from masc.heads.bits import halvings
 from masc.heads.config import MascTreeConfig
 from masc.heads.losses import Among, AmongChildren, Children, path_log_probs
+from masc.heads.warm import COPIED, FITTED, FlatStart
 from masc.tree import Clustering, Partition, Tree
 
 
@@ -72,6 +73,13 @@ class MascTreeHead(Head):
             child - table.first[parent] for table, parent, child in zip(self.below, nodes[:-1], nodes[1:], strict=True)
         ]
         return torch.stack([nodes[0], *places])
+
+    @torch.no_grad()
+    def start_from(self, flat: FlatStart) -> dict[str, str]:
+        levels = zip(self.output.weight.split(self.sizes), self.node_of, self.sizes, strict=True)
+        for rows, node_of, size in levels:
+            rows.copy_(flat.node_rows(node_of, size))
+        return {"output.weight": f"nodes {FITTED}, tokens {COPIED}"}
 
     def tables(self) -> list[nn.Parameter]:
         return [self.output.weight]

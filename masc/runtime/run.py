@@ -95,7 +95,7 @@ def upgrade_config(stored: dict[str, Any]) -> dict[str, Any]:
     dictionary stays as it is."""
     upgraded = dict(stored)
     if isinstance(model := stored.get("model"), dict):
-        upgraded["model"] = {"target": LLAMAGEN} | model
+        upgraded |= {"model": {"target": LLAMAGEN} | model, "frozen": stored.get("frozen", [])}
     if isinstance(head := stored.get("head"), dict):
         # Keys of other heads, which had no effect.
         unread = ("num_clusters", "context") if head.get("kind") == "flat" else ()

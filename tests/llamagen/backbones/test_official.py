@@ -88,8 +88,11 @@ def test_a_masc_model_is_exported_with_its_clusters_as_vocabulary(tmp_path):
     coarse = build_model(config, FLAT, DataShape(32, 10, 16), None, seed=1)
     load_official(coarse, tmp_path / "masc.pt")
     assert torch.equal(coarse.head.output.weight, masc.head.output.weight)
+    tokens = build_model(config, MascConfig(name="masc"), shape, half, seed=0)
+    with pytest.raises(InputError, match="embeds 64 tokens, and its MascHead predicts 32 clusters"):
+        save_official(tokens, tmp_path / "tokens.pt")
     two_level = build_model(config, MascTwoLevelConfig(name="two"), shape, half, seed=0)
-    with pytest.raises(InputError, match="embeds 64 tokens and predicts 96 nodes"):
+    with pytest.raises(InputError, match="has a MascTwoLevelHead; export a run of the head flat, masc or tree-shared"):
         save_official(two_level, tmp_path / "two.pt")
     assert not (tmp_path / "two.pt").exists()
 

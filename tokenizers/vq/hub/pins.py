@@ -77,14 +77,14 @@ def missing_file(found: Release, file: RemoteFile, folder: Path, problem: str, r
     )
 
 
-def existing_weights(path: Path, owner: str, option: str) -> Path:
+def existing_weights(path: Path, owner: str, option: str | None) -> Path:
     """The file of weights at `path`.
 
     If it is missing, raise InputError with the way to get it. `owner` is the model or tokenizer that needs it, `option`
-    the config key that names it."""
+    the config key that names it, None where no key does."""
     if path.exists():
         return path
-    problem = f'no weights of {owner} at {path}; name their file with ARGS="{option}=PATH"'
+    problem = f"no weights of {owner} at {path}" + (f'; name their file with ARGS="{option}=PATH"' if option else "")
     for found in RELEASES.values():
         if found.path(path.parent) == path:
             raise missing_file(found, found.files[0], path.parent, problem)

@@ -1,0 +1,272 @@
+"""Runs that start from the weights of another run or of a release, and runs that train a part of their parameters."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from run_rows import losses
+from safetensors.torch import load_file
+from stage import load_config
+from user_errors import tells
+
+from llamagen.release import Release
+from llamagen.runs import Run
+from llamagen.train import _Loop, check_run, train
+from llamagen.training.config import TrainConfig
+from masc.build import TreeConfig, make_tree
+from masc.layout import Layout
+from masc.runtime.artifacts import Codebook
+from masc.runtime.codes import save_codes
+from masc.runtime.errors import InputError
+from masc.runtime.targets import NAMED
+
+
+@pytest.fixture(autouse=True)
+def few_states(monkeypatch):
+    monkeypatch.setattr("llamagen.training.warm.STATES", 576)
+
+
+@pytest.fixture(scope="module")
+def trained(artifacts, tmp_path_factory):
+    """The config of a small run, a trained flat run, and a masc run that started from it."""
+    place = tmp_path_factory.mktemp("trained")
+    settings = [
+        *("model=llamagen-tiny", "data=twemoji", "model.dim=32", "model.num_layers=2", "model.num_heads=4"),
+        *("model.multiple_of=16", "steps=40", "batch_size=8", "evaluate_every=20", "log_every=20"),
+        *("checkpoint_every=40", "precision=fp32", "tracking.mode=disabled", "diagnostics=false"),
+        *(f"artifacts={artifacts}", "optim.learning_rate=0.01"),
+    ]
+
+    def run(name, *more):
+        return train(load_config("train", TrainConfig, [*settings, *more, f"run_dir={place / name}"]))
+
+    flat = run("flat", "head=flat")
+    return {"flat": flat, "masc": run("masc", "head=masc", f"init={flat}", "steps=20")}
+
+
+@pytest.fixture
+def warm(small_run, trained, tmp_path):
+    """Makes the config of a small run that starts from one of `trained`."""
+
+    def config(head, source, *more):
+        return small_run(
+            f"head={head}", f"init={trained[source]}", "diagnostics=false", f"run_dir={tmp_path / head}", *more
+        )
+
+    return config
+
+
+def weights(run_dir):
+    return load_file(run_dir / "checkpoints" / "last" / "model.safetensors")
+
+
+def first_nats(run_dir):
+    return losses(run_dir)[0]["val/nats_per_token"]
+
+
+def made_of(run_dir):
+    return json.loads((run_dir / "init.json").read_text())
+
+
+@pytest.mark.parametrize(("head", "more"), [("flat", ()), ("tree-shared", ()), ("masc", ("head.num_clusters=24",))])
+def test_a_head_that_can_be_the_flat_model_starts_as_it(warm, trained, head, more):
+    directory = train(warm(head, "flat", "steps=2", *more))
+    assert first_nats(directory) == pytest.approx(losses(trained["flat"])[-1]["val/nats_per_token"], abs=1e-5)
+    record = made_of(directory)
+    assert record["left out"] == [] and set(record["parameters"].values()) <= {"copied", "new"}
+    assert {name for name, how in record["parameters"].items() if how == "new"} <= {
+        "head.shared",
+        "backbone.tok_embeddings.shared",
+    }
+
+
+@pytest.mark.parametrize("head", ["masc", "masc-two-level", "masc-tree", "masc-frequency"])
+def test_a_warm_run_starts_below_a_cold_one(warm, small_run, tmp_path, head, caplog):
+    caplog.set_level("INFO")
+    settings = "steps=2", "diagnostics=false", *(("head.levels=[5,12]",) if head == "masc-tree" else ())
+    config = warm(head, "flat", *settings)
+    cold = train(small_run(f"head={head}", *settings, f"run_dir={tmp_path / 'cold'}"))
+    directory = train(config)
+    assert first_nats(directory) < first_nats(cold) - 0.1
+    assert "fitted" in made_of(directory)["parameters"]["head.output.weight"]
+    assert "  copied " in caplog.text and "backbone.layers" in caplog.text and "initial weights" not in caplog.text
+    assert Run(directory).provenance.parents["initial weights"] == made_of(directory)["sha256"]
+
+
+def test_what_a_head_does_not_take_is_said(warm, caplog):
+    caplog.set_level("INFO")
+    record = made_of(train(warm("adaptive", "flat", "steps=2")))
+    assert record["left out"] == ["head.output.weight"] and record["parameters"]["head.output.head.weight"] == "new"
+    assert "left out  head.output.weight" in caplog.text
+
+
+def test_clusters_in_the_context_start_as_the_mean_of_their_tokens(warm, trained):
+    directory = train(warm("masc", "flat", "steps=2", "frozen=[backbone]"))
+    tables = [weights(path)["backbone.tok_embeddings.weight"] for path in (trained["flat"], directory)]
+    cluster_of = Run(directory).inputs.tree.cut(12).cluster_of
+    for cluster in range(12):
+        torch.testing.assert_close(tables[0][np.flatnonzero(cluster_of == cluster)].mean(0), tables[1][cluster])
+
+
+def test_a_warm_run_is_resumed_without_its_initial_weights_and_not_with_others(warm, trained, tmp_path, monkeypatch):
+    unbroken = train(warm("masc", "flat", f"run_dir={tmp_path / 'a'}"))
+    config, step = warm("masc", "flat", f"run_dir={tmp_path / 'b'}"), _Loop.step
+
+    def dies(self, index):
+        if index == 7:
+            raise KeyboardInterrupt
+        return step(self, index)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(_Loop, "step", dies)
+        train(config)
+    for other in (f"init={trained['masc']}", "init=null"):
+        with pytest.raises(InputError, match=r"sha256 of the initial weights: '.*' there, .* now"):
+            train(warm("masc", "flat", f"run_dir={tmp_path / 'b'}", other))
+    with monkeypatch.context() as patch:
+        patch.setattr("llamagen.train.start_warm", None)  # would fail
+        train(config)
+    assert losses(unbroken) == losses(tmp_path / "b")
+    assert Run(unbroken).is_trained(config) and Run(unbroken).load_model() is not None
+
+
+def test_a_run_can_be_sampled_where_its_initial_weights_are_gone(warm, trained, tmp_path):
+    directory = train(warm("masc", "flat", "steps=2"))
+    file = directory / "config.yaml"
+    file.write_text(file.read_text().replace(str(trained["flat"]), str(tmp_path / "gone")))
+    assert Run(directory).config.init == str(tmp_path / "gone")
+    Run(directory).load_model()
+
+
+@pytest.mark.parametrize(
+    ("source", "head", "more", "words"),
+    [
+        ("flat", "masc", ["model.num_heads=2"], r"model.num_heads: 4 there, 2 now"),
+        (
+            "flat",
+            "masc",
+            ["model.dim=64", "model.num_layers=3"],
+            r"model.dim: 32 there, 64 now\n  model.num_layers: 2 t",
+        ),
+        ("flat", "masc", ["model.class_dropout=0"], r"model has a null condition: True there, False now"),
+        ("masc", "masc", ["tree=random"], r"sha256 of the tree: '.*' there, '.*' now"),
+        ("masc", "masc", ["head.context=token"], r"context holds clusters: True there, False now"),
+        ("masc", "masc", ["head.num_clusters=10"], r"head's cuts: \[12\] there, \[10\] now"),
+        ("masc", "flat", [], r"head's cuts: \[12\] there, None now"),
+        (
+            "masc",
+            "masc-two-level",
+            ["head.context=cluster"],
+            r"head.output.weight \(12, 32\).* needs \(36, 32\); use a",
+        ),
+        ("flat", "masc", ["init=nonesuch"], r"init=nonesuch names neither a release .* nor a run .*c2i_B_256"),
+        ("flat", "masc", ["init=runs/m/flat/seed7"], r"names neither .*make train MODEL=m HEAD=flat SEED=7"),
+        ("flat", "masc", ["init=c2i_B_256"], r"no weights of c2i_B_256 at .*make weights NAME=c2i_B_256"),
+    ],
+)
+def test_weights_that_do_not_fit_are_one_error_before_anything_is_written(warm, elsewhere, source, head, more, words):
+    config = warm(head, source, *more)
+    for attempt in (train, lambda config: check_run(config, 1)):
+        with tells(words):
+            attempt(config)
+    assert not config.directory.exists()
+
+
+def test_weights_of_another_codebook_and_damaged_weights_are_refused(warm, trained, tmp_path):
+    other = tmp_path / "other"
+    for name in ("config.yaml", "provenance.json", "checkpoints/last/model.safetensors"):
+        (other / name).parent.mkdir(parents=True, exist_ok=True)
+        (other / name).write_bytes((trained["flat"] / name).read_bytes())
+    provenance = json.loads((other / "provenance.json").read_text())
+    provenance["parents"]["codebook"] = "e" * 64
+    (other / "provenance.json").write_text(json.dumps(provenance))
+    with pytest.raises(InputError, match=r"sha256 of the codebook: 'eeeeeeeeeeee' there, '.*' now"):
+        train(warm("masc", "flat", f"init={other}"))
+    (other / "provenance.json").write_bytes((trained["flat"] / "provenance.json").read_bytes())
+    (other / "checkpoints/last/model.safetensors").write_bytes(b"\0" * 99)
+    with pytest.raises(InputError, match=r"model.safetensors is truncated"):
+        train(warm("masc", "flat", f"init={other}"))
+    (other / "checkpoints/last/model.safetensors").unlink()
+    with pytest.raises(InputError, match="no checkpoint in"):
+        train(warm("masc", "flat", f"init={other}"))
+    assert not warm("masc", "flat").directory.exists()
+
+
+def test_a_release_is_taken_for_its_own_tokenizer_and_size_only(warm, tiny_release, monkeypatch):
+    monkeypatch.setitem(NAMED, "release", {"c2i_tiny": tiny_release}.get)
+    with pytest.raises(InputError, match=r"tokenizer: 'vq' there, 'emoji32' now\n  tokens: 256 there, 24 now"):
+        train(warm("masc", "flat", "init=c2i_tiny"))
+
+
+def test_a_release_starts_a_run_on_other_classes_from_its_null_class(small_run, tiny_release, tmp_path, monkeypatch):
+    layout, rng = Layout(tmp_path / "artifacts", "vq"), np.random.default_rng(0)
+    codebook = Codebook.save(layout.codebook, rng.standard_normal((256, 4)).astype(np.float32), {}, {})
+    for split in ("train", "val"):
+        tokens, labels = rng.integers(0, 256, (20, 2, 16)), np.arange(20) % 3
+        where, names = layout.codes("twemoji", split), ["a", "b", "c"]
+        save_codes(where, tokens, labels, np.arange(20), names, [], 256, codebook.meta.sha256, {})
+    tree = TreeConfig(name="masc", method="linkage")
+    make_tree(tree, codebook, 128, layout.tree(tree, 128))
+    monkeypatch.setitem(NAMED, "release", {"c2i_tiny": tiny_release}.get)
+    settings = ["head=masc", "init=c2i_tiny", "tokenizer_name=vq", f"artifacts={tmp_path / 'artifacts'}", "steps=2"]
+    config = small_run(*settings, "frozen=[backbone]", "diagnostics=false")
+    config.model = tiny_release.model
+    directory, name = train(config), "backbone.cls_embedding.embedding_table.weight"
+    table = Release(tiny_release, tmp_path).load_model().state_dict()[name]
+    assert torch.equal(weights(directory)[name], table[-1:].expand(4, -1))
+    assert made_of(directory)["parameters"][name] == "row of the null class"
+    assert made_of(directory)["parameters"]["head.output.weight"] == "fitted"
+
+
+def test_a_refinement_is_trained_on_a_frozen_masc_run(warm, trained):
+    small = "head.width=16", "head.num_heads=2"
+    directory = train(warm("masc-refine", "masc", "frozen=[backbone,head.output]", "ema_decay=0.9", *small))
+    there, here = weights(trained["masc"]), weights(directory)
+    assert all(torch.equal(value, here[name]) for name, value in there.items())
+    averaged = load_file(directory / "checkpoints/last/average.safetensors")
+    assert all(torch.equal(there[name], averaged[name]) for name in there if name in averaged)
+    assert not torch.equal(here["head.member_rows.weight"], torch.zeros_like(here["head.member_rows.weight"]))
+    first, *_, last = losses(directory)
+    assert first["val/level_0_nats"] == last["val/level_0_nats"]
+    assert first["val/level_0_nats"] == pytest.approx(losses(trained["masc"])[-1]["val/level_0_nats"], abs=1e-5)
+    assert last["val/level_1_nats"] < first["val/level_1_nats"]
+
+
+def test_a_partly_frozen_run_resumes_as_the_unbroken_one(small_run, tmp_path, monkeypatch):
+    settings = "head=masc", "frozen=[backbone.layers.0,backbone.tok_embeddings]", "ema_decay=0.9"
+    unbroken = train(small_run(*settings, f"run_dir={tmp_path / 'a'}"))
+    config, step = small_run(*settings, f"run_dir={tmp_path / 'b'}"), _Loop.step
+
+    def dies(self, index):
+        if index == 7:
+            raise KeyboardInterrupt
+        return step(self, index)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(_Loop, "step", dies)
+        train(config)
+    train(config)
+    assert losses(unbroken) == losses(tmp_path / "b")
+    other = weights(train(small_run("head=masc", "steps=2", f"run_dir={tmp_path / 'c'}")))
+    here = weights(unbroken)
+    kept = {name for name in here if name.startswith(("backbone.layers.0.", "backbone.tok_embeddings."))}
+    moved = {name for name in here if not torch.equal(here[name], other[name])}
+    assert kept and "backbone.layers.1.attention.wo.weight" in moved
+    with pytest.raises(InputError, match=r"frozen: \['backbone.layers.0', 'backbone.tok_embeddings'\] there, \[\] now"):
+        train(small_run("head=masc", "ema_decay=0.9", f"run_dir={tmp_path / 'b'}"))
+
+
+@pytest.mark.parametrize(
+    ("frozen", "words"),
+    [
+        ("[backbone.layer]", r"frozen=backbone.layer is the name of no parameter; .*backbone.layers, .*head.output"),
+        ("[backbone.layers.0,backbone.layers.7]", "frozen=backbone.layers.7 is the name of no"),
+        ("[backbone,head]", r"frozen=\['backbone', 'head'\] leaves nothing to train"),
+    ],
+)
+def test_frozen_names_are_checked_before_anything_is_written(small_run, frozen, words):
+    config = small_run("head=masc", f"frozen={frozen}")
+    with pytest.raises(InputError, match=words):
+        train(config)
+    assert not config.directory.exists()
