@@ -75,8 +75,8 @@ class MascRefineHead(_StageHead):
     """The paper's G_refine: one decoder layer over clusters and hidden states (MASC, App. A as its repository says).
 
     The cluster of a position asks; the clusters and the hidden states up to it answer. The paper counts about 25M
-    parameters at L; this head has 17.3M there, without a table of earlier fine tokens, which the difference would
-    fit. So all members are drawn in one pass."""
+    parameters at L. This head has 25.7M there, 8.4M of them the matrix of the clusters; a table of earlier fine tokens
+    would have as many, but no member sees another here. So all members are drawn in one pass."""
 
     def __init__(self, dim: int, partition: Partition, width: int, num_heads: int, dropout: float):
         super().__init__(dim, partition, width)

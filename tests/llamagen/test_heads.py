@@ -1,6 +1,7 @@
 """Laws of whole models, with each head of configs/head: cached decoding, folding, export, guidance."""
 
 from dataclasses import fields, replace
+from functools import cache
 
 import numpy as np
 import pytest
@@ -25,9 +26,14 @@ EXPORTED = ["flat", "masc", "masc-frequency", "tree-shared"]
 every_head = pytest.mark.parametrize("name", HEADS)
 
 
+@cache
+def config_of(name):
+    return named_config("head", name)
+
+
 def model_of(name):
     """A model with the head of a config and random weights; the networks of heads are narrow."""
-    config = named_config("head", name)
+    config = config_of(name)
     narrow = {"width": 16, "num_heads": 2, "num_layers": 2}
     config = replace(config, **{key: narrow[key] for key in narrow if key in {field.name for field in fields(config)}})
     counts = np.random.default_rng(0).integers(0, 9, N)
@@ -145,8 +151,7 @@ def test_export_refuses_any_other_head_by_name(name):
 def test_export_looks_at_the_head_and_not_at_its_number_of_rows():
     # The context holds clusters, so embedding and output have K rows each; the rest would be lost.
     for name in ("subtoken", "masc-refine", "ctf"):
-        config = named_config("head", name)
-        config = replace(config, context="cluster", width=32, num_heads=2)
+        config = replace(config_of(name), context="cluster", width=32, num_heads=2)
         model = build_model(BACKBONE, config, SHAPE, TREE, seed=0)
         assert model.head.output.weight.shape == model.backbone.tok_embeddings.weight.shape
         with pytest.raises(InputError, match=f"has a {type(model.head).__name__}"):
