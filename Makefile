@@ -88,7 +88,7 @@ PROTOCOLS = $(call read,PROTOCOL)$(foreach name,$(subst $(comma), ,$(PROTOCOL)),
 .DEFAULT_GOAL := help
 .PHONY: help setup reproduce tokenizer codebook codes check-codes import-codes tree tree-report train sample export parameters weights \
 	text-features reference coco-captions eval-fid eval-coco eval-lite eval-tokenizer eval-replacement doctor report \
-	sweep bench bench-tree bench-data bench-heads bench-read bench-tokenizers bench-sample bench-eval test test-all lint format clean
+	sweep bench bench-tree bench-data bench-heads bench-read bench-tokenizers bench-sample bench-eval bench-warm test test-all lint format clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -103,7 +103,7 @@ setup:  ## make .venv with the pinned packages
 ifeq ($(PYTHON),.venv/bin/python)
 reproduce tokenizer codebook codes check-codes import-codes tree tree-report train sample export parameters weights text-features \
 	reference coco-captions eval-fid eval-coco eval-lite eval-tokenizer eval-replacement doctor report \
-	sweep bench bench-tree bench-data bench-heads bench-read bench-tokenizers bench-sample bench-eval test test-all lint format: setup
+	sweep bench bench-tree bench-data bench-heads bench-read bench-tokenizers bench-sample bench-eval bench-warm test test-all lint format: setup
 endif
 
 # Variables that the main job does not read are refused.
@@ -204,6 +204,9 @@ bench-eval:  ## the evaluation against SciPy's matrix square root and torch-fide
 
 bench-sample:  ## images per second against the released decoding loop
 	$(BENCH) benchmarks/sampling.py $(ARGS)
+
+bench-warm:  ## cold against warm runs on the embedded data: first loss, steps to the flat run's likelihood
+	$(BENCH) benchmarks/warm.py $(ARGS)
 
 bench:  ## speed against LlamaGen's own code: ARGS="--llamagen /path/to/LlamaGen"
 	$(BENCH) benchmarks/speed.py $(ARGS)
