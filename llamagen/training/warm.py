@@ -154,7 +154,9 @@ def _check_shapes(initial: Initial, state: dict[str, Tensor], model: ARModel, co
     wanted |= {OUTPUT: rows} if initial.is_flat else {name: own.get(name) for name in state}
     for name, module in model.named_modules():
         if isinstance(module, LabelEmbedding):
-            wanted.pop(f"{name}.embedding_table.weight")  # classes may be others
+            table = f"{name}.embedding_table.weight"
+            classes = len(state[table]) if table in state else own[table][0]  # may be others
+            wanted[table] = (classes, config.model.dim)
         elif isinstance(module, TokenEmbedding) and initial.is_flat:
             wanted[f"{name}.weight"] = rows
             wanted.pop(f"{name}.shared", None)

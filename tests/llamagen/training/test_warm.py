@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from run_rows import losses
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from stage import load_config
 from user_errors import tells
 
@@ -184,6 +184,12 @@ def test_weights_of_another_codebook_and_damaged_weights_are_refused(warm, train
     with pytest.raises(InputError, match=r"sha256 of the codebook: 'eeeeeeeeeeee' there, '.*' now"):
         train(warm("masc", "flat", f"init={other}"))
     (other / "provenance.json").write_bytes((trained["flat"] / "provenance.json").read_bytes())
+    for name in ("backbone.cls_embedding.embedding_table.weight", "backbone.norm.weight", "head.output.weight"):
+        state = weights(trained["flat"])
+        del state[name]
+        save_file(state, other / "checkpoints/last/model.safetensors")
+        with pytest.raises(InputError, match=rf"model.safetensors has {name} \(missing\), and a run of masc needs \("):
+            train(warm("masc", "flat", f"init={other}"))
     (other / "checkpoints/last/model.safetensors").write_bytes(b"\0" * 99)
     with pytest.raises(InputError, match=r"model.safetensors is truncated"):
         train(warm("masc", "flat", f"init={other}"))
