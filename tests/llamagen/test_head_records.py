@@ -4,9 +4,10 @@
 
 writes both records again, when a change of names, shapes or numbers is meant.
 
-Losses are compared to two parts in ten thousand. Other CPUs round differently: with the instructions of older ones
+Losses are compared to one part in ten thousand. Other CPUs round differently: with the instructions of older ones
 (ATEN_CPU_CAPABILITY, MKL_CBWR, ONEDNN_MAX_CPU_ISA) and with two threads the losses moved by at most two parts in a
-million. A change of the start, of a formula or of a gradient moves them by more than the tolerance."""
+million. First weights that are 5% larger move them by 1.2 to 9 parts in ten thousand, a learning rate that is 1% higher
+by 5."""
 
 import json
 from dataclasses import fields, replace
@@ -97,7 +98,7 @@ def test_the_parameters_of_a_head_keep_their_names_and_shapes(name, data):
 
 @pytest.mark.parametrize("name", HEADS)
 def test_the_first_losses_of_a_head_are_those_on_record(name, data):
-    np.testing.assert_allclose(losses(name, data), read("losses")[name], rtol=2e-4)
+    np.testing.assert_allclose(losses(name, data), read("losses")[name], rtol=1e-4)
 
 
 def write_records():
