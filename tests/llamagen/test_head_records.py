@@ -11,6 +11,7 @@ by 5."""
 
 import json
 from dataclasses import fields, replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,7 @@ STEPS, BATCH = 20, 16
 SMALL = ModelConfig(
     name="small", dim=32, num_layers=2, num_heads=4, token_dropout=0.0, residual_dropout=0.0, ffn_dropout=0.0
 )
+config_of = cache(named_config)
 NARROW = {"width": 32, "num_heads": 4, "num_layers": 2, "dropout": 0.0}
 
 
@@ -52,7 +54,7 @@ def data():
 def model_of(name, model, data, **changes):
     """The model of a head; `changes` are for the settings that the head has."""
     codes, _, tree, counts = data
-    head = named_config("head", name)
+    head = config_of("head", name)
     own = {field.name for field in fields(head)}
     head = replace(head, **{key: value for key, value in changes.items() if key in own})
     return build_model(model, head, DataShape(tree.num_tokens, 9, codes.shape[1]), tree, 0, counts)
@@ -61,7 +63,7 @@ def model_of(name, model, data, **changes):
 def parameters(name, data):
     """Shapes by name of a head on llamagen-tiny, nothing allocated."""
     with torch.device("meta"):
-        model = model_of(name, named_config("model", "llamagen-tiny"), data)
+        model = model_of(name, config_of("model", "llamagen-tiny"), data)
     return {key: " x ".join(map(str, parameter.shape)) for key, parameter in model.named_parameters()}
 
 

@@ -23,17 +23,13 @@ HEADS = sorted(file.stem for file in (CONFIGS / "head").glob("*.yaml"))
 SHAPE = DataShape(num_tokens=N, num_classes=3, num_positions=4)
 BACKBONE = ModelConfig(name="t", dim=32, num_layers=2, num_heads=4, num_kv_heads=2, multiple_of=16)
 EXPORTED = ["flat", "masc", "masc-frequency", "tree-shared"]
+config_of = cache(named_config)
 every_head = pytest.mark.parametrize("name", HEADS)
-
-
-@cache
-def config_of(name):
-    return named_config("head", name)
 
 
 def model_of(name):
     """A model with the head of a config and random weights; the networks of heads are narrow."""
-    config = config_of(name)
+    config = config_of("head", name)
     narrow = {"width": 16, "num_heads": 2, "num_layers": 2}
     config = replace(config, **{key: narrow[key] for key in narrow if key in {field.name for field in fields(config)}})
     counts = np.random.default_rng(0).integers(0, 9, N)
@@ -151,7 +147,7 @@ def test_export_refuses_any_other_head_by_name(name):
 def test_export_looks_at_the_head_and_not_at_its_number_of_rows():
     # The context holds clusters, so embedding and output have K rows each; the rest would be lost.
     for name in ("subtoken", "masc-refine", "ctf"):
-        config = replace(config_of(name), context="cluster", width=32, num_heads=2)
+        config = replace(config_of("head", name), context="cluster", width=32, num_heads=2)
         model = build_model(BACKBONE, config, SHAPE, TREE, seed=0)
         assert model.head.output.weight.shape == model.backbone.tok_embeddings.weight.shape
         with pytest.raises(InputError, match=f"has a {type(model.head).__name__}"):
