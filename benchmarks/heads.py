@@ -46,8 +46,10 @@ from llamagen.sampling.filters import SamplingConfig
 from llamagen.sampling.generate import SamplingPick
 from llamagen.training.config import TrainConfig
 from masc.heads.base import Head, ImageHead
+from masc.heads.masc import MascTwoLevelHead
 from masc.heads.registry import build_head
 from masc.heads.shared import TreeSharedHead
+from masc.heads.tree import MascTreeHead
 from masc.linkage import average_linkage
 from masc.runtime.files import write_json
 from masc.tree import Tree
@@ -158,6 +160,23 @@ class Along(SamplingPick):
         return self.path[self.decision - 1]
 
 
+def numbers_read(head: Head, tokens: Tensor) -> int:
+    """Numbers of the weights that a step reads which draws `tokens` (B,): the rows of the nodes met, each once.
+
+    The second network of a head of two stages is read once a batch of images, which is not counted."""
+    if isinstance(head, MascTreeHead):
+        rows = head.sizes[0]
+        for table, parents in zip(head.below, head.node_of[:-1, tokens], strict=True):
+            rows += int(table.counts[parents.unique()].sum())
+        return rows * head.output.in_features
+    if isinstance(head, MascTwoLevelHead):
+        rows = head.num_clusters + int(head.members.counts[head.cluster_of[tokens].unique()].sum())
+        return rows * head.output.in_features
+    if isinstance(head, ImageHead):
+        return head.output.weight.numel()
+    return sum(parameter.numel() for parameter in head.parameters())
+
+
 @torch.inference_mode()
 def measure_step(name: str, model: str, precision: str, batch: int, tree: Tree) -> dict[str, float]:
     """Milliseconds of a head's step, its parameters, and bytes of the weights that it reads."""
@@ -173,7 +192,8 @@ def measure_step(name: str, model: str, precision: str, batch: int, tree: Tree) 
     hidden = torch.randn(2 * batch, dim, device=device, dtype=kind)
     config = SamplingConfig(guidance=2.0)
     repeats = max(5, 200 // batch)
-    paths = [head.path(torch.randint(NUM_TOKENS, (batch,), device=device).repeat(2)) for _ in range(repeats + 1)]
+    drawn = [torch.randint(NUM_TOKENS, (batch,), device=device) for _ in range(repeats + 1)]
+    paths = [head.path(tokens.repeat(2)) for tokens in drawn]
 
     def step(path: Tensor) -> None:
         head.sample(hidden, Along(config, path))
@@ -184,6 +204,8 @@ def measure_step(name: str, model: str, precision: str, batch: int, tree: Tree) 
         step(path)
     seconds = (clock(device) - start) / repeats
     row = {"head_ms": 1000 * seconds, "parameters": sum(parameter.numel() for parameter in head.parameters())}
+    width = head.tables()[0].element_size()
+    row["mib_read"] = statistics.mean(numbers_read(head, tokens) for tokens in drawn) * width / 2**20
     if isinstance(head, ImageHead):
         images = torch.randn(2 * batch, POSITIONS, dim, device=device, dtype=kind)
         tokens = torch.randint(NUM_TOKENS, (batch, POSITIONS), device=device).repeat(2, 1)
@@ -268,7 +290,7 @@ def bench_step(tree: Path, heads: list[str], model: str, batch: int, arguments: 
             found.setdefault(name, []).append(in_a_process(tree, part="step", head=name, **given))
     rows = []
     print(f"\n{model}, batch {batch}: backbone {backbone['backbone_ms']:.1f} ms a step")
-    print(f"{'head':<24}{'ms a step':>10}{'ratio':>7}{'parameters':>13}{'images/s':>10}{'to flat':>9}")
+    print(f"{'head':<24}{'ms a step':>10}{'ratio':>7}{'parameters':>13}{'MiB read':>10}{'images/s':>10}{'to flat':>9}")
     for name, values in found.items():
         pairs = list(zip(values, found["flat"], strict=True))
         total = [value["head_ms"] + value.get("finish_ms_a_position", 0.0) for value in values]
@@ -282,13 +304,14 @@ def bench_step(tree: Path, heads: list[str], model: str, batch: int, arguments: 
             "finish_ms_a_position": statistics.median(value.get("finish_ms_a_position", 0.0) for value in values),
             "ratio": statistics.median(value["head_ms"] / base["head_ms"] for value, base in pairs),
             "parameters": values[0]["parameters"],
+            "mib_read": values[0]["mib_read"],
             "peak_mib": statistics.median(value["peak_mib"] for value in values),
             "images_per_second": statistics.median(rate),
         }
         rows.append(row)
         row["images_to_flat"] = row["images_per_second"] / rows[0]["images_per_second"]
         print(
-            f"{name:<24}{row['head_ms']:>10.2f}{row['ratio']:>7.2f}{row['parameters']:>13,}"
+            f"{name:<24}{row['head_ms']:>10.2f}{row['ratio']:>7.2f}{row['parameters']:>13,}{row['mib_read']:>10.2f}"
             f"{row['images_per_second']:>10.3f}{row['images_to_flat']:>9.3f}"
         )
     return rows

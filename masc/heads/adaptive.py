@@ -23,13 +23,20 @@ class AdaptiveHead(Head):
     num_decisions = 2
 
     def __init__(self, dim: int, counts: np.ndarray, cutoffs: list[int], div_value: float):
-        """`counts` (N,) orders the tokens, ties by number; InputError for a cutoff that is not below N."""
+        """`counts` (N,) orders the tokens, ties by number; InputError for a cutoff that is not below N, and for a tail
+        without width."""
         super().__init__()
         self.num_tokens = len(counts)
         if cutoffs[-1] >= self.num_tokens:
             raise InputError(
                 f"head.cutoffs must lie below the {self.num_tokens} tokens, found {cutoffs}; leave them out for "
                 f"[{self.num_tokens // 4}, {self.num_tokens // 2}]"
+            )
+        narrowest = int(dim // div_value ** len(cutoffs))
+        if narrowest < 1:
+            raise InputError(
+                f"head.div_value {div_value:g} and {len(cutoffs)} cutoffs leave no width of {dim} for the last tail; "
+                "lower head.div_value or give fewer head.cutoffs"
             )
         order = np.argsort(-counts, kind="stable")
         rank = np.empty_like(order)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from head_cases import TREE, D, Draws, N, all_probabilities, head_of, hidden, randomised
 
-from masc.heads.config import FlatConfig, MascConfig, MascTreeConfig, MascTwoLevelConfig
+from masc.heads.config import AdaptiveConfig, FlatConfig, MascConfig, MascTreeConfig, MascTwoLevelConfig
 from masc.heads.flat import FlatHead
 from masc.heads.masc import MascHead, MascTwoLevelHead
 from masc.heads.registry import build_head
@@ -106,3 +106,12 @@ def test_build_head_refuses_a_tree_that_does_not_fit():
         build_head(config, D, N, Partition(np.arange(N) % 7))
     with pytest.raises(ValueError, match="level 1 is not nested in level 0"):
         MascTreeHead(D, [Partition(np.arange(N) % 7), TREE.cut(12)])
+
+
+@pytest.mark.parametrize(
+    ("more", "said"), [({"cutoffs": [4, N]}, "below the 40 tokens"), ({"div_value": 20.0}, "20 and 2")]
+)
+def test_an_adaptive_head_refuses_tails_without_tokens_or_width(more, said):
+    config = AdaptiveConfig(name="a", **more)
+    with pytest.raises(InputError, match=said):
+        build_head(config, D, N, None, np.ones(N, np.int64))
