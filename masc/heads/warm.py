@@ -44,7 +44,7 @@ class FlatStart:
         width = own.shape[1]
         squares = own.new_zeros(width, width, dtype=torch.float64)
         products = own.new_zeros(width, num_nodes, dtype=torch.float64)
-        size = max(1, CHUNK // len(node_of))
+        size = max(1, CHUNK // (4 * len(node_of)))  # the log-sum-exp keeps four tensors of positions x tokens
         for flat_part, own_part in zip(flat.split(size), own.split(size), strict=True):
             left = own_part.double().T
             squares += left @ left.T

@@ -1,6 +1,9 @@
 """Runs that start from the weights of another run or of a release, and runs that train a part of their parameters."""
 
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -10,10 +13,12 @@ from safetensors.torch import load_file, save_file
 from stage import load_config
 from user_errors import tells
 
+from llamagen.model import build_model
 from llamagen.release import Release
 from llamagen.runs import Run
 from llamagen.train import _Loop, check_run, train
 from llamagen.training.config import TrainConfig
+from llamagen.training.warm import STATES
 from masc.build import TreeConfig, make_tree
 from masc.layout import Layout
 from masc.runtime.artifacts import Codebook
@@ -81,7 +86,14 @@ def test_a_head_that_can_be_the_flat_model_starts_as_it(warm, trained, head, mor
     }
 
 
-@pytest.mark.parametrize("head", ["masc", "masc-two-level", "masc-tree", "masc-frequency"])
+@pytest.mark.parametrize(
+    "head",
+    [
+        "masc",
+        "masc-two-level",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("masc-tree", "masc-frequency")),
+    ],
+)
 def test_a_warm_run_starts_below_a_cold_one(warm, small_run, tmp_path, head, caplog):
     caplog.set_level("INFO")
     settings = "steps=2", "diagnostics=false", *(("head.levels=[5,12]",) if head == "masc-tree" else ())
@@ -254,11 +266,10 @@ def test_a_partly_frozen_run_resumes_as_the_unbroken_one(small_run, tmp_path, mo
         train(config)
     train(config)
     assert losses(unbroken) == losses(tmp_path / "b")
-    other = weights(train(small_run("head=masc", "steps=2", f"run_dir={tmp_path / 'c'}")))
-    here = weights(unbroken)
-    kept = {name for name in here if name.startswith(("backbone.layers.0.", "backbone.tok_embeddings."))}
-    moved = {name for name in here if not torch.equal(here[name], other[name])}
-    assert kept and "backbone.layers.1.attention.wo.weight" in moved
+    inputs = Run(unbroken).inputs
+    first = build_model(config.model, config.head, inputs.shape, inputs.tree, config.seed).state_dict()
+    kept = {name for name, value in weights(unbroken).items() if torch.equal(value, first[name])}
+    assert kept == {name for name in first if name.startswith(("backbone.layers.0.", "backbone.tok_embeddings."))}
     with pytest.raises(InputError, match=r"frozen: \['backbone.layers.0', 'backbone.tok_embeddings'\] there, \[\] now"):
         train(small_run("head=masc", "ema_decay=0.9", f"run_dir={tmp_path / 'b'}"))
 
@@ -276,3 +287,22 @@ def test_frozen_names_are_checked_before_anything_is_written(small_run, frozen, 
     with pytest.raises(InputError, match=words):
         train(config)
     assert not config.directory.exists()
+
+
+@pytest.mark.slow
+def test_two_processes_start_warm_as_one(warm, overrides, trained, tmp_path, root, monkeypatch):
+    monkeypatch.setattr("llamagen.training.warm.STATES", STATES)  # as the processes have it
+    one = losses(train(warm("masc", "flat", "micro_batches=2")))
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    settings = f"init={trained['flat']}", "diagnostics=false", f"run_dir={tmp_path / 'two'}"
+    done = subprocess.run(
+        [*launch, "scripts/train.py", *overrides, "head=masc", *settings],
+        cwd=root,
+        env=os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    for a, b in zip(one, losses(tmp_path / "two"), strict=True):
+        for key in ("val/nats_per_token", "train/nats_per_token"):
+            assert a.get(key) == pytest.approx(b.get(key), abs=2e-4), key

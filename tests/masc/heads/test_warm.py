@@ -84,7 +84,7 @@ def test_the_fit_is_the_ridge_regression_in_chunks_or_whole(monkeypatch):
     squares = steady(M).double().T @ steady(M).double()
     squares += 0.01 * squares.diagonal().mean() * torch.eye(D)
     torch.testing.assert_close(whole, torch.linalg.solve(squares, steady(M).double().T @ wanted.double()).T.float())
-    monkeypatch.setattr("masc.heads.warm.CHUNK", 40 * 64)
+    monkeypatch.setattr("masc.heads.warm.CHUNK", 4 * 40 * 64)
     torch.testing.assert_close(flat.node_rows(node_of, 7), whole)
 
 
