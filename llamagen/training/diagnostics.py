@@ -31,6 +31,7 @@ from llamagen.training.inputs import RunInputs
 from llamagen.training.likelihood import evaluate, on_device
 from masc.heads.base import Follow, Head
 from masc.runtime.files import replacing
+from masc.runtime.npy import save_npy
 from masc.runtime.run import HISTOGRAM
 from masc.runtime.streams import Purpose, random_stream
 
@@ -138,6 +139,6 @@ def diagnose(
     if not accelerator.is_main_process:
         return row
     if inspection.histogram is not None:
-        with replacing(directory / HISTOGRAM) as temporary, temporary.open("wb") as file:
-            np.save(file, inspection.histogram)
+        with replacing(directory / HISTOGRAM) as temporary:
+            save_npy(temporary, inspection.histogram)
     return row | gradient_spread(accelerator, model, inputs, seed)
