@@ -15,14 +15,13 @@ torch's `linear_cross_entropy`. CPU seconds of one thread, or seconds of a GPU.
 step: one position of a batch in milliseconds, by one thread of a CPU, guidance on, so that twice as many hidden states
 come in. A tree-shared head is folded, as `make sample` does. The backbone's step is timed in
 the middle of an image (128 keys). Images a second are composed: batch / (256 x (backbone + head)); whole images at XL
-take minutes on a CPU. Heads of two stages add their pass over the finished images, shared among the 256 positions.
+take minutes on a CPU. Heads of two stages add their pass over the finished images, shared among the 256 positions, to the step.
 
-Writes benchmarks/heads-<device>.json if no head is left out."""
+`spread` in the results is the slowest round over the fastest. ARGS="--out benchmarks/heads-cpu.json" writes them."""
 
 import argparse
 import json
 import math
-import resource
 import statistics
 import subprocess
 import sys
@@ -54,7 +53,6 @@ from masc.linkage import average_linkage
 from masc.runtime.files import write_json
 from masc.tree import Tree
 
-ROOT = Path(__file__).resolve().parents[1]
 NUM_TOKENS, GRID, IMAGES = 16384, 16, 64
 POSITIONS = GRID * GRID
 UNCHUNKED, TORCH = "flat-unchunked", "flat-torch"
@@ -102,10 +100,23 @@ def clock(device: torch.device) -> float:
     return time.process_time()
 
 
-def peak_mib(device: torch.device) -> float:
+def memory_mib(device: torch.device) -> float:
+    """Memory in use; from here on `peak_mib` counts."""
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated() / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.memory_allocated() / 2**20
+    Path("/proc/self/clear_refs").write_text("5")  # else the peak before, and that of the parent, would count
+    return _status("VmRSS")
+
+
+def peak_mib(device: torch.device) -> float:
+    return torch.cuda.max_memory_allocated() / 2**20 if device.type == "cuda" else _status("VmHWM")
+
+
+def _status(key: str) -> float:
+    """A size in /proc/self/status in MiB."""
+    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(lines[key].split()[0]) / 1024
 
 
 def measure_loss(name: str, model: str, precision: str, tree: Tree) -> dict[str, float]:
@@ -135,10 +146,7 @@ def measure_loss(name: str, model: str, precision: str, tree: Tree) -> dict[str,
 
     if device.type == "cuda":
         work()  # compiles kernels
-        torch.cuda.reset_peak_memory_stats()
-    before, start = peak_mib(device), clock(device)
-    if device.type == "cuda":
-        before = torch.cuda.memory_allocated() / 2**20
+    before, start = memory_mib(device), clock(device)
     work()
     return {"seconds": clock(device) - start, "extra_mib": peak_mib(device) - before}
 
@@ -198,6 +206,7 @@ def measure_step(name: str, model: str, precision: str, batch: int, tree: Tree) 
     def step(path: Tensor) -> None:
         head.sample(hidden, Along(config, path))
 
+    before = memory_mib(device)
     step(paths[0])
     start = clock(device)
     for path in paths[1:]:
@@ -212,7 +221,7 @@ def measure_step(name: str, model: str, precision: str, batch: int, tree: Tree) 
         start = clock(device)
         head.finish(images, tokens, Along(config, head.path(tokens).flatten(1), decision=1))
         row["finish_ms_a_position"] = 1000 * (clock(device) - start) / POSITIONS
-    return row | {"peak_mib": peak_mib(device)}
+    return row | {"extra_mib": peak_mib(device) - before}
 
 
 @torch.inference_mode()
@@ -234,13 +243,12 @@ def measure_backbone(model: str, precision: str, batch: int) -> dict[str, float]
     start = clock(device)
     for _ in range(repeats):
         backbone.step(drawn, middle, caches)
-    body = sum(parameter.numel() for name, parameter in backbone.named_parameters() if "embedding" not in name)
-    return {"backbone_ms": 1000 * (clock(device) - start) / repeats, "body_parameters": body}
+    return {"backbone_ms": 1000 * (clock(device) - start) / repeats}
 
 
 def in_a_process(tree: Path, **case: str | int) -> dict[str, float]:
     words = [f"--{key}={value}" for key, value in case.items()]
-    command = [sys.executable, __file__, "--case", f"--tree={tree}", *words]
+    command = [sys.executable, __file__, f"--tree={tree}", *words]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -249,9 +257,9 @@ def run_case(arguments: argparse.Namespace) -> dict[str, float]:
     """What one process measures."""
     merges = np.load(arguments.tree)
     tree, given = Tree(merges), (arguments.model, arguments.precision)
-    if arguments.part == "loss":
+    if arguments.case == "loss":
         return measure_loss(arguments.head, *given, tree)
-    if arguments.part == "backbone":
+    if arguments.case == "backbone":
         return measure_backbone(*given, arguments.batch)
     return measure_step(arguments.head, *given, arguments.batch, tree)
 
@@ -261,7 +269,7 @@ def bench_loss(tree: Path, heads: list[str], arguments: argparse.Namespace) -> l
     found: dict[str, list[dict]] = {}
     for _ in range(arguments.rounds):
         for name in (UNCHUNKED, TORCH, *heads):
-            case = {"part": "loss", "head": name, "model": "llamagen-xl", "precision": arguments.precision}
+            case = {"case": "loss", "head": name, "model": "llamagen-xl", "precision": arguments.precision}
             found.setdefault(name, []).append(in_a_process(tree, **case))
     rows = []
     print(f"{'loss at XL width':<24}{'seconds':>9}{'ratio':>7}{'extra MiB':>11}{'ratio':>7}")
@@ -282,18 +290,18 @@ def bench_loss(tree: Path, heads: list[str], arguments: argparse.Namespace) -> l
 def bench_step(tree: Path, heads: list[str], model: str, batch: int, arguments: argparse.Namespace) -> list[dict]:
     """The table of a sampling step; ratios to the flat head's step."""
     given = {"model": model, "precision": arguments.precision, "batch": batch}
-    backbone = in_a_process(tree, part="backbone", **given)
+    backbone = in_a_process(tree, case="backbone", **given)
     names = list(dict.fromkeys(["flat", *heads]))
     found: dict[str, list[dict]] = {}
     for _ in range(arguments.rounds):
         for name in names:
-            found.setdefault(name, []).append(in_a_process(tree, part="step", head=name, **given))
+            found.setdefault(name, []).append(in_a_process(tree, case="step", head=name, **given))
     rows = []
     print(f"\n{model}, batch {batch}: backbone {backbone['backbone_ms']:.1f} ms a step")
     print(f"{'head':<24}{'ms a step':>10}{'ratio':>7}{'parameters':>13}{'MiB read':>10}{'images/s':>10}{'to flat':>9}")
     for name, values in found.items():
-        pairs = list(zip(values, found["flat"], strict=True))
         total = [value["head_ms"] + value.get("finish_ms_a_position", 0.0) for value in values]
+        flat = [value["head_ms"] for value in found["flat"]]
         rate = [1000 * batch / (POSITIONS * (backbone["backbone_ms"] + ms)) for ms in total]
         row = {
             "model": model,
@@ -302,16 +310,17 @@ def bench_step(tree: Path, heads: list[str], model: str, batch: int, arguments: 
             "backbone_ms": backbone["backbone_ms"],
             "head_ms": statistics.median(value["head_ms"] for value in values),
             "finish_ms_a_position": statistics.median(value.get("finish_ms_a_position", 0.0) for value in values),
-            "ratio": statistics.median(value["head_ms"] / base["head_ms"] for value, base in pairs),
+            "ratio": statistics.median(ms / base for ms, base in zip(total, flat, strict=True)),
+            "spread": max(total) / min(total),
             "parameters": values[0]["parameters"],
             "mib_read": values[0]["mib_read"],
-            "peak_mib": statistics.median(value["peak_mib"] for value in values),
+            "extra_mib": statistics.median(value["extra_mib"] for value in values),
             "images_per_second": statistics.median(rate),
         }
         rows.append(row)
         row["images_to_flat"] = row["images_per_second"] / rows[0]["images_per_second"]
         print(
-            f"{name:<24}{row['head_ms']:>10.2f}{row['ratio']:>7.2f}{row['parameters']:>13,}{row['mib_read']:>10.2f}"
+            f"{name:<24}{statistics.median(total):>10.2f}{row['ratio']:>7.2f}{row['parameters']:>13,}{row['mib_read']:>10.2f}"
             f"{row['images_per_second']:>10.3f}{row['images_to_flat']:>9.3f}"
         )
     return rows
@@ -329,16 +338,16 @@ def break_even(dim: int) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--part", choices=("all", "loss", "step", "backbone"), default="all")
+    parser.add_argument("--part", choices=("all", "loss", "step"), default="all")
     parser.add_argument("--heads", nargs="+", choices=list(HEADS), default=list(HEADS))
     parser.add_argument("--models", nargs="+", default=["llamagen-b", "llamagen-l", "llamagen-xl"])
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 64])
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--rounds", type=int, default=3)
-    for key in ("head", "model", "tree"):
+    parser.add_argument("--out", type=Path, help="where the results go")
+    for key in ("case", "head", "model", "tree"):
         parser.add_argument(f"--{key}", help=argparse.SUPPRESS)
     parser.add_argument("--batch", type=int, help=argparse.SUPPRESS)
-    parser.add_argument("--case", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.case:
         print(json.dumps(run_case(arguments)))
@@ -354,8 +363,8 @@ def main() -> None:
                 print(f"\n{break_even(config_of('flat', model).model.dim)}")
                 for batch in arguments.batches:
                     results["step"] += bench_step(tree, arguments.heads, model, batch, arguments)
-    if arguments.part == "all" and arguments.heads == list(HEADS):
-        write_json(ROOT / "benchmarks" / f"heads-{device_here().type}.json", results)
+    if arguments.out:
+        write_json(arguments.out, results)
 
 
 if __name__ == "__main__":

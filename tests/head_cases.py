@@ -93,6 +93,7 @@ def all_probabilities(head, h):
     return head.log_probs(states[:, None], tokens[:, None]).sum(-1).exp().view(len(h), -1)
 
 
+@torch.no_grad()
 def draw(head, h, pick):
     """Tokens (M,) of hidden states (M, D); each state is an image of one position."""
     tokens = head.sample(h, pick)

@@ -19,12 +19,17 @@ def halvings(order: np.ndarray) -> list[Partition]:
     """Nested partitions in 2, 4, 8, ... ranges of about N / 2, N / 4, ... tokens along `order` (N,).
 
     The last has a range for each token. The range of the token at place r is floor(r 2^level / N)."""
+    code, depth = binary_code(order)
+    return [Partition(np.unique(code >> rest, return_inverse=True)[1]) for rest in reversed(range(depth))]
+
+
+def binary_code(order: np.ndarray) -> tuple[np.ndarray, int]:
+    """The code of each token, floor(r 2^L / N) for place r along `order` (N,), and its length L = ceil(log2 N) bits."""
     num_tokens = len(order)
-    place = np.empty_like(order)
-    place[order] = np.arange(num_tokens)
     depth = max(1, int(num_tokens - 1).bit_length())
-    codes = [(place << level) // num_tokens for level in range(1, depth + 1)]
-    return [Partition(np.unique(code, return_inverse=True)[1]) for code in codes]
+    code = np.empty(num_tokens, np.int64)
+    code[order] = (np.arange(num_tokens) << depth) // num_tokens
+    return code, depth
 
 
 class BitsHead(Head):
@@ -39,9 +44,7 @@ class BitsHead(Head):
         super().__init__()
         order = np.asarray(order)
         self.num_tokens = len(order)
-        depth = max(1, int(self.num_tokens - 1).bit_length())
-        code = np.empty(self.num_tokens, np.int64)
-        code[order] = (np.arange(self.num_tokens) << depth) // self.num_tokens
+        code, depth = binary_code(order)
         token = np.full(2**depth, -1)
         token[code] = np.arange(self.num_tokens)
         self.register_buffer("code", torch.from_numpy(code), persistent=False)  # (N,)

@@ -4,6 +4,7 @@ They stand apart from the heads because a config is read where no torch is neede
 
 from dataclasses import dataclass, field
 
+from masc.runtime.errors import InputError
 from masc.runtime.files import check_name
 
 CONTEXTS = ("token", "cluster")
@@ -107,18 +108,30 @@ class MascTwoLevelConfig(_ClusterConfig):
 
 
 @dataclass(kw_only=True)
-class MascTreeConfig(_ContextConfig):
-    """A path through several nested cuts of one tree, down to the token."""
+class _LevelsConfig(_ContextConfig):
+    """Settings shared by all heads over nested cuts."""
 
-    kind: str = "masc-tree"
-    levels: list[int] = field(default_factory=list)  # numbers of clusters, coarsest first; none: see `depth`
-    depth: int | None = None  # number of decisions: cuts at N^(i / depth) clusters; None: cuts at sqrt(N) and N // 2
-    balanced: bool = False  # halve the tokens along the tree's order instead of cutting it: log2(N) decisions of two
+    levels: list[int] = field(default_factory=list)  # numbers of clusters, coarsest first; none: sqrt(N), N // 2
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.levels != sorted(set(self.levels)):
             raise ValueError(f"head.levels must rise from the coarsest cut to the finest, found {self.levels}")
+
+    def cuts(self, num_tokens: int) -> list[int]:
+        return list(self.levels) or sorted({round(num_tokens**0.5), num_tokens // 2})
+
+
+@dataclass(kw_only=True)
+class MascTreeConfig(_LevelsConfig):
+    """A path through several nested cuts of one tree, down to the token."""
+
+    kind: str = "masc-tree"
+    depth: int | None = None  # number of decisions: cuts at N^(i / depth) clusters, in place of `levels`
+    balanced: bool = False  # halve the tokens along the tree's order instead of cutting it: log2(N) decisions of two
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if self.depth is not None and (self.depth < 2 or self.levels):
             raise ValueError(
                 f"head.depth must be 2 or more, and stands for head.levels; found depth {self.depth}, levels "
@@ -130,28 +143,24 @@ class MascTreeConfig(_ContextConfig):
     def cuts(self, num_tokens: int) -> list[int]:
         if self.balanced:
             return [num_tokens // 2]
-        if self.depth is not None:
-            ks = {round(num_tokens ** (level / self.depth)) for level in range(1, self.depth)}
-            return sorted(ks - {num_tokens})
-        return list(self.levels) or sorted({round(num_tokens**0.5), num_tokens // 2})
+        if self.depth is None:
+            return super().cuts(num_tokens)
+        if 2**self.depth > num_tokens:
+            most = num_tokens.bit_length() - 1
+            raise InputError(f"head.depth must be at most {most}, log2 of the {num_tokens} tokens; found {self.depth}")
+        return [round(num_tokens ** (level / self.depth)) for level in range(1, self.depth)]
 
 
 @dataclass(kw_only=True)
-class TreeSharedConfig(_ContextConfig):
+class TreeSharedConfig(_LevelsConfig):
     """One softmax over all N tokens, whose rows are sums along the path in nested cuts; so are the embedding's."""
 
     kind: str = "tree-shared"
-    levels: list[int] = field(default_factory=list)  # numbers of clusters, coarsest first; none: sqrt(N), N // 2
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.levels != sorted(set(self.levels)):
-            raise ValueError(f"head.levels must rise from the coarsest cut to the finest, found {self.levels}")
         if self.context != "token":
             raise ValueError("the head tree-shared predicts tokens from tokens: leave head.context=token")
-
-    def cuts(self, num_tokens: int) -> list[int]:
-        return list(self.levels) or sorted({round(num_tokens**0.5), num_tokens // 2})
 
     @property
     def shares_rows(self) -> bool:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 WHOLE = 2**24  # numbers of a tensor that is computed whole: 64 MiB of float32
@@ -77,7 +78,7 @@ class AmongChildren:
     """A choice among the children of a node, which are rows of a matrix.
 
     Positions are grouped by parent, so that the rows of a parent are read once for all its positions; the cost is that
-    of the children met, up to rounding of group sizes to powers of two. The sizes are read on the host, once a call."""
+    of the children met, up to rounding of group sizes to powers of two."""
 
     table: "Children"
     parent: Tensor  # (M,)
@@ -92,27 +93,29 @@ class AmongChildren:
         scale: Tensor | None,
     ) -> None:
         """As `Among.run`."""
-        for positions, is_there, children, is_child in self.table.groups(self.parent, hidden.shape[-1]):
-            states, nodes = hidden[positions], weight[children]  # (P, M', D), (P, C, D)
-            logits = torch.bmm(states, nodes.mT).float().masked_fill_(~is_child[:, None], -torch.inf)
-            found, logits = _judge(logits, self.place[positions])
-            where = positions[is_there]
-            values[where] = found[is_there]
+        for group in self.table.groups(self.parent, hidden.shape[-1]):
+            states, nodes = hidden[group.positions], weight[group.rows]  # (P, M', D), (P, C, D)
+            logits = torch.bmm(states, nodes.mT).float().masked_fill_(~group.is_child[:, None], -torch.inf)
+            found, logits = _judge(logits, self.place[group.positions])
+            values[group.where] = found.flatten()[group.there]
             if gradients is None:
                 continue
-            logits.mul_(is_there[..., None] if scale is None else (scale[positions] * is_there)[..., None])
-            low = logits.to(hidden.dtype)
-            # Each position and each row is in one group only, so nothing is added in an open order.
-            gradients[0][where] += torch.bmm(low, nodes)[is_there].to(gradients[0].dtype)
-            gradients[1][children[is_child]] = torch.bmm(low.mT, states)[is_child].to(gradients[1].dtype)
+            ones = group.is_there if scale is None else scale[group.positions] * group.is_there
+            low = logits.mul_(ones[..., None]).to(hidden.dtype)
+            # Each position and each row stands once in a group, so nothing is added in an open order.
+            for gradient, index, product, kept in (
+                (gradients[0], group.where, torch.bmm(low, nodes), group.there),
+                (gradients[1], group.rows.flatten()[group.child], torch.bmm(low.mT, states), group.child),
+            ):
+                gradient[index] += product.flatten(0, 1)[kept].to(gradient.dtype)
 
 
 def path_log_probs(hidden: Tensor, decisions: Sequence[tuple[Tensor, Among | AmongChildren]]) -> Tensor:
     """Log-probability of each decision among the rows of its matrix (R, D): (M, D) -> (M, L) float32.
 
     It computes in the type of autocast if that is on."""
-    kind = hidden.device.type
-    low = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
+    device = hidden.device.type
+    low = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
     weights, choices = zip(*decisions, strict=True)
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (hidden, *weights)):
         return _PathLogProbs.apply(low, choices, hidden, *weights)
@@ -153,6 +156,7 @@ class _PathLogProbs(torch.autograd.Function):
         return values
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
         kept, ctx.gradients = ctx.gradients, None
         if kept is not None and bool((gradient == gradient[0, 0]).all()):
@@ -189,47 +193,67 @@ class Children(torch.nn.Module):
         for name, values in (("first", first), ("counts", counts), ("rows", rows)):
             self.register_buffer(name, values, persistent=False)
 
-    @torch.no_grad()
     def logits(self, hidden: Tensor, weight: Tensor, parent: Tensor) -> Tensor:
         """Logits of the children of each parent: (M, D), (R, D), (M,) -> (M, V) float32, V the most children.
 
         Places beyond a parent's children hold the least number: finite, so that guidance, which subtracts logits,
-        does not make NaN of them. Has no gradient: `AmongChildren` has."""
+        does not make NaN of them. It has no gradient, and RuntimeError says so where one is wanted: a head whose draws
+        use it takes the log-probabilities of `AmongChildren`."""
+        if torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad):
+            raise RuntimeError(
+                "Children.logits has no gradient; override log_probs by path_log_probs and AmongChildren"
+            )
         most = int(self.counts[parent].max())
         found = hidden.new_full((len(parent), most), torch.finfo(torch.float32).min, dtype=torch.float32)
         found[:, 0] = 0  # of an only child, which no group holds
-        for positions, is_there, children, is_child in self.groups(parent, hidden.shape[-1]):
-            logits = torch.bmm(hidden[positions], weight[children].to(hidden.dtype).mT).float()
-            logits.masked_fill_(~is_child[:, None], torch.finfo(torch.float32).min)
-            found[positions[is_there], : logits.shape[-1]] = logits[is_there]
+        for group in self.groups(parent, hidden.shape[-1]):
+            logits = torch.bmm(hidden[group.positions], weight[group.rows].to(hidden.dtype).mT).float()
+            logits.masked_fill_(~group.is_child[:, None], torch.finfo(torch.float32).min)
+            found[group.where, : logits.shape[-1]] = logits.flatten(0, 1)[group.there]
         return found
 
-    def groups(self, parent: Tensor, width: int) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-        """Positions (P, M') with which of them are there, and rows of children (P, C) with which of them are there.
+    def groups(self, parent: Tensor, width: int) -> Iterator["Group"]:
+        """The positions of each parent (M,) with its children. Groups of about equal sizes come together.
 
-        Groups of about equal sizes come together, at most CHUNK numbers at once. Parents of one child are left out:
-        their child is certain."""
+        A group takes at most CHUNK numbers, or one position. Parents of one child are left out: their child is certain.
+        The groups are made on the host, so a GPU waits once a call."""
+        device = parent.device
+        parent, counts, firsts = torch.stack([parent, self.counts[parent], self.first[parent]]).cpu()
         order = parent.argsort(stable=True)
-        parents, sizes = parent[order].unique_consecutive(return_counts=True)
-        starts, children = sizes.cumsum(0) - sizes, self.counts[parents]
-        sizes_here, children_here = sizes.tolist(), children.tolist()
-        buckets: dict[tuple[int, int], list[int]] = {}
-        for index, pair in enumerate(zip(sizes_here, children_here, strict=True)):
-            if pair[1] > 1:
-                buckets.setdefault(tuple(math.ceil(math.log2(number)) for number in pair), []).append(index)
-        for members in buckets.values():
-            longest = max(sizes_here[index] for index in members), max(children_here[index] for index in members)
-            together = max(1, CHUNK // (sum(longest) * width + longest[0] * longest[1]))
-            for start in range(0, len(members), together):
-                here = torch.tensor(members[start : start + together], device=parent.device)
-                along = torch.arange(longest[0], device=parent.device)
-                is_there = along < sizes[here, None]
-                positions = order[starts[here, None] + along.where(is_there, 0)]
-                along = torch.arange(longest[1], device=parent.device)
-                is_child = along < children[here, None]
-                yield (
-                    positions,
-                    is_there,
-                    self.rows[self.first[parents[here], None] + along.where(is_child, 0)],
-                    is_child,
-                )
+        sizes = parent[order].unique_consecutive(return_counts=True)[1]
+        starts = sizes.cumsum(0) - sizes
+        parents = zip(
+            *(each.tolist() for each in (starts, sizes, firsts[order[starts]], counts[order[starts]])), strict=True
+        )
+        buckets: dict[tuple[int, int], list[tuple[int, int, int, int]]] = {}
+        for start, size, first, count in parents:
+            most = max(1, CHUNK // (count + width))  # pieces of one parent never come together
+            for begin in range(start, start + size if count > 1 else start, most):
+                length = min(most, start + size - begin)
+                bucket = math.ceil(math.log2(length)), math.ceil(math.log2(count))
+                buckets.setdefault(bucket, []).append((begin, length, first, count))
+        for pieces in buckets.values():
+            longest, most = max(piece[1] for piece in pieces), max(piece[3] for piece in pieces)
+            together = max(1, CHUNK // ((longest + most) * width + longest * most))
+            for at in range(0, len(pieces), together):
+                begin, length, first, count = torch.tensor(pieces[at : at + together]).T[..., None]
+                is_there, is_child = torch.arange(longest) < length, torch.arange(most) < count
+                positions = order[begin + torch.arange(longest).where(is_there, 0)]
+                children = first + torch.arange(most).where(is_child, 0)
+                there, child = (mask.flatten().nonzero()[:, 0] for mask in (is_there, is_child))
+                parts = positions, is_there, there, positions.flatten()[there], is_child, child
+                moved = (part.to(device) for part in parts)
+                yield Group(*moved, self.rows[children.to(device)])
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Parents of about equal numbers of positions and children, padded to the largest."""
+
+    positions: Tensor  # (P, M')
+    is_there: Tensor  # (P, M'): false where padded
+    there: Tensor  # the places of P x M' that are not padded
+    where: Tensor  # the positions at those places
+    is_child: Tensor  # (P, C): false where padded
+    child: Tensor  # the places of P x C that are not padded
+    rows: Tensor  # (P, C): the rows of the children

@@ -63,12 +63,13 @@ class MascHead(ClusterHead):
         """`counts` (N,) is how often each token occurs, or None for uniform members. One is added to each, so that no
         token is impossible."""
         super().__init__(dim, partition, partition.num_clusters)
-        share = None
+        smooth = within = None
         if counts is not None:
-            smooth = counts + 1.0
-            within = np.bincount(partition.cluster_of, smooth)
-            share = torch.from_numpy(np.log(smooth / within[partition.cluster_of])).float()
-        self.register_buffer("log_share", share, persistent=False)
+            sums = np.bincount(partition.cluster_of, counts + 1).astype(np.int64)
+            smooth, within = torch.from_numpy(counts + 1), torch.from_numpy(sums)
+        # Integers, which a change of the model's type leaves alone.
+        self.register_buffer("frequency", smooth, persistent=False)  # (N,), or None
+        self.register_buffer("frequency_within", within, persistent=False)  # (K,): of all members
 
     @classmethod
     def build(cls, config: MascConfig, dim: int, num_tokens: int, tree: Clustering, counts: np.ndarray | None) -> Self:
@@ -77,17 +78,19 @@ class MascHead(ClusterHead):
     def log_probs(self, hidden: Tensor, tokens: Tensor) -> Tensor:
         """(*, D), (*) -> (*, 2): the cluster, the member."""
         cluster = self.cluster_of[tokens]
-        uniform = self.log_share is None
-        members = -self.members.counts[cluster].float().log() if uniform else self.log_share[tokens]
+        if self.frequency is None:
+            members = -self.members.counts[cluster].float().log()
+        else:
+            members = (self.frequency[tokens].double() / self.frequency_within[cluster]).log().float()
         return torch.stack([linear_log_prob(hidden, self.output.weight, cluster), members], dim=-1)
 
     def sample(self, hidden: Tensor, pick: Pick) -> Tensor:
         """(M, D) -> (M,)."""
         cluster = pick(self.output(hidden).float())
-        if self.log_share is None:
+        if self.frequency is None:
             return self.member(cluster, pick.uniform(self.members.counts[cluster]))
-        shares = self.members.logits(torch.ones_like(hidden[:, :1]).float(), self.log_share[:, None], cluster)
-        return self.member(cluster, pick.fixed(shares))
+        ones = torch.ones(len(hidden), 1, device=hidden.device)
+        return self.member(cluster, pick.fixed(self.members.logits(ones, self.frequency[:, None].log(), cluster)))
 
 
 class MascTwoLevelHead(ClusterHead):

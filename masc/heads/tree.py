@@ -31,7 +31,7 @@ class MascTreeHead(Head):
         """`cuts` are nested partitions, coarsest first; ValueError if one is not nested in the one before it."""
         super().__init__()
         self.num_tokens = cuts[0].num_tokens
-        levels = [cut for cut in cuts if cut.num_clusters < self.num_tokens] + [Partition(np.arange(self.num_tokens))]
+        levels = [*cuts, Partition(np.arange(self.num_tokens))]
         order = np.lexsort([level.cluster_of for level in reversed(levels)])  # by the coarsest cut first
         starts, node_of = [], []  # of each level: where its nodes begin along the order; the node of each token
         for index, level in enumerate(levels):
@@ -59,7 +59,7 @@ class MascTreeHead(Head):
     ) -> Self:
         ks = config.cuts(num_tokens)
         if config.balanced:
-            return cls(dim, halvings((tree if isinstance(tree, Tree) else tree.cut(ks[-1])).order()))
+            return cls(dim, halvings((tree if isinstance(tree, Tree) else tree.cut(ks[-1])).order())[:-1])
         return cls(dim, [tree.cut(k) for k in ks])
 
     @property

@@ -77,6 +77,7 @@ def test_samples_follow_the_models_likelihood(head):
     assert abs(observed.mean() - mean) / deviation < 3.9
 
 
+@torch.no_grad()
 def test_guided_halves_choose_alike_and_stay_in_the_cluster():
     head = model_of(HEADS[2]).head
     uniforms = torch.from_numpy(np.random.default_rng(0).random((50, 2)))

@@ -40,6 +40,7 @@ def test_masc_loss_has_the_gradient_of_cluster_cross_entropy():
     torch.testing.assert_close(ours, theirs)
 
 
+@torch.no_grad()
 def test_a_tree_of_one_cut_is_the_two_level_head():
     # The same rows in another order: the tree numbers its nodes along one order of the tokens.
     cut = TREE.cut(12)
@@ -115,3 +116,20 @@ def test_an_adaptive_head_refuses_tails_without_tokens_or_width(more, said):
     config = AdaptiveConfig(name="a", **more)
     with pytest.raises(InputError, match=said):
         build_head(config, D, N, None, np.ones(N, np.int64))
+
+
+@torch.no_grad()
+def test_frequent_members_keep_their_shares_in_bf16():
+    counts = np.random.default_rng(0).integers(0, 5000, N)
+    heads = [MascHead(D, TREE.cut(3), counts).to(kind) for kind in (torch.float32, torch.bfloat16)]
+    tokens = torch.arange(N)
+    shares = [head.log_probs(hidden(N).to(head.output.weight.dtype), tokens)[:, 1] for head in heads]
+    assert torch.equal(*shares)
+    within = np.bincount(TREE.cut(3).cluster_of, counts + 1)[TREE.cut(3).cluster_of]
+    np.testing.assert_allclose(shares[0].exp(), (counts + 1) / within, rtol=1e-6)
+
+
+def test_a_tree_is_no_deeper_than_its_tokens_can_be_halved():
+    assert MascTreeConfig(name="t", depth=5).cuts(32) == [2, 4, 8, 16]
+    with pytest.raises(InputError, match=r"head\.depth must be at most 4, log2 of the 31 tokens; found 5"):
+        MascTreeConfig(name="t", depth=5).cuts(31)

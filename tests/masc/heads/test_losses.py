@@ -92,3 +92,20 @@ def test_positions_whose_parents_have_one_child_are_certain(given):
     assert torch.equal(values, torch.zeros(M, 1))
     gradients = torch.autograd.grad(values.sum(), (hidden, weight))
     assert all(torch.equal(gradient, torch.zeros_like(gradient)) for gradient in gradients)
+
+
+@pytest.mark.usefixtures("in_chunks")
+def test_no_group_is_larger_than_a_chunk(given):
+    _, _, parent, _ = given
+    seen = []
+    for group in table().groups(parent.new_full((M,), 4), D):  # one parent of 14 children has all positions
+        sizes = group.is_there.shape[1], group.is_child.shape[1]
+        assert sizes[0] * (sizes[1] + D) <= 200
+        seen.append(group.where)
+    assert len(seen) > 1 and torch.equal(torch.cat(seen).sort().values, torch.arange(M))
+
+
+def test_logits_of_children_refuse_to_be_trained_through(given):
+    hidden, weight, parent, _ = given
+    with pytest.raises(RuntimeError, match="has no gradient; override log_probs"):
+        table().logits(hidden, weight, parent)
