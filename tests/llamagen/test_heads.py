@@ -220,7 +220,7 @@ def test_guidance_on_clusters_is_guidance_on_tokens_if_members_are_not_learned(n
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("decisions", [0, 1])
+@pytest.mark.parametrize("decisions", [0, 1, 9])
 def test_guided_decisions_leaves_the_later_decisions_to_the_condition(decisions):
     # Chi-square of 20,000 draws against the guided clusters and the guided or unguided members; false-alarm rate 1e-4.
     head, draws, scale = model_of("masc-two-level").head, 20_000, 2.0
@@ -239,7 +239,7 @@ def test_guided_decisions_leaves_the_later_decisions_to_the_condition(decisions)
 
     first = within.argmax(0)  # a token of each cluster
     clusters = guided(cluster[:, first], torch.ones(within.shape[1], 1, dtype=torch.double))[head.cluster_of]
-    members = guided(member, within) if decisions == 0 else member[0].double().exp()
+    members = member[0].double().exp() if decisions == 1 else guided(member, within)
     expected = (clusters * members * draws).numpy()
     assert abs(expected.sum() / draws - 1) < 1e-5
     observed = np.bincount(tokens.numpy(), minlength=N)

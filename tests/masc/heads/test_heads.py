@@ -6,7 +6,7 @@ import torch
 from head_cases import TREE, D, Draws, N, compute_in_chunks, head_of, hidden, randomised
 from scipy import stats
 
-from masc.heads.config import AdaptiveConfig, FlatConfig, MascConfig, MascTreeConfig, MascTwoLevelConfig
+from masc.heads.config import AdaptiveConfig, BitsConfig, FlatConfig, MascConfig, MascTreeConfig, MascTwoLevelConfig
 from masc.heads.flat import FlatHead
 from masc.heads.masc import MascHead, MascTwoLevelHead
 from masc.heads.registry import build_head
@@ -145,6 +145,11 @@ def test_build_head_refuses_a_tree_that_does_not_fit():
         build_head(config, D, N, Partition(np.arange(N) % 7))
     with pytest.raises(ValueError, match="level 1 is not nested in level 0"):
         MascTreeHead(D, [Partition(np.arange(N) % 7), TREE.cut(12)])
+
+
+def test_the_number_of_clusters_of_bits_does_not_matter_on_a_tree():
+    one, other = (build_head(BitsConfig(name="b", num_clusters=k), D, N, TREE) for k in (5, 12))
+    assert torch.equal(one.code, other.code)
 
 
 @pytest.mark.parametrize(
