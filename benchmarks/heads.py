@@ -15,7 +15,8 @@ torch's `linear_cross_entropy`. CPU seconds of one thread, or seconds of a GPU.
 step: one position of a batch in milliseconds, by one thread of a CPU, guidance on, so that twice as many hidden states
 come in. A tree-shared head is folded, as `make sample` does. The backbone's step is timed in
 the middle of an image (128 keys). Images a second are composed: batch / (256 x (backbone + head)); whole images at XL
-take minutes on a CPU. Heads of two stages add their pass over the finished images, shared among the 256 positions, to the step.
+take minutes on a CPU. Heads of two stages add their pass over the finished images, shared among the 256 positions, to
+the step.
 
 `spread` in the results is the slowest round over the fastest. ARGS="--out benchmarks/heads-cpu.json" writes them."""
 

@@ -5,6 +5,7 @@ from dataclasses import fields
 import numpy as np
 import torch
 
+from masc.heads import losses
 from masc.heads.base import ImageHead
 from masc.heads.config import CONFIGS
 from masc.heads.registry import build_head
@@ -98,6 +99,13 @@ def draw(head, h, pick):
     """Tokens (M,) of hidden states (M, D); each state is an image of one position."""
     tokens = head.sample(h, pick)
     return head.finish(h[:, None], tokens[:, None], pick)[:, 0] if isinstance(head, ImageHead) else tokens
+
+
+def compute_in_chunks(monkeypatch, numbers):
+    """Losses compute nothing whole, and chunks of about as many numbers."""
+    monkeypatch.setattr(losses, "WHOLE", 0)
+    monkeypatch.setattr("masc.heads.masc.WHOLE", 0)
+    monkeypatch.setattr(losses, "CHUNK", numbers)
 
 
 class Draws:

@@ -9,11 +9,12 @@ possible choice, does not count):
 | `val/level_{i}_nats` | share of decision i in `val/nats_per_token`; of heads with several decisions, on all images |
 | `val/level_{i}_accuracy` | share of positions at which the most probable choice is the right one |
 | `val/level_{i}_entropy` | entropy of the distribution over ln(possible choices): 1 if uniform, 0 if certain |
-| `val/accuracy`, `val/entropy` | those of decision 0, which every head has: a token for some, a cluster for others |
+| `val/accuracy`, `val/entropy` | those of decision 0, which every head has: such as a token, cluster or bit |
 | `val/used_choices` | share of the choices of decision 0 that are the most probable one at some position |
 | `val/gradient_variance`, `val/gradient_noise` | of micro-batches of training images: see `gradient_spread` |
 
 HISTOGRAM in the run's directory holds how often each choice of decision 0 is the most probable one, and is right.
+They are choices, not codes, if the head makes several decisions.
 
 All but the first come from at most INSPECTED held-out images, spread over all, along the right path.
 

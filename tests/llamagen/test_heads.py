@@ -6,7 +6,7 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
-from head_cases import TREE, N, all_probabilities
+from head_cases import TREE, N, all_probabilities, randomised
 from scipy import stats
 from stage import CONFIGS, named_config
 
@@ -14,10 +14,12 @@ from llamagen.backbones.base import DataShape
 from llamagen.backbones.config import ModelConfig
 from llamagen.backbones.official import official_state
 from llamagen.model import build_model, count_parameters
-from llamagen.sampling.filters import SamplingConfig, guide
+from llamagen.sampling.filters import SamplingConfig, guide, probabilities
 from llamagen.sampling.generate import SamplingPick, generate, image_uniforms
 from masc.heads.base import Follow, ImageHead
+from masc.heads.registry import build_head
 from masc.runtime.errors import InputError
+from masc.tree import Partition
 
 HEADS = sorted(file.stem for file in (CONFIGS / "head").glob("*.yaml"))
 SHAPE = DataShape(num_tokens=N, num_classes=3, num_positions=4)
@@ -154,8 +156,71 @@ def test_export_looks_at_the_head_and_not_at_its_number_of_rows():
             official_state(model)
 
 
+@pytest.mark.parametrize("name", ["masc", "masc-frequency"])
 @torch.no_grad()
-@pytest.mark.parametrize("decisions", [0, 1])
+def test_relabelling_commutes_with_permuting_positions(name):
+    # cluster_of[tokens][order] == cluster_of[tokens[order]], and so for embedding and head.
+    model, (tokens, _), order = model_of(name), images(), torch.tensor([2, 0, 3, 1])
+    embedding, head = model.backbone.tok_embeddings, model.head
+    assert torch.equal(embedding.cluster_of[tokens][:, order], embedding.cluster_of[tokens[:, order]])
+    assert torch.equal(embedding(tokens)[:, order], embedding(tokens[:, order]))
+    states = torch.randn(*tokens.shape, 32, generator=torch.Generator().manual_seed(3))
+    found = head.log_probs(states[:, order], tokens[:, order])
+    torch.testing.assert_close(found, head.log_probs(states, tokens)[:, order])
+
+
+@pytest.mark.parametrize("name", ["masc", "masc-frequency"])
+@torch.no_grad()
+def test_other_numbers_for_the_same_tokens_change_nothing(name):
+    config, cut, counts = config_of("head", name), TREE.cut(N // 2), np.random.default_rng(0).integers(0, 9, N)
+    model, (tokens, labels) = model_of(name), images()
+    old = np.random.default_rng(1).permutation(N)  # of each new number
+    renumbered = Partition(cut.cluster_of[old])  # it numbers its clusters anew
+    other = build_model(BACKBONE, config, SHAPE, renumbered, seed=0, counts=counts[old]).eval()
+    row = np.empty(N // 2, np.int64)
+    row[renumbered.cluster_of] = cut.cluster_of[old]
+    state = model.state_dict()
+    for key in ("backbone.tok_embeddings.weight", "head.output.weight"):
+        state[key] = state[key][row]
+    other.load_state_dict(state)
+    new = torch.from_numpy(np.argsort(old))[tokens]
+    assert not torch.equal(new, tokens)
+    assert torch.equal(model.backbone.tok_embeddings(tokens), other.backbone.tok_embeddings(new))
+    torch.testing.assert_close(other(new, labels), model(tokens, labels), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["masc", "masc-frequency"])
+@torch.no_grad()
+def test_guidance_on_clusters_is_guidance_on_tokens_if_members_are_not_learned(name):
+    # Both share p(token | cluster), of which guidance keeps the power s - (s - 1) = 1. Draws at an even grid of
+    # uniforms: the shares are exact up to 1e-3.
+    config, scale, draws = replace(config_of("head", name), num_clusters=8), 3.0, 20_000
+    head = randomised(build_head(config, 32, N, TREE, np.arange(N)))
+    states = torch.randn(2, 32, generator=torch.Generator().manual_seed(4)) * 0.1
+    log_p = all_probabilities(head, states).log()
+
+    def shares(**settings):
+        """Of each token, by the head's draws."""
+        grid = np.arange(draws)
+        uniforms = torch.from_numpy(np.stack([(grid + 0.5) / draws, grid * (np.sqrt(5) - 1) / 2 % 1], axis=1))
+        pick = SamplingPick(SamplingConfig(guidance=scale, **settings), uniforms, scale)
+        tokens = head.sample(states.repeat_interleave(draws, dim=0), pick)
+        assert torch.equal(*tokens.chunk(2))
+        return tokens[:draws].bincount(minlength=N) / draws
+
+    def on_tokens(temperature=1.0, top_k=0, top_p=1.0):
+        return probabilities(guide(log_p, scale), temperature, top_k, top_p)[0]
+
+    torch.testing.assert_close(shares(), on_tokens(), atol=1e-3, rtol=0)
+    for settings in ({"temperature": 0.5}, {"top_k": 4}, {"top_p": 0.5}):
+        assert (shares(**settings) - on_tokens(**settings)).abs().sum() > 0.05
+    if name == "masc":  # a temperature T of the tokens weighs a cluster by |C|^(1 - 1 / T)
+        weighed = shares(temperature=0.5) * head.members.counts[head.cluster_of] ** (1 - 1 / 0.5)
+        torch.testing.assert_close(weighed / weighed.sum(), on_tokens(temperature=0.5), atol=1e-3, rtol=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("decisions", [0, 1, 9])
 def test_guided_decisions_leaves_the_later_decisions_to_the_condition(decisions):
     # Chi-square of 20,000 draws against the guided clusters and the guided or unguided members; false-alarm rate 1e-4.
     head, draws, scale = model_of("masc-two-level").head, 20_000, 2.0
@@ -174,7 +239,7 @@ def test_guided_decisions_leaves_the_later_decisions_to_the_condition(decisions)
 
     first = within.argmax(0)  # a token of each cluster
     clusters = guided(cluster[:, first], torch.ones(within.shape[1], 1, dtype=torch.double))[head.cluster_of]
-    members = guided(member, within) if decisions == 0 else member[0].double().exp()
+    members = member[0].double().exp() if decisions == 1 else guided(member, within)
     expected = (clusters * members * draws).numpy()
     assert abs(expected.sum() / draws - 1) < 1e-5
     observed = np.bincount(tokens.numpy(), minlength=N)

@@ -16,7 +16,18 @@ from llamagen.backbones.decoding import CompiledStep
 from llamagen.model import build_model
 from llamagen.sampling.filters import SamplingConfig, draw, filter_logits
 from llamagen.sampling.generate import SamplingPick, generate, image_uniforms
-from masc.heads.config import FlatConfig, MascConfig, MascTreeConfig, MascTwoLevelConfig
+from masc.heads.config import (
+    AdaptiveConfig,
+    BitsConfig,
+    CtfConfig,
+    FlatConfig,
+    MascConfig,
+    MascRefineConfig,
+    MascTreeConfig,
+    MascTwoLevelConfig,
+    SubtokenConfig,
+    TreeSharedConfig,
+)
 from masc.runtime.errors import InputError
 from masc.tree import Partition
 
@@ -27,6 +38,14 @@ HEADS = [
     MascConfig(name="masc", num_clusters=6, context="cluster"),
     MascTwoLevelConfig(name="masc-two-level", num_clusters=6),
     MascTreeConfig(name="masc-tree", levels=[6]),
+    MascConfig(name="masc-frequency", num_clusters=6, members="frequency"),
+    TreeSharedConfig(name="tree-shared", levels=[6]),
+    MascRefineConfig(name="masc-refine", num_clusters=6, width=8, num_heads=2),
+    CtfConfig(name="ctf", num_clusters=6, width=8, num_heads=2, num_layers=2),
+    SubtokenConfig(name="subtoken", num_clusters=6, width=8, num_heads=2),
+    BitsConfig(name="bits", num_clusters=6),
+    BitsConfig(name="bits-chain", num_clusters=6, chain=True),
+    AdaptiveConfig(name="adaptive"),
 ]
 
 
@@ -34,11 +53,15 @@ def model_of(head, class_dropout=0.1):
     config = ModelConfig(
         name="t", dim=32, num_layers=2, num_heads=4, num_kv_heads=2, multiple_of=16, class_dropout=class_dropout
     )
-    model = build_model(config, head, SHAPE, None if head.kind == "flat" else PARTITION, seed=0).eval()
+    tree = PARTITION if head.uses_tree else None
+    model = build_model(config, head, SHAPE, tree, seed=0, counts=np.arange(12) if head.uses_counts else None).eval()
+    generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        model.head.output.weight.normal_(std=0.5, generator=torch.Generator().manual_seed(1))
-        for parameter in model.backbone.parameters():
+        for parameter in model.parameters():
             parameter.mul_(8.0 if parameter.ndim > 1 else 1.0)
+        for table in model.tables():
+            if not table.any():
+                table.normal_(std=0.5, generator=generator)
     return model
 
 
@@ -60,18 +83,18 @@ def test_an_image_does_not_depend_on_the_batch_it_is_in(head, guidance):
 
 @pytest.mark.parametrize("head", HEADS, ids=lambda head: head.name)
 def test_samples_follow_the_models_likelihood(head):
-    # The mean log-likelihood of samples is minus the entropy: compare with its estimate by the model on the
-    # same draws' distribution through the first two tokens, exactly enumerated. False-alarm rate 1e-4 (z 3.9).
+    # The mean log-likelihood of samples is minus the entropy. Both are of the first two positions, of which the model
+    # gives all likelihoods; of the whole image for ctf, whose members read all clusters. False-alarm rate 1e-4 (z 3.9).
     model, draws = model_of(head), 6000
-    labels = torch.ones(draws, dtype=torch.long)
+    labels, length = torch.ones(draws, dtype=torch.long), 4 if head.kind == "ctf" else 2
     tokens = generate(model, labels, image_uniforms(0, np.arange(draws), 4, model.head.num_decisions), SamplingConfig())
-    pairs = torch.cartesian_prod(torch.arange(12), torch.arange(12))
-    padded = torch.cat([pairs, torch.zeros(144, 2, dtype=torch.long)], dim=1)
+    every = torch.cartesian_prod(*[torch.arange(12)] * length)
+    padded = torch.nn.functional.pad(every, (0, 4 - length))
     with torch.no_grad():
-        log_p = model(padded, torch.ones(144, dtype=torch.long)).sum(-1)[:, :2].sum(1).double()
+        log_p = model(padded, torch.ones(len(every), dtype=torch.long)).sum(-1)[:, :length].sum(1).double()
     probs = log_p.exp()
     assert abs(probs.sum().item() - 1) < 1e-5
-    observed = log_p[tokens[:, 0] * 12 + tokens[:, 1]]
+    observed = log_p[tokens[:, :length] @ 12 ** torch.arange(length).flip(0)]
     mean = (probs * log_p).sum()
     deviation = ((probs * (log_p - mean) ** 2).sum() / draws).sqrt()
     assert abs(observed.mean() - mean) / deviation < 3.9

@@ -3,12 +3,14 @@
 import numpy as np
 import pytest
 import torch
-from head_cases import TREE, D, Draws, N, all_probabilities, head_of, hidden, randomised
+from head_cases import TREE, D, Draws, N, compute_in_chunks, head_of, hidden, randomised
+from scipy import stats
 
-from masc.heads.config import AdaptiveConfig, FlatConfig, MascConfig, MascTreeConfig, MascTwoLevelConfig
+from masc.heads.config import AdaptiveConfig, BitsConfig, FlatConfig, MascConfig, MascTreeConfig, MascTwoLevelConfig
 from masc.heads.flat import FlatHead
 from masc.heads.masc import MascHead, MascTwoLevelHead
 from masc.heads.registry import build_head
+from masc.heads.shared import TreeSharedHead
 from masc.heads.tree import MascTreeHead
 from masc.runtime.errors import InputError
 from masc.tree import Partition
@@ -16,16 +18,65 @@ from masc.tree import Partition
 IDENTITY = Partition(np.arange(N))
 
 
-def test_masc_with_k_equal_to_n_is_flat_exactly():
-    flat, masc = randomised(FlatHead(D, N)), randomised(MascHead(D, IDENTITY))
-    tokens = torch.arange(6)
-    assert torch.equal(flat.log_probs(hidden(6), tokens).sum(-1), masc.log_probs(hidden(6), tokens).sum(-1))
+def likelihood(head, bf16):
+    """Log-probabilities of 2 N tokens, and gradients of hidden states and rows."""
+    states, tokens = hidden(2 * N).requires_grad_(), torch.arange(2 * N) % N
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        log_p = head.log_probs(states, tokens).sum(-1)
+    return log_p, *torch.autograd.grad(log_p.mean(), (states, head.output.weight))
+
+
+@pytest.mark.parametrize("bf16", [False, True], ids=["float32", "bf16"])
+@pytest.mark.parametrize("chunk", [None, 300], ids=["whole", "in chunks"])
+@pytest.mark.parametrize("counts", [None, np.arange(N)], ids=["uniform", "frequency"])
+def test_masc_with_k_equal_to_n_is_flat_exactly(counts, chunk, bf16, monkeypatch):
+    flat, masc = randomised(FlatHead(D, N)), randomised(MascHead(D, IDENTITY, counts))
+    if chunk is not None:
+        compute_in_chunks(monkeypatch, chunk)
+    for ours, theirs in zip(likelihood(masc, bf16), likelihood(flat, bf16), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("bf16", [False, True], ids=["float32", "bf16"])
+@pytest.mark.parametrize("chunk", [None, 300], ids=["whole", "in chunks"])
+def test_tree_shared_is_the_flat_head_of_its_rows_exactly(chunk, bf16, monkeypatch):
+    shared = randomised(TreeSharedHead(D, [TREE.cut(4), IDENTITY]))
+    if chunk is not None:
+        compute_in_chunks(monkeypatch, chunk)
+    for ours, theirs in zip(likelihood(shared, bf16), likelihood(shared.folded(), bf16), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("chunk", [None, 300], ids=["whole", "in chunks"])
+@pytest.mark.parametrize("kind", [MascTwoLevelHead, MascTreeHead])
+def test_learned_members_with_k_equal_to_n_are_flat_up_to_rounding(kind, chunk, monkeypatch):
+    # Not bit for bit: a product with the rows of both levels may add in another order, and a tree computes its
+    # log-sum-exp by another function.
+    head, flat = randomised(kind(D, IDENTITY if kind is MascTwoLevelHead else [IDENTITY])), FlatHead(D, N)
+    with torch.no_grad():
+        flat.output.weight.copy_(head.output.weight[:N])
+    if chunk is not None:
+        compute_in_chunks(monkeypatch, chunk)
+    values, states, rows = likelihood(head, False)
+    for ours, theirs in zip((values, states, rows[:N]), likelihood(flat, False), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+    assert not rows[N:].any()  # an only member is certain
 
 
 def test_masc_with_one_cluster_costs_ln_n():
     head = randomised(MascHead(D, TREE.cut(1)))
     nats = -head.log_probs(hidden(6), torch.arange(6)).sum(-1)
     torch.testing.assert_close(nats, torch.full((6,), float(np.log(N))))
+
+
+def test_masc_with_one_cluster_and_frequent_members_costs_the_entropy_of_single_tokens():
+    # One is added to each count.
+    counts = np.arange(N) ** 2
+    share = (counts + 1) / (counts + 1).sum()
+    head = randomised(MascHead(D, TREE.cut(1), counts))
+    nats = -head.log_probs(hidden(N), torch.arange(N)).sum(-1).detach().numpy()
+    np.testing.assert_allclose(nats, -np.log(share), rtol=1e-5)
+    assert share @ nats == pytest.approx(stats.entropy(share), rel=1e-5)
 
 
 def test_masc_loss_has_the_gradient_of_cluster_cross_entropy():
@@ -71,19 +122,6 @@ def test_a_level_of_a_tree_reads_the_children_that_are_met_and_no_other_row():
         assert torch.equal(read[level], met)
 
 
-def test_fine_level_guidance_equals_cluster_level_guidance_for_uniform_members():
-    # log p differs by a constant within a cluster, so guiding tokens or clusters is the same.
-    head, scale = randomised(MascHead(D, TREE.cut(12))), 3.0
-    conditional, unconditional = all_probabilities(head, hidden(2)).log()
-    fine = (unconditional + (conditional - unconditional) * scale).softmax(-1)
-    logits = head.output(hidden(2))
-    guided = (logits[1] + (logits[0] - logits[1]) * scale).softmax(-1)
-    by_cluster = torch.zeros(12).index_add(0, head.cluster_of, fine)
-    # Fine guidance keeps 1 / |C| to the power scale - (scale - 1) = 1, so cluster marginals agree.
-    torch.testing.assert_close(by_cluster, guided, atol=1e-5, rtol=1e-4)
-    assert int(head.members.counts.sum()) == N
-
-
 def test_cuts_come_from_the_config_and_the_context_shows_clusters_only_if_asked():
     assert FlatConfig(name="f").cuts(N) == [] and not FlatConfig(name="f").uses_tree
     assert MascConfig(name="m").cuts(16384) == [8192]
@@ -107,6 +145,11 @@ def test_build_head_refuses_a_tree_that_does_not_fit():
         build_head(config, D, N, Partition(np.arange(N) % 7))
     with pytest.raises(ValueError, match="level 1 is not nested in level 0"):
         MascTreeHead(D, [Partition(np.arange(N) % 7), TREE.cut(12)])
+
+
+def test_the_number_of_clusters_of_bits_does_not_matter_on_a_tree():
+    one, other = (build_head(BitsConfig(name="b", num_clusters=k), D, N, TREE) for k in (5, 12))
+    assert torch.equal(one.code, other.code)
 
 
 @pytest.mark.parametrize(

@@ -5,10 +5,21 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 import torch
-from head_cases import HEADS_TO_TEST, TREES, D, Draws, all_probabilities, draw, head_of, hidden, new_head
+from head_cases import (
+    HEADS_TO_TEST,
+    TREES,
+    D,
+    Draws,
+    N,
+    all_probabilities,
+    compute_in_chunks,
+    draw,
+    head_of,
+    hidden,
+    new_head,
+)
 from scipy import stats
 
-from masc.heads import losses
 from masc.heads.base import Follow, ImageHead
 from masc.heads.config import CONFIGS
 from masc.heads.registry import HEADS
@@ -115,9 +126,7 @@ def test_chunks_change_neither_values_nor_gradients(kind, monkeypatch):
         return values, torch.autograd.grad((values.sum(-1) * weight).mean(), parameters, allow_unused=True)
 
     whole = [both(weight) for weight in (1.0, weights)]
-    monkeypatch.setattr(losses, "WHOLE", 0)
-    monkeypatch.setattr("masc.heads.masc.WHOLE", 0)
-    monkeypatch.setattr(losses, "CHUNK", 300)
+    compute_in_chunks(monkeypatch, 300)
     for (values, gradients), weight in zip(whole, (1.0, weights), strict=True):
         again, others = both(weight)
         torch.testing.assert_close(again, values, atol=1e-5, rtol=1e-5)
@@ -127,12 +136,29 @@ def test_chunks_change_neither_values_nor_gradients(kind, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", HEADS_TO_TEST)
-def test_relabelling_commutes_with_permuting_positions(kind):
+def test_a_position_reads_no_other(kind):
     head = head_of(kind, "average linkage")
     if isinstance(head, ImageHead):
         pytest.skip("its second network reads the order of the positions")
     states, tokens, order = hidden(10), torch.arange(10), torch.randperm(10, generator=torch.Generator().manual_seed(1))
     torch.testing.assert_close(head.log_probs(states, tokens)[order], head.log_probs(states[order], tokens[order]))
+
+
+@pytest.mark.parametrize("chunk", [None, 300], ids=["whole", "in chunks"])
+@pytest.mark.parametrize("kind", HEADS_TO_TEST)
+def test_in_bf16_a_head_is_normalised_and_its_gradients_are_finite(kind, chunk, monkeypatch):
+    head, weights = head_of(kind, "average linkage"), torch.rand(2, 1, generator=torch.Generator().manual_seed(3))
+    if chunk is not None:
+        compute_in_chunks(monkeypatch, chunk)
+    tokens, states = torch.arange(N).repeat(2), (hidden(2) * 0.5).repeat_interleave(N, dim=0)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = head.log_probs(states[:, None], tokens[:, None])
+    assert found.dtype == torch.float32 and found.isfinite().all()
+    log_p = found.sum(-1).view(2, N)
+    torch.testing.assert_close(log_p.exp().sum(-1), torch.ones(2), atol=2e-2, rtol=0)
+    (log_p * weights).mean().backward()
+    for name, parameter in head.named_parameters():
+        assert not parameter.numel() or (parameter.grad is not None and parameter.grad.isfinite().all()), name
 
 
 def test_options_of_one_head_are_refused_by_another():
