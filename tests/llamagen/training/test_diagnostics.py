@@ -34,6 +34,7 @@ class Logits(Follow):
 
 
 @every_case
+@torch.no_grad()
 def test_a_decision_is_inspected_by_its_possible_choices(kind, tree):
     head = head_of(kind, tree)
     tokens = torch.arange(head.num_tokens)
@@ -57,6 +58,7 @@ def test_a_decision_is_inspected_by_its_possible_choices(kind, tree):
 
 
 @every_case
+@torch.no_grad()
 def test_a_new_head_has_full_entropy(kind, tree):
     head = new_head(kind, tree)
     tokens = torch.arange(head.num_tokens)
@@ -66,6 +68,7 @@ def test_a_new_head_has_full_entropy(kind, tree):
 
 
 @pytest.mark.parametrize("kind", HEADS_TO_TEST)
+@torch.no_grad()
 def test_chunks_do_not_change_what_is_inspected(kind, monkeypatch):
     head, tokens = head_of(kind, "average linkage"), torch.arange(24).view(4, 6)
     whole = head.follow(hidden(24).view(4, 6, D), tokens, Inspect)
