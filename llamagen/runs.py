@@ -19,9 +19,9 @@ from llamagen.training.checkpoint import (
     use_average,
 )
 from llamagen.training.config import TrainConfig, load_config
+from llamagen.training.initial import INITIAL, initial_parents
 from llamagen.training.inputs import RunInputs, load_inputs
 from llamagen.training.stream import group_labels
-from llamagen.training.warm import INITIAL, initial_parents
 from masc.layout import Layout
 from masc.runtime.artifacts import Codebook
 from masc.runtime.codes import read_meta
@@ -124,7 +124,7 @@ class Run:
         """Whether the run is at the last step of `config`. Raises InputError if another config trained here."""
         if self.progress.step < config.steps:
             return False
-        config.check_directory(load_inputs(config).parents | initial_parents(config.init))
+        config.check_directory(load_inputs(config).parents | initial_parents(config, is_resumed=True))
         return True
 
     @cached_property

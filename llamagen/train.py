@@ -37,12 +37,13 @@ from llamagen.training.checkpoint import (
 )
 from llamagen.training.config import TrainConfig
 from llamagen.training.diagnostics import diagnose
+from llamagen.training.initial import initial_parents
 from llamagen.training.inputs import RunInputs, load_inputs
 from llamagen.training.likelihood import evaluate, on_device
 from llamagen.training.optim import build_optimizer, learning_rate, set_learning_rate
 from llamagen.training.stream import CodeStream, caption_choices, dropped_conditions
 from llamagen.training.tracking import Tracker
-from llamagen.training.warm import check_start, freeze, initial_parents, record_start, start_warm
+from llamagen.training.warm import check_start, freeze, record_start, start_warm
 from masc.runtime.device import build_accelerator, check_agreement, from_main, resolve_precision
 from masc.runtime.errors import InputError
 from masc.runtime.run import MetricsLog, locked, plain
@@ -60,7 +61,7 @@ def check_run(config: TrainConfig, num_processes: int) -> None:
     inputs, progress = load_inputs(config), load_progress(last_checkpoint(config.directory))
     check_start(config, inputs, progress.step > 0)
     _images_of_share(config, progress, num_processes)
-    config.check_directory(inputs.parents | initial_parents(config.init))
+    config.check_directory(inputs.parents | initial_parents(config, progress.step > 0))
 
 
 def train(config: TrainConfig) -> Path:
@@ -73,7 +74,7 @@ def train(config: TrainConfig) -> Path:
     directory, last = config.directory, last_checkpoint(config.directory)
     progress = load_progress(last)
     check_start(config, inputs, progress.step > 0)
-    parents = inputs.parents | initial_parents(config.init)
+    parents = inputs.parents | initial_parents(config, progress.step > 0)
     is_resumed = config.precision == "auto" and progress.step > 0
     precision = progress.precision if is_resumed else resolve_precision(config.precision)
     if is_resumed and precision != resolve_precision("auto"):

@@ -10,7 +10,7 @@ from masc.runtime.codes import save_codes
 NUM_TOKENS, GRID, NUM_IMAGES = 24, 3, 40
 
 
-def make_artifacts(root):
+def make_artifacts(root, grid=GRID, class_name="class"):
     """codebook.npz, codes and trees below `root`, as the stages write them; tokens that follow the label."""
     rng = np.random.default_rng(0)
     layout = Layout(root, "emoji32")
@@ -18,8 +18,8 @@ def make_artifacts(root):
     codebook = Codebook.save(layout.codebook, vectors, {}, {"tokenizer": "0" * 64})
     for split, count in (("train", NUM_IMAGES), ("val", 10)):
         labels = np.arange(count) % 9
-        tokens = (labels[:, None, None] * 2 + rng.integers(0, 6, (count, 2, GRID * GRID))) % NUM_TOKENS
-        names = [f"class {index}" for index in range(9)]
+        tokens = (labels[:, None, None] * 2 + rng.integers(0, 6, (count, 2, grid * grid))) % NUM_TOKENS
+        names = [f"{class_name} {index}" for index in range(9)]
         save_codes(
             layout.codes("twemoji", split),
             tokens,

@@ -108,7 +108,7 @@ def run_facts(directory: Path) -> dict[str, str | None]:
     """Model, head, tree and seed of a run, from its place runs/<model>/<label>/seed<seed>; empty for another place.
 
     The tree is None if it is MASC's own."""
-    *_, model, label, seed = ("", "", *Path(directory).parts)
+    *_, model, label, seed = ("", "", "", *Path(directory).parts)
     if not seed.startswith("seed") or not label:
         return {}
     head, tree = split_label(label)

@@ -9,15 +9,12 @@ import numpy as np
 import pytest
 import torch
 from run_rows import losses
-from safetensors.torch import load_file, save_file
-from stage import load_config
-from user_errors import tells
+from safetensors.torch import load_file
 
 from llamagen.model import build_model
 from llamagen.release import Release
 from llamagen.runs import Run
-from llamagen.train import _Loop, check_run, train
-from llamagen.training.config import TrainConfig
+from llamagen.train import _Loop, train
 from llamagen.training.warm import STATES
 from masc.build import TreeConfig, make_tree
 from masc.layout import Layout
@@ -30,36 +27,6 @@ from masc.runtime.targets import NAMED
 @pytest.fixture(autouse=True)
 def few_states(monkeypatch):
     monkeypatch.setattr("llamagen.training.warm.STATES", 576)
-
-
-@pytest.fixture(scope="module")
-def trained(artifacts, tmp_path_factory):
-    """The config of a small run, a trained flat run, and a masc run that started from it."""
-    place = tmp_path_factory.mktemp("trained")
-    settings = [
-        *("model=llamagen-tiny", "data=twemoji", "model.dim=32", "model.num_layers=2", "model.num_heads=4"),
-        *("model.multiple_of=16", "steps=40", "batch_size=8", "evaluate_every=20", "log_every=20"),
-        *("checkpoint_every=40", "precision=fp32", "tracking.mode=disabled", "diagnostics=false"),
-        *(f"artifacts={artifacts}", "optim.learning_rate=0.01"),
-    ]
-
-    def run(name, *more):
-        return train(load_config("train", TrainConfig, [*settings, *more, f"run_dir={place / name}"]))
-
-    flat = run("flat", "head=flat")
-    return {"flat": flat, "masc": run("masc", "head=masc", f"init={flat}", "steps=20")}
-
-
-@pytest.fixture
-def warm(small_run, trained, tmp_path):
-    """Makes the config of a small run that starts from one of `trained`."""
-
-    def config(head, source, *more):
-        return small_run(
-            f"head={head}", f"init={trained[source]}", "diagnostics=false", f"run_dir={tmp_path / head}", *more
-        )
-
-    return config
 
 
 def weights(run_dir):
@@ -121,100 +88,12 @@ def test_clusters_in_the_context_start_as_the_mean_of_their_tokens(warm, trained
         torch.testing.assert_close(tables[0][np.flatnonzero(cluster_of == cluster)].mean(0), tables[1][cluster])
 
 
-def test_a_warm_run_is_resumed_without_its_initial_weights_and_not_with_others(warm, trained, tmp_path, monkeypatch):
-    unbroken = train(warm("masc", "flat", f"run_dir={tmp_path / 'a'}"))
-    config, step = warm("masc", "flat", f"run_dir={tmp_path / 'b'}"), _Loop.step
-
-    def dies(self, index):
-        if index == 7:
-            raise KeyboardInterrupt
-        return step(self, index)
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(_Loop, "step", dies)
-        train(config)
-    for other in (f"init={trained['masc']}", "init=null"):
-        with pytest.raises(InputError, match=r"sha256 of the initial weights: '.*' there, .* now"):
-            train(warm("masc", "flat", f"run_dir={tmp_path / 'b'}", other))
-    with monkeypatch.context() as patch:
-        patch.setattr("llamagen.train.start_warm", None)  # would fail
-        train(config)
-    assert losses(unbroken) == losses(tmp_path / "b")
-    assert Run(unbroken).is_trained(config) and Run(unbroken).load_model() is not None
-
-
 def test_a_run_can_be_sampled_where_its_initial_weights_are_gone(warm, trained, tmp_path):
     directory = train(warm("masc", "flat", "steps=2"))
     file = directory / "config.yaml"
     file.write_text(file.read_text().replace(str(trained["flat"]), str(tmp_path / "gone")))
     assert Run(directory).config.init == str(tmp_path / "gone")
     Run(directory).load_model()
-
-
-@pytest.mark.parametrize(
-    ("source", "head", "more", "words"),
-    [
-        ("flat", "masc", ["model.num_heads=2"], r"model.num_heads: 4 there, 2 now"),
-        (
-            "flat",
-            "masc",
-            ["model.dim=64", "model.num_layers=3"],
-            r"model.dim: 32 there, 64 now\n  model.num_layers: 2 t",
-        ),
-        ("flat", "masc", ["model.class_dropout=0"], r"model has a null condition: True there, False now"),
-        ("masc", "masc", ["tree=random"], r"sha256 of the tree: '.*' there, '.*' now"),
-        ("masc", "masc", ["head.context=token"], r"context holds clusters: True there, False now"),
-        ("masc", "masc", ["head.num_clusters=10"], r"head's cuts: \[12\] there, \[10\] now"),
-        ("masc", "flat", [], r"head's cuts: \[12\] there, None now"),
-        (
-            "masc",
-            "masc-two-level",
-            ["head.context=cluster"],
-            r"head.output.weight \(12, 32\).* needs \(36, 32\); use a",
-        ),
-        ("flat", "masc", ["init=nonesuch"], r"init=nonesuch names neither a release .* nor a run .*c2i_B_256"),
-        ("flat", "masc", ["init=runs/m/flat/seed7"], r"names neither .*make train MODEL=m HEAD=flat SEED=7"),
-        ("flat", "masc", ["init=c2i_B_256"], r"no weights of c2i_B_256 at .*make weights NAME=c2i_B_256"),
-    ],
-)
-def test_weights_that_do_not_fit_are_one_error_before_anything_is_written(warm, elsewhere, source, head, more, words):
-    config = warm(head, source, *more)
-    for attempt in (train, lambda config: check_run(config, 1)):
-        with tells(words):
-            attempt(config)
-    assert not config.directory.exists()
-
-
-def test_weights_of_another_codebook_and_damaged_weights_are_refused(warm, trained, tmp_path):
-    other = tmp_path / "other"
-    for name in ("config.yaml", "provenance.json", "checkpoints/last/model.safetensors"):
-        (other / name).parent.mkdir(parents=True, exist_ok=True)
-        (other / name).write_bytes((trained["flat"] / name).read_bytes())
-    provenance = json.loads((other / "provenance.json").read_text())
-    provenance["parents"]["codebook"] = "e" * 64
-    (other / "provenance.json").write_text(json.dumps(provenance))
-    with pytest.raises(InputError, match=r"sha256 of the codebook: 'eeeeeeeeeeee' there, '.*' now"):
-        train(warm("masc", "flat", f"init={other}"))
-    (other / "provenance.json").write_bytes((trained["flat"] / "provenance.json").read_bytes())
-    for name in ("backbone.cls_embedding.embedding_table.weight", "backbone.norm.weight", "head.output.weight"):
-        state = weights(trained["flat"])
-        del state[name]
-        save_file(state, other / "checkpoints/last/model.safetensors")
-        with pytest.raises(InputError, match=rf"model.safetensors has {name} \(missing\), and a run of masc needs \("):
-            train(warm("masc", "flat", f"init={other}"))
-    (other / "checkpoints/last/model.safetensors").write_bytes(b"\0" * 99)
-    with pytest.raises(InputError, match=r"model.safetensors is truncated"):
-        train(warm("masc", "flat", f"init={other}"))
-    (other / "checkpoints/last/model.safetensors").unlink()
-    with pytest.raises(InputError, match="no checkpoint in"):
-        train(warm("masc", "flat", f"init={other}"))
-    assert not warm("masc", "flat").directory.exists()
-
-
-def test_a_release_is_taken_for_its_own_tokenizer_and_size_only(warm, tiny_release, monkeypatch):
-    monkeypatch.setitem(NAMED, "release", {"c2i_tiny": tiny_release}.get)
-    with pytest.raises(InputError, match=r"tokenizer: 'vq' there, 'emoji32' now\n  tokens: 256 there, 24 now"):
-        train(warm("masc", "flat", "init=c2i_tiny"))
 
 
 def test_a_release_starts_a_run_on_other_classes_from_its_null_class(small_run, tiny_release, tmp_path, monkeypatch):
