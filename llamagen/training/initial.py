@@ -22,6 +22,7 @@ from llamagen.training.inputs import RunInputs
 from masc.heads.config import FlatConfig, HeadConfig
 from masc.runtime.codes import CodesMeta, read_meta
 from masc.runtime.errors import InputError, MissingArtifact
+from masc.runtime.reading import advising
 from masc.runtime.run import differences, flatten, plain, read_provenance, run_facts
 from masc.runtime.targets import NAMED
 from vq.checkpoint import read_checkpoint
@@ -116,7 +117,9 @@ def open_initial(init: str | None) -> Initial | None:
         if facts := run_facts(path):
             raise MissingArtifact("run", path, problem, **facts)
         raise InputError(f"{problem}; set INIT to a release, such as c2i_B_256, or to the directory of a run")
-    config, parents = load_config(path / "config.yaml"), read_provenance(path).parents
+    config = load_config(path / "config.yaml")
+    with advising("copy it back from where the run was trained"):
+        parents = read_provenance(path).parents
     codes, data = _codes_of(config, parents), config.data.resolution
     return Initial(init, weights_file(path), config.model, config.head, None, data, parents, codes)
 
@@ -133,8 +136,10 @@ def initial_parents(config: TrainConfig, is_resumed: bool) -> dict[str, str]:
     """The SHA-256 of the initial weights, as a parent of the run; empty for a run without.
 
     A run that `is_resumed` does not read them: if `init` is left out or not there, they are those that it names."""
-    kept = config.directory / "provenance.json"
-    recorded = read_provenance(config.directory).parents.get(INITIAL) if is_resumed and kept.exists() else None
+    recorded = None
+    if is_resumed and (config.directory / "provenance.json").exists():  # else `check_directory` says what is missing
+        with advising("copy it back, or choose another directory with RUN_DIR=..."):
+            recorded = read_provenance(config.directory).parents.get(INITIAL)
     try:
         initial = open_initial(config.init)
     except InputError as error:

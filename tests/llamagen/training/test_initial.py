@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 
 import pytest
 from run_rows import losses
@@ -13,10 +14,12 @@ from user_errors import tells
 from llamagen.model import build_model
 from llamagen.runs import Run
 from llamagen.train import _Loop, check_run, train
+from llamagen.training.initial import open_initial
 from llamagen.training.inputs import load_inputs
 from masc.runtime.errors import InputError
 from masc.runtime.files import save_safetensors
 from masc.runtime.targets import NAMED
+from vq.readers.imagenet import wnids
 
 
 @pytest.fixture
@@ -225,6 +228,24 @@ def test_weights_of_another_codebook_and_damaged_weights_are_refused(warm, train
     with pytest.raises(InputError, match="no checkpoint in"):
         train(warm("masc", "flat", f"init={other}"))
     assert not warm("masc", "flat").directory.exists()
+
+
+def test_a_damaged_provenance_is_told_with_what_to_do(small_run, untrained, warm, trained, tmp_path):
+    there = untrained("head=flat").directory
+    (there / "provenance.json").write_text("{")
+    with tells(r"there/provenance.json.*; copy it back from where the run was trained$"):
+        check_run(small_run("head=masc", f"init={there}"), 1)
+    shutil.copytree(trained["masc"], tmp_path / "begun")
+    (tmp_path / "begun/provenance.json").write_text("{")
+    with tells(r"begun/provenance.json.*; copy it back, or choose another directory with RUN_DIR=...$"):
+        check_run(warm("masc", "flat", f"run_dir={tmp_path / 'begun'}", "steps=20"), 1)
+
+
+def test_the_classes_of_a_release_of_a_thousand_are_those_of_imagenet(tiny_release, monkeypatch):
+    thousand = replace(tiny_release, num_classes=1000)
+    monkeypatch.setitem(NAMED, "release", {"c2i_tiny": tiny_release, "c2i_1000": thousand}.get)
+    assert open_initial("c2i_tiny").class_names is None
+    assert open_initial("c2i_1000").class_names == list(wnids())
 
 
 def test_a_release_is_taken_for_its_own_tokenizer_and_size_only(warm, tiny_release, monkeypatch):
