@@ -185,7 +185,7 @@ def test_two_processes_give_the_run_of_one(small_run, overrides, tmp_path, root)
     for a, b in zip(one, two, strict=True):
         assert a.keys() == b.keys()
         for key in a:
-            assert a[key] == pytest.approx(b[key], abs=2e-4), key
+            assert a[key] == pytest.approx(b[key], rel=1e-3, abs=2e-4), key
 
 
 def test_validation_is_the_mean_over_images_whatever_the_batch(small_run):
