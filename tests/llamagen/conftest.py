@@ -9,6 +9,7 @@ from stage import load_config
 from tiny_artifacts import make_artifacts
 
 from llamagen.release import ReleaseConfig
+from llamagen.train import _Loop, train
 from llamagen.training.config import TrainConfig
 from vq.interface import TokenizerConfig
 
@@ -68,3 +69,22 @@ def tiny_release(tmp_path_factory):
         num_tokens=256,
         num_classes=10,
     )
+
+
+@pytest.fixture
+def dies(monkeypatch):
+    """Trains a config until a step that fails."""
+
+    def train_until(config, death, error=ZeroDivisionError):
+        step = _Loop.step
+
+        def fails(self, index):
+            if index == death:
+                raise error
+            return step(self, index)
+
+        with monkeypatch.context() as patch, pytest.raises(error):
+            patch.setattr(_Loop, "step", fails)
+            train(config)
+
+    return train_until

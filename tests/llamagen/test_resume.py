@@ -8,27 +8,8 @@ from run_rows import losses
 from train import check
 
 from llamagen.runs import Run
-from llamagen.train import _Loop, check_run, train
+from llamagen.train import check_run, train
 from masc.runtime.errors import InputError
-
-
-@pytest.fixture
-def dies(monkeypatch):
-    """Trains a config until a step that fails."""
-
-    def train_until(config, death, error=ZeroDivisionError):
-        step = _Loop.step
-
-        def fails(self, index):
-            if index == death:
-                raise error
-            return step(self, index)
-
-        with monkeypatch.context() as patch, pytest.raises(error):
-            patch.setattr(_Loop, "step", fails)
-            train(config)
-
-    return train_until
 
 
 def test_a_run_is_not_gone_on_with_in_other_shares_or_precision(small_run, dies):

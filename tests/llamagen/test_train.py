@@ -53,20 +53,10 @@ def test_every_head_learns_from_its_first_loss_on(small_run, head, tree):
 
 
 @pytest.mark.parametrize(("death", "checkpoint"), [(7, 4), (2, None)])
-def test_a_resumed_run_gives_the_losses_of_an_unbroken_one(small_run, tmp_path, monkeypatch, death, checkpoint):
+def test_a_resumed_run_gives_the_losses_of_an_unbroken_one(small_run, tmp_path, dies, death, checkpoint):
     unbroken = train(small_run("head=masc", f"run_dir={tmp_path / 'a'}"))
     config = small_run("head=masc", f"run_dir={tmp_path / 'b'}")
-    step = _Loop.step
-
-    def dies(self, index):
-        if index == death:
-            raise KeyboardInterrupt
-        return step(self, index)
-
-    monkeypatch.setattr(_Loop, "step", dies)
-    with pytest.raises(KeyboardInterrupt):
-        train(config)
-    monkeypatch.setattr(_Loop, "step", step)
+    dies(config, death, KeyboardInterrupt)
     found = tmp_path / "b/checkpoints/last/progress.json"
     assert (json.loads(found.read_text())["step"] if found.exists() else None) == checkpoint
     resumed = train(config)
@@ -254,19 +244,11 @@ def test_wandb_offline_writes_beside_the_run_under_the_same_names(small_run):
     assert list(directory.glob("wandb/offline-run-*/run-*.wandb"))
 
 
-def test_averaged_weights_are_kept_and_gone_on_with(small_run, tmp_path, monkeypatch):
+def test_averaged_weights_are_kept_and_gone_on_with(small_run, tmp_path, dies):
     settings = "head=flat", "ema_decay=0.9"
     unbroken = train(small_run(*settings, f"run_dir={tmp_path / 'a'}"))
-    config, step = small_run(*settings, f"run_dir={tmp_path / 'b'}"), _Loop.step
-
-    def dies(self, index):
-        if index == 7:
-            raise KeyboardInterrupt
-        return step(self, index)
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(_Loop, "step", dies)
-        train(config)
+    config = small_run(*settings, f"run_dir={tmp_path / 'b'}")
+    dies(config, 7, KeyboardInterrupt)
     train(config)
     averages = [load_file(path / "checkpoints" / "last" / "average.safetensors") for path in (unbroken, tmp_path / "b")]
     assert all(torch.equal(averages[0][name], averages[1][name]) for name in averages[0])

@@ -20,7 +20,7 @@ from llamagen.model import build_model
 from llamagen.runs import Run
 from llamagen.sampling.filters import SamplingConfig
 from llamagen.sampling.generate import generate, image_uniforms
-from llamagen.train import _Loop, train
+from llamagen.train import train
 from llamagen.training.config import TrainConfig
 from llamagen.training.likelihood import image_nats
 from llamagen.training.optim import OptimConfig, build_optimizer
@@ -153,22 +153,13 @@ def test_a_run_trains_and_loads_by_its_config_alone(config):
         official_state(model)
 
 
-def test_a_resumed_run_gives_the_losses_of_an_unbroken_one(config, tmp_path, monkeypatch):
+def test_a_resumed_run_gives_the_losses_of_an_unbroken_one(config, tmp_path, dies):
     def losses(run_dir):
         return [row["train/nats_per_token"] for row in read_metrics(run_dir / "metrics.jsonl")[1:]]
 
-    unbroken, step = losses(train(config)), _Loop.step
-
-    def dies(self, index):
-        if index == 7:
-            raise KeyboardInterrupt
-        return step(self, index)
-
+    unbroken = losses(train(config))
     config.run_dir = str(tmp_path / "broken")
-    monkeypatch.setattr(_Loop, "step", dies)
-    with pytest.raises(KeyboardInterrupt):
-        train(config)
-    monkeypatch.setattr(_Loop, "step", step)
+    dies(config, 7, KeyboardInterrupt)
     assert losses(train(config)) == unbroken
 
 

@@ -9,7 +9,7 @@ from run_rows import losses
 from safetensors.torch import load_file
 
 from llamagen.model import build_model
-from llamagen.train import _Loop, train
+from llamagen.train import train
 from llamagen.training import diagnostics
 from llamagen.training.diagnostics import INSPECTED, MICRO_BATCH, MICRO_BATCHES, Inspect, Inspection, gradient_spread
 from llamagen.training.inputs import load_inputs
@@ -163,20 +163,11 @@ def weights(directory):
     return load_file(directory / "checkpoints" / "last" / "model.safetensors")
 
 
-def test_a_training_is_the_same_with_and_without_diagnostics(small_run, tmp_path, monkeypatch):
+def test_a_training_is_the_same_with_and_without_diagnostics(small_run, tmp_path, dies):
     blind = train(small_run("head=masc-two-level", "diagnostics=false", f"run_dir={tmp_path / 'blind'}"))
     seeing = train(small_run("head=masc-two-level", f"run_dir={tmp_path / 'seeing'}"))
-    step = _Loop.step
-
-    def dies(self, index):
-        if index == 7:
-            raise KeyboardInterrupt
-        return step(self, index)
-
     resumed = small_run("head=masc-two-level", f"run_dir={tmp_path / 'resumed'}")
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(_Loop, "step", dies)
-        train(resumed)
+    dies(resumed, 7, KeyboardInterrupt)
     train(small_run("head=masc-two-level", "diagnostics=false", f"run_dir={tmp_path / 'resumed'}"))
     expected = weights(blind)
     for other in (seeing, resumed.directory):

@@ -13,7 +13,7 @@ from user_errors import tells
 
 from llamagen.model import build_model
 from llamagen.runs import Run
-from llamagen.train import _Loop, check_run, train
+from llamagen.train import check_run, train
 from llamagen.training.initial import open_initial
 from llamagen.training.inputs import load_inputs
 from masc.runtime.errors import InputError
@@ -125,28 +125,14 @@ def test_classes_of_other_names_are_said_to_be_copied_by_number(
     assert ("classes are" in caplog.text) == (words is not None)
 
 
-def dies(config, at):
-    """Train a run that is interrupted at a step."""
-    step = _Loop.step
-
-    def interrupted(self, index):
-        if index == at:
-            raise KeyboardInterrupt
-        return step(self, index)
-
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(_Loop, "step", interrupted)
-        train(config)
-
-
 def test_a_warm_run_is_resumed_without_its_initial_weights_and_not_with_others(
-    warm, trained, tmp_path, monkeypatch, elsewhere
+    warm, trained, tmp_path, monkeypatch, elsewhere, dies
 ):
     def at(name, *more):
         return warm("masc", "flat", "diagnostics=false", f"run_dir={tmp_path / name}", *more)
 
     unbroken = train(at("unbroken"))
-    dies(at("same"), 7)
+    dies(at("same"), 7, KeyboardInterrupt)
     for name in ("null", "gone"):
         shutil.copytree(tmp_path / "same", tmp_path / name)
     again = {"same": at("same"), "null": at("null", "init=null"), "gone": at("gone", "init=runs/gone")}
@@ -163,8 +149,8 @@ def test_a_warm_run_is_resumed_without_its_initial_weights_and_not_with_others(
         Run(tmp_path / "same").is_trained(other)
 
 
-def test_initial_weights_are_asked_for_where_a_run_would_read_them_or_never_had_them(small_run, warm, elsewhere):
-    dies(warm("masc", "flat", "diagnostics=false"), 3)  # before the first checkpoint
+def test_initial_weights_are_asked_for_where_a_run_would_read_them_or_never_had_them(small_run, warm, elsewhere, dies):
+    dies(warm("masc", "flat", "diagnostics=false"), 3, KeyboardInterrupt)  # before the first checkpoint
     with pytest.raises(InputError, match=r"sha256 of the initial weights: '.*' there, None now"):
         train(warm("masc", "flat", "diagnostics=false", "init=null"))
     with pytest.raises(InputError, match="init=runs/gone names neither"):

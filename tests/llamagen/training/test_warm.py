@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from llamagen.model import build_model
 from llamagen.release import Release
 from llamagen.runs import Run
-from llamagen.train import _Loop, train
+from llamagen.train import train
 from llamagen.training.warm import STATES
 from masc.build import TreeConfig, make_tree
 from masc.layout import Layout
@@ -130,19 +130,11 @@ def test_a_refinement_is_trained_on_a_frozen_masc_run(warm, trained):
     assert last["val/level_1_nats"] < first["val/level_1_nats"]
 
 
-def test_a_partly_frozen_run_resumes_as_the_unbroken_one(small_run, tmp_path, monkeypatch):
+def test_a_partly_frozen_run_resumes_as_the_unbroken_one(small_run, tmp_path, dies):
     settings = "head=masc", "frozen=[backbone.layers.0,backbone.tok_embeddings]", "ema_decay=0.9"
     unbroken = train(small_run(*settings, f"run_dir={tmp_path / 'a'}"))
-    config, step = small_run(*settings, f"run_dir={tmp_path / 'b'}"), _Loop.step
-
-    def dies(self, index):
-        if index == 7:
-            raise KeyboardInterrupt
-        return step(self, index)
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(_Loop, "step", dies)
-        train(config)
+    config = small_run(*settings, f"run_dir={tmp_path / 'b'}")
+    dies(config, 7, KeyboardInterrupt)
     train(config)
     assert losses(unbroken) == losses(tmp_path / "b")
     inputs = Run(unbroken).inputs
