@@ -1,15 +1,30 @@
 """The files of a zip or a tar, as when it is unpacked: one rule for names that occur twice, and for links."""
 
+import contextlib
 import posixpath
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Generic, TypeVar
 
 from masc.runtime.errors import InputError
+from masc.runtime.reading import reason
 from vq.readers.members import is_visible
 
 Place = TypeVar("Place")
+
+
+@contextlib.contextmanager
+def opening(path: Path, kind: str) -> Iterator[None]:
+    """Turn what a library raises while it reads an archive, "zip" or "tar", into InputError."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:  # zipfile and tarfile raise errors of many types for damaged bytes
+        raise InputError(
+            f"{path} is not a {kind}, or it is truncated ({reason(error, path)}); download it again"
+        ) from error
 
 
 @dataclass

@@ -17,8 +17,8 @@ from tqdm import tqdm
 
 from masc.runtime.artifacts import Schema, reuse_npz, save_npz
 from masc.runtime.errors import InputError
-from masc.runtime.reading import MIB, open_file, reason
-from vq.readers.entries import Entries, parents
+from masc.runtime.reading import MIB, open_file
+from vq.readers.entries import Entries, opening, parents
 from vq.readers.members import (
     Members,
     OnDisk,
@@ -139,15 +139,12 @@ def _scan(archives: list[Path], sizes: list[int], states: tuple[str, ...]) -> Ta
     bar = tqdm(total=sum(sizes), desc="index of tars", unit="B", unit_scale=True, disable=None)
     for number, archive in enumerate(archives):
         done = bar.n
-        try:
-            with open_file(archive) as (file, _), tarfile.open(fileobj=file, mode="r:") as tar:
-                found = _read(tar, archive, "", 0, lambda offset, done=done: bar.update(done + offset - bar.n))
-        except InputError:
-            raise
-        except Exception as error:  # tarfile raises errors of many types for damaged bytes
-            raise InputError(
-                f"{archive} is not a tar, or it is truncated ({reason(error, archive)}); download it again"
-            ) from error
+        with (
+            opening(archive, "tar"),
+            open_file(archive) as (file, _),
+            tarfile.open(fileobj=file, mode="r:") as tar,
+        ):
+            found = _read(tar, archive, "", 0, lambda offset, done=done: bar.update(done + offset - bar.n))
         for name, (size, offset, text) in found.files.items():
             if text is not None:
                 texts[len(names)] = text

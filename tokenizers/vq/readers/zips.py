@@ -10,8 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from masc.runtime.errors import InputError
-from masc.runtime.reading import reason
-from vq.readers.entries import Entries
+from vq.readers.entries import Entries, opening
 from vq.readers.members import (
     Members,
     OnDisk,
@@ -68,7 +67,7 @@ def list_zip(path: Path) -> ZipMembers:
 
     Raises InputError if the zip is truncated, a name points outside of it, or a link leads to none of its files."""
     version, found = file_state(regular_file(path)), Entries[int]()
-    try:
+    with opening(path, "zip"):
         archive = _open_zip(path, version, os.getpid())
         members = archive.infolist()
         for place, member in enumerate(members):
@@ -81,12 +80,6 @@ def list_zip(path: Path) -> ZipMembers:
                 found.add_link(name, _target(archive, member))
             else:
                 found.add_file(name, place)
-    except InputError:
-        raise
-    except Exception as error:  # zipfile raises errors of many types for damaged bytes
-        raise InputError(
-            f"{path} is not a zip, or it is truncated ({reason(error, path)}); download it again"
-        ) from error
     found.follow_links(path)
     places = [(members[place].file_size, place, members[place].CRC) for place in found.files.values()]
     places = np.array(places, np.int64).reshape(-1, 3)
