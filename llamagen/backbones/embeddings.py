@@ -111,7 +111,4 @@ class TokenEmbedding(nn.Embedding):
 
     def forward(self, tokens: Tensor) -> Tensor:
         vectors = super().forward(tokens if self.cluster_of is None else self.cluster_of[tokens])
-        if self.shared is not None:
-            for nodes in self.node_of:
-                vectors = vectors + F.embedding(nodes[tokens], self.shared)
-        return vectors
+        return vectors if self.shared is None else shared_rows(vectors, self.shared, self.node_of[:, tokens])

@@ -15,6 +15,11 @@ from masc.heads.config import BitsConfig
 from masc.tree import Clustering, Partition
 
 
+def order_of(tree: Clustering, num_clusters: int) -> np.ndarray:
+    """The tokens along a tree, or cluster by cluster: (N,) int64; InputError for a partition not in K clusters."""
+    return (tree.cut(num_clusters) if isinstance(tree, Partition) else tree).order()
+
+
 def halvings(order: np.ndarray) -> list[Partition]:
     """Nested partitions in 2, 4, 8, ... ranges of about N / 2, N / 4, ... tokens along `order` (N,).
 
@@ -55,8 +60,7 @@ class BitsHead(Head):
 
     @classmethod
     def build(cls, config: BitsConfig, dim: int, num_tokens: int, tree: Clustering, counts: np.ndarray | None) -> Self:
-        made = tree.cut(config.cuts(num_tokens)[-1]) if isinstance(tree, Partition) else tree
-        return cls(dim, made.order(), config.chain)
+        return cls(dim, order_of(tree, config.cuts(num_tokens)[-1]), config.chain)
 
     def initialise(self, generator: torch.Generator) -> None:
         if self.earlier is not None:

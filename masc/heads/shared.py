@@ -24,7 +24,7 @@ def nodes_of(cuts: Sequence[Partition]) -> Tensor:
 
 
 def shared_rows(weight: Tensor, shared: Tensor, node_of: Tensor) -> Tensor:
-    """Each token's row plus the rows of its clusters: (N, D), (R, D), (L, N) -> (N, D)."""
+    """The rows of tokens plus those of their clusters: (*, D), (R, D), (L, *) -> (*, D)."""
     for nodes in node_of:
         weight = weight + F.embedding(nodes, shared)
     return weight

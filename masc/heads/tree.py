@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from masc.heads.base import Head, Pick
-from masc.heads.bits import halvings
+from masc.heads.bits import halvings, order_of
 from masc.heads.config import MascTreeConfig
 from masc.heads.losses import Among, AmongChildren, Children, path_log_probs
 from masc.heads.warm import COPIED, FITTED, FlatStart
-from masc.tree import Clustering, Partition, Tree
+from masc.tree import Clustering, Partition
 
 
 class MascTreeHead(Head):
@@ -59,7 +59,7 @@ class MascTreeHead(Head):
     ) -> Self:
         ks = config.cuts(num_tokens)
         if config.balanced:
-            return cls(dim, halvings((tree if isinstance(tree, Tree) else tree.cut(ks[-1])).order())[:-1])
+            return cls(dim, halvings(order_of(tree, ks[-1]))[:-1])
         return cls(dim, [tree.cut(k) for k in ks])
 
     @property
