@@ -2,7 +2,7 @@
 
 # The variables that a command takes. Each holds any text: neither make, nor the shell, nor Hydra reads anything into it.
 # ARGS, PYTHON and SETUP_PYTHON are words of the shell.
-CHOICES = MODEL HEAD TREE DATA DATA_PATH TOKENIZER K SEED SEEDS INIT RUN RUN_DIR RUNS SAMPLES NAME RELEASE PRESET CAPTIONS RESULTS PROTOCOL ARGS
+CHOICES = MODEL HEAD RECIPE OPTIM TREE DATA DATA_PATH TOKENIZER K SEED SEEDS INIT RUN RUN_DIR RUNS SAMPLES NAME RELEASE PRESET CAPTIONS RESULTS PROTOCOL ARGS
 VARIABLES = $(CHOICES) GPUS NODES MACHINE_RANK MAIN_HOST MAIN_PORT LAUNCH_DEVICE PYTHON SETUP_PYTHON
 GIVEN := $(foreach name,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(name)))),$(name)))
 # A make that runs this one hands its own variables down.
@@ -25,10 +25,10 @@ quote = '$(subst ','\'',$(1))'
 set = $(call read,$(2))$(if $($(2)),$(call quote,$(1)=$($(2))))
 each = $(call read,$(2))$(if $($(2)),$(call quote,$(1)[]=$($(2))))
 WORDS = $(UNREAD)-- $(ARGS)
-# What a recipe has read so far; what was given and not read is told. TOKENIZER follows from DATA, and DATA from MODEL.
+# What a recipe has read so far; what was given and not read is told. TOKENIZER follows from DATA, and DATA from MODEL and RECIPE.
 READ :=
 read = $(eval READ += $(1))
-UNREAD = $(foreach name,$(filter-out $(READ) $(if $(filter DATA TOKENIZER,$(READ)),DATA MODEL) ARGS PYTHON SETUP_PYTHON,$(filter $(VARIABLES),$(GIVEN))),$(warning make $@ does not read $(name)))
+UNREAD = $(foreach name,$(filter-out $(READ) $(if $(filter DATA TOKENIZER,$(READ)),DATA MODEL RECIPE) ARGS PYTHON SETUP_PYTHON,$(filter $(VARIABLES),$(GIVEN))),$(warning make $@ does not read $(name)))
 
 # They change how Python itself works: where it finds modules, what it leaves out, what it takes for an error.
 unexport PYTHONSAFEPATH PYTHONHOME PYTHONOPTIMIZE PYTHONWARNINGS PYTHONINSPECT
@@ -37,11 +37,13 @@ PYTHON ?= .venv/bin/python
 SETUP_PYTHON ?= python3
 ARGS ?=
 
-# The defaults run on the embedded data; the published model sizes are trained on ImageNet.
+# The defaults run on the embedded data; the published model sizes are trained on ImageNet, but for RECIPE=smoke.
 MODEL ?= llamagen-tiny
 HEAD ?= masc
+RECIPE ?= masc
+OPTIM ?=
 TREE ?= masc
-DATA ?= $(if $(filter-out llamagen-tiny,$(MODEL)),imagenet256,twemoji)
+DATA ?= $(if $(filter smoke,$(RECIPE)),twemoji,$(if $(filter-out llamagen-tiny,$(MODEL)),imagenet256,twemoji))
 TOKENIZER ?= $(if $(filter twemoji,$(DATA)),emoji32,$(if $(filter twemoji64,$(DATA)),emoji64,$(if $(findstring coco,$(DATA)),vq16-t2i,vq16)))
 SEED ?= 0
 SEEDS ?= 0
@@ -93,7 +95,7 @@ PROTOCOLS = $(call read,PROTOCOL)$(foreach name,$(subst $(comma), ,$(PROTOCOL)),
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "  make %-16s %s\n", $$1, $$2}'
 	@echo
-	@echo "  MODEL HEAD TREE DATA DATA_PATH TOKENIZER K SEED GPUS NODES choose; ARGS=\"key=value ...\" overrides any config value."
+	@echo "  MODEL HEAD RECIPE OPTIM TREE DATA DATA_PATH TOKENIZER K SEED GPUS NODES choose; ARGS=\"key=value ...\" overrides any config value."
 	@echo "  GPUS=2 LAUNCH_DEVICE=--cpu starts two processes on the CPU; MAIN_HOST MAIN_PORT MACHINE_RANK say how NODES meet."
 
 setup:  ## make .venv with the pinned packages
@@ -107,7 +109,7 @@ reproduce tokenizer codebook codes check-codes import-codes tree tree-report tra
 endif
 
 # Variables that the main job does not read are refused.
-REFUSED = $(filter MODEL DATA HEAD TREE TOKENIZER SEED,$(GIVEN))
+REFUSED = $(filter MODEL DATA HEAD RECIPE OPTIM TREE TOKENIZER SEED,$(GIVEN))
 
 reproduce:  ## the main job on the embedded data, from images to the report: SEEDS=0,1,2 K=512
 	$(if $(strip $(REFUSED)),$(error make reproduce does not take $(strip $(REFUSED)): say it in ARGS, as in ARGS="heads=[flat$(comma)masc]"))
@@ -134,8 +136,8 @@ tree:  ## dendrogram of a codebook, or clusters by another method: TREE=masc TOK
 tree-report:  ## one page that compares a tree with other clusterings: TOKENIZER=emoji32 K=512 ARGS=+tree@trees.ward=ward
 	$(PYTHON) scripts/tree_report.py $(call set,tokenizer,TOKENIZER) $(IMAGES) $(call set,num_clusters,K) $(WORDS)
 
-train:  ## train a run, or resume it: MODEL=llamagen-tiny HEAD=masc DATA=twemoji SEED=0 GPUS=1 NODES=1
-	$(LAUNCH) scripts/train.py $(call set,model,MODEL) $(call set,head,HEAD) $(call set,tree,TREE) $(IMAGES) \
+train:  ## train a run, or resume it: MODEL=llamagen-tiny HEAD=masc RECIPE=masc DATA=twemoji SEED=0 GPUS=1 NODES=1
+	$(LAUNCH) scripts/train.py $(call set,model,MODEL) $(call set,head,HEAD) $(call set,recipe,RECIPE) $(call set,optim,OPTIM) $(call set,tree,TREE) $(IMAGES) \
 		$(call set,tokenizer_name,TOKENIZER) $(call set,seed,SEED) $(CLUSTERS) $(call set,run_dir,RUN_DIR) $(call set,init,INIT) $(WORDS)
 
 sample:  ## draw samples: RUN=runs/llamagen-tiny/masc/seed0, or RELEASE=c2i_B_256 PRESET=gallery

@@ -10,6 +10,7 @@ from llamagen.backbones.base import DataShape
 from llamagen.evaluation.images import EvalFidConfig
 from llamagen.model import build_model, count_parameters
 from llamagen.training.config import TrainConfig
+from llamagen.training.optim import learning_rate
 from masc.heads.config import CONFIGS as HEAD_CONFIGS
 from masc.runtime.errors import InputError
 
@@ -18,7 +19,7 @@ def choices(group):
     return sorted(file.stem for file in (CONFIGS / group).glob("*.yaml"))
 
 
-@pytest.mark.parametrize("group", ["model", "head", "tree", "data"])
+@pytest.mark.parametrize("group", ["tree", "data"])
 def test_every_choice_composes(group):
     assert choices(group)
     for choice in choices(group):
@@ -42,7 +43,51 @@ def test_tuned_values_reach_the_run_they_are_for():
         for section, values in tuned.items():
             assert {key: getattr(getattr(config, section), key) for key in values} == values
         assert config.steps == 600
-    assert load_config("train", TrainConfig, ["model=llamagen-xl"]).optim.learning_rate == 2e-4  # MASC, App. A
+
+
+EPOCHS_300, EPOCHS_50 = 300 * 5004 * 256, 50 * 5004 * 256  # images; the incomplete batch of an epoch is dropped
+PUBLISHED = [  # recipe, sizes, data; batch, learning rate, images: docs/recipes.md
+    ("masc", "b l", "imagenet256", 256, 1e-4, EPOCHS_300),
+    ("masc", "xl xxl 3b", "imagenet256", 512, 2e-4, EPOCHS_300),
+    ("llamagen", "b l", "imagenet256", 256, 1e-4, EPOCHS_300),
+    ("llamagen", "xl", "imagenet256", 256, 2e-4, EPOCHS_50),
+    ("llamagen", "xxl 3b", "imagenet256", 512, 2e-4, EPOCHS_50),
+    ("llamagen", "xl", "imagenet384", 256, 2e-4, EPOCHS_300),
+    ("llamagen", "xxl 3b", "imagenet384", 512, 2e-4, EPOCHS_300),
+]
+
+
+@pytest.mark.parametrize(("recipe", "sizes", "data", "batch", "rate", "images"), PUBLISHED)
+def test_a_recipe_holds_the_published_batch_rate_and_images_of_each_size(recipe, sizes, data, batch, rate, images):
+    for size in sizes.split():
+        config = load_config("train", TrainConfig, [f"model=llamagen-{size}", f"recipe={recipe}", f"data={data}"])
+        assert (config.batch_size, config.optim.learning_rate) == (batch, rate)
+        assert config.steps * config.batch_size == images
+        rates = [learning_rate(config.optim, step, config.steps) for step in (0, config.steps)]
+        assert rates == pytest.approx([rate, rate if recipe == "llamagen" else 0.1 * rate])
+
+
+@pytest.mark.parametrize("recipe", choices("recipe"))
+def test_every_model_composes_with_every_recipe(recipe):
+    for model in choices("model"):
+        config = load_config("train", TrainConfig, [f"model={model}", f"recipe={recipe}"])
+        assert config.model.name == (f"{model}-smoke" if recipe == "smoke" else model)
+        assert recipe != "smoke" or (config.data.name == "twemoji" and config.model.fewest_parameters < 2e7)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", choices("model"))
+def test_every_model_head_and_recipe_composes(model):
+    for head in choices("head"):
+        for recipe in choices("recipe"):
+            config = load_config("train", TrainConfig, [f"model={model}", f"head={head}", f"recipe={recipe}"])
+            assert config.head.name == head and config.model.name.startswith(model)
+
+
+def test_what_is_given_wins_over_recipe_and_optimizer():
+    given = ["model=llamagen-xl", "recipe=llamagen", "optim.learning_rate=3e-4", "optim.final_share=0.5", "steps=7"]
+    config = load_config("train", TrainConfig, given)
+    assert (config.optim.learning_rate, config.optim.final_share, config.steps) == (3e-4, 0.5, 7)
 
 
 def test_every_head_has_a_schema_and_a_choice():
@@ -73,6 +118,7 @@ def test_the_main_job_composes():
     [
         ("head=nonesuch", ["HEAD", "flat", "masc-two-level"]),
         ("model=nonesuch", ["MODEL", "llamagen-tiny", "llamagen-xl"]),
+        ("recipe=nonesuch", ["RECIPE", "llamagen, masc, smoke"]),
         ("tree=nonesuch", ["TREE", "kmeans", "random"]),
         ("steps=many", ["steps", "many"]),
         ("nonesuch=1", ["nonesuch"]),

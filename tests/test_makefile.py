@@ -37,6 +37,8 @@ def make(root, tmp_path_factory):
         ("train RUN_DIR", "run_dir"),
         ("train MODEL", "model"),
         ("train HEAD", "head"),
+        ("train RECIPE", "recipe"),
+        ("train OPTIM", "optim"),
         ("train TREE", "tree"),
         ("train TOKENIZER", "tokenizer_name"),
         ("train SEED", "seed"),
@@ -73,6 +75,16 @@ def test_a_list_is_split_at_its_commas_only(make, words, key):
     target, variable = words.split()
     (_, *arguments), _ = make(target, f"{variable}={WORST}")
     assert held(*read_words(arguments))[key] == WORST.split(",")
+
+
+def test_a_smoke_run_is_on_the_embedded_data_whatever_the_size(make):
+    for given, data in (
+        (["RECIPE=smoke"], "twemoji"),
+        ([], "imagenet256"),
+        (["RECIPE=smoke", "DATA=lsun256"], "lsun256"),
+    ):
+        words, _ = make("train", "MODEL=llamagen-xl", *given)
+        assert f"data={data}" in words
 
 
 def test_a_folder_is_not_taken_for_the_default_because_of_a_word_in_its_name(make):
