@@ -23,7 +23,7 @@ from llamagen.sampling.filters import SamplingConfig
 from llamagen.sampling.generate import generate, image_uniforms
 from llamagen.train import attention_kernel
 from llamagen.training.config import TrainConfig
-from llamagen.training.optim import build_optimizer
+from llamagen.training.optim import build_optimizers
 from masc.linkage import average_linkage
 from masc.runtime.device import resolve_precision
 from masc.runtime.files import write_json
@@ -44,7 +44,7 @@ def ours(head: str, plain_attention: bool) -> dict[str, Callable[[], None]]:
     vectors = torch.randn(1024, 8, generator=torch.Generator().manual_seed(0)).numpy()
     partition = None if head == "flat" else Tree(average_linkage(vectors).merges).cut(512)
     model = build_model(config.model, config.head, SHAPE, partition, seed=0)
-    optimizer = build_optimizer(model, config.optim, fused=True)
+    (optimizer,) = build_optimizers(model, config.optim, fused=True)
     tokens, labels = torch.randint(1024, (BATCH, 64)), torch.randint(9, (BATCH,))
     precision = resolve_precision("auto")
     kernel = attention_kernel(torch.device("cpu" if plain_attention else "meta"))

@@ -23,7 +23,7 @@ from llamagen.sampling.filters import SamplingConfig, filter_logits, probabiliti
 from llamagen.sampling.generate import generate as our_generate
 from llamagen.sampling.images import finish
 from llamagen.training.average import averaged_parameters, start_average
-from llamagen.training.optim import OptimConfig, build_optimizer
+from llamagen.training.optim import OptimConfig, build_optimizers
 from masc.heads.config import FlatConfig
 from masc.linkage import average_linkage
 from masc.runtime.codes import load_codes
@@ -153,13 +153,16 @@ def _optim(hyper: dict) -> OptimConfig:
 
 def optimizer_groups(module, hyper):
     names = _names(module)
-    groups = build_optimizer(module, _optim(hyper), fused=True).param_groups
-    return [(group["weight_decay"], {names[id(parameter)] for parameter in group["params"]}) for group in groups]
+    (optimizer,) = build_optimizers(module, _optim(hyper), fused=True)
+    return [
+        (group["weight_decay"], {names[id(parameter)] for parameter in group["params"]})
+        for group in optimizer.param_groups
+    ]
 
 
 def train_steps(module, tokens, labels, hyper):
     config = _optim(hyper)
-    optimizer = build_optimizer(module, config, fused=True)
+    (optimizer,) = build_optimizers(module, config, fused=True)
     average = start_average(module, hyper["ema_decay"])
     losses, norms = [], []
     for step in range(len(tokens)):

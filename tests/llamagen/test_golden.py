@@ -12,7 +12,7 @@ from llamagen.backbones.layers import apply_rope, rope_table
 from llamagen.model import ARModel
 from llamagen.sampling.filters import SamplingConfig, filter_logits, probabilities
 from llamagen.sampling.generate import SamplingPick, generate
-from llamagen.training.optim import OptimConfig, build_optimizer
+from llamagen.training.optim import OptimConfig, build_optimizers
 
 CPU = torch.device("cpu")
 TINY = ["c2i_a", "c2i_gqa"]
@@ -132,7 +132,7 @@ def test_optimizer_groups_and_steps_are_the_released_ones():
         betas=(hyper["beta1"], hyper["beta2"]),
         max_grad_norm=hyper["max_grad_norm"],
     )
-    optimizer = build_optimizer(model, config, fused=True)
+    (optimizer,) = build_optimizers(model, config, fused=True)
     names = {id(p): name.removeprefix("backbone.").removeprefix("head.") for name, p in model.named_parameters()}
     groups = [
         (group["weight_decay"], sorted(names[id(p)] for p in group["params"])) for group in optimizer.param_groups

@@ -22,7 +22,7 @@ from stage import CONFIGS, named_config
 from llamagen.backbones.base import DataShape
 from llamagen.backbones.config import ModelConfig
 from llamagen.model import build_model
-from llamagen.training.optim import OptimConfig, build_optimizer
+from llamagen.training.optim import OptimConfig, build_optimizers
 from masc.linkage import average_linkage
 from masc.runtime.files import write_json
 from masc.tree import Tree
@@ -71,7 +71,7 @@ def losses(name, data):
     """Nats per token of each step."""
     codes, labels, *_ = data
     model = model_of(name, SMALL, data, **NARROW)
-    optimizer = build_optimizer(model, OptimConfig(learning_rate=2e-3), fused=False)
+    (optimizer,) = build_optimizers(model, OptimConfig(learning_rate=2e-3), fused=False)
     found = []
     for step in range(STEPS):
         images = torch.arange(step * BATCH, (step + 1) * BATCH) % len(codes)

@@ -23,7 +23,7 @@ from llamagen.sampling.generate import generate, image_uniforms
 from llamagen.train import train
 from llamagen.training.config import TrainConfig
 from llamagen.training.likelihood import image_nats
-from llamagen.training.optim import OptimConfig, build_optimizer
+from llamagen.training.optim import OptimConfig, build_optimizers
 from masc.heads.config import FlatConfig, MascConfig
 from masc.runtime.errors import InputError
 from masc.runtime.run import read_metrics
@@ -165,7 +165,7 @@ def test_a_resumed_run_gives_the_losses_of_an_unbroken_one(config, tmp_path, die
 
 def test_the_optimizer_scales_the_tables_that_the_model_names(own):
     model = build_model(own, FlatConfig(name="flat"), SHAPE, None, seed=0)
-    optimizer = build_optimizer(model, OptimConfig(table_scale=7.0), fused=False)
+    (optimizer,) = build_optimizers(model, OptimConfig(table_scale=7.0), fused=False)
     scaled = {
         id(parameter) for group in optimizer.param_groups if group["scale"] == 7.0 for parameter in group["params"]
     }
