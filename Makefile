@@ -72,7 +72,8 @@ MAIN_PORT ?=
 LAUNCH_DEVICE ?= --multi_gpu
 
 LAUNCHER = $(PYTHON) scripts/launch.py $(foreach name,GPUS NODES MACHINE_RANK MAIN_HOST MAIN_PORT LAUNCH_DEVICE,$(call quote,$($(name))))
-LAUNCH = $(call read,GPUS NODES MACHINE_RANK MAIN_HOST MAIN_PORT LAUNCH_DEVICE)$(if $(filter 1/1/--multi_gpu,$(GPUS)/$(NODES)/$(LAUNCH_DEVICE)),$(PYTHON),$(LAUNCHER))
+# By exec, so that no shell stands between make and a process that make sends a signal on to.
+LAUNCH = $(call read,GPUS NODES MACHINE_RANK MAIN_HOST MAIN_PORT LAUNCH_DEVICE)exec $(if $(filter 1/1/--multi_gpu,$(GPUS)/$(NODES)/$(LAUNCH_DEVICE)),$(PYTHON),$(LAUNCHER))
 # Benchmarks import the scripts, and the stand-ins of the tests.
 BENCH = PYTHONPATH=scripts:tests $(PYTHON)
 CLUSTERS = $(call set,head.num_clusters,K)
@@ -113,7 +114,7 @@ REFUSED = $(filter MODEL DATA HEAD RECIPE OPTIM TREE TOKENIZER SEED,$(GIVEN))
 
 reproduce:  ## the main job on the embedded data, from images to the report: SEEDS=0,1,2 K=512
 	$(if $(strip $(REFUSED)),$(error make reproduce does not take $(strip $(REFUSED)): say it in ARGS, as in ARGS="heads=[flat$(comma)masc]"))
-	$(PYTHON) scripts/reproduce.py $(call each,seeds,SEEDS) $(call set,num_clusters,K) $(WORDS)
+	exec $(PYTHON) scripts/reproduce.py $(call each,seeds,SEEDS) $(call set,num_clusters,K) $(WORDS)
 
 tokenizer:  ## train the small tokenizer: TOKENIZER=emoji32
 	$(PYTHON) scripts/tokenizer.py $(call set,tokenizer,TOKENIZER) $(if $(filter emoji64,$(TOKENIZER)),data=twemoji64,$(IMAGES)) $(WORDS)

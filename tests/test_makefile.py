@@ -140,6 +140,14 @@ def test_a_variable_that_a_command_does_not_read_is_told(make, words, unread):
     assert given and (said in output if unread else "does not read" not in output)
 
 
+def test_a_signal_to_make_reaches_the_launcher_and_no_shell_between(root):
+    """Make sends SIGTERM to what it has started. With quotes in ARGS it starts a shell."""
+    prints = shlex.join([sys.executable, "-c", "import os; print(os.getppid())"])
+    command = ["make", "--silent", "train", "GPUS=2", f"PYTHON={prints}", 'ARGS=a="b c"']
+    with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True) as process:
+        assert process.communicate()[0] == f"{process.pid}\n"
+
+
 def test_a_line_break_is_refused(make):
     assert "RUN holds a line break" in make("export", "RUN=a\nb")[1]
 
