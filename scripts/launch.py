@@ -3,9 +3,11 @@
     python scripts/launch.py GPUS NODES MACHINE_RANK MAIN_HOST MAIN_PORT LAUNCH_DEVICE SCRIPT WORD...
 
 The config is checked before any process starts. Each process finds its place in the variables that torch and
-accelerate read (RANK, WORLD_SIZE, MASTER_ADDR, ...). If one fails, all are ended, on all machines."""
+accelerate read (RANK, WORLD_SIZE, MASTER_ADDR, ...). If one fails, is stopped or hangs, all are ended, on all machines.
+A signal that asks the launcher to stop is passed on: processes that can save do so."""
 
 import logging
+import math
 import os
 import signal
 import subprocess
@@ -15,11 +17,24 @@ from dataclasses import dataclass, replace
 
 from meeting import Meeting, free_port, listen
 from messages import explain, log_plainly
-from worker import CONTINUES, GRACE, PIPES, claim_error
+from watch import Watch
+from worker import (
+    BEATS,
+    CONTINUES,
+    EXIT_STOPPED,
+    GRACE,
+    PIPES,
+    SAVING,
+    SIGNALS,
+    claim_error,
+    interrupt_on_signals,
+)
 
 from masc.runtime.errors import InputError
 
 DEVICES = ("--multi_gpu", "--cpu")
+LOOK = 0.1  # seconds between two looks at the processes
+AGAIN = 1  # seconds after a signal from which the next one is a second request: one request may bring several at once
 
 
 @dataclass(frozen=True)
@@ -74,14 +89,14 @@ def _is_name(host: str) -> bool:
 
 
 def launch(here: Launch) -> int:
-    """Run all processes to their end; return the exit status: 0, or that of the first that failed."""
+    """Run all processes to their end; return the exit status: 0, that of the first that failed, or EXIT_STOPPED."""
     if here.gpus * here.nodes == 1 or {"-h", "--help"} & set(here.command):
         os.execve(here.command[0], here.command, here.environment())
     if here.nodes == 1 and here.port:
         listen(here.port).close()  # the first process will listen there
     check = subprocess.Popen([*here.command[:2], "--check", *here.command[2:]], env=here.environment())
     try:
-        status = run_all([check])
+        status = check.wait()
     finally:
         stop([check])
     if status < 0:
@@ -103,32 +118,82 @@ def run_workers(here: Launch, meeting: Meeting | None = None) -> int:
     os.write(first_error, b"!")
     os.set_blocking(errors, False)
     workers: list[subprocess.Popen] = []
-    try:
-        for local in range(here.gpus):
-            environment = here.environment(
-                RANK=str(here.node * here.gpus + local),
-                LOCAL_RANK=str(local),
-                WORLD_SIZE=str(here.gpus * here.nodes),
-                MASTER_ADDR=here.host,
-                MASTER_PORT=str(here.port),
-                **{PIPES: f"{errors},{alive}"},
-            )
-            workers.append(subprocess.Popen(here.command, env=environment, pass_fds=[errors, alive]))
-        status = run_all(workers, meeting)
-        if status < 0 and claim_error(errors):
-            raise ended_by(status)
-        return abs(status)
-    except InputError:
-        claim_error(errors)  # the other processes end silently
-        raise
-    except KeyboardInterrupt:
-        stop(workers)
-        if claim_error(errors):
-            print(f"\ninterrupted; {CONTINUES}", file=sys.stderr)
-        raise
-    finally:
-        stop(workers)
-        os.close(held)
+    first = here.node * here.gpus
+    with Watch(here.gpus) as watch, Requests() as requests:
+        try:
+            for local in range(here.gpus):
+                environment = here.environment(
+                    RANK=str(first + local),
+                    LOCAL_RANK=str(local),
+                    WORLD_SIZE=str(here.gpus * here.nodes),
+                    MASTER_ADDR=here.host,
+                    MASTER_PORT=str(here.port),
+                    **{PIPES: f"{errors},{alive}", BEATS: str(watch.file)},
+                )
+                files = [errors, alive, watch.file]
+                workers.append(subprocess.Popen(here.command, env=environment, pass_fds=files))
+            while (status := ended(workers)) is None:
+                if meeting is not None:
+                    meeting.check()
+                watch.check(workers, first)
+                requests.pass_on(workers)
+                time.sleep(LOOK)
+            if status < 0 and requests.first is not None:
+                raise KeyboardInterrupt  # the signal came before the process could take it
+            if status < 0 and claim_error(errors):
+                raise ended_by(status)
+            return abs(status)
+        except InputError:
+            claim_error(errors)  # the other processes end silently
+            raise
+        except KeyboardInterrupt:
+            stop(workers)
+            if claim_error(errors):
+                print(f"\ninterrupted; {CONTINUES}", file=sys.stderr)
+            raise
+        finally:
+            stop(workers)
+            os.close(held)
+
+
+class Requests:
+    """The signals that ask the launcher to stop while its processes run.
+
+    The first is passed on, so that the processes can save: all of them, for the terminal, `make` or a cluster may have
+    sent it to some or to all. One that comes more than a second later interrupts."""
+
+    def __init__(self):
+        self.first: float | None = None  # when the first came
+        self.until = math.inf  # when the processes must have ended
+
+    def __enter__(self) -> "Requests":
+        self.before = {number: signal.getsignal(number) for number in (signal.SIGINT, *SIGNALS)}
+        for number, handler in self.before.items():
+            if handler != signal.SIG_IGN:
+                signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: object) -> None:
+        if self.first is not None and time.monotonic() > self.first + AGAIN:
+            raise KeyboardInterrupt
+        self.first = self.first or time.monotonic()
+
+    def pass_on(self, processes: list[subprocess.Popen]) -> None:
+        """Ask the processes to stop if somebody asked the launcher; InputError if they take too long.
+
+        SIGUSR1 is never taken for a second request by a process that has got the first one itself."""
+        now = time.monotonic()
+        has_stopped = any(process.returncode == EXIT_STOPPED for process in processes)  # asked on another machine
+        if self.until == math.inf and (self.first is not None or has_stopped):
+            self.until = now + SAVING
+            for process in processes if self.first is not None else ():
+                process.send_signal(signal.SIGUSR1)
+        if now > self.until:
+            raise InputError(f"not all processes had saved {SAVING} s after a signal, so all are ended; {CONTINUES}")
 
 
 def ended_by(status: int) -> InputError:
@@ -139,35 +204,33 @@ def ended_by(status: int) -> InputError:
     )
 
 
-def run_all(processes: list[subprocess.Popen], meeting: Meeting | None = None) -> int:
-    """Wait until all processes have ended, or one has failed; the exit status of that one, negative for a signal."""
-    while True:
-        states = [process.poll() for process in processes]
-        failed = [state for state in states if state]
-        if failed or None not in states:
-            return failed[0] if failed else 0
-        if meeting is not None:
-            meeting.check()
-        time.sleep(0.1)
+def ended(processes: list[subprocess.Popen]) -> int | None:
+    """The exit status of a process that has failed, negative for a signal, or else of all when all have ended.
+
+    None while they run. Where one was stopped by a signal after it had saved, all were."""
+    states = [process.poll() for process in processes]
+    failed = [state for state in states if state not in (None, 0, EXIT_STOPPED)]
+    return failed[0] if failed else None if None in states else max(states)
 
 
 def stop(processes: list[subprocess.Popen]) -> None:
-    """End the processes that still run: by SIGTERM, and by SIGKILL those that do not follow."""
+    """End the processes that still run: by SIGTERM, and by SIGKILL those that do not follow.
+
+    An interrupt ends the wait."""
     for process in processes:
         process.terminate()
     until = time.monotonic() + GRACE
     for process in processes:
         try:
             process.wait(max(0, until - time.monotonic()))
-        except subprocess.TimeoutExpired:
+        except (subprocess.TimeoutExpired, KeyboardInterrupt):
+            until = 0
             process.kill()
             process.wait()
 
 
 def main() -> None:
-    for number in (signal.SIGTERM, signal.SIGHUP):  # end like Ctrl-C, and so end the processes as well
-        if signal.getsignal(number) != signal.SIG_IGN:  # as nohup sets it
-            signal.signal(number, signal.default_int_handler)
+    interrupt_on_signals()  # and so end the processes as well
     log_plainly(logging.INFO)
     try:
         sys.exit(launch(parse(sys.argv[1:])))

@@ -12,7 +12,8 @@ import socket
 import time
 from typing import Any
 
-import start  # noqa: F401  # isort: skip
+from worker import EXIT_STOPPED
+
 from masc.runtime.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -156,8 +157,8 @@ class Meeting:
                         raise InputError(f"node {node} has ended; its own output says why")
 
     def leave(self, status: int) -> None:
-        """Tell the other nodes that this one is done, if its exit status says so."""
-        if status == 0:
+        """Tell the other nodes that this one is done, or has saved and stopped, if its exit status says so."""
+        if status in (0, EXIT_STOPPED):
             for connection in self.connections.values():
                 _send(connection, {"done": True})
 

@@ -8,7 +8,7 @@ import sys
 from words import make_word, override
 from worker import CONTINUES
 
-from masc.runtime.errors import InputError, MissingArtifact, printable, removal
+from masc.runtime.errors import InputError, MissingArtifact, Stopped, printable, removal
 from masc.runtime.writing import in_words
 
 # Kind of a MissingArtifact -> the target of the Makefile that makes it, and the variables that say which one: a
@@ -70,6 +70,8 @@ def in_plain_words(error: BaseException) -> str | None:
     """The line that ends a stage with this error, empty if nobody reads it; None for a bug, which needs a traceback."""
     if isinstance(error, InputError):
         return f"error: {explain(error)}"
+    if isinstance(error, Stopped):
+        return printable(str(error))
     if isinstance(error, KeyboardInterrupt):
         return f"\ninterrupted; {CONTINUES}"
     if isinstance(error, BrokenPipeError):

@@ -4,7 +4,6 @@ import dataclasses
 import logging
 import os
 import re
-import signal
 import sys
 import typing
 from collections.abc import Callable, Iterator
@@ -21,14 +20,26 @@ from messages import in_plain_words, log_plainly
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
 from words import parse_words, read_words
-from worker import PIPES, check_machine, end_processes, end_with_launcher, end_worker, is_launched, is_main, print_error
+from worker import (
+    EXIT_STOPPED,
+    PIPES,
+    check_machine,
+    end_processes,
+    end_worker,
+    interrupt_on_signals,
+    is_launched,
+    is_main,
+    join_launcher,
+    print_error,
+)
 
 from masc.heads.config import CONFIGS as HEAD_CONFIGS
-from masc.runtime.errors import InputError
+from masc.runtime.errors import InputError, Stopped
 from masc.runtime.targets import NAMED
 
 # An interrupt while torch is imported is told like any other.
 sys.excepthook = lambda kind, error, trace: print_error(in_plain_words(error), error)
+interrupt_on_signals()
 
 CONFIGS = start.ROOT / "configs"
 # Group of configs/ -> the schemas that its files name in `defaults`, as module:Class. A group is registered, and its
@@ -166,9 +177,7 @@ def run_stage(
 
     If several processes are launched, `prepare` and then `check` are called once, by the process that checks the config
     before them."""
-    # SIGTERM ends a stage like Ctrl-C, so that it can stop the processes that it started.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    end_with_launcher()
+    join_launcher()
     if sys.stdout is not None:  # as it is where the shell has closed it
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may lack the characters of a path
     log_plainly(logging.INFO if is_main() else logging.WARNING)
@@ -202,5 +211,8 @@ def run_stage(
             raise
         if isinstance(error, BrokenPipeError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the interpreter flushes it once more at its end
+        if isinstance(error, Stopped):
+            print_error(message, error)
+            sys.exit(EXIT_STOPPED)
         sys.exit(message or 1)
     end_processes()

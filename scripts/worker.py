@@ -1,8 +1,10 @@
 """What the processes of one launch share: `launch.py` starts them, and `run_stage` runs in each.
 
 Each inherits the reading ends of two pipes. The first holds one byte, for the first process that fails: it prints its
-error, and the others end silently. The second is closed when the launcher ends, whatever ended it."""
+error, and the others end silently. The second is closed when the launcher ends, whatever ended it. With them comes an
+open file, in which each process counts its beats."""
 
+import faulthandler
 import os
 import signal
 import sys
@@ -12,12 +14,27 @@ import traceback
 from typing import NoReturn
 
 import start  # noqa: F401  # isort: skip
-from masc.runtime.errors import InputError
+from masc.runtime import beats
+from masc.runtime.errors import InputError, Stopped
 
-PIPES = "LAUNCH_PIPES"  # the two file descriptors, as in 3,4
+PIPES = "LAUNCH_PIPES"  # the file descriptors of both pipes, as in 3,4
+BEATS = "LAUNCH_BEATS"  # that of the file
 CONTINUES = "the same command continues from the last checkpoint or finished stage"
 NOTICE = 2  # seconds in which the launcher sees that another process has died
-GRACE = 20  # seconds from SIGTERM to SIGKILL
+GRACE = 10  # seconds from SIGTERM to SIGKILL once the processes cannot work on
+SAVING = 90  # seconds in which processes that are asked to stop save and end; the largest models need half of them
+EXIT_STOPPED = 75  # exit status of a stage that was asked to stop and has saved (EX_TEMPFAIL of sysexits.h)
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)  # they ask a process to stop, as Ctrl-C does
+SHOW_STACK = signal.SIGUSR2  # asks a process of a launch to print where it is
+
+
+def interrupt_on_signals() -> None:
+    """Take the signals that ask this process to stop as Ctrl-C, so that it can stop the processes that it started.
+
+    A signal that is ignored, as SIGHUP under nohup, stays so."""
+    for number in SIGNALS:
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler)
 
 
 def is_launched() -> bool:
@@ -44,8 +61,14 @@ def claim_error(pipe: int) -> bool:
 
 
 def print_error(message: str | None, error: BaseException) -> None:
-    """Print the message, or the traceback if there is none, if this process is alone or the first that fails."""
-    if PIPES not in os.environ or claim_error(int(os.environ[PIPES].split(",")[0])):
+    """Print the message, or the traceback if there is none, if this process is alone or the first that fails.
+
+    All processes of a launch that is stopped say the same, and none has failed: there the main one prints it."""
+    if isinstance(error, Stopped):
+        prints = is_main()
+    else:
+        prints = PIPES not in os.environ or claim_error(int(os.environ[PIPES].split(",")[0]))
+    if prints:
         print(message, file=sys.stderr) if message is not None else traceback.print_exception(error)
 
 
@@ -58,7 +81,7 @@ def end_worker(message: str | None, error: BaseException) -> NoReturn:
         sys.stdout.flush()
         sys.stderr.flush()
     finally:
-        os._exit(1)
+        os._exit(EXIT_STOPPED if isinstance(error, Stopped) else 1)
 
 
 def end_processes() -> None:
@@ -89,14 +112,19 @@ def check_machine() -> None:
         )
 
 
-def end_with_launcher() -> None:
-    """End this process, from another thread, when its launcher has ended."""
+def join_launcher() -> None:
+    """Tie this process to the launcher that started it, if one did.
+
+    It ends when its launcher has ended, its beats are counted, and it prints where it is when it is asked to."""
     if PIPES in os.environ:
-        threading.Thread(target=_watch, args=[int(os.environ[PIPES].split(",")[1])], daemon=True).start()
+        threading.Thread(target=_end_with_launcher, args=[int(os.environ[PIPES].split(",")[1])], daemon=True).start()
+    if BEATS in os.environ:
+        beats.connect(int(os.environ[BEATS]), int(os.environ["LOCAL_RANK"]))
+        faulthandler.register(SHOW_STACK, all_threads=False)
 
 
-def _watch(pipe: int) -> None:
+def _end_with_launcher(pipe: int) -> None:
     os.read(pipe, 1)  # returns at the end of the file
     os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(GRACE)  # a process that waits for others in a library does not see the signal
+    time.sleep(SAVING)  # a process that waits for others in a library does not see the signal
     os._exit(1)

@@ -20,13 +20,13 @@ from messages import COMMANDS, command_for, explain
 from stage import CONFIGS, SCHEMAS, load_config, run_stage
 from tree import TreeStage, main
 from user_errors import tells
-from worker import check_machine
+from worker import EXIT_STOPPED, check_machine
 
 from llamagen.runs import Run
 from llamagen.sampling.plan import SampleConfig
 from masc.build import TreeConfig
 from masc.runtime.artifacts import Codebook
-from masc.runtime.errors import InputError, MissingArtifact
+from masc.runtime.errors import InputError, MissingArtifact, Stopped
 
 MAKEFILE = (CONFIGS.parent / "Makefile").read_text()
 
@@ -187,6 +187,11 @@ def test_an_interrupt_and_a_closed_pipe_are_no_tracebacks(ended, monkeypatch):
     monkeypatch.setattr("os.dup2", lambda *arguments: None)
     assert "interrupted; the same command continues" in ended(KeyboardInterrupt())
     assert ended(BrokenPipeError(errno.EPIPE, "Broken pipe")) == 1
+
+
+def test_a_training_that_saved_and_stopped_has_a_status_of_its_own(ended, capsys):
+    assert ended(Stopped("stopped at step 5")) == EXIT_STOPPED
+    assert capsys.readouterr().err == "stopped at step 5\n"
 
 
 @pytest.mark.parametrize(

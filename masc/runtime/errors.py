@@ -14,6 +14,10 @@ class InputError(ValueError):
     The message says what was expected, what was found, where, and what to do. Scripts print it without a traceback."""
 
 
+class Stopped(Exception):
+    """The end of a training that a signal has asked to stop, after it has saved. The message is the line to print."""
+
+
 class MissingArtifact(InputError):
     """An artefact that is missing, or that must be made again: truncated, altered, or made from other inputs.
 

@@ -1,0 +1,108 @@
+"""How a launcher sees that one of its processes has been stopped, or that none makes progress any more."""
+
+import mmap
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from typing import Self
+
+from worker import CONTINUES, SHOW_STACK
+
+from masc.runtime.beats import FEW, PLACE
+from masc.runtime.errors import InputError
+
+STOPPED = 20  # seconds that a process may stay stopped: Ctrl-Z and `fg` reach all processes within moments
+SILENT = 45  # seconds without a beat where more are expected; all processes then end within a minute
+TIMES = 5  # a process may also be silent for this many times its longest gap between two expected beats
+TICK = 1  # seconds that the clock goes on at most between two looks: if more have passed, the launcher stood still too
+STACK = 0.3  # seconds that a process has to print where it is
+
+
+@dataclass
+class Seen:
+    """What the launcher has seen of one process."""
+
+    place: tuple[int, int] = (0, 0)  # rests, beats since the last rest
+    silent: float = 0  # seconds since the place changed
+    longest: float = 0  # seconds between two expected beats since the last rest
+    stopped: float = 0  # seconds
+
+    def look(self, place: tuple[int, int], passed: float, is_stopped: bool) -> None:
+        """Note the place of the process, `passed` seconds after the last look."""
+        self.stopped = self.stopped + passed if is_stopped else 0
+        self.silent += passed
+        if place == self.place:
+            return
+        if place[0] != self.place[0]:
+            self.longest = 0
+        elif self.place[1] >= FEW:
+            self.longest = max(self.longest, self.silent)
+        self.place, self.silent = place, 0
+
+    @property
+    def hangs(self) -> bool:
+        """Whether beats are expected and none came."""
+        return self.place[1] >= FEW and self.silent > max(SILENT, TIMES * self.longest)
+
+
+class Watch:
+    """The beats of the processes of this machine, in a file without a name that they inherit (on Linux only)."""
+
+    def __init__(self, num_processes: int):
+        self.file = os.memfd_create("beats")
+        os.truncate(self.file, num_processes * PLACE.size)
+        self.beats = mmap.mmap(self.file, 0)
+        self.seen = [Seen() for _ in range(num_processes)]
+        self.last = time.monotonic()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        os.close(self.file)
+
+    def check(self, processes: list[subprocess.Popen], first: int) -> None:
+        """Raise InputError if one of the processes has been stopped for long, or if all hang.
+
+        Where some still make progress the others wait for them. `first` is the number of processes[0] among those of
+        all machines. Processes that hang print their Python stack before."""
+        now = time.monotonic()
+        passed, self.last = min(now - self.last, TICK), now
+        running: dict[int, Seen] = {}  # by the number of the process
+        for index, (process, seen) in enumerate(zip(processes, self.seen, strict=True)):
+            if process.returncode is None:
+                seen.look(PLACE.unpack_from(self.beats, index * PLACE.size), passed, is_stopped(process))
+                running[first + index] = seen
+        stopped = [number for number, seen in running.items() if seen.stopped > STOPPED]
+        if stopped:
+            verb = "was" if len(stopped) == 1 else "were"
+            raise InputError(
+                f"{_names(stopped)} {verb} stopped by a signal such as SIGSTOP for {STOPPED} s, so all are ended; "
+                f"{CONTINUES}"
+            )
+        if not running or not all(seen.hangs for seen in running.values()):
+            return
+        last = min(seen.place for seen in running.values())
+        behind = [number for number, seen in running.items() if seen.place == last]
+        for number in behind:
+            print(f"where process {number} is:", file=sys.stderr, flush=True)
+            processes[number - first].send_signal(SHOW_STACK)
+            time.sleep(STACK)
+        silent = f"made no progress for {min(seen.silent for seen in running.values()):.0f} s"
+        if len(behind) < len(running):
+            found = f"{_names(behind)} {silent}, and the others of this machine wait"
+        else:
+            found = f"{_names(behind)} {silent} or wait for another machine"
+        raise InputError(f"{found}, so all are ended; the lines above say where they are; {CONTINUES}")
+
+
+def _names(numbers: list[int]) -> str:
+    return f"process{'es' if len(numbers) > 1 else ''} {', '.join(str(number) for number in numbers)}"
+
+
+def is_stopped(process: subprocess.Popen) -> bool:
+    """Whether a signal has stopped a process and none has let it go on. It must be unwaited for."""
+    state = os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    return state is not None and state.si_code == os.CLD_STOPPED

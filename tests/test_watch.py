@@ -1,0 +1,120 @@
+"""A process that is stopped or hangs ends all; one that compiles, validates or saves does not."""
+
+import pytest
+from launch import run_workers
+from launched import processes
+from watch import SILENT, STOPPED, TIMES, Seen, Watch
+
+from masc.runtime.beats import FEW, PLACE
+from masc.runtime.errors import InputError
+
+
+def seen(*looks: tuple[int, int, float]) -> Seen:
+    """A process that was looked at: (rests, beats, seconds since the last look)."""
+    process = Seen()
+    for rests, beats, passed in looks:
+        process.look((rests, beats), passed, is_stopped=False)
+    return process
+
+
+STEADY = [(1, beats, 1.0) for beats in range(FEW + 3)]  # a beat a second
+
+
+@pytest.mark.parametrize(
+    "looks",
+    [
+        [(0, 0, 9999)],  # a stage that never beats, or the imports
+        [(1, FEW - 1, 1), (1, FEW - 1, 9999)],  # the first steps
+        [*STEADY, (1, FEW + 2, SILENT)],
+        [*STEADY, (2, 0, 1), (2, 0, 9999)],  # a validation or a save
+        [*STEADY, (2, 0, 1), (2, 1, 9999), (2, FEW, 60), (2, FEW, SILENT)],  # its first batches
+        [*STEADY, (1, FEW + 3, SILENT - 1), (1, FEW + 3, TIMES * (SILENT - 2))],  # a process that is slow
+    ],
+)
+def test_a_silence_that_may_happen_is_no_hang(looks):
+    assert not seen(*looks).hangs
+
+
+@pytest.mark.parametrize(
+    "looks",
+    [
+        [*STEADY, (1, FEW + 2, SILENT + 1)],
+        [*STEADY, (2, 0, 9999), (2, 1, 9999), (2, FEW, 1), (2, FEW, SILENT + 1)],  # what a rest took is forgotten
+        [*STEADY, (1, FEW + 3, 20), (1, FEW + 3, 20 * TIMES + 20)],
+    ],
+)
+def test_a_process_that_has_beaten_and_falls_silent_hangs(looks):
+    assert seen(*looks).hangs
+
+
+def test_a_launcher_that_was_stopped_too_does_not_count_the_time(monkeypatch):
+    """As by Ctrl-Z and `fg`."""
+    monkeypatch.setattr("watch.is_stopped", lambda process: True)
+    clock = [0.0]
+    monkeypatch.setattr("watch.time.monotonic", lambda: clock[0])
+    running = type("Running", (), {"returncode": None})
+    with Watch(1) as watch:
+        PLACE.pack_into(watch.beats, 0, 1, FEW)
+        for clock[0] in (1, 5000, 9000):
+            watch.check([running], 0)
+        with pytest.raises(InputError, match=f"process 3 was stopped by a signal such as SIGSTOP for {STOPPED} s"):
+            for clock[0] in range(9001, 9099):
+                watch.check([running], 3)
+
+
+def test_nobody_hangs_while_one_process_makes_progress(monkeypatch):
+    monkeypatch.setattr("watch.is_stopped", lambda process: False)
+    clock = [0.0]
+    monkeypatch.setattr("watch.time.monotonic", lambda: clock[0])
+    running = type("Running", (), {"returncode": None})
+    with Watch(2) as watch:
+        PLACE.pack_into(watch.beats, 0, 1, FEW)
+        for clock[0] in range(9999):
+            PLACE.pack_into(watch.beats, PLACE.size, 1, FEW + int(clock[0]) // SILENT)
+            watch.check([running, running], 0)
+
+
+STUCK = """
+import os, time, worker
+from masc.runtime import beats
+worker.join_launcher()
+beats.rest()
+for _ in range(beats.FEW + (os.environ["RANK"] == {ahead!r})):
+    beats.beat()
+def stuck():
+    time.sleep(60)
+stuck()
+"""
+
+
+@pytest.mark.parametrize(
+    ("ahead", "behind", "words"),
+    [
+        ("0", "1", "process 1 made no progress for 1 s, and the others of this machine wait"),
+        ("none", "0, 1", "processes 0, 1 made no progress for 1 s or wait for another machine"),
+    ],
+)
+def test_processes_that_hang_are_named_and_print_where_they_are(monkeypatch, capfd, ahead, behind, words):
+    monkeypatch.setattr("watch.SILENT", 0.6)
+    monkeypatch.setattr("launch.GRACE", 0.1)
+    with pytest.raises(InputError, match=f"{words}, so all are ended; the lines above say where they are; the same"):
+        run_workers(processes(STUCK.format(ahead=ahead)))
+    said = capfd.readouterr().err
+    assert [number in behind for number in "01"] == [f"where process {number} is:\n" in said for number in "01"]
+    assert said.count("in stuck\n") == len(behind.split()) and said.count("most recent call first") == said.count(
+        "where"
+    )
+
+
+def test_a_process_that_is_stopped_is_named_and_all_end(monkeypatch, capfd):
+    monkeypatch.setattr("watch.STOPPED", 0.3)
+    monkeypatch.setattr("launch.GRACE", 0.1)
+    code = (
+        "import os, signal, time, worker\n"
+        "worker.join_launcher()\n"
+        "if os.environ['RANK'] == '1': os.kill(os.getpid(), signal.SIGSTOP)\n"
+        "time.sleep(60)\n"
+    )
+    with pytest.raises(InputError, match="process 1 was stopped by a signal such as SIGSTOP for"):
+        run_workers(processes(code))
+    assert capfd.readouterr().err == ""
