@@ -215,7 +215,7 @@ def _draw_tokens(config: SampleConfig, accelerator: Accelerator, plan: SamplePla
         mask = None if mask is None else mask.to(device)
         uniforms = image_uniforms(config.seed, rows, positions, decisions)
         drawn = generate(model, condition.to(device), uniforms, config.sampling, mask, config.compile).cpu().numpy()
-        with replacing(folder / f"{rows[0]:08d}-{rows[-1] + 1:08d}.npy") as temporary:
+        with replacing(folder / f"{rows[0]:08d}-{rows[-1] + 1:08d}.npy", is_flushed=False) as temporary:
             save_npy(temporary, drawn)
         bar.update(len(rows))
     plan.model.backbone.end_decoding()

@@ -62,10 +62,10 @@ def decode_units(
         images = decode_unit(tokenizer, tokens[start : start + UNIT], resolution, accelerator.device)
         if form == "png":
             for index, image in enumerate(images, start):
-                with replacing(png_path(folder, index, len(tokens))) as temporary:
+                with replacing(png_path(folder, index, len(tokens)), is_flushed=False) as temporary:
                     Image.fromarray(image).save(temporary, format="PNG")
         else:
-            with replacing(_unit_path(folder, start)) as temporary:
+            with replacing(_unit_path(folder, start), is_flushed=False) as temporary:
                 save_npy(temporary, images)
 
 

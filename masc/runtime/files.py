@@ -3,7 +3,8 @@
 A process writes under a temporary name, `.NAME.0.partial`, and holds the lock of `.NAME.0.partial.lock` meanwhile. A
 second process that writes the same target takes the next number. A temporary whose lock nobody holds was left by a
 dead process, whatever its number and machine; the next write into the folder removes it. On a file system without
-locks that is done once the lock's file is a day old."""
+locks that is done once the lock's file is a day old. Before it gets its name, what was written is flushed to the disk,
+and the name after it, so that a power cut leaves the old or the new as well."""
 
 import contextlib
 import errno
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from masc.runtime.errors import InputError
 from masc.runtime.locks import claim, release
 from masc.runtime.reading import open_file
-from masc.runtime.writing import make_folder, writing
+from masc.runtime.writing import flush, flush_all, make_folder, writing
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,8 +33,11 @@ _crowded: set[Path] = set()
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, is_flushed: bool = True) -> Iterator[Path]:
     """A temporary name beside `path`, renamed to it on success and removed on failure.
+
+    With `is_flushed` the disk holds what was written before it is renamed; without, a power cut may leave a file of the
+    right name and the wrong content, which is for small parts of a larger work that are checked when they are read.
 
     An existing directory is first renamed; `recover` restores it if the process dies before the second rename. Raises
     InputError, with the cause, if the system refuses a write, if a directory is in the place of a file or a file in the
@@ -51,7 +55,9 @@ def replacing(path: Path) -> Iterator[Path]:
             remove_leftovers(path.parent)
         with _temporary(path) as temporary:
             yield temporary
-            _publish(temporary, path)
+            if is_flushed:
+                flush_all(temporary)
+            _publish(temporary, path, is_flushed)
 
 
 @contextlib.contextmanager
@@ -108,10 +114,12 @@ def remove_leftovers(folder: Path) -> None:
                     release(lock, held)
 
 
-def _publish(temporary: Path, path: Path) -> None:
+def _publish(temporary: Path, path: Path, is_flushed: bool) -> None:
     """Rename what was written to `path`."""
     if not temporary.is_dir():
         temporary.replace(path)
+        if is_flushed:
+            flush(path.parent)
         return
     aside = _aside(path)
     for attempt in itertools.count():
@@ -124,6 +132,8 @@ def _publish(temporary: Path, path: Path) -> None:
         except OSError as error:  # another process wrote or restored the directory in between
             if error.errno not in (errno.ENOENT, errno.ENOTEMPTY, errno.EEXIST) or attempt == 100:
                 raise
+    if is_flushed:
+        flush(path.parent)  # before the old one is removed
     with contextlib.suppress(OSError):  # there is none, or another process removed it
         aside.rename(temporary)  # half removed, it must not be restored
 

@@ -40,6 +40,8 @@ ADVICE = {
     errno.ESTALE: "check the network disk, or choose another one",
     errno.EXDEV: "copy it to another name, delete it, rename the copy to the first name",
 }
+# A folder that may not be listed, or a file system that flushes nothing at all, or no folders.
+UNFLUSHED = (errno.EACCES, errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EROFS)
 UNNAMED = -1  # torch and NumPy do not always name the error
 
 
@@ -63,13 +65,39 @@ def make_folder(path: Path) -> None:
     with writing(path):
         try:
             if not path.is_dir():
+                new = [part for part in (path, *path.parents) if not part.exists()]
                 path.mkdir(parents=True, exist_ok=True)
+                for part in new:
+                    flush(part.parent)
         except (FileExistsError, NotADirectoryError) as error:
             there = next((part for part in (path, *path.parents) if os.path.lexists(part) and not part.is_dir()), path)
             found = f"a link to {there.readlink()}, where there is no folder" if there.is_symlink() else "a file"
             raise InputError(
                 f"expected a folder at {there}, found {found}; move it away, or choose another path"
             ) from error
+
+
+def flush(path: Path) -> None:
+    """Wait until the disk holds the content of a file, or the names in a folder, if its file system can do so."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno not in UNFLUSHED:
+            raise
+
+
+def flush_all(path: Path) -> None:
+    """`flush` for a file, or for a folder and everything in it."""
+    for folder, _, names in os.walk(path, topdown=False):
+        for name in names:
+            flush(Path(folder, name))
+        flush(Path(folder))
+    if not path.is_dir():
+        flush(path)
 
 
 def in_words(error: Exception, path: Path | None = None) -> str | None:

@@ -115,9 +115,111 @@ def killed_at(operation, function):
 OPERATIONS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.scandir", "os.listdir", "fcntl.flock")
 
 
+@pytest.fixture
+def disk(monkeypatch):
+    """What is asked of the disk, in order: `flush NAME` and `NAME -> NAME`."""
+    asked = []
+
+    def recorded(name, function):
+        def call(source, target):
+            asked.append(f"{source.name} -> {target.name}")
+            return function(source, target)
+
+        monkeypatch.setattr(Path, name, call)
+
+    def fsync(descriptor):
+        asked.append(f"flush {Path(f'/proc/self/fd/{descriptor}').readlink().name}")
+
+    recorded("rename", Path.rename)
+    recorded("replace", Path.replace)
+    monkeypatch.setattr(os, "fsync", fsync)
+    return asked
+
+
+def test_a_file_is_on_the_disk_before_it_has_its_name_and_the_name_after(tmp_path, disk):
+    write_text(tmp_path / "new" / "a", "")
+    written = ["flush .a.0.partial", ".a.0.partial -> a", "flush new"]
+    assert disk == [f"flush {tmp_path.name}", *written]
+    disk.clear()
+    write_text(tmp_path / "new" / "a", "")
+    assert disk == written
+    disk.clear()
+    with replacing(tmp_path / "new" / "a", is_flushed=False) as temporary:
+        temporary.touch()
+    assert disk == written[1:2]
+
+
+def test_everything_in_a_folder_is_on_the_disk_before_the_old_one_is_moved_and_its_name_before_it_is_removed(
+    tmp_path, disk
+):
+    write_folder(tmp_path / "last", "1")
+    disk.clear()
+    with replacing(tmp_path / "last") as temporary:
+        (temporary / "sub").mkdir(parents=True)
+        (temporary / "sub" / "b").touch()
+        (temporary / "a").touch()
+    written = ["flush b", "flush sub", "flush a", "flush .last.0.partial"]
+    named = ["last -> .last.old", ".last.0.partial -> last", f"flush {tmp_path.name}"]
+    assert disk == [*written, *named, ".last.old -> .last.0.partial"]
+
+
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOTSUP, errno.ENOSYS])
+def test_a_file_system_that_flushes_nothing_is_written_to(tmp_path, monkeypatch, code):
+    def refuse(descriptor):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    for text in ("1", "2"):
+        write_folder(tmp_path / "new" / "last", text)
+    assert (tmp_path / "new" / "last" / "a").read_text() == "2"
+
+
+@pytest.mark.parametrize(("code", "words"), [(errno.ENOSPC, "no space left"), (errno.EIO, "input/output error")])
+def test_a_disk_that_cannot_hold_what_was_written_keeps_the_old(tmp_path, monkeypatch, code, words):
+    def refuse(descriptor):
+        raise OSError(code, os.strerror(code))
+
+    write_folder(tmp_path / "last", "old")
+    write_text(tmp_path / "a", "old")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", refuse)
+        for write in (write_folder, write_text):
+            with pytest.raises(InputError, match=f"{words}.* while writing "):
+                write(tmp_path / ("last" if write is write_folder else "a"), "new")
+    assert (tmp_path / "last" / "a").read_text() == (tmp_path / "a").read_text() == "old"
+    assert names(tmp_path) == ["a", "last"]
+
+
+@pytest.fixture
+def cut_power(tmp_path, monkeypatch):
+    """Empties the files of a folder whose content was not flushed to the disk since they were written."""
+    fsync, log = os.fsync, tmp_path / "log"
+    log.touch()
+
+    def state(status):
+        return f"{status.st_ino} {status.st_mtime_ns}"
+
+    def recorded(descriptor):
+        fsync(descriptor)
+        with log.open("a") as file:  # outlives the process
+            file.write(state(os.fstat(descriptor)) + "\n")
+
+    def cut(folder):
+        held = set(log.read_text().splitlines())
+        for file in folder.rglob("*"):
+            if file.is_file() and state(file.stat()) not in held:
+                os.truncate(file, 0)
+
+    monkeypatch.setattr(os, "fsync", recorded)
+    return cut
+
+
+@pytest.mark.parametrize("cause", ["kill", "power cut"])
 @pytest.mark.parametrize("write", [write_text, write_folder])
-def test_a_kill_at_any_moment_leaves_the_old_or_the_new_and_nothing_after_the_next_write(tmp_path, write):
-    path = tmp_path / "a"
+def test_a_death_at_any_moment_leaves_the_old_or_the_new_and_nothing_after_the_next_write(
+    tmp_path, cut_power, write, cause
+):
+    path = tmp_path / "folder" / "a"
 
     def read():
         found = recover(path)
@@ -126,9 +228,11 @@ def test_a_kill_at_any_moment_leaves_the_old_or_the_new_and_nothing_after_the_ne
     write(path, "old")
     for operation in itertools.count():
         was_killed = killed_at(operation, lambda: write(path, "new"))
+        if cause == "power cut":
+            cut_power(path.parent)
         assert read() in (("old", "new") if was_killed else ("new",))
         write(path, "old")
-        assert names(tmp_path) == ["a"]
+        assert names(path.parent) == ["a"]
         if not was_killed:
             break
     assert operation > 5

@@ -33,7 +33,7 @@ from masc.runtime.errors import InputError, MissingArtifact
 from masc.runtime.files import hash_file
 from masc.runtime.locks import lock_file
 from masc.runtime.reading import reason
-from masc.runtime.writing import writing
+from masc.runtime.writing import flush, writing
 from vq.hub.pins import LOCK, Pin, key_of, lock, missing_file, pin_of
 from vq.hub.releases import RELEASES, Release, RemoteFile
 
@@ -217,7 +217,9 @@ def _download(found: Release, file: RemoteFile, path: Path, folder: Path) -> Non
         except InputError:
             partial.unlink()
             raise
+        flush(partial)
         partial.replace(path)
+        flush(path.parent)
         lock(found, file, Pin(announced.revision, path.stat().st_size, sha256, announced.pinned_etag), folder)
     for other in path.parent.glob(f".{path.name}.*.incomplete"):  # parts of versions that are no longer there
         with contextlib.suppress(InputError), lock_file(other, busy="another process is downloading it"):
