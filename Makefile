@@ -90,7 +90,7 @@ PROTOCOLS = $(call read,PROTOCOL)$(foreach name,$(subst $(comma), ,$(PROTOCOL)),
 
 .DEFAULT_GOAL := help
 .PHONY: help setup reproduce tokenizer codebook codes check-codes import-codes tree tree-report train sample export parameters weights \
-	text-features reference coco-captions eval-fid eval-coco eval-lite eval-tokenizer eval-replacement doctor report \
+	text-features reference coco-captions eval-fid eval-coco eval-lite eval-tokenizer eval-replacement doctor report dashboard \
 	sweep bench bench-tree bench-data bench-heads bench-read bench-tokenizers bench-sample bench-eval bench-warm test test-all lint format clean
 
 help:  ## list the commands
@@ -105,7 +105,7 @@ setup:  ## make .venv with the pinned packages
 # Every command installs what it needs if it is the first one.
 ifeq ($(PYTHON),.venv/bin/python)
 reproduce tokenizer codebook codes check-codes import-codes tree tree-report train sample export parameters weights text-features \
-	reference coco-captions eval-fid eval-coco eval-lite eval-tokenizer eval-replacement doctor report \
+	reference coco-captions eval-fid eval-coco eval-lite eval-tokenizer eval-replacement doctor report dashboard \
 	sweep bench bench-tree bench-data bench-heads bench-read bench-tokenizers bench-sample bench-eval bench-warm test test-all lint format: setup
 endif
 
@@ -183,6 +183,9 @@ doctor:  ## probable causes of wrong results: RUN=runs/llamagen-b/flat/seed0, or
 
 report:  ## one page with all runs and the published results: RUNS=runs ARGS="results=[FILE] metrics=[FID]"
 	$(PYTHON) scripts/report.py $(call set,runs,RUNS) $(WORDS)
+
+dashboard:  ## one page with every curve of all runs, to hover, zoom and choose: RUNS=runs ARGS=wandb=true
+	$(PYTHON) scripts/dashboard.py $(call set,runs,RUNS) $(WORDS)
 
 sweep:  ## the learning-rate grid behind configs/tuned
 	$(BENCH) benchmarks/sweep.py $(ARGS)

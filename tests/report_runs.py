@@ -26,6 +26,16 @@ PROTOCOL = {
     "seed": 0,
 }
 REFERENCE = {"reference": "adm-imagenet256", "reference_sha256": "f" * 64}
+# Names that act where they are not taken as text.
+HOSTILE = {
+    "script": '"><script>alert(1)</script>',
+    "image": "![x](http://elsewhere/x.png) <img src=x onerror=alert(1)>",
+    "link": "[x](javascript:alert(1)) [y][z] [y]: javascript:z",
+    "template": "{{ 7 * 191 }} {% raw %} ${oc.env:SECRET}",
+    "cells": "a | b \\| c\n\n# d",
+    "terminal": "\x1b[2Jred \u202e \x00",
+    "mathematics": r"$\frac{ $x$",
+}
 MASC = {"head": "masc", "tree": "masc", "K": 8192}
 
 

@@ -120,7 +120,18 @@ def test_import_masc_loads_no_torch(root):
 
 
 # Packages that take a second or more of CPU to load.
-HEAVY = ("torch", "accelerate", "transformers", "matplotlib", "scipy.stats", "sklearn", "faiss", "numba")
+HEAVY = (
+    "torch",
+    "accelerate",
+    "transformers",
+    "matplotlib",
+    "scipy.stats",
+    "sklearn",
+    "faiss",
+    "numba",
+    "plotly",
+    "wandb",
+)
 
 
 def loaded_by(root: Path, script: str, *overrides: str) -> set[str]:

@@ -56,6 +56,7 @@ def make(root, tmp_path_factory):
         ("eval-coco SAMPLES", "samples"),
         ("doctor RESULTS", "results"),
         ("report RUNS", "runs"),
+        ("dashboard RUNS", "runs"),
         ("text-features CAPTIONS", "captions"),
     ],
 )

@@ -1,22 +1,69 @@
 """Training curves of any metric, from metrics.jsonl and from sample sets of several steps, and times to a target.
 
-Lines share a figure only if they were measured alike: on the same held-out codes, or by the same protocol."""
+Lines share a chart only if they were measured alike: on the same held-out codes, or by the same protocol."""
 
+import math
+import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from masc.runtime.errors import InputError
 from metrics.results import Protocol
-from reports import figures
 from reports.comparison import Entry, captions_text, group_by, heading, settings_text
-from reports.runs import AXES, NATS, Curve, is_better_high, time_between
+from reports.runs import AXES, BASELINE, NATS, OF_A_DECISION, Curve, is_better_high, time_between
 from reports.subjects import Subject
 
 IN_RESULTS = {"images": "images_seen", "step": "step", "seconds": "seconds"}  # axis: key of a protocol
 OVER_TIME = tuple(IN_RESULTS.values())
+COLOURS = ("#4a5568", "#d1495b", "#2e7fb8", "#e0982f", "#6a994e", "#8e6bbf", "#20a39e", "#a0785a")
+OF_DRAWN = re.compile(r"val/(fd_lite0|fid)_(\w+)")
+DISTANCES = {"fd_lite0": "FD-lite0", "fid": "FID"}
+METRIC_WORDS = {
+    NATS: "held-out nats per token",
+    "train/nats_per_token": "training nats per token",
+    "train/learning_rate": "learning rate",
+    "speed/images_per_second": "images per second",
+    "val/entropy": "normalised entropy of the first decision",
+    "val/accuracy": "accuracy of the first decision",
+    "val/used_choices": "used share of the first decision's choices",
+    "val/gradient_variance": "variance of gradients",
+    "val/gradient_noise": "variance of gradients / squared mean",
+}
+
+
+def metric_words(metric: str) -> str:
+    """A metric in words; its name if it has none."""
+    level = OF_A_DECISION.fullmatch(metric)
+    if level is not None and level[2]:
+        return f"held-out {level[3]} of decision {level[2]}"
+    drawn = OF_DRAWN.fullmatch(metric)
+    if drawn is not None:
+        return f"{DISTANCES[drawn[1]]} of {drawn[2]} samples"
+    return METRIC_WORDS.get(metric, metric)
+
+
+def colours(labels: list[str]) -> dict[str, str]:
+    """A fixed colour for each run label, in order of first appearance."""
+    return {label: COLOURS[index % len(COLOURS)] for index, label in enumerate(dict.fromkeys(labels))}
+
+
+@dataclass(kw_only=True)
+class CurvesConfig:
+    """Runs, and the choice of their curves, of a page."""
+
+    runs: str = "runs"  # folder of runs and sample sets
+    metrics: list[str] = field(default_factory=list)  # metrics with curves; empty: all
+    targets: dict[str, float] = field(default_factory=dict)  # by metric; default: the baseline's final value
+    baseline: str = BASELINE  # label of the runs that times are compared with
+    output: str = "report"
+
+    def __post_init__(self) -> None:
+        bad = [name for name, value in self.targets.items() if not math.isfinite(value)]
+        if bad:
+            raise ValueError(f"targets must be finite numbers, found {self.targets[bad[0]]} for {bad[0]}")
 
 
 @dataclass(frozen=True)
@@ -25,8 +72,8 @@ class Line:
 
     subject: Subject
     metric: str
-    alike: Any  # lines with equal values share a figure
-    title: str  # of the figure, in words
+    alike: Any  # lines with equal values share a chart
+    title: str  # of the chart, in words
     words: str  # label of the vertical axis
     settings: dict[str, Any]  # of the samples; empty for a metric of metrics.jsonl
     curve: Curve
@@ -61,7 +108,7 @@ def _from_log(subject: Subject) -> Iterator[Line]:
     for metric in subject.run.metrics:
         curve = subject.run.series(metric)
         if np.isfinite(curve[metric]).sum() > 1:
-            words = figures.metric_words(metric)
+            words = metric_words(metric)
             yield Line(subject, metric, (title, parents.get("val codes")), title, words, {}, curve)
 
 
@@ -91,7 +138,7 @@ def _from_results(found: list[Entry]) -> Iterator[Line]:
 
 
 def draw(lines: list[Line], targets: dict[str, float], baseline: str) -> list[dict[str, Any]]:
-    """A figure for each metric and protocol: one SVG for each axis, the times to target, and the points."""
+    """A chart for each metric and protocol: its lines and their times to target."""
     followed = {line.metric for line in lines if is_better_high(line.metric) is not None}
     if set(targets) - followed:
         raise InputError(
@@ -99,13 +146,11 @@ def draw(lines: list[Line], targets: dict[str, float], baseline: str) -> list[di
             f"direction; it can name: {', '.join(sorted(followed)) or 'nothing'}"
         )
     groups = group_by(lines, lambda line: (line.metric, line.alike))
-    labels = [_labels(group) for group in groups]
-    palette = figures.colours([line.subject.name for line in lines] + [label for each in labels for label in each])
-    return [_figure(*each, targets, baseline, palette) for each in zip(groups, labels, strict=True)]
+    return [_chart(group, targets, baseline) for group in groups]
 
 
 def _labels(group: list[Line]) -> list[str]:
-    """Label of each line: its subject, and its sampling settings if they differ within the figure."""
+    """Label of each line: its subject, and its sampling settings if they differ within the chart."""
     settings = [settings_text(line.settings) for line in group]
     differ = len(set(settings)) > 1
     return [
@@ -114,24 +159,15 @@ def _labels(group: list[Line]) -> list[str]:
     ]
 
 
-def _figure(
-    group: list[Line], labels: list[str], targets: dict[str, float], baseline: str, palette: dict[str, str]
-) -> dict[str, Any]:
-    first, shared = group[0], {settings_text(line.settings) for line in group}
-    times = times_to_target(group, labels, targets.get(first.metric), baseline)
-    levels = {time["target"] for time in times}
-    level = levels.pop() if len(levels) == 1 else None
-    known = [axis for axis in AXES if any(np.isfinite(line.curve[axis]).any() for line in group)]
-    labelled = [(label, line.curve) for label, line in zip(labels, group, strict=True)]
-    drawn = {axis: figures.curve_figure(labelled, first.metric, first.words, axis, palette, level) for axis in known}
+def _chart(group: list[Line], targets: dict[str, float], baseline: str) -> dict[str, Any]:
+    first, shared, labels = group[0], {settings_text(line.settings) for line in group}, _labels(group)
     return {
         "metric": first.metric,
         "words": first.words,
         "title": ", ".join(words for words in (first.title, *(shared if len(shared) == 1 else ())) if words),
-        "svg": drawn,
-        "times": times,
+        "times": times_to_target(group, labels, targets.get(first.metric), baseline),
         "points": [
-            {"name": label, "place": str(line.subject.place), "seed": line.subject.seed}
+            {"name": label, "subject": line.subject.name, "place": str(line.subject.place), "seed": line.subject.seed}
             | {key: values.tolist() for key, values in line.curve.items()}
             for label, line in zip(labels, group, strict=True)
         ],
@@ -139,7 +175,7 @@ def _figure(
 
 
 def times_to_target(group: list[Line], labels: list[str], stated: float | None, baseline: str) -> list[dict[str, Any]]:
-    """Times to target of the lines of one figure, compared with their baselines; lines without a baseline are left out.
+    """Times to target of the lines of one chart, compared with their baselines; lines without a baseline are left out.
 
     The baseline of a line has the same model, seed and sampling. The target is `stated`, or else the final value of the
     baseline."""

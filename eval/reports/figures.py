@@ -13,23 +13,14 @@ mpl.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, MaxNLocator
+from matplotlib.ticker import MaxNLocator
 
 from masc.runtime.errors import printable
-from reports.runs import NATS, OF_A_DECISION, Curve, RunRecord
+from reports.curves import METRIC_WORDS, colours, metric_words
+from reports.runs import NATS, Curve, RunRecord
 
-METRIC_WORDS = {
-    NATS: "held-out nats per token",
-    "train/nats_per_token": "training nats per token",
-    "val/entropy": "normalised entropy of the first decision",
-    "val/accuracy": "accuracy of the first decision",
-    "val/used_choices": "used share of the first decision's choices",
-    "val/gradient_variance": "variance of gradients",
-    "val/gradient_noise": "variance of gradients / squared mean",
-}
 DIAGNOSTICS = ("val/entropy", "val/accuracy", "val/gradient_variance")  # of `diagnostics`
 INK, GRID = "#1c2430", "#e3e6ea"
-COLOURS = ("#4a5568", "#d1495b", "#2e7fb8", "#e0982f", "#6a994e", "#8e6bbf", "#20a39e", "#a0785a")
 STYLE = {
     "font.family": "sans-serif",
     "font.size": 10,
@@ -46,11 +37,6 @@ STYLE = {
 }
 
 
-def colours(labels: list[str]) -> dict[str, str]:
-    """A fixed colour for each run label, in order of first appearance."""
-    return {label: COLOURS[index % len(COLOURS)] for index, label in enumerate(dict.fromkeys(labels))}
-
-
 def convergence(runs: list[RunRecord], target: float | None) -> str:
     """Held-out nats per token over images seen and over training seconds, one line for each run."""
     palette = colours([run.label for run in runs])
@@ -62,14 +48,6 @@ def convergence(runs: list[RunRecord], target: float | None) -> str:
         axes[0].set_ylabel(METRIC_WORDS[NATS])
         axes[1].legend(frameon=False)
         return svg(figure)
-
-
-def metric_words(metric: str) -> str:
-    """A metric in words; its name if it has none."""
-    level = OF_A_DECISION.fullmatch(metric)
-    if level is not None and level[2]:
-        return f"held-out {level[3]} of decision {level[2]}"
-    return METRIC_WORDS.get(metric, metric)
 
 
 def diagnostics(runs: list[RunRecord]) -> str | None:
@@ -124,7 +102,6 @@ def _lines(
     unit: str,
     palette: dict[str, str],
     target: float | None,
-    scale: float = 1.0,
 ) -> None:
     """Draw labelled curves. Further curves of one label (other seeds) are paler.
 
@@ -134,7 +111,7 @@ def _lines(
         shown = curve["step"] > 0
         is_first = labels.index(label) == index
         axis.plot(
-            curve[unit][shown] * scale,
+            curve[unit][shown],
             curve[metric][shown],
             color=palette[label],
             label=plain_text(label) if is_first else None,
@@ -146,25 +123,6 @@ def _lines(
     if target is not None:
         axis.axhline(target, color=INK, linewidth=0.8, linestyle=(0, (4, 3)))
     axis.xaxis.set_major_locator(MaxNLocator(5))
-
-
-def curve_figure(
-    lines: list[tuple[str, Curve]], metric: str, words: str, axis: str, palette: dict[str, str], target: float | None
-) -> str:
-    """A metric over `images`, `step` or `seconds` (drawn in hours) as one SVG.
-
-    Its ids are unique, so that a page can hold several figures."""
-    name = {"images": "images seen", "step": "steps", "seconds": "training hours"}[axis]
-    salt = f"masc {metric} {axis} {[label for label, _ in lines]} {[curve[metric].tolist() for _, curve in lines]}"
-    with mpl.rc_context({**STYLE, "svg.hashsalt": salt, "svg.fonttype": "none"}):
-        figure, axes = plt.subplots(figsize=(6.4, 3.8))
-        _lines(axes, lines, metric, axis, palette, target, 1 / 3600 if axis == "seconds" else 1.0)
-        axes.set_xlabel(name)
-        axes.set_ylabel(plain_text(words))
-        if axis != "seconds":
-            axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-        axes.legend(frameon=False, fontsize=9)
-        return svg(figure)
 
 
 def overview(

@@ -2,51 +2,34 @@
 
 It is one self-contained HTML file; the numbers are also written as Markdown and JSON."""
 
-import base64
-import io
 import logging
 import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from masc.runtime.files import write_json, write_text
-from masc.runtime.reading import read_bytes
+from reports.charts import AXIS_WORDS, chart_data, plotly_script
 from reports.comparison import compare, entries
-from reports.curves import all_lines, draw
+from reports.curves import CurvesConfig, all_lines, draw
 from reports.doctor.doctor import VERDICTS, diagnose
 from reports.doctor.rules import Finding
-from reports.page import markdown_text, render_page
-from reports.runs import AXES, BASELINE
+from reports.page import GRID_PIXELS, embed, markdown_text, render_page
+from reports.runs import AXES
 from reports.subjects import Subject, find_subjects
 from reports.tokenizer_tables import find_tokenizers, tokenizer_tables
-from vq.readers.stored import decoding, parse_image
 
 logger = logging.getLogger(__name__)
-GRID_PIXELS = 1024  # maximum of the longer side of a sample grid on the page
 SHEET_PIXELS = 2 * GRID_PIXELS  # of a replacement grid, so that its labels stay readable
-AXIS_WORDS = {"images": "images seen", "step": "steps", "seconds": "hours"}
 MILLION = 1e6  # larger counts are written in millions
 
 
 @dataclass(kw_only=True)
-class OverviewConfig:
+class OverviewConfig(CurvesConfig):
     """Inputs and choices of the report."""
 
-    runs: str = "runs"  # folder of runs and sample sets
     results: list[str] = field(default_factory=list)  # further files of results
     artifacts: str = "artifacts"  # folder of measured tokenizers
-    metrics: list[str] = field(default_factory=list)  # metrics with curves; empty: all
-    targets: dict[str, float] = field(default_factory=dict)  # by metric; default: the baseline's final value
-    baseline: str = BASELINE  # label of the runs that times are compared with
-    output: str = "report"
-
-    def __post_init__(self) -> None:
-        bad = [name for name, value in self.targets.items() if not math.isfinite(value)]
-        if bad:
-            raise ValueError(f"targets must be finite numbers, found {self.targets[bad[0]]} for {bad[0]}")
 
 
 def write_overview(config: OverviewConfig) -> Path:
@@ -61,7 +44,7 @@ def write_overview(config: OverviewConfig) -> Path:
     found = entries(subjects)
     tables, others = compare(found)
     of_tokenizers, other_tokenizers = tokenizer_tables(tokenizers)
-    drawn = draw(all_lines(subjects, found, config.metrics), config.targets, config.baseline)
+    curves = draw(all_lines(subjects, found, config.metrics), config.targets, config.baseline)
     runs = [subject for subject in subjects if subject.run is not None]
     content = {
         "places": [config.runs, *config.results, *[config.artifacts] * bool(tokenizers)],
@@ -84,12 +67,14 @@ def write_overview(config: OverviewConfig) -> Path:
         ],
         "provenance": {str(subject.place): asdict(subject.run.provenance) for subject in runs},
     }
-    curves = [{key: value for key, value in each.items() if key != "svg"} for each in drawn]
     directory = Path(config.output)
     page = render_page(
         "overview.html.j2",
         **content,
-        curves=drawn,
+        curves=curves,
+        data=chart_data(curves),
+        plotly=plotly_script(),
+        times=False,
         grids=sample_grids(subjects),
         sheets={str(each.image): embed(each.image, SHEET_PIXELS) for each in tokenizers if each.image},
         axes=AXIS_WORDS,
@@ -130,19 +115,6 @@ def sample_grids(subjects: list[Subject]) -> list[dict[str, str]]:
         for subject in subjects
         for name, path in subject.grids.items()
     ]
-
-
-def embed(path: Path, most: int = GRID_PIXELS) -> str:
-    """An image as a data URI. An image with a side over `most` pixels is scaled down and stored as JPEG."""
-    data = read_bytes(path)
-    with decoding(str(path)), parse_image(data) as image:
-        if max(image.size) <= most:
-            return f"data:{image.get_format_mimetype()};base64,{base64.b64encode(data).decode()}"
-        small = image.convert("RGB")
-        small.thumbnail((most, most), Image.Resampling.LANCZOS)
-        buffer = io.BytesIO()
-        small.save(buffer, format="jpeg", quality=90)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def number(value: float) -> str:

@@ -18,6 +18,7 @@ from metrics.results import TOKENIZER_FILES, Protocol, Role
 from metrics.streams import open_samples
 from reports import figures
 from reports.claims import on_other_trees, state_claims
+from reports.curves import colours
 from reports.page import markdown_text, render_page
 from reports.runs import BASELINE, RunRecord, TimeToTarget, time_to_target
 from reports.tokenizer_tables import read_tokenizer_results
@@ -221,7 +222,7 @@ def write_report(inputs: ReportInputs, directory: Path) -> Path:
         convergence=figures.convergence(inputs.runs, target),
         diagnostics=figures.diagnostics(inputs.runs),
         histograms=figures.histograms(inputs.runs),
-        colours=figures.colours([run.label for run in inputs.runs]),
+        colours=colours([run.label for run in inputs.runs]),
         grids={label: figures.image(grid) for label, grid in grids.items()},
         tokenizer_images=tokenizer.get("images", []),
         tree=tree_section(inputs, sheets),

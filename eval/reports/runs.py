@@ -22,7 +22,8 @@ OF_A_DECISION = re.compile(r"val/(level_(\d+)_(nats|accuracy|entropy)|accuracy)"
 BASELINE = "flat"  # label of the runs that others are compared with
 AXES = ("images", "step", "seconds")
 FILES = ("config.yaml", "provenance.json", "metrics.jsonl")
-LOWER_IS_BETTER = ("nats", "loss", "FID", "FD-", "LPIPS")  # parts of metric names; these are tried first
+# Parts of metric names; these are tried first.
+LOWER_IS_BETTER = ("nats", "loss", "FID", "FD-", "val/fd_", "val/fid_", "LPIPS")
 HIGHER_IS_BETTER = ("IS", "precision", "recall", "CLIP score", "accuracy", "PSNR", "SSIM")
 # Volatile keys of runs that were made before provenance.json listed them.
 VOLATILE = (

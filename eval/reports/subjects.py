@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -20,6 +21,7 @@ from reports.published import label_of
 from reports.runs import FILES, RunRecord
 from vq.readers.stored import FORMATS, UnreadableImage, decoding
 
+STEP_GRID = re.compile(r"step-(\d{1,15})\.png")
 PARTS = ("checkpoints", "samples", "eval", "wandb")  # folders of a run, which contain no runs
 
 
@@ -32,6 +34,12 @@ class Subject:
     results: dict[str, Results]  # by file name without .json
     grids: dict[str, Path]  # by sample set
     name: str = ""
+
+    @cached_property
+    def step_grids(self) -> dict[int, Path]:
+        """The grids that the training drew, by step."""
+        found = (STEP_GRID.fullmatch(path.name) for path in (self.place / "samples").glob("step-*.png"))
+        return {int(match[1]): self.place / "samples" / match[0] for match in found if match}
 
     @property
     def seed(self) -> int | None:

@@ -150,10 +150,10 @@ def test_lines_of_one_run_with_other_settings_are_apart_and_have_their_own_basel
     assert targets == {
         f"llamagen-b {label}, {text}": target for label in ("flat", "masc") for text, target in targets_of
     }
-    assert list(drawn["svg"]) == ["step"]  # images and seconds are not known
+    assert np.isnan(drawn["points"][0]["images"]).all() and drawn["points"][0]["step"] == [10.0, 20.0]
 
 
-def test_curves_on_other_held_out_codes_are_other_figures(tmp_path):
+def test_curves_on_other_held_out_codes_are_other_charts(tmp_path):
     make_run(tmp_path, "flat")
     other = make_run(tmp_path, "masc")
     (other / "provenance.json").write_text(json.dumps({"parents": {"val codes": "d" * 64}}))

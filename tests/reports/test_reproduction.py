@@ -13,6 +13,7 @@ from masc.runtime.run import HISTOGRAM
 from metrics.results import Results, row
 from reports import figures
 from reports.claims import on_other_trees, state_claims
+from reports.curves import METRIC_WORDS
 from reports.figures import DIAGNOSTICS
 from reports.reproduction import ReportInputs, overview_labels, summarise, write_report
 from reports.runs import NATS, RunRecord, TimeToTarget, reached_at, time_to_target
@@ -57,7 +58,7 @@ def test_diagnostics_are_drawn_of_the_runs_that_have_them(tmp_path):
     assert "most probable choice" in page.read_text() and drawn in page.read_text()
     with plt.rc_context({"svg.fonttype": "none"}):
         drawn = figures.diagnostics([runs[0], RunRecord.load(runs[1].directory)])
-    assert all(figures.METRIC_WORDS[metric] in drawn for metric in DIAGNOSTICS)
+    assert all(METRIC_WORDS[metric] in drawn for metric in DIAGNOSTICS)
     assert ">masc<" in drawn and ">flat<" not in drawn
 
 

@@ -13,7 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection, PolyCollection
 
 from masc.tree import Partition, Tree
-from reports.figures import COLOURS, INK, STYLE, plain_text, png, svg
+from reports.curves import COLOURS
+from reports.figures import INK, STYLE, plain_text, png, svg
 
 CUT, ABOVE, BELOW, WEDGE = "#d1495b", "#4a5568", "#2e7fb8", "#b9d4e8"
 WHOLE_TREE = 1024  # trees of up to this many tokens are drawn completely
