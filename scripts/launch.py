@@ -160,7 +160,8 @@ class Requests:
     """The signals that ask the launcher to stop while its processes run.
 
     The first is passed on, so that the processes can save: all of them, for the terminal, `make` or a cluster may have
-    sent it to some or to all. One that comes more than a second later interrupts."""
+    sent it to some or to all. One that comes more than a second later interrupts; SIGUSR1, which no person sends, never
+    does."""
 
     def __init__(self):
         self.first: float | None = None  # when the first came
@@ -178,14 +179,15 @@ class Requests:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: object) -> None:
-        if self.first is not None and time.monotonic() > self.first + AGAIN:
+        if self.first is None:
+            self.first = time.monotonic()
+        elif number != signal.SIGUSR1 and time.monotonic() > self.first + AGAIN:
             raise KeyboardInterrupt
-        self.first = self.first or time.monotonic()
 
     def pass_on(self, processes: list[subprocess.Popen]) -> None:
         """Ask the processes to stop if somebody asked the launcher; InputError if they take too long.
 
-        SIGUSR1 is never taken for a second request by a process that has got the first one itself."""
+        A process that has got the signal itself does not take SIGUSR1 for a second request."""
         now = time.monotonic()
         has_stopped = any(process.returncode == EXIT_STOPPED for process in processes)  # asked on another machine
         if self.until == math.inf and (self.first is not None or has_stopped):

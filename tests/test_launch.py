@@ -8,6 +8,8 @@ import sys
 import pytest
 from launch import Launch, launch, parse, run_workers
 from launched import IMPORTS, WAITS, processes
+from meeting import free_port
+from run_rows import losses
 from start import ROOT
 from tiny_artifacts import make_artifacts
 
@@ -141,12 +143,33 @@ def test_a_launch_that_cannot_work_ends_with_one_line(tmp_path, device, more, wo
     assert not (tmp_path / "run").exists()
 
 
+def train_command(tmp_path, name: str, place: list[str]) -> list[str]:
+    """A launcher of a tiny training of two steps into the folder `name`."""
+    model = ["model=llamagen-tiny", "model.dim=32", "model.num_layers=1", "model.num_heads=4", "model.multiple_of=16"]
+    given = [f"artifacts={make_artifacts(tmp_path / 'artifacts')}", f"run_dir={tmp_path / name}", "data=twemoji"]
+    settings = ["head=masc", "steps=2", "batch_size=8", "log_every=2", "checkpoint_every=2", "tracking.mode=disabled"]
+    return [sys.executable, "scripts/launch.py", *place, "--cpu", "scripts/train.py", *model, *given, *settings]
+
+
 @pytest.mark.slow
 def test_two_processes_train_a_run_and_print_its_place_once(tmp_path):
-    model = ["model=llamagen-tiny", "model.dim=32", "model.num_layers=1", "model.num_heads=4", "model.multiple_of=16"]
-    given = [f"artifacts={make_artifacts(tmp_path / 'artifacts')}", f"run_dir={tmp_path / 'run'}", "data=twemoji"]
-    settings = ["head=masc", "steps=2", "batch_size=8", "log_every=2", "checkpoint_every=2", "tracking.mode=disabled"]
-    command = [sys.executable, "scripts/launch.py", "2", "1", "0", "127.0.0.1", "", "--cpu", "scripts/train.py"]
-    done = subprocess.run([*command, *model, *given, *settings], cwd=ROOT, capture_output=True, text=True)
+    command = train_command(tmp_path, "run", ["2", "1", "0", "127.0.0.1", ""])
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, f"{tmp_path / 'run'}\n"), done.stderr
     assert "Traceback" not in done.stderr and "warn" not in done.stderr.lower()
+
+
+@pytest.mark.slow
+def test_two_machines_give_the_run_of_one(tmp_path):
+    pipes, port = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}, str(free_port())
+    nodes = []
+    for node in "01":
+        command = train_command(tmp_path, "two", ["1", "2", node, "127.0.0.1", port])
+        nodes.append(subprocess.Popen(command, cwd=ROOT, **pipes))
+    ends = [node.communicate() for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], ends
+    assert [printed for printed, _ in ends] == [f"{tmp_path / 'two'}\n", ""]
+    command = [*train_command(tmp_path, "one", ["1", "1", "0", "127.0.0.1", ""]), "micro_batches=2"]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    for one, two in zip(losses(tmp_path / "one"), losses(tmp_path / "two"), strict=True):
+        assert one == pytest.approx(two, rel=1e-3, abs=2e-4)

@@ -89,7 +89,7 @@ def code_of(first: str, second: str) -> str:
         "from masc.runtime.errors import InputError, Stopped\n"
         "for number in worker.SIGNALS: signal.signal(number, signal.SIG_IGN)\n"
         "worker.join_launcher()\n"
-        "def ask(): os.kill(os.getppid(), signal.SIGTERM)\n"
+        "def ask(number=signal.SIGTERM): os.kill(os.getppid(), number)\n"
         f"{first} if os.environ['RANK'] == '0' else {second}\n"
     )
 
@@ -118,11 +118,17 @@ def test_a_process_that_does_not_end_after_a_signal_is_ended(monkeypatch, second
         run_workers(processes(code_of("time.sleep(60)", second)))
 
 
-def test_a_second_signal_ends_all_at_once(monkeypatch, capfd):
+@pytest.mark.parametrize("again", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_a_second_signal_of_a_person_ends_all_at_once(monkeypatch, capfd, again):
     monkeypatch.setattr("launch.AGAIN", 0.2)
     monkeypatch.setattr("launch.GRACE", 0.1)
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(KeyboardInterrupt):
-        run_workers(processes(code_of("(ask(), ask(), time.sleep(0.5), ask(), time.sleep(60))", "time.sleep(60)")))
-    assert capfd.readouterr().err.startswith("\ninterrupted; the same command continues")
+    asks = f"(ask(), ask(), time.sleep(0.5), ask({int(again)}), time.sleep(0.3))"
+    launch = processes(code_of(asks, "time.sleep(0.8)"))
+    if again == signal.SIGUSR1:
+        assert run_workers(launch) == 0
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            run_workers(launch)
+        assert capfd.readouterr().err.startswith("\ninterrupted; the same command continues")
     assert signal.getsignal(signal.SIGTERM) == before
