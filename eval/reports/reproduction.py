@@ -149,7 +149,7 @@ def cluster_sheets(inputs: ReportInputs) -> dict[str, np.ndarray]:
     """Clusters of each tree as decoded patches: one cluster in a row, largest first."""
     if inputs.codes is None or inputs.tokenizer is None:
         return {}
-    tokens = np.asarray(inputs.codes.tokens[:1500, 0]).astype(np.int64)
+    tokens = inputs.codes.read(np.arange(min(1500, inputs.codes.num_images)), 0)
     images = decode_pixels(inputs.tokenizer, tokens)
     patches = token_patches(tokens, images, inputs.codes.num_tokens, margin=4)
     return {name: cluster_sheet(patches, cut, 10, 12) for name, cut in inputs.partitions.items()}

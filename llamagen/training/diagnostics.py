@@ -115,7 +115,7 @@ def gradient_spread(accelerator: Accelerator, model: torch.nn.Module, inputs: Ru
         alias.register_hook(lambda gradient: norms.append(torch.linalg.vector_norm(gradient)))
     images = random_stream(seed, Purpose.GRADIENTS).integers(codes.num_images, size=(MICRO_BATCHES, MICRO_BATCH))
     for rows in images:
-        tokens = torch.from_numpy(codes.tokens[rows, 0].astype(np.int64))
+        tokens = torch.from_numpy(codes.read(rows, 0))
         batch = on_device(accelerator, tokens, *inputs.conditions["train"].batch(rows))
         with torch.enable_grad(), accelerator.autocast():
             loss = -functional_call(own, aliases, tuple(batch)).sum(-1).mean()

@@ -44,7 +44,7 @@ def image_nats(
     total = torch.zeros(codes.num_images, own.head.num_decisions, device=accelerator.device)
     for start in mine:
         rows = np.arange(start, min(start + batch_size, codes.num_images))
-        tokens = torch.from_numpy(codes.tokens[rows, 0].astype(np.int64)).to(accelerator.device)
+        tokens = torch.from_numpy(codes.read(rows, 0)).to(accelerator.device)
         condition, mask = on_device(accelerator, *conditions.batch(rows))
         with accelerator.autocast():
             hidden = own.backbone.hidden(tokens, condition, mask)

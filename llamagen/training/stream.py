@@ -33,7 +33,7 @@ class CodeStream:
     def tokens(self, step: int, part: slice = slice(None)) -> Tensor:
         """The tokens of a step's images, or of those in `part`: (B, T) int64."""
         image, view = self._draw(step)
-        return torch.from_numpy(self.codes.tokens[image[part], view[part]].astype(np.int64))
+        return torch.from_numpy(self.codes.read(image[part], view[part]))
 
     def _draw_step(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """Row and view of each image of a step: (B,) int64 each."""

@@ -3,7 +3,7 @@
 A directory holds codes.npy (M images, V views, T positions; uint16, uint32 from N > 65,536), labels.npy, groups.npy,
 used.npy (whether each token occurs), captions.json (for text conditioning), keys.txt (the name of each image),
 failures.txt (images that could not be read, if any) and meta.json with the class names and a checksum of each shard.
-`.NAME.verified.json` beside the directory says which codes.npy and meta.json were found to match."""
+`.NAME.verified.json` beside the directory says which codes.npy and meta.json were found to match (`verify`)."""
 
 import contextlib
 import hashlib
@@ -40,6 +40,35 @@ class Codes:
     sha256: str  # SHA-256 of codes.npy
     config: dict[str, Any]
     is_used: np.ndarray | None = None  # (N,) bool: whether each token occurs; None in older codes
+    path: Path = Path()  # their directory
+
+    def read(self, images: np.ndarray, views: np.ndarray | int) -> np.ndarray:
+        """Tokens of images, each in its view: (B,), (B,) -> (B, T) int64.
+
+        Raises InputError if the file was damaged since it was opened: it is shorter, or a token is not below N. The
+        codes then count as not verified, so that the next start finds out what is damaged."""
+        file = self.path / "codes.npy"
+        if isinstance(self.tokens, np.memmap):  # a process that reads beyond the end of a mapped file is killed
+            size, expected = self.tokens.base.size(), self.tokens.offset + self.tokens.nbytes
+            if size < expected:
+                raise self._damaged(f"{file} was shortened from {expected} to {size} bytes")
+        tokens = self.tokens[images, views]
+        if tokens.size and tokens.max() >= self.num_tokens:  # on a GPU the embedding would end in a device assert
+            row = int((tokens >= self.num_tokens).any(1).argmax())
+            view = views if isinstance(views, int) else views[row]
+            raise self._damaged(
+                f"image {images[row]}, view {view} of {file} holds the token {tokens[row].max()}, outside the codebook "
+                f"of {self.num_tokens}"
+            )
+        return tokens.astype(np.int64)
+
+    def _damaged(self, problem: str) -> InputError:
+        with contextlib.suppress(OSError):
+            mark_of(self.path).unlink(missing_ok=True)
+        return InputError(
+            f"{problem}, while it was read; the same command verifies all codes, and continues or says how to make "
+            "them again"
+        )
 
     @property
     def num_images(self) -> int:
@@ -48,6 +77,11 @@ class Codes:
     @property
     def num_positions(self) -> int:
         return self.tokens.shape[2]
+
+
+def mark_of(path: Path) -> Path:
+    """The file that says that the codes at `path` were verified."""
+    return path.with_name(f".{path.name}.verified.json")
 
 
 def code_type(num_tokens: int) -> np.dtype:
@@ -232,6 +266,7 @@ def load_codes(path: Path, codebook_sha256: str) -> Codes:
         sha256=meta.sha256,
         config=meta.config,
         is_used=is_used,
+        path=path,
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from masc.runtime.codes import CodesMeta, damaged_codes, open_tokens, read_meta
+from masc.runtime.codes import CodesMeta, damaged_codes, mark_of, open_tokens, read_meta
 from masc.runtime.errors import InputError
 from masc.runtime.files import hash_file, write_json
 from masc.runtime.reading import Damaged, read_json
@@ -32,7 +32,7 @@ def verify_codes(path: Path) -> int:
 def verify_once(path: Path) -> None:
     """Verify the codes as `verify_codes`, unless that was done since codes.npy and meta.json were written."""
     try:
-        is_verified = read_json(_mark_of(Path(path))) == _state(Path(path))
+        is_verified = read_json(mark_of(Path(path))) == _state(Path(path))
     except (Damaged, OSError):  # not verified yet, or not readable, which is then said
         is_verified = False
     if not is_verified:
@@ -43,7 +43,7 @@ def _verify(path: Path, meta: CodesMeta, tokens: np.ndarray) -> None:
     """Compare the shards with their checksums and remember the result; `Damaged` for the first that differs."""
     state = _state(path)
     with contextlib.suppress(OSError):
-        _mark_of(path).unlink(missing_ok=True)
+        mark_of(path).unlink(missing_ok=True)
     if [shard for shard in meta.shards if shard.images < 0] or sum(s.images for s in meta.shards) != len(tokens):
         raise Damaged(f"the shards in {path}/meta.json do not add up to the {len(tokens)} images of codes.npy")
     start = 0
@@ -58,13 +58,9 @@ def _verify(path: Path, meta: CodesMeta, tokens: np.ndarray) -> None:
             )
         start += shard.images
     try:
-        write_json(_mark_of(path), state)
+        write_json(mark_of(path), state)
     except InputError as error:
         logger.info("the codes are verified each time they are opened, because that cannot be remembered: %s", error)
-
-
-def _mark_of(path: Path) -> Path:
-    return path.with_name(f".{path.name}.verified.json")
 
 
 def _state(path: Path) -> dict[str, Any]:

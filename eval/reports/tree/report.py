@@ -151,7 +151,7 @@ def decoded_patches(inputs: TreeReportInputs) -> tuple[np.ndarray, np.ndarray] |
     count = min(inputs.num_images, inputs.codes.num_images)
     rng = random_stream(inputs.seed, Purpose.REPORTED_IMAGES)
     rows = np.sort(rng.choice(inputs.codes.num_images, count, replace=False))
-    tokens = np.asarray(inputs.codes.tokens[rows, 0]).astype(np.int64)
+    tokens = inputs.codes.read(rows, 0)
     images = decode_pixels(inputs.tokenizer, tokens)
     used = np.bincount(tokens.ravel(), minlength=inputs.codes.num_tokens) > 0
     return token_patches(tokens, images, inputs.codes.num_tokens, MARGIN), used

@@ -207,6 +207,50 @@ def test_damage_that_keeps_the_times_is_found_by_a_full_check_and_then_remembere
         verify_once(path)
 
 
+def test_tokens_are_read_by_image_and_view(tmp_path, tokens):
+    save(tmp_path / "codes", tokens, 2500)
+    codes, images = load_codes(tmp_path / "codes", "book"), np.array([7, 2499, 7])
+    read = codes.read(images, np.array([1, 0, 0]))
+    assert read.dtype == np.int64 and np.array_equal(read, tokens[images, [1, 0, 0]])
+    assert np.array_equal(codes.read(images, 1), tokens[images, 1])
+    assert codes.read(images[:0], 1).shape == (0, 9)
+
+
+def overwrite(path):
+    """One token beyond the codebook, in the file that is open elsewhere."""
+    altered = np.load(path / "codes.npy", mmap_mode="r+")
+    altered[1500, 1, 3] = 301
+    altered.flush()
+
+
+def shorten(path):
+    os.truncate(path / "codes.npy", 40_000)
+
+
+@pytest.mark.parametrize(
+    ("damage", "words", "found"),
+    [
+        (overwrite, r"image 1500, view 1 of .*codes.npy holds the token 301, outside the codebook of 300", "shard 1"),
+        (shorten, r"codes.npy was shortened from 90128 to 40000 bytes", "90128 bytes in .*found 40000"),
+    ],
+)
+@pytest.mark.parametrize("views", [1, np.array([0, 1])])
+def test_damage_after_the_codes_were_opened_is_named_and_found_by_the_next_start(
+    tmp_path, tokens, damage, words, found, views
+):
+    path = tmp_path / "codes"
+    save(path, tokens, 2500)
+    codes, times = load_codes(path, "book"), (path / "codes.npy").stat()
+    verify_once(path)
+    damage(path)
+    os.utime(path / "codes.npy", ns=(times.st_atime_ns, times.st_mtime_ns))  # the disk, not a program
+    with pytest.raises(InputError, match=f"{words}, while it was read; the same command verifies all codes"):
+        codes.read(np.array([3, 1500]), views)
+    with pytest.raises(MissingArtifact, match=found):
+        load_codes(path, "book")
+        verify_once(path)
+
+
 @pytest.mark.parametrize("content", ["", "[]", "{", '{"codes": [1, 2, 3], "meta_sha256": "x"}'])
 def test_a_damaged_mark_is_no_mark(tmp_path, tokens, reads, content):
     save(tmp_path / "codes", tokens, 2500)

@@ -48,7 +48,7 @@ def check_codes(model: Tokenizer, codebook: Codebook, path: Path, image: Path, n
     rng = random_stream(seed, Purpose.CHECKED_CODES)
     rows = np.sort(rng.choice(codes.num_images, min(num_shown, codes.num_images), replace=False))
     views = rng.integers(codes.tokens.shape[1], size=len(rows))
-    tokens = codes.tokens[rows, views].astype(np.int64)
+    tokens = codes.read(rows, views)
     notes = [_note(codes, keys, int(row), int(view)) for row, view in zip(rows, views, strict=True)]
     _write_grid(image, decode_pixels(model, tokens, batch_size=16), notes)
     counts = np.bincount(codes.labels)

@@ -32,7 +32,7 @@ from masc.runtime.errors import InputError, MissingArtifact, removal
 from masc.runtime.files import recover, remove_leftovers, write_json
 from masc.runtime.reading import Damaged, read_json, reason
 from masc.runtime.run import differences, flatten
-from masc.runtime.verify import verify_codes
+from masc.runtime.verify import verify_codes, verify_once
 from vq.codes.shards import ExtractConfig, Shards, lock_codes
 from vq.crops import Views
 from vq.images import ImageSource
@@ -83,6 +83,7 @@ def extract_codes(
         state.wait_for_everyone()
         if state.is_main_process:
             _join(shards, path)
+            verify_once(path)  # from the disk, so that no training has to
             shards.clear(everything=True)
         state.wait_for_everyone()
 

@@ -20,6 +20,7 @@ from masc.runtime.codes import SHARD_SIZE, check_tokens, save_codes
 from masc.runtime.errors import InputError
 from masc.runtime.files import write_text
 from masc.runtime.reading import advising, open_array
+from masc.runtime.verify import verify_once
 from vq.codes.shards import lock_codes
 from vq.crops import FIVE, Views
 from vq.data import DataConfig
@@ -99,6 +100,7 @@ def import_codes(
             codebook.meta.sha256,
             config,
         )
+        verify_once(path)  # from the disk, so that no training has to
     return count
 
 
