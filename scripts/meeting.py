@@ -7,6 +7,7 @@ import hashlib
 import json
 import logging
 import os
+import secrets
 import select
 import socket
 import time
@@ -21,6 +22,7 @@ PATIENCE = 1800  # seconds that machines wait for each other
 REMIND = 60  # seconds between two lines that say so
 LINE = 4096  # bytes of a line at most
 LINE_TIME = 10  # seconds in which a line must be there
+OWN_NUMBER = "give each machine a MACHINE_RANK of its own"
 
 
 def free_port() -> int:
@@ -81,10 +83,11 @@ class Meeting:
         addresses: dict[int, str] = {}
         waiting = Waiting()
         others = range(1, greeting["nodes"])
-        with listen(port) as server:
+        with listen(port) as server, _Mirror(greeting, host, port) as mirror:
             server.settimeout(1)
             while missing := [str(node) for node in others if node not in there]:
                 waiting.say(f"node 0 waits for node {', '.join(missing)} of {greeting['nodes']} at {host}:{port}")
+                mirror.look()
                 try:
                     connection, (address, _) = server.accept()
                 except TimeoutError:
@@ -94,6 +97,8 @@ class Meeting:
                     continue
                 _notice_power_loss(connection)
                 found = _receive(connection)
+                if found is not None and found.get("node") == 0 and found.get("looks_from") != mirror.name:
+                    _send(connection, {"problem": f"node 0 is {host}, and was also started elsewhere; {OWN_NUMBER}"})
                 if found is None or found.get("node") not in others:
                     connection.close()  # none of ours
                     continue
@@ -106,7 +111,7 @@ class Meeting:
                 if node in there:
                     problem = f"node {node} is there already, at {addresses[node]}, and was also started at {address}"
                     logger.warning("%s; the second is refused", problem)
-                    _send(connection, {"problem": f"{problem}; give each machine a MACHINE_RANK of its own"})
+                    _send(connection, {"problem": f"{problem}; {OWN_NUMBER}"})
                     connection.close()
                     continue
                 there[node], addresses[node] = connection, address
@@ -168,6 +173,34 @@ class Meeting:
     def __exit__(self, *error: object) -> None:
         for connection in self.connections.values():
             connection.close()
+
+
+class _Mirror:
+    """A connection from node 0 to the address of node 0: another machine there was given the number 0 as well."""
+
+    def __init__(self, greeting: dict[str, Any], host: str, port: int):
+        self.name = secrets.token_hex(8)  # by which node 0 recognises itself
+        self.greeting, self.place = greeting | {"looks_from": self.name}, (host, port)
+        self.connection: socket.socket | None = None
+
+    def look(self) -> None:
+        """Connect if that has not worked yet; InputError if another node 0 answers."""
+        if self.connection is None:
+            with contextlib.suppress(OSError):  # nobody is there yet
+                self.connection = socket.create_connection(self.place, timeout=1)
+                _send(self.connection, self.greeting)
+        elif self.connection.fileno() != -1 and select.select([self.connection], [], [], 0)[0]:
+            answer = _receive(self.connection) or {}
+            self.connection.close()
+            if "problem" in answer:
+                raise InputError(str(answer["problem"]))
+
+    def __enter__(self) -> "_Mirror":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.connection is not None:
+            self.connection.close()
 
 
 def _forget_ended(there: dict[int, socket.socket]) -> None:

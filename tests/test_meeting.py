@@ -125,6 +125,18 @@ def test_a_second_machine_with_the_number_of_another_is_refused_and_the_first_st
     assert all(node.found for node in meet(first, kept, Node(2, port, nodes=3)))
 
 
+def test_a_second_machine_with_the_number_0_is_refused(monkeypatch):
+    """It listens too, and nobody would ever call it: all know the address of the first."""
+    port = free_port()
+    first = Node(0, port)
+    connect(first, port).close()
+    monkeypatch.setattr("meeting.listen", lambda port: socket.create_server(("", 0)))  # as on another machine
+    (second,) = meet(Node(0, port))
+    problem = "node 0 is 127.0.0.1, and was also started elsewhere; give each machine a MACHINE_RANK of its own"
+    assert second.error == problem
+    assert all(node.found for node in meet(first, Node(1, port)))
+
+
 def test_a_machine_that_was_started_again_takes_its_own_place():
     port = free_port()
     first = Node(0, port, nodes=3)
