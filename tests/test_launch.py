@@ -43,7 +43,8 @@ def test_a_host_that_is_no_name_is_refused_on_all_machines(host):
 
 
 def test_each_process_has_a_place_of_its_own(capfd):
-    code = "import os; print(os.environ['RANK'], os.environ['LOCAL_RANK'], os.environ['WORLD_SIZE'])"
+    place = "os.environ['RANK'], os.environ['LOCAL_RANK'], os.environ['WORLD_SIZE']"
+    code = f"import os; os.write(1, (' '.join([{place}]) + '\\n').encode())"  # at once: print may write in two parts
     assert run_workers(processes(code, nodes=2, node=1)) == 0
     assert sorted(capfd.readouterr().out.splitlines()) == ["2 0 4", "3 1 4"]
 
