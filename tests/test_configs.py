@@ -1,5 +1,7 @@
 """Every choice of every group composes into dataclasses, and what does not exist is refused in plain words."""
 
+from dataclasses import replace
+
 import pytest
 import yaml
 from pipeline import ReproduceConfig
@@ -88,6 +90,15 @@ def test_what_is_given_wins_over_recipe_and_optimizer():
     given = ["model=llamagen-xl", "recipe=llamagen", "optim.learning_rate=3e-4", "optim.final_share=0.5", "steps=7"]
     config = load_config("train", TrainConfig, given)
     assert (config.optim.learning_rate, config.optim.final_share, config.steps) == (3e-4, 0.5, 7)
+
+
+@pytest.mark.parametrize("recipe", choices("recipe"))
+def test_another_optimizer_keeps_the_schedule_of_the_recipe(recipe):
+    plain = load_config("train", TrainConfig, ["model=llamagen-xl", f"recipe={recipe}"])
+    for kind in choices("optim"):
+        config = load_config("train", TrainConfig, ["model=llamagen-xl", f"recipe={recipe}", f"optim={kind}"])
+        assert config.optim == replace(plain.optim, kind=kind) != plain.optim
+        assert replace(config, optim=plain.optim) == plain
 
 
 def test_every_head_has_a_schema_and_a_choice():

@@ -27,7 +27,7 @@ from masc.runtime.captions import CAPTIONS_AT_MOST
 from masc.runtime.device import from_main, patient_accelerator
 from masc.runtime.errors import InputError, MissingArtifact, removal
 from masc.runtime.files import hash_file, recover, replacing, write_json
-from masc.runtime.npy import save_npy, write_npy
+from masc.runtime.npy import check_length, save_npy, write_npy
 from masc.runtime.reading import Damaged, check_array, damaged_is_missing, open_array, read_json, read_npz, reason
 from masc.runtime.run import locked
 
@@ -246,7 +246,10 @@ class TextFeatures:
         return self.bits.shape[1]
 
     def batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Captions in the generator's form: features (B, 120, C) float32, zeros first, and mask (B, 120) bool."""
+        """Captions in the generator's form: features (B, 120, C) float32, zeros first, and mask (B, 120) bool.
+
+        Raises InputError if the file was shortened since it was opened."""
+        check_length(self.bits)
         features = np.zeros((len(indices), MAX_TOKENS, self.dim), np.float32)
         mask = np.zeros((len(indices), MAX_TOKENS), bool)
         for row, index in enumerate(indices):

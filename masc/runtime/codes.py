@@ -19,7 +19,7 @@ from tqdm import tqdm
 from masc.runtime.artifacts import hash_arrays
 from masc.runtime.errors import InputError, MissingArtifact
 from masc.runtime.files import hash_file, replacing, write_json, write_text
-from masc.runtime.npy import save_npy, write_npy
+from masc.runtime.npy import check_length, save_npy, write_npy
 from masc.runtime.reading import Damaged, damaged_is_missing, open_array, read_json, read_text
 
 logger = logging.getLogger(__name__)
@@ -45,30 +45,20 @@ class Codes:
     def read(self, images: np.ndarray, views: np.ndarray | int) -> np.ndarray:
         """Tokens of images, each in its view: (B,), (B,) -> (B, T) int64.
 
-        Raises InputError if the file was damaged since it was opened: it is shorter, or a token is not below N. The
-        codes then count as not verified, so that the next start finds out what is damaged."""
-        file = self.path / "codes.npy"
-        if isinstance(self.tokens, np.memmap):  # a process that reads beyond the end of a mapped file is killed
-            size, expected = self.tokens.base.size(), self.tokens.offset + self.tokens.nbytes
-            if size < expected:
-                raise self._damaged(f"{file} was shortened from {expected} to {size} bytes")
+        Raises InputError if the file was damaged since it was opened: it is shorter, or a token is not below N."""
+        check_length(self.tokens)
         tokens = self.tokens[images, views]
         if tokens.size and tokens.max() >= self.num_tokens:  # on a GPU the embedding would end in a device assert
             row = int((tokens >= self.num_tokens).any(1).argmax())
             view = views if isinstance(views, int) else views[row]
-            raise self._damaged(
-                f"image {images[row]}, view {view} of {file} holds the token {tokens[row].max()}, outside the codebook "
-                f"of {self.num_tokens}"
+            with contextlib.suppress(OSError):  # the codes count as not verified
+                mark_of(self.path).unlink(missing_ok=True)
+            raise InputError(
+                f"image {images[row]}, view {view} of {self.path / 'codes.npy'} holds the token {tokens[row].max()}, "
+                f"outside the codebook of {self.num_tokens}, while it was read; the same command verifies all codes, "
+                "and continues or says how to make them again"
             )
         return tokens.astype(np.int64)
-
-    def _damaged(self, problem: str) -> InputError:
-        with contextlib.suppress(OSError):
-            mark_of(self.path).unlink(missing_ok=True)
-        return InputError(
-            f"{problem}, while it was read; the same command verifies all codes, and continues or says how to make "
-            "them again"
-        )
 
     @property
     def num_images(self) -> int:

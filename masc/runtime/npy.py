@@ -1,4 +1,4 @@
-"""Arrays written in NumPy's format, large ones a part at a time."""
+"""Arrays in NumPy's format: written, large ones a part at a time, and read from a mapped file."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -36,3 +36,17 @@ def save_npy(path: Path, array: np.ndarray) -> None:
     np.save does not say why the system refuses a write."""
     with path.open("wb") as file:
         write_npy(file, [array], len(array), str(path))
+
+
+def check_length(mapped: np.ndarray) -> None:
+    """Raise InputError if the file of a memory-mapped array was shortened since it was opened.
+
+    The system kills a process that reads beyond the end of a mapped file. Arrays in memory pass."""
+    if not isinstance(mapped, np.memmap):
+        return
+    size, expected = mapped.base.size(), mapped.offset + mapped.nbytes
+    if size < expected:
+        raise InputError(
+            f"{mapped.filename} was shortened from {expected} to {size} bytes while it was read; the same command says "
+            "how to repair it"
+        )

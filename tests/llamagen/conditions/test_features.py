@@ -211,6 +211,15 @@ def test_damaged_features_are_refused(made, tmp_path, name, change, words):
         TextFeatures.load(path, verify=True)
 
 
+def test_features_that_are_shortened_while_they_are_read_are_told(made, tmp_path):
+    path = tmp_path / "text"
+    shutil.copytree(made, path)
+    features = TextFeatures.load(path)
+    os.truncate(path / "features.npy", 200)
+    with pytest.raises(InputError, match=r"features.npy was shortened from \d+ to 200 bytes while it was read"):
+        features.batch([0])
+
+
 def test_offsets_that_give_a_caption_no_rows_of_its_own_are_refused(made, tmp_path):
     path = tmp_path / "text"
     shutil.copytree(made, path)

@@ -31,7 +31,7 @@ def shorten(file):
             overwrite,
             r"image \d+, view \d of .*codes.npy holds the token 24, outside the codebook of 24, while it was read",
         ),
-        (shorten, r"codes.npy was shortened from \d+ to \d+ bytes, while it was read"),
+        (shorten, r"codes.npy was shortened from \d+ to \d+ bytes while it was read"),
     ],
     ids=["overwritten", "shortened"],
 )
