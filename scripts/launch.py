@@ -119,7 +119,7 @@ def run_workers(here: Launch, meeting: Meeting | None = None) -> int:
     os.set_blocking(errors, False)
     workers: list[subprocess.Popen] = []
     first = here.node * here.gpus
-    with Watch(here.gpus) as watch, Requests() as requests:
+    with Watch(here.gpus, first) as watch, Requests() as requests:
         try:
             for local in range(here.gpus):
                 environment = here.environment(
@@ -133,9 +133,12 @@ def run_workers(here: Launch, meeting: Meeting | None = None) -> int:
                 files = [errors, alive, watch.file]
                 workers.append(subprocess.Popen(here.command, env=environment, pass_fds=files))
             while (status := ended(workers)) is None:
+                hanging = watch.look(workers)
                 if meeting is not None:
                     meeting.check()
-                watch.check(workers, first)
+                    hanging = meeting.join_hanging(hanging)
+                if hanging:
+                    raise watch.error(workers, hanging)
                 requests.pass_on(workers)
                 time.sleep(LOOK)
             if status < 0 and requests.first is not None:

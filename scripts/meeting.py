@@ -13,6 +13,7 @@ import socket
 import time
 from typing import Any
 
+from watch import Place
 from worker import EXIT_STOPPED
 
 from masc.runtime.errors import InputError
@@ -20,7 +21,7 @@ from masc.runtime.errors import InputError
 logger = logging.getLogger(__name__)
 PATIENCE = 1800  # seconds that machines wait for each other
 REMIND = 60  # seconds between two lines that say so
-LINE = 4096  # bytes of a line at most
+LINE = 2**16  # bytes of a line at most: it may name all processes
 LINE_TIME = 10  # seconds in which a line must be there
 OWN_NUMBER = "give each machine a MACHINE_RANK of its own"
 
@@ -66,6 +67,9 @@ class Meeting:
 
     def __init__(self, connections: dict[int, socket.socket], port: int):
         self.connections, self.port = connections, port  # the port is for the processes of all nodes
+        self.is_host = 0 not in connections
+        self.hanging: dict[int, dict[int, Place]] = {}  # what other nodes have told
+        self.told: dict[int, Place] = {}  # what this node has told
 
     @classmethod
     def of(cls, node: int, nodes: int, host: str, port: int, command: list[Any]) -> "Meeting":
@@ -152,20 +156,42 @@ class Meeting:
             return cls({0: connection}, chosen)
 
     def check(self) -> None:
-        """Raise InputError if another node has ended without being done."""
+        """Read what other nodes tell; InputError if one has ended without being done."""
         ready, _, _ = select.select(list(self.connections.values()), [], [], 0)
         for node, connection in list(self.connections.items()):
             if connection in ready:
-                self.connections.pop(node)
-                with connection:
-                    if _receive(connection) != {"done": True}:
-                        raise InputError(f"node {node} has ended; its own output says why")
+                message = _receive(connection) or {}
+                if "hanging" in message:
+                    self.hanging[node] = _places(message["hanging"])
+                    continue
+                self.connections.pop(node).close()
+                if message != {"done": True}:
+                    raise InputError(f"node {node} has ended; its own output says why")
+
+    def join_hanging(self, own: dict[int, Place]) -> dict[int, Place]:
+        """The places of the processes of all nodes, by their numbers, if all of them hang; else nothing.
+
+        `own` are those of this node, or nothing if they do not hang. Each node tells node 0, which decides."""
+        if not self.is_host:
+            if own != self.told:
+                self._send_all({"hanging": own})
+                self.told = own
+            return self.hanging.get(0, {})
+        nodes = [own, *(self.hanging.get(node, {}) for node in self.connections)]
+        if not all(nodes):
+            return {}
+        joined = {number: place for node in nodes for number, place in node.items()}
+        self._send_all({"hanging": joined})
+        return joined
 
     def leave(self, status: int) -> None:
         """Tell the other nodes that this one is done, or has saved and stopped, if its exit status says so."""
         if status in (0, EXIT_STOPPED):
-            for connection in self.connections.values():
-                _send(connection, {"done": True})
+            self._send_all({"done": True})
+
+    def _send_all(self, message: dict[str, Any]) -> None:
+        for connection in self.connections.values():
+            _send(connection, message)
 
     def __enter__(self) -> "Meeting":
         return self
@@ -221,6 +247,14 @@ def _notice_power_loss(connection: socket.socket) -> None:
 def _send(connection: socket.socket, message: dict[str, Any]) -> None:
     with contextlib.suppress(OSError):  # the other side has ended, which `check` finds
         connection.sendall(json.dumps(message).encode() + b"\n")
+
+
+def _places(told: Any) -> dict[int, Place]:
+    """Processes and their places as another node has told them; nothing if it is something else."""
+    try:
+        return {int(number): (int(rests), int(beats)) for number, (rests, beats) in told.items()}
+    except (AttributeError, TypeError, ValueError):
+        return {}
 
 
 def _receive(connection: socket.socket) -> dict[str, Any] | None:

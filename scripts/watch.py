@@ -20,16 +20,19 @@ TICK = 1  # seconds that the clock goes on at most between two looks: if more ha
 STACK = 0.3  # seconds that a process has to print where it is
 
 
+Place = tuple[int, int]  # rests of a process, beats since the last rest
+
+
 @dataclass
 class Seen:
     """What the launcher has seen of one process."""
 
-    place: tuple[int, int] = (0, 0)  # rests, beats since the last rest
+    place: Place = (0, 0)
     silent: float = 0  # seconds since the place changed
     longest: float = 0  # seconds between two expected beats since the last rest
     stopped: float = 0  # seconds
 
-    def look(self, place: tuple[int, int], passed: float, is_stopped: bool) -> None:
+    def look(self, place: Place, passed: float, is_stopped: bool) -> None:
         """Note the place of the process, `passed` seconds after the last look."""
         self.stopped = self.stopped + passed if is_stopped else 0
         self.silent += passed
@@ -48,9 +51,12 @@ class Seen:
 
 
 class Watch:
-    """The beats of the processes of this machine, in a file without a name that they inherit (on Linux only)."""
+    """The beats of the processes of this machine, in a file without a name that they inherit (on Linux only).
 
-    def __init__(self, num_processes: int):
+    `first` is the number of the first of them among the processes of all machines."""
+
+    def __init__(self, num_processes: int, first: int):
+        self.first = first
         self.file = os.memfd_create("beats")
         os.truncate(self.file, num_processes * PLACE.size)
         self.beats = mmap.mmap(self.file, 0)
@@ -63,18 +69,17 @@ class Watch:
     def __exit__(self, *error: object) -> None:
         os.close(self.file)
 
-    def check(self, processes: list[subprocess.Popen], first: int) -> None:
-        """Raise InputError if one of the processes has been stopped for long, or if all hang.
+    def look(self, processes: list[subprocess.Popen]) -> dict[int, Place]:
+        """The places of the processes that still run, by their numbers, if all of them hang; else nothing.
 
-        Where some still make progress the others wait for them. `first` is the number of processes[0] among those of
-        all machines. Processes that hang print their Python stack before."""
+        Where some still make progress the others wait for them. Raises InputError if one has been stopped for long."""
         now = time.monotonic()
         passed, self.last = min(now - self.last, TICK), now
-        running: dict[int, Seen] = {}  # by the number of the process
+        running: dict[int, Seen] = {}
         for index, (process, seen) in enumerate(zip(processes, self.seen, strict=True)):
             if process.returncode is None:
                 seen.look(PLACE.unpack_from(self.beats, index * PLACE.size), passed, is_stopped(process))
-                running[first + index] = seen
+                running[self.first + index] = seen
         stopped = [number for number, seen in running.items() if seen.stopped > STOPPED]
         if stopped:
             verb = "was" if len(stopped) == 1 else "were"
@@ -82,20 +87,25 @@ class Watch:
                 f"{_names(stopped)} {verb} stopped by a signal such as SIGSTOP for {STOPPED} s, so all are ended; "
                 f"{CONTINUES}"
             )
-        if not running or not all(seen.hangs for seen in running.values()):
-            return
-        last = min(seen.place for seen in running.values())
-        behind = [number for number, seen in running.items() if seen.place == last]
+        all_hang = all(seen.hangs for seen in running.values())
+        return {number: seen.place for number, seen in running.items()} if all_hang else {}
+
+    def error(self, processes: list[subprocess.Popen], hanging: dict[int, Place]) -> InputError:
+        """The error for processes that hang, on all machines. Those that are behind the others print their stacks."""
+        behind = sorted(number for number, place in hanging.items() if place == min(hanging.values()))
         for number in behind:
-            print(f"where process {number} is:", file=sys.stderr, flush=True)
-            processes[number - first].send_signal(SHOW_STACK)
-            time.sleep(STACK)
-        silent = f"made no progress for {min(seen.silent for seen in running.values()):.0f} s"
-        if len(behind) < len(running):
-            found = f"{_names(behind)} {silent}, and the others of this machine wait"
-        else:
-            found = f"{_names(behind)} {silent} or wait for another machine"
-        raise InputError(f"{found}, so all are ended; the lines above say where they are; {CONTINUES}")
+            if 0 <= number - self.first < len(processes):
+                print(f"where process {number} is:", file=sys.stderr, flush=True)
+                processes[number - self.first].send_signal(SHOW_STACK)
+                time.sleep(STACK)
+        who, others = "no process made", ""
+        if len(behind) < len(hanging):
+            who, others = f"{_names(behind)} made no", ", and the others wait"
+        seconds = min(seen.silent for seen in self.seen)
+        return InputError(
+            f"{who} progress for {seconds:.0f} s{others}, so all are ended; see 'where process {behind[0]} is' in "
+            f"the output of its machine; {CONTINUES}"
+        )
 
 
 def _names(numbers: list[int]) -> str:

@@ -13,7 +13,7 @@ import time
 import pytest
 from launch import launch
 from launched import processes
-from meeting import Meeting, Waiting, _receive, free_port
+from meeting import LINE, Meeting, Waiting, _places, _receive, free_port
 from start import ROOT
 from worker import EXIT_STOPPED
 
@@ -92,6 +92,25 @@ def test_a_machine_that_has_saved_and_stopped_lets_the_others_save():
     first.found.check()
 
 
+def test_machines_hang_when_the_processes_of_all_do():
+    port = free_port()
+    first, second = (node.found for node in meet(Node(0, port), Node(1, port)))
+    assert second.join_hanging({1: (2, 30)}) == {}
+    until = time.monotonic() + 20
+    while not first.hanging and time.monotonic() < until:
+        first.check()
+    assert first.join_hanging({}) == {}  # its own still work
+    assert first.join_hanging({0: (2, 31)}) == {0: (2, 31), 1: (2, 30)}
+    while not second.hanging and time.monotonic() < until:
+        second.check()
+    assert second.join_hanging({1: (2, 30)}) == {0: (2, 31), 1: (2, 30)}
+
+
+@pytest.mark.parametrize("told", [[1], {"x": [1, 2]}, {"1": 2}, {"1": [1, 2, 3]}, {"1": [None, 2]}])
+def test_what_is_no_place_is_passed_over(told):
+    assert _places(told) == {}
+
+
 def test_machines_that_were_started_differently_are_refused():
     port = free_port()
     for node in meet(Node(0, port), Node(1, port, command="train seed=1")):
@@ -148,7 +167,7 @@ def test_a_machine_that_was_started_again_takes_its_own_place():
 
 
 @pytest.mark.parametrize(
-    "sent", [b"GET / HTTP/1.1\r\n\r\n", b"[1]\n", b'{"node": 7}\n', b"\xff" * 5000, b"[" * 4096, b""]
+    "sent", [b"GET / HTTP/1.1\r\n\r\n", b"[1]\n", b'{"node": 7}\n', b"\xff" * 5000, b"[" * LINE, b""]
 )
 def test_a_meeting_passes_over_strangers(sent):
     port = free_port()

@@ -53,13 +53,13 @@ def test_a_launcher_that_was_stopped_too_does_not_count_the_time(monkeypatch):
     clock = [0.0]
     monkeypatch.setattr("watch.time.monotonic", lambda: clock[0])
     running = type("Running", (), {"returncode": None})
-    with Watch(1) as watch:
+    with Watch(1, 3) as watch:
         PLACE.pack_into(watch.beats, 0, 1, FEW)
         for clock[0] in (1, 5000, 9000):
-            watch.check([running], 0)
+            watch.look([running])
         with pytest.raises(InputError, match=f"process 3 was stopped by a signal such as SIGSTOP for {STOPPED} s"):
             for clock[0] in range(9001, 9099):
-                watch.check([running], 3)
+                watch.look([running])
 
 
 def test_nobody_hangs_while_one_process_makes_progress(monkeypatch):
@@ -67,11 +67,11 @@ def test_nobody_hangs_while_one_process_makes_progress(monkeypatch):
     clock = [0.0]
     monkeypatch.setattr("watch.time.monotonic", lambda: clock[0])
     running = type("Running", (), {"returncode": None})
-    with Watch(2) as watch:
+    with Watch(2, 0) as watch:
         PLACE.pack_into(watch.beats, 0, 1, FEW)
         for clock[0] in range(9999):
             PLACE.pack_into(watch.beats, PLACE.size, 1, FEW + int(clock[0]) // SILENT)
-            watch.check([running, running], 0)
+            assert not watch.look([running, running])
 
 
 STUCK = """
@@ -90,14 +90,14 @@ stuck()
 @pytest.mark.parametrize(
     ("ahead", "behind", "words"),
     [
-        ("0", "1", "process 1 made no progress for 1 s, and the others of this machine wait"),
-        ("none", "0, 1", "processes 0, 1 made no progress for 1 s or wait for another machine"),
+        ("0", "1", "process 1 made no progress for 1 s, and the others wait"),
+        ("none", "0, 1", "no process made progress for 1 s"),
     ],
 )
 def test_processes_that_hang_are_named_and_print_where_they_are(monkeypatch, capfd, ahead, behind, words):
     monkeypatch.setattr("watch.SILENT", 0.6)
     monkeypatch.setattr("launch.GRACE", 0.1)
-    with pytest.raises(InputError, match=f"{words}, so all are ended; the lines above say where they are; the same"):
+    with pytest.raises(InputError, match=f"{words}, so all are ended; see 'where process {behind[0]} is'"):
         run_workers(processes(STUCK.format(ahead=ahead)))
     said = capfd.readouterr().err
     assert [number in behind for number in "01"] == [f"where process {number} is:\n" in said for number in "01"]
