@@ -72,7 +72,7 @@ MAIN_PORT ?=
 LAUNCH_DEVICE ?= --multi_gpu
 
 LAUNCHER = $(PYTHON) scripts/launch.py $(foreach name,GPUS NODES MACHINE_RANK MAIN_HOST MAIN_PORT LAUNCH_DEVICE,$(call quote,$($(name))))
-# By exec, so that no shell stands between make and a process that make sends a signal on to.
+# Recipes start programs by exec, so that no shell stands between make and a process that make sends a signal on to.
 LAUNCH = $(call read,GPUS NODES MACHINE_RANK MAIN_HOST MAIN_PORT LAUNCH_DEVICE)exec $(if $(filter 1/1/--multi_gpu,$(GPUS)/$(NODES)/$(LAUNCH_DEVICE)),$(PYTHON),$(LAUNCHER))
 # Benchmarks import the scripts, and the stand-ins of the tests.
 BENCH = PYTHONPATH=scripts:tests $(PYTHON)
@@ -117,25 +117,25 @@ reproduce:  ## the main job on the embedded data, from images to the report: SEE
 	exec $(PYTHON) scripts/reproduce.py $(call each,seeds,SEEDS) $(call set,num_clusters,K) $(WORDS)
 
 tokenizer:  ## train the small tokenizer: TOKENIZER=emoji32
-	$(PYTHON) scripts/tokenizer.py $(call set,tokenizer,TOKENIZER) $(if $(filter emoji64,$(TOKENIZER)),data=twemoji64,$(IMAGES)) $(WORDS)
+	exec $(PYTHON) scripts/tokenizer.py $(call set,tokenizer,TOKENIZER) $(if $(filter emoji64,$(TOKENIZER)),data=twemoji64,$(IMAGES)) $(WORDS)
 
 codebook:  ## effective codebook of a tokenizer: TOKENIZER=emoji32
-	$(PYTHON) scripts/codebook.py $(call set,tokenizer,TOKENIZER) $(WORDS)
+	exec $(PYTHON) scripts/codebook.py $(call set,tokenizer,TOKENIZER) $(WORDS)
 
 codes:  ## encode images into packed codes: DATA=imagenet256 TOKENIZER=vq16 GPUS=8 DATA_PATH=/data/ILSVRC
 	$(LAUNCH) scripts/codes.py $(IMAGES) $(call set,tokenizer,TOKENIZER) $(WORDS)
 
 check-codes:  ## verify the checksums of codes and decode a grid of random entries: DATA=... TOKENIZER=...
-	$(PYTHON) scripts/check_codes.py $(IMAGES) $(call set,tokenizer,TOKENIZER) $(WORDS)
+	exec $(PYTHON) scripts/check_codes.py $(IMAGES) $(call set,tokenizer,TOKENIZER) $(WORDS)
 
 import-codes:  ## turn LlamaGen's .npy files into packed codes: DATA=imagenet256 ARGS="folders=[TEN_CROP,TEN_CROP_105]"
-	$(PYTHON) scripts/import_codes.py $(IMAGES) $(call set,tokenizer,TOKENIZER) $(WORDS)
+	exec $(PYTHON) scripts/import_codes.py $(IMAGES) $(call set,tokenizer,TOKENIZER) $(WORDS)
 
 tree:  ## dendrogram of a codebook, or clusters by another method: TREE=masc TOKENIZER=emoji32 K=512
-	$(PYTHON) scripts/tree.py $(call set,tree,TREE) $(call set,tokenizer_name,TOKENIZER) $(CLUSTERS) $(WORDS)
+	exec $(PYTHON) scripts/tree.py $(call set,tree,TREE) $(call set,tokenizer_name,TOKENIZER) $(CLUSTERS) $(WORDS)
 
 tree-report:  ## one page that compares a tree with other clusterings: TOKENIZER=emoji32 K=512 ARGS=+tree@trees.ward=ward
-	$(PYTHON) scripts/tree_report.py $(call set,tokenizer,TOKENIZER) $(IMAGES) $(call set,num_clusters,K) $(WORDS)
+	exec $(PYTHON) scripts/tree_report.py $(call set,tokenizer,TOKENIZER) $(IMAGES) $(call set,num_clusters,K) $(WORDS)
 
 train:  ## train a run, or resume it: MODEL=llamagen-tiny HEAD=masc RECIPE=masc DATA=twemoji SEED=0 GPUS=1 NODES=1
 	$(LAUNCH) scripts/train.py $(call set,model,MODEL) $(call set,head,HEAD) $(call set,recipe,RECIPE) $(call set,optim,OPTIM) $(call set,tree,TREE) $(IMAGES) \
@@ -145,19 +145,19 @@ sample:  ## draw samples: RUN=runs/llamagen-tiny/masc/seed0, or RELEASE=c2i_B_25
 	$(if $(RELEASE),,$(NEED_RUN))$(LAUNCH) scripts/sample.py $(SUBJECT) $(call set,name,SAMPLES) $(WORDS)
 
 export:  ## a run's weights in LlamaGen's layout: RUN=runs/llamagen-b/flat/seed0
-	$(NEED_RUN)$(PYTHON) scripts/export.py $(call set,run,RUN) $(WORDS)
+	$(NEED_RUN)exec $(PYTHON) scripts/export.py $(call set,run,RUN) $(WORDS)
 
 parameters:  ## exact parameter counts by size and vocabulary
-	$(PYTHON) scripts/parameters.py $(WORDS)
+	exec $(PYTHON) scripts/parameters.py $(WORDS)
 
 weights:  ## download and verify checkpoints, extractor weights, references: NAME=c2i_B_256,adm-imagenet256 (no NAME: list them)
-	$(PYTHON) scripts/weights.py $(call each,names,NAME) $(WORDS)
+	exec $(PYTHON) scripts/weights.py $(call each,names,NAME) $(WORDS)
 
 text-features:  ## FLAN-T5-XL features of captions: CAPTIONS=captions_val2014.json GPUS=1
 	$(if $(CAPTIONS),,$(error say which captions: make $@ CAPTIONS=captions_val2014.json))$(LAUNCH) scripts/text_features.py $(call set,captions,CAPTIONS) $(WORDS)
 
 eval-tokenizer:  ## PSNR, SSIM, LPIPS, rFID, codebook usage, semantic replacement: TOKENIZER=emoji32 K=512
-	$(PYTHON) scripts/eval_tokenizer.py $(call set,tokenizer,TOKENIZER) $(IMAGES) $(call each,num_clusters,K) $(WORDS)
+	exec $(PYTHON) scripts/eval_tokenizer.py $(call set,tokenizer,TOKENIZER) $(IMAGES) $(call each,num_clusters,K) $(WORDS)
 
 reference:  ## statistics of an image source in ADM's layout, for FID: DATA=imagenet256 GPUS=8 DATA_PATH=/data/ILSVRC
 	$(LAUNCH) scripts/reference.py $(IMAGES) $(WORDS)
@@ -166,26 +166,26 @@ eval-fid:  ## FID, sFID, IS, precision, recall: RUN=..., RELEASE=c2i_B_256 or SA
 	$(LAUNCH) scripts/eval_fid.py $(MEASURED) $(PROTOCOLS) $(WORDS)
 
 coco-captions:  ## choose 30,000 captions of val2014, one for each image: DATA_PATH=/data/coco ARGS=caption_seed=0
-	$(PYTHON) scripts/coco_captions.py $(call set,coco,DATA_PATH) $(WORDS)
+	exec $(PYTHON) scripts/coco_captions.py $(call set,coco,DATA_PATH) $(WORDS)
 
 eval-coco: PICTURES = $(if $(IS_DEFAULT),$(error say what to measure: RUN=runs/..., RELEASE=t2i_XL_stage1_256, or SAMPLES=folder or .npz),$(call set,samples,SAMPLES))
 eval-coco:  ## FID, IS, CLIP score on COCO-30k: RUN=..., RELEASE=t2i_XL_stage1_256 or SAMPLES=folder|npz; DATA_PATH=/data/coco
 	$(LAUNCH) scripts/eval_coco.py $(if $(RUN)$(RELEASE),$(SUBJECT) $(if $(IS_DEFAULT),,$(call set,samples,SAMPLES)),$(PICTURES)) $(call set,coco,DATA_PATH) $(WORDS)
 
 eval-replacement:  ## the semantic replacement test alone: TOKENIZER=emoji32 K=512,256 ARGS=+tree@trees.ward=ward
-	$(PYTHON) scripts/eval_tokenizer.py reconstruction=false $(call set,tokenizer,TOKENIZER) $(IMAGES) $(call each,num_clusters,K) $(WORDS)
+	exec $(PYTHON) scripts/eval_tokenizer.py reconstruction=false $(call set,tokenizer,TOKENIZER) $(IMAGES) $(call each,num_clusters,K) $(WORDS)
 
 eval-lite:  ## likelihood, FD-lite0, IS-lite0, precision, recall: RUN=... SAMPLES=default
-	$(NEED_RUN)$(PYTHON) scripts/eval_lite.py $(call set,run,RUN) $(call each,samples,SAMPLES) $(WORDS)
+	$(NEED_RUN)exec $(PYTHON) scripts/eval_lite.py $(call set,run,RUN) $(call each,samples,SAMPLES) $(WORDS)
 
 doctor:  ## probable causes of wrong results: RUN=runs/llamagen-b/flat/seed0, or RESULTS=.../default-adm.json
-	$(if $(RESULTS),,$(NEED_RUN))$(PYTHON) scripts/doctor.py $(if $(RESULTS),$(call set,results,RESULTS),$(call set,run,RUN)) $(WORDS)
+	$(if $(RESULTS),,$(NEED_RUN))exec $(PYTHON) scripts/doctor.py $(if $(RESULTS),$(call set,results,RESULTS),$(call set,run,RUN)) $(WORDS)
 
 report:  ## one page with all runs and the published results: RUNS=runs ARGS="results=[FILE] metrics=[FID]"
-	$(PYTHON) scripts/report.py $(call set,runs,RUNS) $(WORDS)
+	exec $(PYTHON) scripts/report.py $(call set,runs,RUNS) $(WORDS)
 
 dashboard:  ## one page with every curve of all runs, to hover, zoom and choose: RUNS=runs ARGS=wandb=true
-	$(PYTHON) scripts/dashboard.py $(call set,runs,RUNS) $(WORDS)
+	exec $(PYTHON) scripts/dashboard.py $(call set,runs,RUNS) $(WORDS)
 
 sweep:  ## the learning-rate grid behind configs/tuned
 	$(BENCH) benchmarks/sweep.py $(ARGS)
