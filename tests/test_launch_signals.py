@@ -82,14 +82,17 @@ def test_processes_whose_launcher_is_killed_save_and_end(tmp_path):
         assert launcher.communicate() == ("saved\nsaved\n", "stopped at step 5\n")
 
 
-def code_of(first: str, second: str) -> str:
-    """Code of two processes that do different things."""
+def code_of(place, first: str, second: str) -> str:
+    """Code of two processes that do different things; they leave a mark in the folder `place` when they are ready."""
     return (
         "import os, signal, time, worker\n"
         "from masc.runtime.errors import InputError, Stopped\n"
         "for number in worker.SIGNALS: signal.signal(number, signal.SIG_IGN)\n"
         "worker.join_launcher()\n"
-        "def ask(number=signal.SIGTERM): os.kill(os.getppid(), number)\n"
+        f"os.makedirs(f'{place}/ready{{os.environ[\"RANK\"]}}')\n"
+        "def ask(number=signal.SIGTERM):\n"
+        f"    while len(os.listdir('{place}')) < 2: time.sleep(0.01)\n"
+        "    os.kill(os.getppid(), number)\n"
         f"{first} if os.environ['RANK'] == '0' else {second}\n"
     )
 
@@ -100,31 +103,31 @@ LEAVES = "worker.end_worker('stopped at step 5', Stopped())"
 def test_a_process_that_saves_is_waited_for_when_another_has_left(tmp_path, capfd):
     """Each launcher of several machines sees this, though only one was sent the signal."""
     saves = f"(time.sleep(0.3), os.write(1, b'saved'), {LEAVES})"
-    assert run_workers(processes(code_of(saves, LEAVES))) == EXIT_STOPPED
+    assert run_workers(processes(code_of(tmp_path, saves, LEAVES))) == EXIT_STOPPED
     assert capfd.readouterr() == ("saved", "stopped at step 5\n")
 
 
-def test_an_error_while_it_saves_is_the_one_message(capfd):
+def test_an_error_while_it_saves_is_the_one_message(tmp_path, capfd):
     fails = "(time.sleep(0.3), worker.end_worker('error: the disk is full', InputError()))"
-    assert run_workers(processes(code_of(fails, LEAVES))) == 1
+    assert run_workers(processes(code_of(tmp_path, fails, LEAVES))) == 1
     assert capfd.readouterr().err == "error: the disk is full\n"
 
 
 @pytest.mark.parametrize("second", [LEAVES, "(ask(), time.sleep(60))"])
-def test_a_process_that_does_not_end_after_a_signal_is_ended(monkeypatch, second):
+def test_a_process_that_does_not_end_after_a_signal_is_ended(tmp_path, monkeypatch, second):
     monkeypatch.setattr("launch.SAVING", 0.3)
     monkeypatch.setattr("launch.GRACE", 0.1)
     with pytest.raises(InputError, match="not all processes had saved"):
-        run_workers(processes(code_of("time.sleep(60)", second)))
+        run_workers(processes(code_of(tmp_path, "time.sleep(60)", second)))
 
 
 @pytest.mark.parametrize("again", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
-def test_a_second_signal_of_a_person_ends_all_at_once(monkeypatch, capfd, again):
+def test_a_second_signal_of_a_person_ends_all_at_once(tmp_path, monkeypatch, capfd, again):
     monkeypatch.setattr("launch.AGAIN", 0.2)
     monkeypatch.setattr("launch.GRACE", 0.1)
     before = signal.getsignal(signal.SIGTERM)
     asks = f"(ask(), ask(), time.sleep(0.5), ask({int(again)}), time.sleep(0.3))"
-    launch = processes(code_of(asks, "time.sleep(0.8)"))
+    launch = processes(code_of(tmp_path, asks, "time.sleep(0.8)"))
     if again == signal.SIGUSR1:
         assert run_workers(launch) == 0
     else:
