@@ -22,9 +22,13 @@ class ARModel(nn.Module):
         super().__init__()
         self.backbone, self.head = backbone, head
 
-    def forward(self, tokens: Tensor, condition: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self, tokens: Tensor, condition: Tensor, mask: Tensor | None = None, dropped: Tensor | None = None
+    ) -> Tensor:
         """(B, T), condition -> log-probabilities of all decisions (B, T, L); see `Backbone.hidden` and
-        `Head.log_probs`."""
+        `Head.log_probs`. The images that `dropped` (B,) bool marks lose their condition."""
+        if dropped is not None:
+            condition = self.backbone.drop_condition(condition, dropped)
         return self.head.log_probs(self.backbone.hidden(tokens, condition, mask), tokens)
 
     def tables(self) -> list[nn.Parameter]:

@@ -22,7 +22,7 @@ from llamagen.model import ARModel, build_model
 from llamagen.sampling.filters import SamplingConfig, filter_logits, probabilities
 from llamagen.sampling.generate import generate as our_generate
 from llamagen.sampling.images import finish
-from llamagen.training.average import averaged_parameters, start_average
+from llamagen.training.average import Average
 from llamagen.training.optim import OptimConfig, build_optimizers
 from masc.heads.config import FlatConfig
 from masc.linkage import average_linkage
@@ -163,7 +163,7 @@ def optimizer_groups(module, hyper):
 def train_steps(module, tokens, labels, hyper):
     config = _optim(hyper)
     (optimizer,) = build_optimizers(module, config, fused=True)
-    average = start_average(module, hyper["ema_decay"])
+    average = Average(module, hyper["ema_decay"])
     losses, norms = [], []
     for step in range(len(tokens)):
         loss = -module.train()(tokens[step], labels[step]).sum(-1).mean()
@@ -171,9 +171,9 @@ def train_steps(module, tokens, labels, hyper):
         norms.append(torch.nn.utils.clip_grad_norm_(module.parameters(), config.max_grad_norm).item())
         optimizer.step()
         optimizer.zero_grad()
-        average.update_parameters(module)
+        average.update(module)
         losses.append(loss.item())
-    averaged = {official_name(name): value for name, value in averaged_parameters(average).items()}
+    averaged = {official_name(name): value for name, value in average.parameters.items()}
     return {"losses": losses, "grad_norms": norms, "params": official_state(module), "ema": averaged}
 
 

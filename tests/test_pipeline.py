@@ -11,6 +11,7 @@ import jobs
 import numpy as np
 import pipeline
 import pytest
+from checkpoint_tools import reseal
 from inception_weights import StandIn
 from jobs import Job, run_jobs
 from pipeline import ReproduceConfig, reproduce
@@ -24,6 +25,7 @@ from llamagen.evaluation.images import EvalFidConfig, ExtractorConfig
 from llamagen.evaluation.lite import EvalLiteConfig, evaluate_lite, unmeasured
 from llamagen.sampling.draw import is_sampled, sample
 from llamagen.sampling.plan import SampleConfig
+from llamagen.training.checkpoint import weights_file
 from masc.runtime.errors import InputError
 from metrics.protocol import ProtocolConfig
 from metrics.results import Results
@@ -145,8 +147,9 @@ def test_samples_of_other_weights_or_settings_are_not_taken_for_done(page, plann
     manifest.write_text(manifest.read_text().replace('"use_ema": false', '"use_ema": true'))
     assert unmeasured(EvalLiteConfig(run=str(directory), samples=["guidance-2"])) == ["guidance-2"]
     manifest.write_text(manifest.read_text().replace('"use_ema": true', '"use_ema": false'))
-    weights = directory / "checkpoints/last/model.safetensors"
+    weights = weights_file(directory)
     weights.write_bytes(weights.read_bytes() + b" ")
+    reseal(weights.parent)
     assert unmeasured(EvalLiteConfig(run=str(directory), samples=["guidance-2"])) == ["likelihood"]
 
 

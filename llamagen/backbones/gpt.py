@@ -7,12 +7,12 @@ computed depends on the arguments only: `forward` takes a whole sequence, `step`
 Shapes: B images, P positions of the condition, T positions of tokens, D width, N tokens."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llamagen.backbones.base import Backbone, DataShape
 from llamagen.backbones.config import ModelConfig
 from llamagen.backbones.decoding import CachedDecoding, CompiledStep
+from llamagen.backbones.dropout import ImageDropout
 from llamagen.backbones.embeddings import TokenEmbedding, build_condition, visible_keys
 from llamagen.backbones.layers import Block, KVCache, RMSNorm, rope_table
 
@@ -29,6 +29,7 @@ class Transformer(Backbone):
         self.config, self.grid, self.num_positions = config, shape.grid, shape.num_positions
         self.cls_embedding = build_condition(config, shape.num_classes)
         self.tok_embeddings = tokens
+        self.token_dropout = ImageDropout(config.token_dropout)
         depth = max(1, config.num_layers - 1)
         self.layers = nn.ModuleList(Block(config, config.drop_path * i / depth) for i in range(config.num_layers))
         self.norm = RMSNorm(config.dim, config.norm_eps)
@@ -93,7 +94,7 @@ class Transformer(Backbone):
             end = position + x.shape[1]
             rope = rope[position:end]
             mask = None if mask is None else mask[:, :, position:end, :end]
-        x = F.dropout(x, self.config.token_dropout, self.training)
+        x = self.token_dropout(x)
         for index, layer in enumerate(self.layers):
             x = layer(x, rope, caches[index] if caches else None, position, mask)
         return self.norm(x)

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llamagen.backbones.config import ModelConfig
+from llamagen.backbones.dropout import ImageDropout
 
 
 class RMSNorm(nn.Module):
@@ -83,7 +84,7 @@ class Attention(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.num_heads, self.kv_heads, self.head_dim = config.num_heads, config.kv_heads, config.head_dim
-        self.residual_dropout = config.residual_dropout
+        self.dropout = ImageDropout(config.residual_dropout)
         rows = (self.num_heads + 2 * self.kv_heads) * self.head_dim
         self.wqkv = nn.Linear(config.dim, rows, bias=False)
         self.wo = nn.Linear(config.dim, config.dim, bias=False)
@@ -104,7 +105,7 @@ class Attention(nn.Module):
         grouped = self.num_heads != self.kv_heads
         attended = F.scaled_dot_product_attention(q, k, v, mask, is_causal=is_causal, enable_gqa=grouped)
         out = self.wo(attended.transpose(1, 2).flatten(2))
-        return F.dropout(out, self.residual_dropout, self.training)
+        return self.dropout(out)
 
 
 class FeedForward(nn.Module):
@@ -112,13 +113,13 @@ class FeedForward(nn.Module):
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        self.dropout = config.ffn_dropout
+        self.dropout = ImageDropout(config.ffn_dropout)
         self.w1 = nn.Linear(config.dim, config.ffn_dim, bias=False)
         self.w3 = nn.Linear(config.dim, config.ffn_dim, bias=False)
         self.w2 = nn.Linear(config.ffn_dim, config.dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.dropout(self.w2(F.silu(self.w1(x)) * self.w3(x)), self.dropout, self.training)
+        return self.dropout(self.w2(F.silu(self.w1(x)) * self.w3(x)))
 
 
 class Block(nn.Module):
@@ -126,7 +127,7 @@ class Block(nn.Module):
 
     def __init__(self, config: ModelConfig, drop_path: float):
         super().__init__()
-        self.drop_path = drop_path
+        self.skip_attention, self.skip_ffn = (ImageDropout(drop_path, whole=True) for _ in range(2))
         self.attention = Attention(config)
         self.feed_forward = FeedForward(config)
         self.attention_norm = RMSNorm(config.dim, config.norm_eps)
@@ -135,11 +136,5 @@ class Block(nn.Module):
     def forward(
         self, x: Tensor, rope: Tensor, cache: KVCache | None, position: int | Tensor, mask: Tensor | None
     ) -> Tensor:
-        x = x + self._branch(self.attention(self.attention_norm(x), rope, cache, position, mask))
-        return x + self._branch(self.feed_forward(self.ffn_norm(x)))
-
-    def _branch(self, x: Tensor) -> Tensor:
-        if not self.training or self.drop_path == 0:
-            return x
-        kept = torch.empty(len(x), *[1] * (x.ndim - 1), device=x.device).bernoulli_(1 - self.drop_path)
-        return x * kept.to(x.dtype) / (1 - self.drop_path)
+        x = x + self.skip_attention(self.attention(self.attention_norm(x), rope, cache, position, mask))
+        return x + self.skip_ffn(self.feed_forward(self.ffn_norm(x)))

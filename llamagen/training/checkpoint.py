@@ -1,81 +1,247 @@
-"""Checkpoint of a run: weights as safetensors, optimizer state, and progress."""
+"""Checkpoints of a run: where they are, whether they are whole, and how they are read (`saving.py` writes them).
 
-from dataclasses import asdict, dataclass
+    checkpoints/step-00005000/model.safetensors      weights and buffers
+                              average.safetensors    averaged weights, if the run keeps them
+                              optimizer.safetensors  <name of the parameter>.<key of its state>
+                              progress.json          step, training time, settings that the numbers depend on
+                              manifest.json          written last: bytes and SHA-256 of each file, hash of the config
+
+The layout does not depend on the number of processes, nor on how the model was shared by them. Tensors are whole, and
+nothing is pickled. Earlier versions wrote one checkpoint, `checkpoints/last`, with optimizer.pt and without a manifest;
+it is read as well."""
+
+import json
+import logging
+import re
+from dataclasses import dataclass, field
+from functools import lru_cache
+from hashlib import sha256
 from pathlib import Path
 
-import torch
-from torch import nn
-from torch.optim.swa_utils import AveragedModel
+from torch import Tensor, nn
 
-from llamagen.training.average import averaged_parameters
 from masc.runtime.errors import InputError, MissingArtifact
-from masc.runtime.files import hash_file, recover, replacing, save_safetensors, save_torch, write_json
-from masc.runtime.reading import read_json, reason
-from masc.runtime.run import run_facts
+from masc.runtime.files import hash_file, recover
+from masc.runtime.reading import Damaged, advising, read_json, read_yaml
+from masc.runtime.run import CHECKPOINTS, flatten, read_provenance, run_facts
 from vq.checkpoint import load_state, read_checkpoint
 
+logger = logging.getLogger(__name__)
 RESTORE = "copy the checkpoint back, or train the run in another directory (RUN_DIR=...)"
+STEP = re.compile(r"step-(\d{8,})")
+DAMAGED = "damaged-"  # before the name of a checkpoint that was set aside
+LAST = "last"  # the only checkpoint of earlier versions
+MANIFEST = "manifest.json"
+WEIGHTS, AVERAGE = "model.safetensors", "average.safetensors"
+OPTIMIZER, OLD_OPTIMIZER = "optimizer.safetensors", "optimizer.pt"
 
 
 @dataclass
 class Progress:
-    """Progress of a run, and the two settings beside its config that its numbers depend on.
+    """Progress of a run, and the settings beside its config that its numbers depend on.
 
-    `seconds` counts training only, summed over interruptions. `shares` is processes x micro-batches: dropout masks
-    are drawn for one share of a batch at a time."""
+    `seconds` counts training only, summed over interruptions. `shares` is processes x micro-batches. `window` holds the
+    loss and the gradient norm of each step since the last row of metrics.jsonl."""
 
     step: int = 0
     seconds: float = 0.0
     shares: int = 1
     precision: str = "fp32"
+    skipped: int = 0  # steps whose update was left out
+    window: list[list[float]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        if self.step < 0 or self.shares < 1 or self.precision not in ("fp32", "bf16"):
+        is_sound = min(self.step, self.skipped) >= 0 and self.shares >= 1 and self.precision in ("fp32", "bf16")
+        if not is_sound or any(len(pair) != 2 for pair in self.window):
             raise ValueError(f"no progress of a run: step {self.step}, {self.shares} shares, {self.precision!r:.20}")
 
 
-def save_checkpoint(
-    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress, average: AveragedModel | None
-) -> None:
-    """Write the directory `path` whole, in place of the checkpoint before it."""
-    with replacing(path) as temporary:
-        temporary.mkdir(parents=True)
-        state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-        save_safetensors(temporary / "model.safetensors", state)
-        if average is not None:
-            averaged = {name: value.cpu().contiguous() for name, value in averaged_parameters(average).items()}
-            save_safetensors(temporary / "average.safetensors", averaged)
-        save_torch(temporary / "optimizer.pt", optimizer.state_dict())
-        write_json(temporary / "progress.json", asdict(progress))
+@dataclass(frozen=True)
+class Manifest:
+    """manifest.json of a checkpoint."""
+
+    config_sha256: str  # of `hash_config`
+    bytes: dict[str, int]  # size of each file
+    sha256: dict[str, str]
+
+    def check(self, folder: Path) -> None:
+        """Raise `Damaged` unless each file is there with its size and its SHA-256."""
+        for name in self.bytes:
+            self.check_file(folder / name)
+
+    def check_file(self, file: Path, contents: bool = True) -> None:
+        """Raise `Damaged` unless a file is there with its size and, if `contents` is set, its SHA-256."""
+        found = file.stat().st_size if file.is_file() else None
+        if found is None or found != self.bytes.get(file.name):
+            expected = f"{self.bytes[file.name]} bytes in {file}" if file.name in self.bytes else f"no file at {file}"
+            raise Damaged(f"expected {expected}, found {'no file' if found is None else found}")
+        if contents:
+            check_sha256(file, self.sha256.get(file.name))
+
+
+def check_sha256(file: Path, expected: str | None) -> str:
+    """The SHA-256 of a file; `Damaged` if it is not the expected one."""
+    stat = file.stat()
+    found = _hash(file, stat.st_size, stat.st_mtime_ns)
+    if found != expected:
+        raise Damaged(f"expected {file} with SHA-256 {str(expected)[:12]}, found {found[:12]}: its bytes were changed")
+    return found
+
+
+@lru_cache(maxsize=64)
+def _hash(file: Path, _size: int, _time: int) -> str:
+    return hash_file(file)
+
+
+def hash_config(run_dir: Path) -> str:
+    """SHA-256 of what decides the result in a run's config.yaml: all but its volatile keys and its number of steps.
+
+    It is read from the file, so that a later version of this code, with other keys, finds the same."""
+    ignored = (*read_provenance(run_dir).volatile, "steps", "precision")
+    stored = flatten(read_yaml(Path(run_dir) / "config.yaml"))
+    kept = {key: value for key, value in sorted(stored.items()) if not key.startswith(ignored)}
+    return sha256(json.dumps(kept, default=str).encode()).hexdigest()
+
+
+def checkpoint_path(run_dir: Path, step: int) -> Path:
+    """The directory of the checkpoint of a step."""
+    return Path(run_dir) / CHECKPOINTS / f"step-{step:08d}"
+
+
+def step_of(path: Path) -> int | None:
+    """The step in the name of a checkpoint; None if the name has none."""
+    found = STEP.fullmatch(path.name)
+    return int(found[1]) if found else None
+
+
+def list_checkpoints(run_dir: Path) -> list[Path]:
+    """The checkpoints of a run, whole or damaged, the newest first. That of an earlier version is the oldest."""
+    folder = Path(run_dir) / CHECKPOINTS
+    found = [path for path in folder.glob("step-*") if step_of(path) is not None] if folder.is_dir() else []
+    last = recover(folder / LAST)
+    return [*sorted(found, key=step_of, reverse=True), *([last] if last.exists() else [])]
+
+
+def check_checkpoint(path: Path) -> None:
+    """Raise `Damaged` for a checkpoint with a file that is missing, of another size, or of other contents.
+
+    Every byte is read: a second for 1 to 2 GB. One of an earlier version has no manifest: its files must be there."""
+    if step_of(path) is not None:
+        read_json(path / MANIFEST, Manifest).check(path)
+        _check_step(path)
+        return
+    for name in (WEIGHTS, OLD_OPTIMIZER, "progress.json"):
+        if not (path / name).is_file():
+            raise Damaged(f"expected {path / name}, found no file")
+
+
+def _check_weights(path: Path) -> None:
+    """Raise `Damaged` unless weights of the right size and the progress are there, all that sampling needs."""
+    if step_of(path) is not None:
+        manifest = read_json(path / MANIFEST, Manifest)
+        manifest.check_file(path / WEIGHTS, contents=False)
+        manifest.check_file(path / "progress.json")
+        _check_step(path)
+
+
+def _check_step(path: Path) -> None:
+    if load_progress(path).step != step_of(path):
+        raise Damaged(f"expected step {step_of(path)} in {path / 'progress.json'}, found {load_progress(path).step}")
+
+
+def last_checkpoint(run_dir: Path) -> Path:
+    """Directory of the newest checkpoint with weights, passing over damaged ones with a warning; the place of a first
+    one if a run has none. Files are not read: see `read_tensors`.
+
+    Raises `Damaged` if there are checkpoints and none is sound."""
+    problems = []
+    for path in list_checkpoints(run_dir):
+        try:
+            _check_weights(path)
+        except InputError as error:
+            problems.append(error)
+            continue
+        for problem in problems:
+            logger.warning("passing over a damaged checkpoint: %s", problem)
+        return path
+    if problems:
+        raise Damaged(f"{run_dir} has no checkpoint that is whole: {problems[0]}; {RESTORE}")
+    return checkpoint_path(run_dir, 0)
+
+
+def set_damaged_aside(run_dir: Path) -> Path:
+    """Directory of the newest whole checkpoint, as `last_checkpoint`, after every byte of it was read.
+
+    Newer ones, which are damaged, are renamed and named in a warning. Raises InputError if the config of the run was
+    changed since the checkpoint was written."""
+    aside: list[Path] = []
+    for path in list_checkpoints(run_dir):
+        try:
+            check_checkpoint(path)
+        except InputError as error:
+            aside.append(path)
+            logger.warning("%s is damaged: %s", path, error)
+            continue
+        for damaged in aside:
+            kept = free_name(damaged.with_name(f"{DAMAGED}{damaged.name}"))
+            damaged.rename(kept)
+            logger.warning("it is kept as %s, and the run continues from %s", kept, path)
+        if step_of(path) is not None:
+            check_config(run_dir, path)
+        return path
+    if aside:
+        raise Damaged(f"{run_dir} has no checkpoint that is whole (damaged: {', '.join(map(str, aside))}); {RESTORE}")
+    return checkpoint_path(run_dir, 0)
+
+
+def free_name(path: Path) -> Path:
+    """The path, or with the first number at its end that is not there yet."""
+    names = (path, *(path.with_name(f"{path.name}-{number}") for number in range(1, 1000)))
+    return next(name for name in names if not name.exists())
+
+
+def check_config(run_dir: Path, path: Path) -> None:
+    """Raise InputError if config.yaml of a run is not that with which a checkpoint of it was written."""
+    if read_json(path / MANIFEST, Manifest).config_sha256 != hash_config(run_dir):
+        raise InputError(
+            f"{Path(run_dir) / 'config.yaml'} was changed since {path} was written, whose manifest holds the hash of "
+            "another config; bring the file back. To continue with other values, start another run with FROM=... and "
+            "RUN_DIR=..."
+        )
 
 
 def load_progress(path: Path) -> Progress:
-    """Progress of the checkpoint at `path`; step 0 if there is none. Raises `Damaged` for a damaged file."""
-    file = Path(path) / "progress.json"
-    return read_json(file, Progress) if file.exists() else Progress()
+    """Progress of the checkpoint at `path`; step 0 if there is none. Raises `Damaged` for a missing or damaged file."""
+    return read_json(Path(path) / "progress.json", Progress) if Path(path).exists() else Progress()
+
+
+def read_tensors(path: Path, name: str) -> dict[str, Tensor]:
+    """The tensors in a file of the checkpoint at `path`. Raises InputError if it is damaged."""
+    if (Path(path) / MANIFEST).exists() and (Path(path) / name).exists():
+        hash_file_of(path, name)
+    return read_checkpoint(Path(path) / name, RESTORE)
 
 
 def load_weights(path: Path, model: nn.Module) -> None:
     """Load the weights of a checkpoint directory into a model of the same config."""
-    file = Path(path) / "model.safetensors"
+    file = Path(path) / WEIGHTS
     if not file.exists():
         run_dir = Path(path).parent.parent
         raise MissingArtifact("run", path, f"no checkpoint at {path}; train or resume the run", **run_facts(run_dir))
-    load_state(model, read_checkpoint(file, RESTORE), file)
-
-
-def load_average(path: Path, average: AveragedModel) -> None:
-    """Continue with the averaged weights of a checkpoint directory."""
-    use_average(path, average.module)
+    load_state(model, read_tensors(path, WEIGHTS), file)
 
 
 def use_average(path: Path, model: nn.Module) -> None:
     """Load the averaged weights of a checkpoint directory into a model; InputError if the run has no average."""
-    file = Path(path) / "average.safetensors"
-    if not file.exists():
-        raise _no_average(path)
     buffers = dict(model.state_dict())  # are not averaged
-    load_state(model, buffers | read_checkpoint(file, RESTORE), file)
+    load_state(model, buffers | read_average(path), Path(path) / AVERAGE)
+
+
+def read_average(path: Path) -> dict[str, Tensor]:
+    """The averaged weights in a checkpoint directory, by name; InputError if there are none."""
+    if not (Path(path) / AVERAGE).exists():
+        raise _no_average(path)
+    return read_tensors(path, AVERAGE)
 
 
 def _no_average(path: Path) -> InputError:
@@ -85,14 +251,23 @@ def _no_average(path: Path) -> InputError:
     )
 
 
+def hash_file_of(path: Path, name: str) -> str:
+    """SHA-256 of a file in the checkpoint at `path`; `Damaged` if it is not what was written."""
+    if not (Path(path) / MANIFEST).exists():
+        return hash_file(Path(path) / name)
+    with advising(RESTORE):
+        return check_sha256(Path(path) / name, read_json(Path(path) / MANIFEST, Manifest).sha256.get(name))
+
+
 def hash_weights(run_dir: Path, averaged: bool = False) -> str:
-    """SHA-256 of a run's last weights, or of their average; InputError if it has none."""
-    return hash_file(weights_file(run_dir, averaged))
+    """SHA-256 of a run's last weights, or of their average; InputError if it has none, or they are damaged."""
+    file = weights_file(run_dir, averaged)
+    return hash_file_of(file.parent, file.name)
 
 
 def weights_file(run_dir: Path, averaged: bool = False) -> Path:
     """The file of a run's last weights, or of their average; InputError if it has none."""
-    file = last_checkpoint(run_dir) / f"{'average' if averaged else 'model'}.safetensors"
+    file = last_checkpoint(run_dir) / (AVERAGE if averaged else WEIGHTS)
     if not file.exists() and averaged:
         raise _no_average(run_dir)
     if not file.exists():
@@ -100,18 +275,3 @@ def weights_file(run_dir: Path, averaged: bool = False) -> Path:
             "run", run_dir, f"no checkpoint in {run_dir}; train or resume the run", **run_facts(run_dir)
         )
     return file
-
-
-def last_checkpoint(run_dir: Path) -> Path:
-    """Directory of a run's last checkpoint."""
-    return recover(Path(run_dir) / "checkpoints" / "last")
-
-
-def load_optimizer(path: Path, optimizer: torch.optim.Optimizer) -> None:
-    """Load the optimizer state that `save_checkpoint` wrote; InputError if it is damaged or of another model."""
-    file = Path(path) / "optimizer.pt"
-    state = read_checkpoint(file, RESTORE)
-    try:
-        optimizer.load_state_dict(state)
-    except Exception as error:  # torch raises errors of any type for another content
-        raise InputError(f"{file} is not the state of this run's optimizer ({reason(error)}); {RESTORE}") from error

@@ -8,6 +8,7 @@ from typing import Any
 
 from llamagen.backbones.config import BackboneConfig, ModelConfig, OwnModelConfig
 from llamagen.training.checkpoint import last_checkpoint, load_progress
+from llamagen.training.compute import ComputeConfig
 from llamagen.training.optim import OptimConfig, may_lengthen
 from llamagen.training.tracking import TrackingConfig
 from masc.build import TreeConfig
@@ -34,6 +35,7 @@ class TrainConfig:
     data: DataConfig
     optim: OptimConfig = field(default_factory=OptimConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
     tokenizer_name: str  # not `tokenizer`, which Hydra takes for the group of that name
     steps: int
     batch_size: int  # images a step, over all processes and micro-batches
@@ -47,6 +49,9 @@ class TrainConfig:
     evaluate_every: int = 1000  # steps
     log_every: int = 100
     checkpoint_every: int = 5000
+    keep_last: int = 2  # checkpoints; the newest ones
+    keep_every: int = 0  # steps; the checkpoints of its multiples stay for ever, 0: none
+    from_checkpoint: str | None = None  # where a new run begins: a checkpoint of another run, or the run
     diagnostics: bool = True  # entropy, accuracy and spread of gradients at every validation; they decide nothing
     artifacts: str = "artifacts"
     run_dir: str | None = None  # None: runs/<model>/<head>[-on-<tree>]/seed<seed>
@@ -57,8 +62,12 @@ class TrainConfig:
         `micro_batches` is checked separately."""
         keys = (
             "tracking.",
+            "compute.",
+            "optim.skip_bad_steps",
             "log_every",
             "checkpoint_every",
+            "keep_",
+            "from_checkpoint",
             "diagnostics",
             "artifacts",
             "run_dir",
@@ -76,18 +85,23 @@ class TrainConfig:
         check_precision(self.precision)
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay must lie in [0, 1), found {self.ema_decay}")
-        for name in ("steps", "batch_size", "micro_batches", "evaluate_every", "log_every", "checkpoint_every"):
+        counts = "steps", "batch_size", "micro_batches", "evaluate_every", "log_every", "checkpoint_every"
+        for name in (*counts, "keep_last"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be positive, found {getattr(self, name)}")
-        if self.checkpoint_every % self.log_every:  # else a resumed run would average its losses over other steps
-            raise ValueError(
-                f"checkpoint_every {self.checkpoint_every} must be a multiple of log_every {self.log_every}"
-            )
+        if self.keep_every < 0:
+            raise ValueError(f"keep_every must be 0 or a number of steps, found {self.keep_every}")
 
     @property
     def label(self) -> str:
         """Name of the run in tables: its head and, unless the tree is MASC's own, its tree."""
         return run_label(self.head.name, self.tree.name if self.head.uses_tree else None)
+
+    @property
+    def depends_on_shares(self) -> bool:
+        """Whether dropout masks are drawn for a share of the batch at a time, not for each image: in heads with layers
+        of torch's own, and perhaps in a backbone of your own."""
+        return getattr(self.head, "dropout", 0) > 0 or self.model.target != LLAMAGEN
 
     @property
     def directory(self) -> Path:
@@ -127,11 +141,11 @@ class TrainConfig:
             )
         return there
 
-    def open_directory(self, parents: dict[str, str]) -> None:
+    def open_directory(self, parents: dict[str, str], began_at: dict[str, Any] | None = None) -> None:
         """Create the run's directory, or lengthen its run to the steps of this config; see `check_directory`."""
         there = self.check_directory(parents)
         if there is None:
-            begin_run(self.directory, plain(self), parents, self.volatile, self.label)
+            begin_run(self.directory, plain(self), parents, self.volatile, self.label, began_at)
         elif there != self.steps:
             logger.info("lengthening %s from %d to %d steps", self.directory, there, self.steps)
             record_steps(self.directory, self.steps)

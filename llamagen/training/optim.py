@@ -24,11 +24,18 @@ class OptimConfig:
     weight_decay: float = 0.05  # on matrices and tables, embeddings and head included
     max_grad_norm: float = 1.0
     table_scale: float = 1.0  # learning rate of token embedding and head, relative to the rest
+    skip_bad_steps: int = 0  # that may be left out of a run: their gradient is not finite, or above norm_ceiling
+    norm_ceiling: float | None = None  # of the gradient before clipping
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS or not 0 <= self.momentum < 1:
             raise ValueError(
                 f"optim needs kind {' or '.join(KINDS)} and 0 <= momentum < 1, found {self.kind!r}, {self.momentum}"
+            )
+        if self.skip_bad_steps < 0 or (self.norm_ceiling is not None and not self.norm_ceiling > 0):
+            raise ValueError(
+                "optim needs skip_bad_steps >= 0 and norm_ceiling > 0 or none, found "
+                f"{self.skip_bad_steps}, {self.norm_ceiling}"
             )
         if self.learning_rate <= 0 or not 0 <= self.final_share <= 1 or self.table_scale <= 0:
             raise ValueError(
@@ -109,11 +116,6 @@ def build_optimizers(model: ARModel, config: OptimConfig, fused: bool) -> list[t
             )
         )
     return optimizers
-
-
-def build_optimizer(model: ARModel, config: OptimConfig, fused: bool) -> torch.optim.Optimizer:
-    (optimizer,) = build_optimizers(model, config, fused)
-    return optimizer
 
 
 def learning_rate(config: OptimConfig, step: int, num_steps: int) -> float:

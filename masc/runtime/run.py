@@ -143,17 +143,24 @@ def check_run(
 
 
 def begin_run(
-    path: Path, config: dict[str, Any], parents: dict[str, str], volatile: tuple[str, ...], label: str
+    path: Path,
+    config: dict[str, Any],
+    parents: dict[str, str],
+    volatile: tuple[str, ...],
+    label: str,
+    began_at: dict[str, Any] | None = None,
 ) -> None:
-    """Create a run's directory, with config.yaml and provenance.json.
+    """Create a run's directory, with config.yaml and provenance.json; `began_at` is its checkpoint of another run.
 
     provenance.json keeps `label` (of `run_label`) and `volatile`, the prefixes of keys that do not affect results, for
     readers that do not know the config's classes."""
     import yaml
 
     path = Path(path)
+    branch = {} if began_at is None else {"began_at": began_at}
     write_json(
-        path / "provenance.json", {"label": label, "volatile": list(volatile), "parents": parents, **provenance()}
+        path / "provenance.json",
+        {"label": label, "volatile": list(volatile), "parents": parents, **branch, **provenance()},
     )
     write_text(path / "config.yaml", yaml.safe_dump(config, sort_keys=False))
 
@@ -191,6 +198,7 @@ class Provenance:
     packages: dict[str, str] = field(default_factory=dict)
     machine: str = ""
     earlier_steps: list[int] = field(default_factory=list)  # numbers of steps before the run was lengthened
+    began_at: dict[str, Any] | None = None  # checkpoint of another run, its step, and what was changed
 
 
 def read_provenance(directory: Path) -> Provenance:

@@ -16,7 +16,7 @@ class Purpose(IntEnum):
     ORDER = 0  # of the groups in an epoch; index: epoch
     VARIANT = 1  # of each group, and its view; index: step
     CONDITION = 2  # images that are trained without their condition; index: step
-    DROPOUT = 3  # index: step, share
+    DROPOUT = 3  # keys of the images of a batch; index: step (for dropout that is not by image: step, share)
     LABELS = 4  # of samples; index: image
     SAMPLING = 5  # tokens; index: image
     CAPTION = 6  # of each image; index: step
@@ -56,3 +56,8 @@ def random_stream(seed: int, purpose: Purpose, *index: int) -> np.random.Generat
 def torch_seed(seed: int, purpose: Purpose, *index: int) -> int:
     """A seed of 64 bits for a generator of torch: two streams share it only by chance."""
     return int(np.random.SeedSequence(stream_key(seed, purpose, *index)).generate_state(1, np.uint64)[0])
+
+
+def image_keys(seed: int, purpose: Purpose, step: int, count: int) -> np.ndarray:
+    """A key for each image of a step's batch, by its place: (count,) uint64."""
+    return random_stream(seed, purpose, step).integers(2**64, size=count, dtype=np.uint64)

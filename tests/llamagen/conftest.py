@@ -9,8 +9,9 @@ from stage import load_config
 from tiny_artifacts import make_artifacts
 
 from llamagen.release import ReleaseConfig
-from llamagen.train import _Loop, train
+from llamagen.train import train
 from llamagen.training.config import TrainConfig
+from llamagen.training.loop import Loop
 from vq.interface import TokenizerConfig
 
 DECODER = {"resolution": 16, "downsample": 4, "num_tokens": 256, "width": 16, "num_blocks": 1}
@@ -76,7 +77,7 @@ def dies(monkeypatch):
     """Trains a config until a step that fails."""
 
     def train_until(config, death, error=ZeroDivisionError):
-        step = _Loop.step
+        step = Loop.step
 
         def fails(self, index):
             if index == death:
@@ -84,7 +85,7 @@ def dies(monkeypatch):
             return step(self, index)
 
         with monkeypatch.context() as patch, pytest.raises(error):
-            patch.setattr(_Loop, "step", fails)
+            patch.setattr(Loop, "step", fails)
             train(config)
 
     return train_until

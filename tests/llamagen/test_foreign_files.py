@@ -22,8 +22,8 @@ from script_runner import run_script
 from llamagen.runs import Run
 from llamagen.sampling.sets import SampleSet
 from llamagen.train import train
-from llamagen.training.checkpoint import load_optimizer
 from llamagen.training.config import TrainConfig
+from llamagen.training.optimizer_state import load_optimizers
 from masc.layout import Layout
 from masc.runtime.artifacts import Codebook
 from masc.runtime.errors import InputError
@@ -163,9 +163,10 @@ def readers(config):
     """Everything that a stage does with a run and its artifacts before it computes."""
     run, averaged = Run(config.directory), Run(config.directory, averaged=True)
     samples = SampleSet(run, "default")
-    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)])
+    model = torch.nn.Linear(1, 1)
+    optimizers = [torch.optim.AdamW(model.parameters())]
     yield from (run.load_model, averaged.load_model, run.evidence, run.label_population)
-    yield lambda: load_optimizer(run.checkpoint, optimizer)
+    yield lambda: load_optimizers(run.checkpoint, model, optimizers)
     yield lambda: run.is_trained(config)
     yield lambda: run.protocol(samples.manifest)
     yield from (samples.protocol, samples.label_evidence, lambda: samples.tokens, run.load_tokenizer)
@@ -187,7 +188,7 @@ def each_file(finished):
 @pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_no_file_of_a_run_and_its_artifacts_runs_anything(finished, each_file, marker, caplog, every):
     kinds = {path.suffix for path in each_file}
-    assert {".yaml", ".json", ".jsonl", ".npy", ".npz", ".safetensors", ".pt", ".png"} <= kinds
+    assert {".yaml", ".json", ".jsonl", ".npy", ".npz", ".safetensors", ".png"} <= kinds
     refused = set()
     for path, sound in each_file.items():
         for kind, content in attempts(marker).items():

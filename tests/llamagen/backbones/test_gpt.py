@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from golden import GOLDEN
@@ -10,8 +11,9 @@ from stage import CONFIGS
 
 from llamagen.backbones.base import DataShape
 from llamagen.backbones.config import ModelConfig
+from llamagen.backbones.dropout import key_dropouts
 from llamagen.model import build_model
-from llamagen.training.average import averaged_parameters, start_average
+from llamagen.training.average import Average
 from masc.heads.config import FlatConfig
 
 FLAT = FlatConfig(name="flat")
@@ -27,21 +29,25 @@ def small_model(**changes):
 
 def test_drop_path_rises_with_depth_and_keeps_the_mean():
     model = small_model(drop_path=0.4)
-    assert [layer.drop_path for layer in model.backbone.layers] == pytest.approx([0.0, 0.1, 0.2, 0.3, 0.4])
-    block, x = model.backbone.layers[-1], torch.ones(4000, 1, 1)
-    torch.manual_seed(0)
-    branch = block.train()._branch(x).flatten()
+    for name in ("skip_attention", "skip_ffn"):
+        rates = [getattr(layer, name).rate for layer in model.backbone.layers]
+        assert rates == pytest.approx([0.0, 0.1, 0.2, 0.3, 0.4])
+    skip, x = model.backbone.layers[-1].skip_ffn.train(), torch.ones(4000, 1, 1)
+    key_dropouts(model, np.arange(4000, dtype=np.uint64), x.device)
+    branch = skip(x).flatten()
     assert branch.unique().tolist() == pytest.approx([0.0, 1 / 0.6])
     # The share kept is binomial: 3.9 standard deviations, a false alarm in 10,000.
     assert abs((branch > 0).float().mean().item() - 0.6) < 3.9 * (0.24 / 4000) ** 0.5
-    assert torch.equal(block.eval()._branch(x), x)
+    assert torch.equal(skip.eval()(x), x)
 
 
 def test_an_image_skips_a_branch_whole():
-    torch.manual_seed(1)
-    block = small_model(drop_path=0.5).backbone.layers[-1].train()
-    skipped = block._branch(torch.ones(64, 3, 5)).flatten(1)
-    assert (skipped == skipped[:, :1]).all() and 0 < (skipped[:, 0] == 0).sum() < 64
+    model = small_model(drop_path=0.5).train()
+    key_dropouts(model, np.arange(64, dtype=np.uint64), torch.device("cpu"))
+    last = model.backbone.layers[-1]
+    one, other = (skip(torch.ones(64, 3, 5)).flatten(1) for skip in (last.skip_attention, last.skip_ffn))
+    assert (one == one[:, :1]).all() and 0 < (one[:, 0] == 0).sum() < 64
+    assert not torch.equal(one, other)
 
 
 def test_evaluation_ignores_every_dropout():
@@ -73,14 +79,14 @@ def test_a_text_model_draws_its_null_caption_at_the_start_and_never_trains_it():
 
 def test_the_average_follows_its_recurrence():
     model = small_model()
-    average, name = start_average(model, 0.9), "head.output.weight"
+    average, name = Average(model, 0.9), "head.output.weight"
     expected = model.head.output.weight.detach().clone()
     for step in range(3):
         with torch.no_grad():
             model.head.output.weight.add_(step + 1)
-        average.update_parameters(model)
+        average.update(model)
         expected = 0.9 * expected + 0.1 * model.head.output.weight.detach()
-    torch.testing.assert_close(averaged_parameters(average)[name], expected)
+    torch.testing.assert_close(average.parameters[name], expected)
 
 
 def test_parameter_counts_are_the_released_ones_at_every_vocabulary():

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from llamagen.model import build_model
 from llamagen.train import train
 from llamagen.training import diagnostics
+from llamagen.training.checkpoint import weights_file
 from llamagen.training.diagnostics import INSPECTED, MICRO_BATCH, MICRO_BATCHES, Inspect, Inspection, gradient_spread
 from llamagen.training.inputs import load_inputs
 from masc.heads import losses as head_losses
@@ -160,7 +161,7 @@ def test_equal_gradients_have_no_spread_and_gradients_of_zero_no_noise(small_run
 
 
 def weights(directory):
-    return load_file(directory / "checkpoints" / "last" / "model.safetensors")
+    return load_file(weights_file(directory))
 
 
 def test_a_training_is_the_same_with_and_without_diagnostics(small_run, tmp_path, dies):

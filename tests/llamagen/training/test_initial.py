@@ -14,6 +14,7 @@ from user_errors import tells
 from llamagen.model import build_model
 from llamagen.runs import Run
 from llamagen.train import check_run, train
+from llamagen.training.checkpoint import weights_file
 from llamagen.training.initial import open_initial
 from llamagen.training.inputs import load_inputs
 from masc.runtime.errors import InputError
@@ -192,9 +193,10 @@ def test_weights_that_do_not_fit_are_one_error_before_anything_is_written(warm, 
 
 def test_weights_of_another_codebook_and_damaged_weights_are_refused(warm, trained, tmp_path):
     other = tmp_path / "other"
-    for name in ("config.yaml", "provenance.json", "checkpoints/last/model.safetensors"):
-        (other / name).parent.mkdir(parents=True, exist_ok=True)
-        (other / name).write_bytes((trained["flat"] / name).read_bytes())
+    (other / "checkpoints/last").mkdir(parents=True)
+    for name in ("config.yaml", "provenance.json"):
+        shutil.copy(trained["flat"] / name, other / name)
+    shutil.copy(weights_file(trained["flat"]), other / "checkpoints/last/model.safetensors")
     provenance = json.loads((other / "provenance.json").read_text())
     provenance["parents"]["codebook"] = "e" * 64
     (other / "provenance.json").write_text(json.dumps(provenance))
@@ -202,7 +204,7 @@ def test_weights_of_another_codebook_and_damaged_weights_are_refused(warm, train
         train(warm("masc", "flat", f"init={other}"))
     (other / "provenance.json").write_bytes((trained["flat"] / "provenance.json").read_bytes())
     for name in ("backbone.cls_embedding.embedding_table.weight", "backbone.norm.weight", "head.output.weight"):
-        state = load_file(trained["flat"] / "checkpoints/last/model.safetensors")
+        state = load_file(weights_file(trained["flat"]))
         del state[name]
         save_file(state, other / "checkpoints/last/model.safetensors")
         with pytest.raises(InputError, match=rf"model.safetensors has {name} \(missing\), and a run of masc needs \("):

@@ -15,6 +15,7 @@ from llamagen.model import build_model
 from llamagen.release import Release
 from llamagen.runs import Run
 from llamagen.train import train
+from llamagen.training.checkpoint import weights_file
 from llamagen.training.warm import STATES
 from masc.build import TreeConfig, make_tree
 from masc.layout import Layout
@@ -30,7 +31,7 @@ def few_states(monkeypatch):
 
 
 def weights(run_dir):
-    return load_file(run_dir / "checkpoints" / "last" / "model.safetensors")
+    return load_file(weights_file(run_dir))
 
 
 def first_nats(run_dir):
@@ -121,7 +122,7 @@ def test_a_refinement_is_trained_on_a_frozen_masc_run(warm, trained):
     directory = train(warm("masc-refine", "masc", "frozen=[backbone,head.output]", "ema_decay=0.9", *small))
     there, here = weights(trained["masc"]), weights(directory)
     assert all(torch.equal(value, here[name]) for name, value in there.items())
-    averaged = load_file(directory / "checkpoints/last/average.safetensors")
+    averaged = load_file(weights_file(directory, averaged=True))
     assert all(torch.equal(there[name], averaged[name]) for name in there if name in averaged)
     assert not torch.equal(here["head.member_rows.weight"], torch.zeros_like(here["head.member_rows.weight"]))
     first, *_, last = losses(directory)

@@ -1,0 +1,86 @@
+"""One run on one process, on several, whole or sharded: one loss curve, one set of checkpoint keys."""
+
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from run_rows import losses
+from safetensors.torch import load_file
+
+from llamagen.train import train
+from llamagen.training.checkpoint import last_checkpoint, list_checkpoints
+
+SETTINGS = ("head=masc-two-level", "ema_decay=0.9", "keep_last=9")
+TENSORS = ("model.safetensors", "average.safetensors", "optimizer.safetensors")
+# float32 sums of gradients in another order; Adam divides by their size, so small ones differ by more.
+TOLERANCE = {"rel": 1e-3, "abs": 5e-4}
+
+
+@pytest.fixture
+def processes(overrides, root):
+    """Trains the small run in several processes."""
+
+    def run(count, *more):
+        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count)]
+        environment = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
+        command = [*launch, "scripts/train.py", *overrides, *more]
+        done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-3000:]
+
+    return run
+
+
+def tensors(run_dir):
+    folder = last_checkpoint(run_dir)
+    return {(file, name): value for file in TENSORS for name, value in load_file(folder / file).items()}
+
+
+def check_same(one, other):
+    for a, b in zip(losses(one), losses(other), strict=True):
+        assert a == pytest.approx(b, **TOLERANCE), a["step"]
+    there, here = tensors(one), tensors(other)
+    assert there.keys() == here.keys()
+    for name, value in there.items():
+        torch.testing.assert_close(
+            value, here[name], rtol=0.05, atol=2e-3, msg=lambda text, name=name: f"{name} {text}"
+        )
+
+
+def interrupt_at(run_dir, step):
+    """Leave of a run what a death after `step` leaves."""
+    for path in list_checkpoints(run_dir):
+        if int(path.name.removeprefix("step-")) > step:
+            shutil.rmtree(path)
+
+
+def test_recomputed_activations_change_nothing(small_run, tmp_path):
+    one, other = (
+        train(small_run("head=flat", f"compute.recompute={switch}", f"run_dir={tmp_path / switch}"))
+        for switch in ("true", "false")
+    )
+    assert losses(one) == losses(other)
+
+
+def test_two_sharded_processes_train_as_one_does_and_one_goes_on_with_theirs(small_run, tmp_path, processes):
+    one = train(small_run(*SETTINGS, f"run_dir={tmp_path / 'one'}"))
+    sharded = tmp_path / "sharded"
+    processes(2, *SETTINGS, "compute.parallel=fsdp", "compute.recompute=true", f"run_dir={sharded}")
+    check_same(one, sharded)
+    interrupt_at(sharded, 8)
+    check_same(one, train(small_run(*SETTINGS, f"run_dir={sharded}")))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("there", ["ddp", "fsdp"])
+@pytest.mark.parametrize(("count", "here"), [(4, "fsdp"), (4, "ddp"), (2, "fsdp")])
+def test_a_run_goes_on_with_any_number_of_processes(small_run, tmp_path, processes, there, count, here):
+    one = train(small_run(*SETTINGS, f"run_dir={tmp_path / 'one'}"))
+    other = tmp_path / "other"
+    processes(2, *SETTINGS, f"compute.parallel={there}", "micro_batches=2", f"run_dir={other}")
+    check_same(one, other)
+    interrupt_at(other, 4)
+    processes(count, *SETTINGS, f"compute.parallel={here}", f"run_dir={other}")
+    check_same(one, other)
