@@ -2,7 +2,7 @@
 
 # The variables that a command takes. Each holds any text: neither make, nor the shell, nor Hydra reads anything into it.
 # ARGS, PYTHON and SETUP_PYTHON are words of the shell.
-CHOICES = MODEL HEAD RECIPE OPTIM TREE DATA DATA_PATH TOKENIZER K SEED SEEDS INIT RUN RUN_DIR RUNS SAMPLES NAME RELEASE PRESET CAPTIONS RESULTS PROTOCOL ARGS
+CHOICES = MODEL HEAD RECIPE OPTIM TREE DATA DATA_PATH TOKENIZER K SEED SEEDS INIT FROM RUN RUN_DIR RUNS SAMPLES NAME RELEASE PRESET CAPTIONS RESULTS PROTOCOL ARGS
 VARIABLES = $(CHOICES) GPUS NODES MACHINE_RANK MAIN_HOST MAIN_PORT LAUNCH_DEVICE PYTHON SETUP_PYTHON
 GIVEN := $(foreach name,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(name)))),$(name)))
 # A make that runs this one hands its own variables down.
@@ -52,6 +52,7 @@ NODES ?= 1
 DATA_PATH ?=
 K ?=
 INIT ?=
+FROM ?=
 RUN ?=
 RUN_DIR ?=
 RUNS ?=
@@ -139,7 +140,8 @@ tree-report:  ## one page that compares a tree with other clusterings: TOKENIZER
 
 train:  ## train a run, or resume it: MODEL=llamagen-tiny HEAD=masc RECIPE=masc DATA=twemoji SEED=0 GPUS=1 NODES=1
 	$(LAUNCH) scripts/train.py $(call set,model,MODEL) $(call set,head,HEAD) $(call set,recipe,RECIPE) $(call set,optim,OPTIM) $(call set,tree,TREE) $(IMAGES) \
-		$(call set,tokenizer_name,TOKENIZER) $(call set,seed,SEED) $(CLUSTERS) $(call set,run_dir,RUN_DIR) $(call set,init,INIT) $(WORDS)
+		$(call set,tokenizer_name,TOKENIZER) $(call set,seed,SEED) $(CLUSTERS) $(call set,run_dir,RUN_DIR) $(call set,init,INIT) \
+		$(call set,from_checkpoint,FROM) $(WORDS)
 
 sample:  ## draw samples: RUN=runs/llamagen-tiny/masc/seed0, or RELEASE=c2i_B_256 PRESET=gallery
 	$(if $(RELEASE),,$(NEED_RUN))$(LAUNCH) scripts/sample.py $(SUBJECT) $(call set,name,SAMPLES) $(WORDS)

@@ -43,6 +43,7 @@ def make(root, tmp_path_factory):
         ("train TOKENIZER", "tokenizer_name"),
         ("train SEED", "seed"),
         ("train INIT", "init"),
+        ("train FROM", "from_checkpoint"),
         ("train K", "head.num_clusters"),
         ("codes DATA", "data"),
         ("codes DATA_PATH", "data.path"),

@@ -47,18 +47,18 @@ def build_accelerator(precision: str = "fp32", timeout: timedelta | None = None)
 
     Its processes wait for each other for `timeout`, by default as long as torch does. Raises InputError as
     `check_processes`."""
-    from accelerate import Accelerator, InitProcessGroupKwargs
+    from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
     from accelerate.state import AcceleratorState
 
     pin_environment()
     mixed = "no" if precision == "fp32" else precision
     if AcceleratorState._shared_state and AcceleratorState().mixed_precision != mixed:
         AcceleratorState._reset_state()  # of an Accelerator that this process had before
+    # The buffers of a model never change, so they are not sent before every forward pass; gradients are kept once.
+    handlers = [DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)]
+    handlers += [] if timeout is None else [InitProcessGroupKwargs(timeout=timeout)]
     accelerator = Accelerator(
-        mixed_precision=mixed,
-        gradient_accumulation_steps=1,
-        dynamo_backend="no",
-        kwargs_handlers=[] if timeout is None else [InitProcessGroupKwargs(timeout=timeout)],
+        mixed_precision=mixed, gradient_accumulation_steps=1, dynamo_backend="no", kwargs_handlers=handlers
     )
     check_processes(accelerator.num_processes)
     return accelerator

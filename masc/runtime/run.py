@@ -85,6 +85,7 @@ LLAMAGEN = "llamagen.backbones.gpt:Transformer"
 
 
 # Settings that heads had before they were keys of a config.
+YOUNGER_OPTIM = {"kind": "adamw", "momentum": 0.95, "norm_ceiling": None}  # the optimizer's, as well
 YOUNGER: dict[str, dict[str, Any]] = {"masc": {"members": "uniform"}, "masc-tree": {"depth": None, "balanced": False}}
 
 
@@ -96,6 +97,8 @@ def upgrade_config(stored: dict[str, Any]) -> dict[str, Any]:
     upgraded = dict(stored)
     if isinstance(model := stored.get("model"), dict):
         upgraded |= {"model": {"target": LLAMAGEN} | model, "frozen": stored.get("frozen", [])}
+    if isinstance(optim := stored.get("optim"), dict):
+        upgraded["optim"] = YOUNGER_OPTIM | optim
     if isinstance(head := stored.get("head"), dict):
         # Keys of other heads, which had no effect.
         unread = ("num_clusters", "context") if head.get("kind") == "flat" else ()

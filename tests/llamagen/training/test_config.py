@@ -22,7 +22,10 @@ def as_before(run_dir):
     file = run_dir / "config.yaml"
     stored = yaml.safe_load(file.read_text())
     del stored["model"]["target"]
-    del stored["diagnostics"]
+    for key in ("diagnostics", "compute", "keep_last", "keep_every", "from_checkpoint"):
+        del stored[key]
+    for key in ("kind", "momentum", "skip_bad_steps", "norm_ceiling"):
+        del stored["optim"][key]
     stored["head"] = {"num_clusters": None, "context": "token"} | stored["head"]
     stored["head"].pop("members", None)
     file.write_text(yaml.safe_dump(stored, sort_keys=False))
