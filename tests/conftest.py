@@ -53,6 +53,29 @@ def elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
+@pytest.fixture
+def cut_power(tmp_path, monkeypatch):
+    """Takes from the files of a folder what was not flushed to the disk since it was written."""
+    fsync, log = os.fsync, tmp_path / "flushed"
+    log.touch()
+
+    def recorded(descriptor):
+        fsync(descriptor)
+        status = os.fstat(descriptor)
+        with log.open("a") as file:  # outlives the process
+            file.write(f"{status.st_ino} {status.st_mtime_ns} {status.st_size}\n")
+
+    def cut(folder):
+        held = {int(inode): (int(time), int(size)) for inode, time, size in map(str.split, log.open())}
+        for file in filter(Path.is_file, folder.rglob("*")):
+            time, size = held.get(file.stat().st_ino, (0, 0))
+            if time != file.stat().st_mtime_ns:
+                os.truncate(file, min(size, file.stat().st_size))
+
+    monkeypatch.setattr(os, "fsync", recorded)
+    return cut
+
+
 MEMORY = 2 * 2**30  # bytes more than the tests use: a size that a file claims must not be allocated
 
 

@@ -111,6 +111,8 @@ class Loop:
         if logs:
             self.log(evaluates)
         if saves or stops:
+            if self.tracker is not None:
+                self.tracker.log.flush()
             waited = self.saver.save(self.model.own, self.optimizers, self.average, self.progress)
             logger.info("saved %s in %.1f s", checkpoint_path(config.directory, step), waited)
             self._saved_in = waited

@@ -19,7 +19,7 @@ from masc.runtime.errors import InputError, removal
 from masc.runtime.files import write_json, write_text
 from masc.runtime.locks import lock_file
 from masc.runtime.reading import advising, read_bytes, read_json, read_yaml
-from masc.runtime.writing import make_folder, writing
+from masc.runtime.writing import flush, make_folder, writing
 
 logger = logging.getLogger(__name__)
 CHECKPOINTS = "checkpoints"  # folder of a run
@@ -259,6 +259,11 @@ class MetricsLog:
     def write(self, row: dict[str, float | int]) -> None:
         with writing(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
+
+    def flush(self) -> None:
+        """Wait until the disk holds the rows: before a checkpoint, because a resumed run keeps those up to its step."""
+        with writing(self.path):
+            flush(self.path)
 
 
 def read_metrics(path: Path) -> list[dict[str, float | int]]:

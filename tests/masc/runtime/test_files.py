@@ -7,13 +7,13 @@ import itertools
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+from dying import killed
 from written_files import names, write_folder
 
 from masc.runtime import files
@@ -96,25 +96,6 @@ def test_what_an_earlier_version_left_is_removed_whatever_its_number(tmp_path, w
     assert names(tmp_path) == ["a.txt", "last"]
 
 
-def killed_at(operation, function):
-    """Calls `function` in a child that is killed before its file operation of this number; whether it was."""
-    child = os.fork()
-    if not child:
-        count = itertools.count()
-
-        def hook(event, arguments):
-            if event in OPERATIONS and next(count) == operation:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-        sys.addaudithook(hook)
-        function()
-        os._exit(0)
-    return bool(os.waitpid(child, 0)[1])
-
-
-OPERATIONS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.scandir", "os.listdir", "fcntl.flock")
-
-
 @pytest.fixture
 def disk(monkeypatch):
     """What is asked of the disk, in order: `flush NAME` and `NAME -> NAME`."""
@@ -190,30 +171,6 @@ def test_a_disk_that_cannot_hold_what_was_written_keeps_the_old(tmp_path, monkey
     assert names(tmp_path) == ["a", "last"]
 
 
-@pytest.fixture
-def cut_power(tmp_path, monkeypatch):
-    """Empties the files of a folder whose content was not flushed to the disk since they were written."""
-    fsync, log = os.fsync, tmp_path / "log"
-    log.touch()
-
-    def state(status):
-        return f"{status.st_ino} {status.st_mtime_ns}"
-
-    def recorded(descriptor):
-        fsync(descriptor)
-        with log.open("a") as file:  # outlives the process
-            file.write(state(os.fstat(descriptor)) + "\n")
-
-    def cut(folder):
-        held = set(log.read_text().splitlines())
-        for file in folder.rglob("*"):
-            if file.is_file() and state(file.stat()) not in held:
-                os.truncate(file, 0)
-
-    monkeypatch.setattr(os, "fsync", recorded)
-    return cut
-
-
 @pytest.mark.parametrize("cause", ["kill", "power cut"])
 @pytest.mark.parametrize("write", [write_text, write_folder])
 def test_a_death_at_any_moment_leaves_the_old_or_the_new_and_nothing_after_the_next_write(
@@ -227,7 +184,7 @@ def test_a_death_at_any_moment_leaves_the_old_or_the_new_and_nothing_after_the_n
 
     write(path, "old")
     for operation in itertools.count():
-        was_killed = killed_at(operation, lambda: write(path, "new"))
+        was_killed = killed(lambda: write(path, "new"), operation)
         if cause == "power cut":
             cut_power(path.parent)
         assert read() in (("old", "new") if was_killed else ("new",))

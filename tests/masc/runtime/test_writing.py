@@ -1,11 +1,8 @@
 """What the system refuses is one error with its cause, and what it allows has the right permissions and place."""
 
-import contextlib
 import errno
 import os
 import re
-import resource
-import signal
 import stat
 import tempfile
 import zipfile
@@ -15,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from written_files import names, write_folder
+from written_files import files_of_10_kb, names, write_folder
 
 from masc.runtime import files
 from masc.runtime.errors import InputError
@@ -77,21 +74,6 @@ def test_the_group_of_a_shared_folder_is_kept(tmp_path):
     with replacing(tmp_path / "b") as temporary:
         save_safetensors(temporary, {"a": torch.zeros(2)})
     assert {path.stat().st_gid for path in tmp_path.rglob("*")} == {groups[-1]}
-
-
-@contextlib.contextmanager
-def files_of_10_kb():
-    """A limit on the size of every file that this process writes.
-
-    It holds for pytest's own output too, which writes nothing during the block."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        signal.signal(signal.SIGXFSZ, handler)
 
 
 @pytest.mark.parametrize("writer", WRITERS)
