@@ -45,17 +45,17 @@ class ImageDropout(nn.Module):
         if self.keys is None:
             return x * F.dropout(x.new_ones(shape), self.rate)
         kept = kept_values(self.keys, math.prod(shape[1:]), self.rate).view(shape)
-        return x * (kept.to(x.dtype) * (1 / (1 - self.rate)))
+        return x * kept.to(x.dtype).mul_(1 / (1 - self.rate))
 
 
 @torch.no_grad()
 def kept_values(keys: Tensor, count: int, rate: float) -> Tensor:
     """Which of an image's `count` values are kept: keys (B,) int64 -> (B, count) bool."""
     words = keys[:, None] ^ _places(-(-count // 4), keys.device)
-    words = words * MULTIPLIERS[0]
-    words = words ^ (words >> 29)
-    words = words * MULTIPLIERS[1]
-    words = words ^ ((words >> 32) & 0xFFFFFFFF)  # the lower half takes from the upper one
+    words.mul_(MULTIPLIERS[0])
+    words ^= words >> 29
+    words.mul_(MULTIPLIERS[1])
+    words ^= (words >> 32).bitwise_and_(0xFFFFFFFF)  # the lower half takes from the upper one
     return words.view(torch.int16)[:, :count] >= -(2**15) + round(rate * 2**16)
 
 
