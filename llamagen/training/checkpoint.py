@@ -173,8 +173,9 @@ def set_damaged_aside(run_dir: Path) -> Path:
     """Directory of the newest whole checkpoint, as `last_checkpoint`, after every byte of it was read.
 
     Newer ones, which are damaged, are renamed and named in a warning. Raises InputError if the config of the run was
-    changed since the checkpoint was written."""
+    changed since the checkpoints were written. If an older one fits the config, it is the newer one that is damaged."""
     aside: list[Path] = []
+    other_config: InputError | None = None
     for path in list_checkpoints(run_dir):
         try:
             check_checkpoint(path)
@@ -182,13 +183,21 @@ def set_damaged_aside(run_dir: Path) -> Path:
             aside.append(path)
             logger.warning("%s is damaged: %s", path, error)
             continue
+        try:
+            check_config(run_dir, path)
+        except InputError as error:
+            aside.append(path)
+            other_config = other_config or error
+            continue
+        if other_config is not None and step_of(path) is None:
+            break  # that of an earlier version fits any config
         for damaged in aside:
             kept = free_name(damaged.with_name(f"{DAMAGED}{damaged.name}"))
             damaged.rename(kept)
             logger.warning("it is kept as %s, and the run continues from %s", kept, path)
-        if step_of(path) is not None:
-            check_config(run_dir, path)
         return path
+    if other_config is not None:
+        raise other_config
     if aside:
         raise Damaged(f"{run_dir} has no checkpoint that is whole (damaged: {', '.join(map(str, aside))}); {RESTORE}")
     return checkpoint_path(run_dir, 0)
@@ -201,8 +210,8 @@ def free_name(path: Path) -> Path:
 
 
 def check_config(run_dir: Path, path: Path) -> None:
-    """Raise InputError if config.yaml of a run is not that with which a checkpoint of it was written."""
-    if read_json(path / MANIFEST, Manifest).config_sha256 != hash_config(run_dir):
+    """Raise InputError if config.yaml of a run is not that with which a checkpoint with a manifest was written."""
+    if step_of(path) is not None and read_json(path / MANIFEST, Manifest).config_sha256 != hash_config(run_dir):
         raise InputError(
             f"{Path(run_dir) / 'config.yaml'} was changed since {path} was written, whose manifest holds the hash of "
             "another config; bring the file back. To continue with other values, start another run with FROM=... and "

@@ -88,6 +88,17 @@ def test_a_config_that_was_edited_by_hand_does_not_go_on(small_run, dies):
         train(small_run("head=flat", "optim.weight_decay=0.5"))
 
 
+def test_a_damaged_hash_of_the_config_is_not_taken_for_an_edited_config(small_run, dies, caplog):
+    config = small_run("head=flat")
+    dies(config, 9)
+    manifest = config.directory / "checkpoints/step-00000008" / MANIFEST
+    content = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps(content | {"config_sha256": f"{content['config_sha256'][:-1]}x"}))
+    train(config)
+    assert names(config.directory) == ["damaged-step-00000008", "step-00000008", "step-00000012"]
+    assert "damaged-step-00000008, and the run continues from" in caplog.text
+
+
 def test_the_newest_checkpoints_and_each_of_some_steps_stay(small_run, tmp_path):
     settings = "head=flat", "checkpoint_every=2", "evaluate_every=12"
     assert names(train(small_run(*settings))) == ["step-00000010", "step-00000012"]
