@@ -78,9 +78,9 @@ class Run:
         with advising("copy it back from where the run was trained"):
             return read_provenance(self.directory)
 
-    @property
+    @cached_property
     def checkpoint(self) -> Path:
-        """The directory of the last checkpoint."""
+        """The directory of the last checkpoint when it was first asked for: a training may go on meanwhile."""
         return last_checkpoint(self.directory)
 
     @cached_property
@@ -130,7 +130,7 @@ class Run:
     @cached_property
     def weights_sha256(self) -> str:
         """SHA-256 of the weights; InputError if the run has none."""
-        return hash_weights(self.directory, self.averaged)
+        return hash_weights(self.checkpoint, self.averaged)
 
     def load_model(self) -> ARModel:
         """A new model with these weights, in evaluation mode on the CPU. Rows shared along a tree are folded.

@@ -59,11 +59,11 @@ class Start:
     parents: dict[str, str]
 
 
-def _find_start(config: TrainConfig, checkpoint: Path) -> Start:
+def _find_start(config: TrainConfig, inputs: RunInputs, checkpoint: Path) -> Start:
     """Where the run of a config goes on: `checkpoint` is its own last one, or the place of its first one.
 
-    Raises InputError as `load_inputs`, `check_start`, `initial_parents` and `open_branch`."""
-    inputs, progress, branch = load_inputs(config), load_progress(checkpoint), None
+    Raises InputError as `check_start`, `initial_parents` and `open_branch`."""
+    progress, branch = load_progress(checkpoint), None
     recorded = _recorded_branch(config.directory)
     if progress.step == 0 and (branch := open_branch(config, inputs.parents)) is not None:
         checkpoint, progress = branch.checkpoint, branch.progress
@@ -94,7 +94,7 @@ def _recorded_branch(directory: Path) -> dict[str, str]:
 def check_run(config: TrainConfig, num_processes: int) -> None:
     """Raise the InputError that `train` would raise in `num_processes` processes: an input is missing, another config
     uses the directory, or the batch cannot be shared. Nothing is written."""
-    start = _find_start(config, last_checkpoint(config.directory))
+    start = _find_start(config, load_inputs(config), last_checkpoint(config.directory))
     _images_of_share(config, start.progress, num_processes)
     config.check_directory(start.parents)
 
@@ -105,8 +105,9 @@ def train(config: TrainConfig) -> Path:
     A run that is resumed keeps its precision where the config says `auto`. Raises InputError if an input is missing,
     another config or another process uses the directory, the run was started in another precision, or processes differ
     in what they train; `Stopped` if a signal asked to stop, after the run was saved."""
-    start = _find_start(config, last_checkpoint(config.directory))
-    directory, progress = config.directory, start.progress
+    directory, inputs, own = config.directory, load_inputs(config), last_checkpoint(config.directory)
+    start = _find_start(config, inputs, own)
+    progress = start.progress
     is_resumed = config.precision == "auto" and progress.step > 0 and start.branch is None
     precision = progress.precision if is_resumed else resolve_precision(config.precision)
     if is_resumed and precision != resolve_precision("auto"):
@@ -116,10 +117,11 @@ def train(config: TrainConfig) -> Path:
     with contextlib.ExitStack() as held:
         from_main(lambda: held.enter_context(locked(directory)))
         from_main(lambda: config.open_directory(start.parents, start.branch and start.branch.record))
-        start = _find_start(config, Path(from_main(lambda: str(set_damaged_aside(directory)))))
+        found = Path(from_main(lambda: str(set_damaged_aside(directory))))
+        start = start if found == own else _find_start(config, inputs, found)
         progress = start.progress
-        own = {"config": plain(config), "precision": precision, "step of the checkpoint": progress.step}
-        check_agreement(own | {"SHA-256": start.parents}, PLACES)
+        same = {"config": plain(config), "precision": precision, "step of the checkpoint": progress.step}
+        check_agreement(same | {"SHA-256": start.parents}, PLACES)
         if progress.step >= config.steps:
             logger.info("%s is trained already (%d steps)", directory, progress.step)
             return directory

@@ -233,10 +233,7 @@ def read_tensors(path: Path, name: str) -> dict[str, Tensor]:
 
 def load_weights(path: Path, model: nn.Module) -> None:
     """Load the weights of a checkpoint directory into a model of the same config."""
-    file = Path(path) / WEIGHTS
-    if not file.exists():
-        run_dir = Path(path).parent.parent
-        raise MissingArtifact("run", path, f"no checkpoint at {path}; train or resume the run", **run_facts(run_dir))
+    file = weights_in(path)
     load_state(model, read_tensors(path, WEIGHTS), file)
 
 
@@ -248,16 +245,7 @@ def use_average(path: Path, model: nn.Module) -> None:
 
 def read_average(path: Path) -> dict[str, Tensor]:
     """The averaged weights in a checkpoint directory, by name; InputError if there are none."""
-    if not (Path(path) / AVERAGE).exists():
-        raise _no_average(path)
-    return read_tensors(path, AVERAGE)
-
-
-def _no_average(path: Path) -> InputError:
-    return InputError(
-        f"no averaged weights in {path}; take the weights of the last step (use_ema=false), or train a run with "
-        "ema_decay=0.9999 in another directory (RUN_DIR=...)"
-    )
+    return read_tensors(path, weights_in(path, averaged=True).name)
 
 
 def hash_file_of(path: Path, name: str) -> str:
@@ -268,19 +256,27 @@ def hash_file_of(path: Path, name: str) -> str:
         return check_sha256(Path(path) / name, read_json(Path(path) / MANIFEST, Manifest).sha256.get(name))
 
 
-def hash_weights(run_dir: Path, averaged: bool = False) -> str:
-    """SHA-256 of a run's last weights, or of their average; InputError if it has none, or they are damaged."""
-    file = weights_file(run_dir, averaged)
-    return hash_file_of(file.parent, file.name)
+def hash_weights(path: Path, averaged: bool = False) -> str:
+    """SHA-256 of the weights in the checkpoint at `path`, or of their average; InputError if it has none, or they are
+    damaged."""
+    return hash_file_of(path, weights_in(path, averaged).name)
 
 
-def weights_file(run_dir: Path, averaged: bool = False) -> Path:
-    """The file of a run's last weights, or of their average; InputError if it has none."""
-    file = last_checkpoint(run_dir) / (AVERAGE if averaged else WEIGHTS)
+def weights_in(path: Path, averaged: bool = False) -> Path:
+    """The file of the weights in the checkpoint at `path`, or of their average; InputError if it has none."""
+    file, run_dir = Path(path) / (AVERAGE if averaged else WEIGHTS), Path(path).parent.parent
     if not file.exists() and averaged:
-        raise _no_average(run_dir)
+        raise InputError(
+            f"no averaged weights in {path}; take the weights of the last step (use_ema=false), or train a run with "
+            "ema_decay=0.9999 in another directory (RUN_DIR=...)"
+        )
     if not file.exists():
         raise MissingArtifact(
             "run", run_dir, f"no checkpoint in {run_dir}; train or resume the run", **run_facts(run_dir)
         )
     return file
+
+
+def weights_file(run_dir: Path, averaged: bool = False) -> Path:
+    """The file of a run's last weights, or of their average; InputError if it has none."""
+    return weights_in(last_checkpoint(run_dir), averaged)

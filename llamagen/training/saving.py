@@ -4,6 +4,7 @@
 run from outside is opened, and its safetensors writer leaves shards or joins them by writing all bytes twice. Gathering
 moves each byte once, and training waits for that copy only."""
 
+import contextlib
 import logging
 import shutil
 import time
@@ -104,6 +105,8 @@ class Saver:
 
     def remedy(self) -> str:
         """How to continue from the last good checkpoint."""
+        with contextlib.suppress(Exception):  # that checkpoint is not there then, and another error is told already
+            self.wait()
         there = list_checkpoints(self.run_dir)
         change = "optim.learning_rate=..., precision=fp32 or optim.skip_bad_steps=..."
         if not there:
