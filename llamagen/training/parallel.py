@@ -6,6 +6,7 @@ average are sharded. They stay float32, and autocast computes as with DDP, so th
 
 import contextlib
 import copy
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -38,7 +39,9 @@ class ParallelModel:
                 fully_shard(block, mesh=mesh)
             self._wrapped: nn.Module = fully_shard(model, mesh=mesh)
         else:
-            self._wrapped = accelerator.prepare(model)
+            with warnings.catch_warnings():  # accelerate gives torch the argument by its older name
+                warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+                self._wrapped = accelerator.prepare(model)
 
     @property
     def is_sharded(self) -> bool:
