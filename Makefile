@@ -90,9 +90,9 @@ MEASURED = $(if $(RUN)$(RELEASE),$(SUBJECT) $(call set,samples,SAMPLES),$(PICTUR
 PROTOCOLS = $(call read,PROTOCOL)$(foreach name,$(subst $(comma), ,$(PROTOCOL)),$(call quote,+protocol@protocols.$(name)=$(name)))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce tokenizer codebook codes check-codes import-codes tree tree-report train sample export parameters weights \
+.PHONY: help setup reproduce tokenizer codebook codes check-codes import-codes tree tree-report plan train sample export parameters weights \
 	text-features reference coco-captions eval-fid eval-coco eval-lite eval-tokenizer eval-replacement doctor report dashboard \
-	sweep bench bench-tree bench-data bench-heads bench-read bench-tokenizers bench-sample bench-eval bench-warm test test-all lint format clean
+	sweep bench bench-tree bench-data bench-heads bench-read bench-tokenizers bench-sample bench-eval bench-warm bench-train test test-all lint format clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -105,9 +105,9 @@ setup:  ## make .venv with the pinned packages
 
 # Every command installs what it needs if it is the first one.
 ifeq ($(PYTHON),.venv/bin/python)
-reproduce tokenizer codebook codes check-codes import-codes tree tree-report train sample export parameters weights text-features \
+reproduce tokenizer codebook codes check-codes import-codes tree tree-report plan train sample export parameters weights text-features \
 	reference coco-captions eval-fid eval-coco eval-lite eval-tokenizer eval-replacement doctor report dashboard \
-	sweep bench bench-tree bench-data bench-heads bench-read bench-tokenizers bench-sample bench-eval bench-warm test test-all lint format: setup
+	sweep bench bench-tree bench-data bench-heads bench-read bench-tokenizers bench-sample bench-eval bench-warm bench-train test test-all lint format: setup
 endif
 
 # Variables that the main job does not read are refused.
@@ -142,6 +142,10 @@ train:  ## train a run, or resume it: MODEL=llamagen-tiny HEAD=masc RECIPE=masc 
 	$(LAUNCH) scripts/train.py $(call set,model,MODEL) $(call set,head,HEAD) $(call set,recipe,RECIPE) $(call set,optim,OPTIM) $(call set,tree,TREE) $(IMAGES) \
 		$(call set,tokenizer_name,TOKENIZER) $(call set,seed,SEED) $(CLUSTERS) $(call set,run_dir,RUN_DIR) $(call set,init,INIT) \
 		$(call set,from_checkpoint,FROM) $(WORDS)
+
+plan:  ## parameters, FLOPs, hours, disk and memory of a training that is not started: MODEL=llamagen-xl HEAD=masc GPUS=8
+	$(PYTHON) scripts/plan.py $(call set,model,MODEL) $(call set,head,HEAD) $(call set,recipe,RECIPE) $(call set,optim,OPTIM) $(call set,tree,TREE) $(IMAGES) \
+		$(call set,tokenizer_name,TOKENIZER) $(CLUSTERS) $(call set,gpus,GPUS) $(call set,nodes,NODES) $(WORDS)
 
 sample:  ## draw samples: RUN=runs/llamagen-tiny/masc/seed0, or RELEASE=c2i_B_256 PRESET=gallery
 	$(if $(RELEASE),,$(NEED_RUN))$(LAUNCH) scripts/sample.py $(SUBJECT) $(call set,name,SAMPLES) $(WORDS)
@@ -215,6 +219,9 @@ bench-sample:  ## images per second against the released decoding loop
 
 bench-warm:  ## cold against warm runs on the embedded data: first loss, steps to the flat run's likelihood
 	$(BENCH) benchmarks/warm.py $(ARGS)
+
+bench-train:  ## tokens a second, memory and MFU of training against the released recipe: ARGS="--models llamagen-b llamagen-xl"
+	$(BENCH) benchmarks/training.py $(ARGS)
 
 bench:  ## speed against LlamaGen's own code: ARGS="--llamagen /path/to/LlamaGen"
 	$(BENCH) benchmarks/speed.py $(ARGS)

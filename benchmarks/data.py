@@ -45,8 +45,9 @@ class OneFileAnImage(Dataset):
         return torch.from_numpy(views[:, view]), torch.from_numpy(np.load(self.labels / f"{index}.npy"))
 
 
-def write_both(root: Path, num_images: int) -> tuple[Path, Path, Path]:
-    """The same codes in both layouts; their folders: released codes, released labels, ours."""
+def write_both(root: Path, num_images: int, codebook: str = "bench") -> tuple[Path, Path, Path]:
+    """The same codes in both layouts; their folders: released codes, released labels, ours. `codebook` is the SHA-256
+    that ours names."""
     rng = np.random.default_rng(0)
     codes, labels, ours = root / "flip" / "imagenet256_codes", root / "flip" / "imagenet256_labels", root / "ours"
     codes.mkdir(parents=True)
@@ -57,7 +58,7 @@ def write_both(root: Path, num_images: int) -> tuple[Path, Path, Path]:
         np.save(codes / f"{index}.npy", tokens[index : index + 1])
         np.save(labels / f"{index}.npy", label[index : index + 1])
     names = [str(number) for number in range(NUM_CLASSES)]
-    save_codes(ours, tokens, label, np.arange(num_images), names, [], NUM_TOKENS, "bench", {})
+    save_codes(ours, tokens, label, np.arange(num_images), names, [], NUM_TOKENS, codebook, {})
     return codes, labels, ours
 
 

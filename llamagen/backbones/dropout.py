@@ -51,7 +51,7 @@ class ImageDropout(nn.Module):
 @torch.no_grad()
 def kept_values(keys: Tensor, count: int, rate: float) -> Tensor:
     """Which of an image's `count` values are kept: keys (B,) int64 -> (B, count) bool."""
-    words = keys[:, None] ^ _places(-(-count // 4), keys.device)
+    words = keys[:, None] ^ places(-(-count // 4), keys.device)
     words.mul_(MULTIPLIERS[0])
     words ^= words >> 29
     words.mul_(MULTIPLIERS[1])
@@ -60,7 +60,7 @@ def kept_values(keys: Tensor, count: int, rate: float) -> Tensor:
 
 
 @lru_cache(maxsize=32)
-def _places(count: int, device: torch.device) -> Tensor:
+def places(count: int, device: torch.device) -> Tensor:
     """A number for each word of an image, the same for all images: (W,) int64."""
     with torch.inference_mode(False):
         return torch.from_numpy(_scattered(np.arange(count, dtype=np.uint64)).view(np.int64)).to(device)

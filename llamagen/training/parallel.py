@@ -32,7 +32,7 @@ class ParallelModel:
         self._skeleton = _without_parameters(model) if is_sharded else None
         if compute.recompute:
             for block in model.backbone.blocks():
-                _recompute(block)
+                recompute(block)
         if is_sharded:
             mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
             for block in model.backbone.blocks():
@@ -100,7 +100,7 @@ def _without_parameters(model: ARModel) -> ARModel:
     return copy.deepcopy(model, empty)
 
 
-def _recompute(block: nn.Module) -> None:
+def recompute(block: nn.Module) -> None:
     """Let a block keep its inputs only, and compute the rest again for its gradient."""
     forward: Callable[..., Tensor] = block.forward
 

@@ -145,8 +145,8 @@ def _run(
 class _PathLogProbs(torch.autograd.Function):
     """The forward pass computes the gradients too, for ones.
 
-    The backward pass scales them if the gradient is one number everywhere, as that of a mean is (a GPU waits for this
-    comparison once a call); otherwise, or the second time, it computes them again."""
+    The backward pass scales them if the gradient is one number everywhere, as that of a mean is; otherwise, or the
+    second time, it computes them again."""
 
     @staticmethod
     def forward(ctx, low: torch.dtype, choices: Sequence[Among | AmongChildren], hidden: Tensor, *weights: Tensor):
@@ -159,13 +159,21 @@ class _PathLogProbs(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
         kept, ctx.gradients = ctx.gradients, None
-        if kept is not None and bool((gradient == gradient[0, 0]).all()):
+        if kept is not None and _is_uniform(gradient):
             for part in kept:
                 part.mul_(gradient[0, 0])
         else:
             hidden, *weights = ctx.saved_tensors
             kept = _run(ctx.low, ctx.choices, hidden, weights, gradient, True)[1]
         return None, None, *kept
+
+
+def _is_uniform(gradient: Tensor) -> bool:
+    """Whether a gradient (M, L) is one number everywhere.
+
+    That of `log_probs.sum()` is one number in memory; for others, as that of `log_probs.mean()`, a GPU waits."""
+    strides = zip(gradient.stride(), gradient.shape, strict=True)
+    return all(stride == 0 or size == 1 for stride, size in strides) or bool((gradient == gradient[0, 0]).all())
 
 
 def _judge(logits: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:

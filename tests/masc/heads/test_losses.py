@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from host_reads import NoHostReads
 
 from masc.heads import losses
 from masc.heads.losses import Among, AmongChildren, Children, linear_log_prob, log_softmax_at, path_log_probs
@@ -60,6 +61,19 @@ def test_a_second_backward_pass_gives_the_same_gradients(given):
     expected = torch.autograd.grad(-log_softmax_at(hidden @ weight.T, chosen).mean(), (hidden, weight))
     for _ in range(2):
         torch.testing.assert_close(torch.autograd.grad(loss, (hidden, weight), retain_graph=True), expected)
+
+
+@pytest.mark.usefixtures("in_chunks")
+def test_the_host_does_not_read_the_gradient_of_a_sum(given):
+    hidden, weight, *_ = given
+    chosen = (torch.arange(M) % V).view(5, 10)
+    expected = torch.autograd.grad(-log_softmax_at(hidden @ weight.T, chosen.flatten()).mean(), (hidden, weight))
+    with NoHostReads():
+        loss = -linear_log_prob(hidden.view(5, 10, D), weight, chosen)[..., None].sum() / M
+        found = torch.autograd.grad(loss, (hidden, weight))
+        with pytest.raises(AssertionError, match="the host reads"):
+            torch.autograd.grad(linear_log_prob(hidden, weight, chosen.flatten()).mean(), (hidden, weight))
+    torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.usefixtures("in_chunks")
