@@ -1,0 +1,271 @@
+"""Speed and memory of training against the released recipe, stated again, on this machine (`make bench-train`).
+
+    make bench-train                                                              # LlamaGen-B, flat and masc
+    make bench-train ARGS="--models llamagen-b llamagen-l llamagen-xl --rounds 1"     # on a GPU: below ten minutes
+    make bench-train ARGS="--layers 2 --images 8 --rounds 2"                      # on a CPU: B's width in minutes
+
+The same random ten-crop codes lie in both layouts, on disk. Ours is `make train` itself, its validation left out; the
+released recipe is benchmarks/released_training.py. Every case is a process of its own, and rounds go through all
+cases; ratios are taken within a round, and the median is printed. The first steps of a case are not counted. Memory is
+the peak of the GPU's tensors, or of the process on a CPU less what it holds after its imports. MFU is three forward
+passes' matrix products a second over the fastest of some large products, measured before.
+
+Prints a table, and writes it to benchmarks/training-<device>.md and .json."""
+
+import argparse
+import json
+import os
+import platform
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from data import NUM_CLASSES, NUM_TOKENS, OneFileAnImage, write_both
+from heads import device_here, memory_mib, peak_mib
+from released_training import ReleasedModel, released_optimizer, released_step
+from stage import load_config
+from torch.utils.data import DataLoader, Subset
+from words import override
+
+import llamagen.train
+from llamagen.backbones.base import DataShape
+from llamagen.model import build_model
+from llamagen.training.config import TrainConfig
+from llamagen.training.footprint import measure_evaluation
+from llamagen.training.plan import balanced_tree
+from masc.build import TreeConfig, make_tree
+from masc.layout import Layout
+from masc.runtime.artifacts import Codebook
+from masc.runtime.codes import save_codes
+from masc.runtime.device import resolve_precision
+from masc.runtime.files import write_json, write_text
+from masc.runtime.run import read_metrics
+
+ROOT = Path(__file__).resolve().parents[1]
+RELEASED = "released"
+POSITIONS = 256
+SPAN = 9 * 60  # seconds after which no further round begins
+
+
+def write_data(root: Path, num_images: int) -> None:
+    """Codes in both layouts below `root`, a codebook, and random clusters, which train as fast as any."""
+    layout = Layout(root / "artifacts", "vq16")
+    rng = np.random.default_rng(0)
+    vectors = rng.standard_normal((NUM_TOKENS, 8)).astype(np.float32)
+    codebook = Codebook.save(layout.codebook, vectors, {}, {"tokenizer": "0" * 64})
+    *_, ours = write_both(root, num_images, codebook.meta.sha256)
+    there = layout.codes("imagenet256", "train")
+    there.parent.mkdir(parents=True)
+    ours.rename(there)
+    held_out = rng.integers(0, NUM_TOKENS, (1, 1, POSITIONS)), np.zeros(1), np.zeros(1)
+    names = [str(number) for number in range(NUM_CLASSES)]
+    where = layout.codes("imagenet256", "val")
+    save_codes(where, *held_out, names, [], NUM_TOKENS, codebook.meta.sha256, {})
+    tree = TreeConfig(name="random", method="random")
+    make_tree(tree, codebook, NUM_TOKENS // 2, layout.tree(tree, NUM_TOKENS // 2))
+
+
+def config_of(arguments: argparse.Namespace, run_dir: str) -> TrainConfig:
+    """The config of a case: MASC's recipe with as many images as the device takes at once, and no files on the way."""
+    layers = [] if arguments.layers is None else [f"model.num_layers={arguments.layers}"]
+    steps = arguments.warm + arguments.steps
+    return load_config(
+        "train",
+        TrainConfig,
+        [
+            *(override("model", arguments.model), f"head={arguments.head}", "tree=random", "data=imagenet256"),
+            *("data.crop_ranges=[1.1]", f"steps={steps}", f"batch_size={arguments.images}", *layers),
+            *(f"log_every={arguments.warm}", f"evaluate_every={steps}", f"checkpoint_every={steps}"),
+            *("tracking.mode=disabled", "diagnostics=false", f"precision={arguments.precision}"),
+            *(override("artifacts", str(arguments.root / "artifacts")), override("run_dir", run_dir)),
+            *(arguments.overrides or []),
+        ],
+    )
+
+
+def measure_ours(arguments: argparse.Namespace) -> dict[str, float]:
+    """Images a second and MiB of our training."""
+    device, peaks = device_here(), []
+
+    def validate(*_: object) -> dict[str, float]:
+        peaks.append(peak_mib(device))
+        return {}
+
+    llamagen.train._validate = validate
+    with tempfile.TemporaryDirectory(dir=arguments.root) as run_dir:
+        config = config_of(arguments, run_dir)
+        before = memory_mib(device)
+        llamagen.train.train(config)
+        rows = [row for row in read_metrics(Path(run_dir) / "metrics.jsonl") if row["step"] > arguments.warm]
+    seconds = sum(1 / row["speed/images_per_second"] for row in rows) / len(rows)
+    return {"images_per_second": 1 / seconds, "mib": peaks[-1] - before}
+
+
+def measure_released(arguments: argparse.Namespace) -> dict[str, float]:
+    """The same of the released recipe."""
+    device = device_here()
+    config = config_of(arguments, str(arguments.root / "none")).model
+    before = memory_mib(device)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    model = ReleasedModel(config, NUM_TOKENS, NUM_CLASSES, POSITIONS).to(device).train()
+    optimizer = released_optimizer(model)
+    codes = arguments.root / "flip"
+    dataset = OneFileAnImage(codes / "imagenet256_codes", codes / "imagenet256_labels")
+    workers = min(24, os.cpu_count() - 1) if device.type == "cuda" else 0  # on a CPU they would take its cores
+    loader = DataLoader(
+        Subset(dataset, range(arguments.stored)),
+        batch_size=arguments.images,
+        shuffle=True,
+        num_workers=workers,
+        pin_memory=device.type == "cuda",
+        drop_last=True,
+    )
+    is_bf16, step, start = resolve_precision(arguments.precision) == "bf16", 0, 0.0
+    while True:
+        for tokens, labels in loader:
+            if step == arguments.warm:
+                start = time.perf_counter()
+            released_step(model, optimizer, tokens, labels, is_bf16)
+            step += 1
+            if step == arguments.warm + arguments.steps:
+                seconds = time.perf_counter() - start
+                return {
+                    "images_per_second": arguments.steps * arguments.images / seconds,
+                    "mib": peak_mib(device) - before,
+                }
+
+
+def measure_ceiling(arguments: argparse.Namespace) -> dict[str, float]:
+    """FLOPs a second of the fastest of some large matrix products."""
+    device, best = device_here(), 0.0
+    kind = torch.bfloat16 if resolve_precision(arguments.precision) == "bf16" else torch.float32
+    torch.backends.cuda.matmul.allow_tf32 = True
+    for size in (2048, 4096, 8192, 16384) if device.type == "cuda" else (1024, 2048):
+        left, right = (torch.randn(size, size, device=device, dtype=kind) for _ in range(2))
+        for _ in range(2):
+            repeats = 20 if device.type == "cuda" else 3
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            start = time.perf_counter()
+            for _ in range(repeats):
+                left @ right
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            best = max(best, 2 * size**3 * repeats / (time.perf_counter() - start))
+    return {"flops": best, "threads": torch.get_num_threads()}
+
+
+MEASURES = {"ours": measure_ours, RELEASED: measure_released, "ceiling": measure_ceiling}
+
+
+def in_a_process(arguments: argparse.Namespace, root: Path, case: str, **more: str) -> dict[str, float]:
+    given = {"root": root, "case": case, **more}
+    kept = ("images", "steps", "warm", "stored", "precision", "layers")
+    given |= {key: value for key in kept if (value := getattr(arguments, key)) is not None}
+    command = [sys.executable, __file__, *(f"--{key}={value}" for key, value in given.items())]
+    if case == "ours" and arguments.overrides:
+        command += ["--overrides", *arguments.overrides]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def image_flops(arguments: argparse.Namespace, model: str, head: str) -> float:
+    """Of a step, for an image."""
+    given = argparse.Namespace(**vars(arguments) | {"model": model, "head": head, "root": Path()})
+    config = config_of(given, "none")
+    tree = balanced_tree(NUM_TOKENS) if config.head.uses_tree else None
+    shape = DataShape(NUM_TOKENS, NUM_CLASSES, POSITIONS)
+    build = partial(build_model, config.model, config.head, shape, tree, 0)
+    return 3 * measure_evaluation(build, 8, "fp32")[1] / 8
+
+
+def compare(arguments: argparse.Namespace, root: Path) -> tuple[list[dict], dict[str, float]]:
+    """A row for each model and head, and the ceiling."""
+    write_data(root, arguments.stored)
+    ceiling, started = in_a_process(arguments, root, "ceiling"), time.monotonic()
+    rows = []
+    for model in arguments.models:
+        cases = {RELEASED: "flat", **{head: head for head in arguments.heads}}
+        found: dict[str, list[dict[str, float]]] = {name: [] for name in cases}
+        for _ in range(arguments.rounds):
+            if time.monotonic() - started > SPAN:
+                break
+            for name, head in cases.items():
+                case = RELEASED if name == RELEASED else "ours"
+                found[name].append(in_a_process(arguments, root, case, model=model, head=head))
+        for name, head in cases.items():
+            rows.append({"model": model, "case": name, **_summary(found[name], found[RELEASED])})
+            flops = image_flops(arguments, model, head)
+            rows[-1]["mfu"] = flops * rows[-1]["images_per_second"] / ceiling["flops"]
+    return rows, ceiling
+
+
+def _summary(values: list[dict[str, float]], base: list[dict[str, float]]) -> dict[str, float]:
+    row = {}
+    for key in ("images_per_second", "mib"):
+        row[key] = statistics.median(value[key] for value in values)
+        row[f"{key}_ratio"] = statistics.median(
+            value[key] / other[key] for value, other in zip(values, base, strict=True)
+        )
+    return row
+
+
+def table(rows: list[dict]) -> str:
+    lines = [
+        "| model | case | tokens/s | to the released recipe | peak MiB | to the released recipe | MFU |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        lines.append(
+            f"| {row['model']} | {row['case']} | {POSITIONS * row['images_per_second']:,.0f} | "
+            f"{row['images_per_second_ratio']:.2f} | {row['mib']:,.0f} | {row['mib_ratio']:.2f} | {row['mfu']:.1%} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    device = device_here()
+    on_gpu = device.type == "cuda"
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=["llamagen-b"])
+    parser.add_argument("--heads", nargs="+", default=["flat", "masc"])
+    parser.add_argument("--layers", type=int, help="of each model, instead of its own number")
+    parser.add_argument("--images", type=int, default=64 if on_gpu else 8, help="of a step")
+    parser.add_argument("--warm", type=int, default=10 if on_gpu else 2, help="steps that are not counted")
+    parser.add_argument("--steps", type=int, default=30 if on_gpu else 4, help="steps that are; a multiple of --warm")
+    parser.add_argument("--rounds", type=int, default=1 if on_gpu else 3)
+    parser.add_argument("--stored", type=int, default=4000, help="images on disk")
+    parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto")
+    parser.add_argument("--overrides", nargs="+", help="of ours, as compute.compile=off")
+    parser.add_argument("--out", type=Path, help="where the results go; default: benchmarks/training-<device>")
+    parser.add_argument("--root", type=Path, help=argparse.SUPPRESS)
+    for key in ("case", "model", "head"):
+        parser.add_argument(f"--{key}", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.case:
+        print(json.dumps(MEASURES[arguments.case](arguments)))
+        return
+    with tempfile.TemporaryDirectory(prefix="bench-train-") as folder:
+        rows, ceiling = compare(arguments, Path(folder))
+    name = torch.cuda.get_device_name() if on_gpu else f"cpu ({platform.processor() or platform.machine()})"
+    keys = ("images", "layers", "warm", "steps", "rounds", "overrides")
+    machine = {key: getattr(arguments, key) for key in keys} | {"device": name, "torch": torch.__version__}
+    machine |= {"precision": resolve_precision(arguments.precision), "ceiling_tflops": ceiling["flops"] / 1e12}
+    machine["threads"] = ceiling["threads"]
+    slug = re.sub(r"[^a-z0-9]+", "-", torch.cuda.get_device_name().lower()) if on_gpu else "cpu"
+    out = arguments.out or ROOT / "benchmarks" / f"training-{slug}"
+    text = f"{table(rows)}\n\n{', '.join(f'{key} {value}' for key, value in machine.items())}\n"
+    write_json(out.with_suffix(".json"), {"machine": machine, "results": rows})
+    write_text(out.with_suffix(".md"), text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
