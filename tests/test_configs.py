@@ -147,7 +147,13 @@ def test_a_bad_choice_is_refused_by_name(override, words):
 
 @pytest.mark.parametrize(
     ("model", "parameters"),  # golden/arch/param_counts.json
-    [("llamagen-b", 110_888_448), ("llamagen-l", 342_910_976), ("llamagen-xl", 774_699_520)],
+    [
+        ("llamagen-b", 110_888_448),
+        ("llamagen-l", 342_910_976),
+        ("llamagen-xl", 774_699_520),
+        ("llamagen-xxl", 1_410_972_672),
+        ("llamagen-3b", 3_096_659_200),
+    ],
 )
 def test_the_published_sizes_build_with_the_published_parameter_counts(model, parameters):
     import torch
