@@ -74,6 +74,7 @@ def test_every_model_composes_with_every_recipe(recipe):
     for model in choices("model"):
         config = load_config("train", TrainConfig, [f"model={model}", f"recipe={recipe}"])
         assert config.model.name == (f"{model}-smoke" if recipe == "smoke" else model)
+        assert (config.compute.parallel == "fsdp") == (model in ("llamagen-xxl", "llamagen-3b"))
         assert recipe != "smoke" or (config.data.name == "twemoji" and config.model.fewest_parameters < 2e7)
 
 
