@@ -82,5 +82,5 @@ def test_a_run_goes_on_with_any_number_of_processes(small_run, tmp_path, process
     processes(2, *SETTINGS, f"compute.parallel={there}", "micro_batches=2", f"run_dir={other}")
     check_same(one, other)
     interrupt_at(other, 4)
-    processes(count, *SETTINGS, f"compute.parallel={here}", f"run_dir={other}")
+    processes(count, *SETTINGS, f"compute.parallel={here}", "compute.recompute=true", f"run_dir={other}")
     check_same(one, other)
