@@ -27,6 +27,7 @@ from masc.runtime.captions import CAPTIONS_AT_MOST
 from masc.runtime.device import from_main, patient_accelerator
 from masc.runtime.errors import InputError, MissingArtifact, removal
 from masc.runtime.files import hash_file, recover, replacing, write_json
+from masc.runtime.marks import forget, is_verified, remember, state_of
 from masc.runtime.npy import check_length, save_npy, write_npy
 from masc.runtime.reading import Damaged, check_array, damaged_is_missing, open_array, read_json, read_npz, reason
 from masc.runtime.run import locked
@@ -265,8 +266,9 @@ class TextFeatures:
     def load(path: Path, verify: bool = False) -> "TextFeatures":
         """The features in a directory.
 
-        The memory-mapped file is checked against its shape, and with `verify` against its SHA-256. Raises
-        MissingArtifact if the features are missing, truncated, altered or of another version."""
+        The memory-mapped file is checked against its shape, and against its SHA-256 unless that was done since it was
+        written; with `verify` again. Raises MissingArtifact if the features are missing, truncated, altered or of
+        another version."""
         path = recover(path)
         if not (path / "meta.json").exists():
             raise MissingArtifact("text features", path)
@@ -282,9 +284,13 @@ class TextFeatures:
             bits = open_array(path / "features.npy", "u", meta.shape, mapped=True)
             offsets = open_array(path / "offsets.npy", "i", (None,))
             captions = read_json(path / "captions.json", Captions, at_most=CAPTIONS_AT_MOST)
-            for name in FILES if verify else FILES[1:]:
+            state, reads_all = state_of(path, FILES[0]), verify or not is_verified(path, FILES[0])
+            for name in FILES if reads_all else FILES[1:]:
                 if hash_file(path / name) != meta.sha256.get(name):
+                    forget(path)
                     raise Damaged(f"{path / name} does not match the SHA-256 in meta.json")
+            if reads_all:
+                remember(path, state)
             _check_offsets(offsets, bits, captions, path)
         return TextFeatures(
             bits, offsets, captions.texts, captions.images, meta.config, meta.sha256.get("features.npy", "")

@@ -3,7 +3,7 @@
 A directory holds codes.npy (M images, V views, T positions; uint16, uint32 from N > 65,536), labels.npy, groups.npy,
 used.npy (whether each token occurs), captions.json (for text conditioning), keys.txt (the name of each image),
 failures.txt (images that could not be read, if any) and meta.json with the class names and a checksum of each shard.
-`.NAME.verified.json` beside the directory says which codes.npy and meta.json were found to match (`verify`)."""
+`verify` compares the tokens with the checksums, and `marks` remembers it."""
 
 import contextlib
 import hashlib
@@ -19,11 +19,13 @@ from tqdm import tqdm
 from masc.runtime.artifacts import hash_arrays
 from masc.runtime.errors import InputError, MissingArtifact
 from masc.runtime.files import hash_file, replacing, write_json, write_text
+from masc.runtime.marks import forget
 from masc.runtime.npy import check_length, save_npy, write_npy
 from masc.runtime.reading import Damaged, damaged_is_missing, open_array, read_json, read_text
 
 logger = logging.getLogger(__name__)
 FORMAT, VERSION = "masc-codes", 2
+CODES = "codes.npy"
 SHARD_SIZE = 1024  # images that share a checksum
 
 
@@ -51,10 +53,9 @@ class Codes:
         if tokens.size and tokens.max() >= self.num_tokens:  # on a GPU the embedding would end in a device assert
             row = int((tokens >= self.num_tokens).any(1).argmax())
             view = views if isinstance(views, int) else views[row]
-            with contextlib.suppress(OSError):  # the codes count as not verified
-                mark_of(self.path).unlink(missing_ok=True)
+            forget(self.path)
             raise InputError(
-                f"image {images[row]}, view {view} of {self.path / 'codes.npy'} holds the token {tokens[row].max()}, "
+                f"image {images[row]}, view {view} of {self.path / CODES} holds the token {tokens[row].max()}, "
                 f"outside the codebook of {self.num_tokens}, while it was read; the same command verifies all codes, "
                 "and continues or says how to make them again"
             )
@@ -67,11 +68,6 @@ class Codes:
     @property
     def num_positions(self) -> int:
         return self.tokens.shape[2]
-
-
-def mark_of(path: Path) -> Path:
-    """The file that says that the codes at `path` were verified."""
-    return path.with_name(f".{path.name}.verified.json")
 
 
 def code_type(num_tokens: int) -> np.dtype:
@@ -111,9 +107,9 @@ def save_codes(
     _check_groups(groups, path)
     with replacing(path) as temporary:
         temporary.mkdir()
-        written, file = _Written(num_tokens, str(path)), temporary / "codes.npy"
+        written, file = _Written(num_tokens, str(path)), temporary / CODES
         with file.open("wb") as stream:
-            shape = write_npy(stream, written.pack(tokens), len(labels), f"{path}/codes.npy")
+            shape = write_npy(stream, written.pack(tokens), len(labels), f"{path}/{CODES}")
         save_npy(temporary / "used.npy", written.is_used)
         save_npy(temporary / "labels.npy", labels)
         save_npy(temporary / "groups.npy", groups)
@@ -268,10 +264,10 @@ def damaged_codes(path: Path, meta: CodesMeta) -> contextlib.AbstractContextMana
 
 def open_tokens(path: Path, meta: CodesMeta) -> np.ndarray:
     """The memory-mapped tokens; `Damaged` unless they have the shape and the type that meta.json says."""
-    tokens = open_array(path / "codes.npy", "u", meta.shape, mapped=True)
+    tokens = open_array(path / CODES, "u", meta.shape, mapped=True)
     expected = code_type(meta.num_tokens)
     if tokens.dtype != expected:
-        raise Damaged(f"expected {expected} in {path}/codes.npy for {meta.num_tokens} tokens, found {tokens.dtype}")
+        raise Damaged(f"expected {expected} in {path}/{CODES} for {meta.num_tokens} tokens, found {tokens.dtype}")
     return tokens
 
 

@@ -1,20 +1,14 @@
 """The tokens of packed codes against their checksums: read once, and the result remembered beside the codes."""
 
-import contextlib
 import hashlib
-import logging
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from masc.runtime.codes import CodesMeta, damaged_codes, mark_of, open_tokens, read_meta
-from masc.runtime.errors import InputError
-from masc.runtime.files import hash_file, write_json
-from masc.runtime.reading import Damaged, read_json
-
-logger = logging.getLogger(__name__)
+from masc.runtime.codes import CODES, CodesMeta, damaged_codes, open_tokens, read_meta
+from masc.runtime.marks import forget, is_verified, remember, state_of
+from masc.runtime.reading import Damaged
 
 
 def verify_codes(path: Path) -> int:
@@ -31,19 +25,14 @@ def verify_codes(path: Path) -> int:
 
 def verify_once(path: Path) -> None:
     """Verify the codes as `verify_codes`, unless that was done since codes.npy and meta.json were written."""
-    try:
-        is_verified = read_json(mark_of(Path(path))) == _state(Path(path))
-    except (Damaged, OSError):  # not verified yet, or not readable, which is then said
-        is_verified = False
-    if not is_verified:
+    if not is_verified(Path(path), CODES):
         verify_codes(path)
 
 
 def _verify(path: Path, meta: CodesMeta, tokens: np.ndarray) -> None:
     """Compare the shards with their checksums and remember the result; `Damaged` for the first that differs."""
-    state = _state(path)
-    with contextlib.suppress(OSError):
-        mark_of(path).unlink(missing_ok=True)
+    state = state_of(path, CODES)
+    forget(path)
     if [shard for shard in meta.shards if shard.images < 0] or sum(s.images for s in meta.shards) != len(tokens):
         raise Damaged(f"the shards in {path}/meta.json do not add up to the {len(tokens)} images of codes.npy")
     start = 0
@@ -57,16 +46,4 @@ def _verify(path: Path, meta: CodesMeta, tokens: np.ndarray) -> None:
                 f"{meta.num_tokens}"
             )
         start += shard.images
-    try:
-        write_json(mark_of(path), state)
-    except InputError as error:
-        logger.info("the codes are verified each time they are opened, because that cannot be remembered: %s", error)
-
-
-def _state(path: Path) -> dict[str, Any]:
-    """What changes when codes.npy or meta.json change."""
-    status = (path / "codes.npy").stat()
-    return {
-        "codes": [status.st_size, status.st_mtime_ns, status.st_ino],
-        "meta_sha256": hash_file(path / "meta.json"),
-    }
+    remember(path, state)

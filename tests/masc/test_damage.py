@@ -63,7 +63,7 @@ def test_codes(layout, name):
 
 @pytest.mark.parametrize("name", ["config.yaml", "provenance.json", "metrics.jsonl"])
 def test_runs(tmp_path, name):
-    config = {"steps": 10, "optim": {"learning_rate": 0.1}, "levels": [1, 2], "name": "é"}
+    config = {"steps": 10, "loss": {"weight": 0.1}, "levels": [1, 2], "name": "é"}
     begin_run(tmp_path, config, {"codes": "a" * 64}, (), "masc")
     (tmp_path / "metrics.jsonl").write_text("".join(f'{{"step": {step}, "a": 0.5}}\n' for step in range(9)))
 

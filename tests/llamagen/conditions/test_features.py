@@ -208,7 +208,23 @@ def test_damaged_features_are_refused(made, tmp_path, name, change, words):
     for file, content in contents(made).items():
         (path / file).write_bytes(change(content) if file == name else content)
     with pytest.raises(InputError, match=words):
-        TextFeatures.load(path, verify=True)
+        TextFeatures.load(path)
+
+
+def test_features_are_verified_once_and_again_when_they_change(made, tmp_path, monkeypatch):
+    path, read = shutil.copytree(made, tmp_path / "text"), []
+    monkeypatch.setattr(text, "hash_file", lambda file: read.append(file.name) or hash_file(file))
+    for _ in range(2):
+        TextFeatures.load(path)
+    assert read.count("features.npy") == 1
+    TextFeatures.load(path, verify=True)
+    assert read.count("features.npy") == 2
+    content = bytearray((path / "features.npy").read_bytes())
+    content[-1] ^= 1
+    (path / "features.npy").write_bytes(content)
+    for _ in range(2):
+        with pytest.raises(InputError, match="does not match the SHA-256"):
+            TextFeatures.load(path)
 
 
 def test_features_that_are_shortened_while_they_are_read_are_told(made, tmp_path):
@@ -305,7 +321,7 @@ def test_features_that_a_killed_process_had_renamed_are_found(made, encoder, cap
         shutil.rmtree(path, ignore_errors=True)
         shutil.copytree(made, tmp_path / ".text.old")
         use(path)
-        assert [file.name for file in tmp_path.iterdir()] == ["text"]
+        assert {file.name for file in tmp_path.iterdir()} == {"text", ".text.verified.json"}
 
 
 def test_two_commands_do_not_make_the_same_features_at_once(encoder, captions, tmp_path, monkeypatch):

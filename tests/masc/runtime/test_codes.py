@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from masc.runtime import verify
+from masc.runtime import marks, verify
 from masc.runtime.captions import load_captions
 from masc.runtime.codes import load_codes, load_keys, save_codes, used_tokens
 from masc.runtime.errors import InputError, MissingArtifact
@@ -269,7 +269,7 @@ def test_codes_on_a_read_only_disk_are_verified_each_time(tmp_path, tokens, read
         raise InputError("the file system is read-only")
 
     save(tmp_path / "codes", tokens, 2500)
-    monkeypatch.setattr(verify, "write_json", refuse)
+    monkeypatch.setattr(marks, "write_json", refuse)
     verify_once(tmp_path / "codes")
     verify_once(tmp_path / "codes")
     assert len(reads) == 2
