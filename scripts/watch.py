@@ -10,12 +10,13 @@ from typing import Self
 
 from worker import CONTINUES, SHOW_STACK
 
-from masc.runtime.beats import FEW, PLACE
+from masc.runtime.beats import PLACE
 from masc.runtime.errors import InputError
 
 STOPPED = 20  # seconds that a process may stay stopped: Ctrl-Z and `fg` reach all processes within moments
 SILENT = 45  # seconds without a beat where more are expected; all processes then end within a minute
-TIMES = 5  # a process may also be silent for this many times its longest gap between two expected beats
+TIMES = 5  # a process may also be silent for this many times its longest gap between two beats so far
+FEW = 3  # gaps that were seen before a process is watched
 TICK = 1  # seconds that the clock goes on at most between two looks: if more have passed, the launcher stood still too
 STACK = 0.3  # seconds that a process has to print where it is
 
@@ -29,7 +30,8 @@ class Seen:
 
     place: Place = (0, 0)
     silent: float = 0  # seconds since the place changed
-    longest: float = 0  # seconds between two expected beats since the last rest
+    longest: float = 0  # seconds between two beats without a rest
+    gaps: int = 0  # between beats so far
     stopped: float = 0  # seconds
 
     def look(self, place: Place, passed: float, is_stopped: bool) -> None:
@@ -38,16 +40,14 @@ class Seen:
         self.silent += passed
         if place == self.place:
             return
-        if place[0] != self.place[0]:
-            self.longest = 0
-        elif self.place[1] >= FEW:
-            self.longest = max(self.longest, self.silent)
+        if place[0] == self.place[0] and self.place[1]:
+            self.gaps, self.longest = self.gaps + 1, max(self.longest, self.silent)
         self.place, self.silent = place, 0
 
     @property
     def hangs(self) -> bool:
-        """Whether beats are expected and none came."""
-        return self.place[1] >= FEW and self.silent > max(SILENT, TIMES * self.longest)
+        """Whether a beat is expected and does not come."""
+        return self.place[1] > 0 and self.gaps >= FEW and self.silent > max(SILENT, TIMES * self.longest)
 
 
 class Watch:

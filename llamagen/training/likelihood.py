@@ -10,7 +10,7 @@ from torch import Tensor
 from llamagen.conditions.images import Conditions
 from llamagen.training.inputs import RunInputs
 from masc.heads.base import Head
-from masc.runtime.beats import beat, rest
+from masc.runtime.beats import rest
 from masc.runtime.codes import Codes
 
 
@@ -52,8 +52,7 @@ def image_nats(
             total[rows] = -own.head.log_probs(hidden, tokens).sum(1)
             if watch is not None:
                 watch(own.head, rows, hidden, tokens)
-        beat()
-    rest()  # what the caller does next may take long
+        rest()  # a last batch of another size may compile, and the caller may take long
     model.train(was_training)
     return accelerator.reduce(total, "sum")
 

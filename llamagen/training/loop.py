@@ -71,6 +71,7 @@ class Loop:
     norms: list[Tensor] = field(default_factory=list)  # of the gradients of all processes
     _clock: float = 0.0  # until when training time was counted
     _next_agree: int = 0  # step
+    _first: int | None = None  # step that this process took first
     _since_row: tuple[int, float] = (0, 0.0)  # steps and seconds of this process since the last row
     _saved_in: float | None = None  # seconds that training waited for a checkpoint since the last row
 
@@ -88,6 +89,8 @@ class Loop:
         )
         self._told, self._clock = -math.inf, time.perf_counter()
         self._next_agree = progress.step
+        self._first = progress.step
+        rest()
         with self.bar, stop_requests() as request, contextlib.closing(self.saver):
             while progress.step < config.steps:
                 loss, norm = self.step(progress.step)
@@ -96,6 +99,7 @@ class Loop:
                 progress.step += 1
                 self.bar.update()
                 self._after_step(request)
+        rest()
         self.accelerator.wait_for_everyone()
 
     def _after_step(self, request: StopRequest) -> None:
@@ -212,6 +216,7 @@ class Loop:
             set_learning_rate(optimizer, learning_rate(config.optim, step, config.steps))
         keys = image_keys(config.seed, Purpose.DROPOUT, step, config.batch_size)
         first = accelerator.process_index * config.micro_batches
+        note_progress = rest if step == self._first else beat  # the first step compiles
         losses = []
         for micro in range(config.micro_batches):
             index = first + micro
@@ -224,9 +229,10 @@ class Loop:
                 with accelerator.autocast():
                     log_probs = self.model(*batch)
                 loss = -log_probs.sum() / batch[0].numel()  # the gradient of a sum is never read: heads.losses
+                note_progress()  # in `backward` the processes wait for each other
                 accelerator.backward(loss / config.micro_batches)
             losses.append(loss.detach())
-            beat()
+            note_progress()
         return torch.stack(losses).mean(), self.update()
 
     def batch(self, step: int, part: slice) -> list[Tensor | None]:

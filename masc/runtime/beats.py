@@ -1,13 +1,13 @@
 """Beats by which the launcher of several processes sees that each of them makes progress.
 
 A launcher gives each process two counters in memory that both share: one of its rests, one of its beats since the last
-rest. After `FEW` beats the launcher expects more of them. After a rest the process may be silent for as long as it
-takes: the first step compiles, a validation or a save begins. In a process without a launcher nothing happens."""
+rest. It expects each beat to be followed by another, unless a rest comes. After a rest the process may be silent for as
+long as it takes: the first step compiles, a validation or a save begins. In a process without a launcher nothing
+happens."""
 
 import mmap
 import struct
 
-FEW = 10  # beats after which more are expected: the first steps may compile as well
 PLACE = struct.Struct("QQ")  # the counters of one process: rests, beats since the last rest
 
 _counters: memoryview | None = None
@@ -20,13 +20,13 @@ def connect(file: int, index: int) -> None:
 
 
 def beat() -> None:
-    """Say that this process makes progress: after a micro-batch, a batch of a validation, a save."""
+    """Say that this process makes progress, and will soon say so again: after a micro-batch."""
     if _counters is not None:
         _counters[1] += 1
 
 
 def rest() -> None:
-    """Say that what follows may take long: until `FEW` beats have followed, nobody waits for them."""
+    """Say that what follows may take long: until the next beat nobody waits for one."""
     if _counters is not None:
         _counters[1] = 0
         _counters[0] += 1

@@ -30,7 +30,7 @@ def signalled(monkeypatch):
     return send
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
 def test_a_signal_saves_and_the_run_goes_on_as_the_unbroken_one(small_run, tmp_path, signalled, number):
     unbroken = losses(train(small_run("head=flat", "log_every=4", f"run_dir={tmp_path / 'unbroken'}")))
     config = small_run("head=flat", "log_every=4")
@@ -58,3 +58,26 @@ def test_a_second_signal_after_a_while_interrupts_at_once(monkeypatch):
         request.take(signal.SIGUSR1, None)
         with pytest.raises(KeyboardInterrupt):
             request.take(signal.SIGINT, None)
+
+
+def test_a_signal_that_is_ignored_stays_so():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        with stop_requests() as request:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert request.name is None
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_training_beats_in_each_step_and_rests_where_it_may_take_long(small_run, monkeypatch):
+    calls = []
+    for name in ("beat", "rest"):
+        monkeypatch.setattr(f"llamagen.training.loop.{name}", lambda name=name: calls.append(name))
+    monkeypatch.setattr("llamagen.train.diagnose", lambda *arguments: calls.append("validation") or {})
+    train(small_run("head=flat", "steps=4", "evaluate_every=4", "checkpoint_every=4", "log_every=4", "micro_batches=2"))
+    assert calls[:6] == ["validation", *["rest"] * 5]  # the loop begins; the first step compiles
+    last = calls.index("validation", 1)
+    assert calls[6:last].count("beat") >= 12
+    assert calls[last - 1 :] == ["rest", "validation", "beat", "rest"]
