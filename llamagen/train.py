@@ -8,8 +8,11 @@ uninterrupted run, and one process repeats those of eight, up to rounding."""
 
 import contextlib
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from accelerate import Accelerator
 
@@ -42,6 +45,9 @@ from masc.runtime.device import build_accelerator, check_agreement, from_main, r
 from masc.runtime.errors import InputError
 from masc.runtime.reading import advising
 from masc.runtime.run import MetricsLog, is_begun, locked, plain, read_provenance
+
+if TYPE_CHECKING:
+    from llamagen.training.drawing import Drawing
 
 logger = logging.getLogger(__name__)
 # Keys of a config that may differ between processes.
@@ -97,6 +103,7 @@ def check_run(config: TrainConfig, num_processes: int) -> None:
     start = _find_start(config, load_inputs(config), last_checkpoint(config.directory))
     _images_of_share(config, start.progress, num_processes)
     config.check_directory(start.parents)
+    _open_drawing(config, start.inputs)
 
 
 def train(config: TrainConfig) -> Path:
@@ -114,6 +121,7 @@ def train(config: TrainConfig) -> Path:
         logger.warning("%s continues in %s, in which it was started, whatever suits this machine", directory, precision)
     accelerator = build_accelerator(precision)
     share = _images_of_share(config, progress, accelerator.num_processes)
+    drawing = _open_drawing(config, start.inputs)
     with contextlib.ExitStack() as held:
         from_main(lambda: held.enter_context(locked(directory)))
         from_main(lambda: config.open_directory(start.parents, start.branch and start.branch.record))
@@ -130,8 +138,19 @@ def train(config: TrainConfig) -> Path:
         if progress.step == 0 or start.branch is not None:
             progress.precision = precision
         progress.shares = config.batch_size // share
-        _run(config, accelerator, start, share)
+        if drawing is not None:
+            drawing.load_reference(accelerator.device)
+        _run(config, accelerator, start, share, drawing)
     return directory
+
+
+def _open_drawing(config: TrainConfig, inputs: RunInputs) -> "Drawing | None":
+    """The samples of a run in training, if any are drawn. Raises InputError as `Drawing`."""
+    if not config.watch.sample_every:
+        return None
+    from llamagen.training.drawing import Drawing  # loads the metrics, which other trainings do not need
+
+    return Drawing(config, inputs)
 
 
 def _images_of_share(config: TrainConfig, progress: Progress, processes: int) -> int:
@@ -157,9 +176,10 @@ def _images_of_share(config: TrainConfig, progress: Progress, processes: int) ->
     return share
 
 
-def _run(config: TrainConfig, accelerator: Accelerator, start: Start, share: int) -> None:
+def _run(config: TrainConfig, accelerator: Accelerator, start: Start, share: int, drawing: "Drawing | None") -> None:
     directory, inputs, progress = config.directory, start.inputs, start.progress
-    model = build_model(config.model, config.head, inputs.shape, inputs.tree, config.seed, inputs.counts)
+    build = partial(build_model, config.model, config.head, inputs.shape, inputs.tree, config.seed, inputs.counts)
+    model = build()
     if progress.step:
         load_weights(start.checkpoint, model)
     elif config.init is not None:
@@ -181,6 +201,10 @@ def _run(config: TrainConfig, accelerator: Accelerator, start: Start, share: int
         with parallel.whole() as whole:
             return _validate(config, accelerator, whole, inputs)
 
+    def draw(step: int) -> dict[str, float]:
+        with parallel.whole(None if average is None else average.parameters) as whole:
+            return drawing.draw(accelerator, whole, step)
+
     tracker = None
     first = validate() if progress.step == 0 else None
     if accelerator.is_main_process:
@@ -188,19 +212,30 @@ def _run(config: TrainConfig, accelerator: Accelerator, start: Start, share: int
         tracker = Tracker(config.tracking, config, log, {"parameters": num_parameters})
         if first is not None:
             tracker.write(0, first, images=0, seconds=0.0)
+    full_speed = _full_speed(build, accelerator, progress.precision)
     keeping = Keeping(config.keep_last, config.keep_every)
     background = config.compute.background_save
     saver = Saver(directory, hash_config(directory), keeping, background, accelerator.is_main_process)
     stream = CodeStream(inputs.train, config.seed, config.batch_size)
     loop = Loop(
         *(config, accelerator, parallel, optimizers, average, stream, inputs, share),
-        *(progress, saver, tracker, validate),
+        *(progress, saver, tracker, validate, draw, full_speed),
     )
     try:
         loop.run()
     finally:
         if tracker is not None:
             tracker.finish()
+
+
+def _full_speed(build: Callable[[], ARModel], accelerator: Accelerator, precision: str) -> float | None:
+    """Images a second of the peak of all processes' GPUs; None where it is not known."""
+    if accelerator.device.type != "cuda":
+        return None
+    from llamagen.training.utilisation import full_speed  # loads what measures a step, which a CPU does not need
+
+    each = full_speed(build, accelerator.device, precision)
+    return None if each is None else accelerator.num_processes * each
 
 
 def _validate(config: TrainConfig, accelerator: Accelerator, model: ARModel, inputs: RunInputs) -> dict[str, float]:

@@ -13,6 +13,7 @@ from llamagen.conditions.features import MAX_TOKENS, TextFeatures
 from masc.runtime.captions import load_captions
 from masc.runtime.codes import Codes
 from masc.runtime.errors import InputError, MissingArtifact, naming
+from masc.runtime.streams import Purpose, random_stream
 
 
 class Labels:
@@ -43,6 +44,12 @@ class ImageCaptions:
 
 
 Conditions = Labels | ImageCaptions
+
+
+def draw_labels(population: np.ndarray, num_images: int, seed: int) -> np.ndarray:
+    """A label of the population for each image by index: (M,) int64. Image i has the same label whatever M is."""
+    draws = [random_stream(seed, Purpose.LABELS, index).random() for index in range(num_images)]
+    return population[(np.array(draws) * len(population)).astype(np.int64)]
 
 
 def check_text_model(config: BackboneConfig, captions: str | None) -> None:

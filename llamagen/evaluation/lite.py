@@ -6,15 +6,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from llamagen.evaluation.saved import holds
 from llamagen.runs import Run
 from llamagen.sampling.sets import SampleSet
+from llamagen.training.config import TrainConfig
 from llamagen.training.likelihood import image_nats
 from masc.layout import reference_file
 from masc.runtime.codes import Codes, read_meta
 from masc.runtime.device import build_accelerator
-from metrics.lite0 import load_extractor, load_reference, measure_images
+from metrics.lite0 import ReferenceFeatures, load_extractor, load_reference, measure_images
 from metrics.results import Results, row
 from metrics.streams import Images
 from vq.readers import load_images
@@ -91,19 +93,25 @@ def evaluate_lite(config: EvalLiteConfig) -> Path:
     sets = [each for each in sets if each[0].name in missing]
     if not sets:
         return directory
-    extractor, data = load_extractor().to(device), run.config.data
-    reference = load_reference(
-        reference_path(run.config.artifacts, data.name),
-        data.name,
-        _images_of(run.inputs.train),
-        lambda: load_images(data.source, "train", data.resolution, data.path),
-        extractor,
-    )
+    extractor = load_extractor().to(device)
+    reference = load_run_reference(run.config, run.inputs.train, extractor)
     for samples, images, about in sets:
         protocol = about | sources[samples.name]
         rows = measure_images(images.read(0, len(images)), reference, extractor, protocol, config.bootstrap)
         Results(rows).save(directory / f"{samples.name}.json")
     return directory
+
+
+def load_run_reference(config: TrainConfig, train: Codes, extractor: nn.Module) -> ReferenceFeatures:
+    """The features of a run's training images, as `load_reference`."""
+    data = config.data
+    return load_reference(
+        reference_path(config.artifacts, data.name),
+        data.name,
+        _images_of(train),
+        lambda: load_images(data.source, "train", data.resolution, data.path),
+        extractor,
+    )
 
 
 def _images_of(codes: Codes) -> str:

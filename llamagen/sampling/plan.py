@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from llamagen.conditions.features import TextFeatures
-from llamagen.conditions.images import Labels, check_features, check_text_model
+from llamagen.conditions.images import Labels, check_features, check_text_model, draw_labels
 from llamagen.model import ARModel
 from llamagen.release import Release, ReleaseConfig
 from llamagen.runs import Run
@@ -18,7 +18,6 @@ from llamagen.sampling.sets import Source
 from masc.runtime.device import check_precision, resolve_precision
 from masc.runtime.errors import InputError
 from masc.runtime.files import check_name
-from masc.runtime.streams import Purpose, random_stream
 from vq.interface import Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -149,8 +148,7 @@ def plan_labels(kind: str, source: Source, num_images: int, seed: int) -> np.nda
     if kind == "balanced":
         return np.arange(num_images) % num_classes
     population = np.arange(num_classes) if kind == "uniform" else source.label_population()
-    draws = [random_stream(seed, Purpose.LABELS, index).random() for index in range(num_images)]
-    return population[(np.array(draws) * len(population)).astype(np.int64)]
+    return draw_labels(population, num_images, seed)
 
 
 def sampling_precision(precision: str) -> str:

@@ -11,6 +11,7 @@ from llamagen.training.checkpoint import last_checkpoint, load_progress
 from llamagen.training.compute import ComputeConfig
 from llamagen.training.optim import OptimConfig, may_lengthen
 from llamagen.training.tracking import TrackingConfig
+from llamagen.training.watching import WatchConfig
 from masc.build import TreeConfig
 from masc.heads.config import CONFIGS, HeadConfig
 from masc.layout import Layout
@@ -36,6 +37,7 @@ class TrainConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     compute: ComputeConfig = field(default_factory=ComputeConfig)
+    watch: WatchConfig = field(default_factory=WatchConfig)
     tokenizer_name: str  # not `tokenizer`, which Hydra takes for the group of that name
     steps: int
     batch_size: int  # images a step, over all processes and micro-batches
@@ -63,6 +65,7 @@ class TrainConfig:
         keys = (
             "tracking.",
             "compute.",
+            "watch.",
             "optim.skip_bad_steps",
             "log_every",
             "checkpoint_every",
@@ -89,6 +92,10 @@ class TrainConfig:
         for name in (*counts, "keep_last"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be positive, found {getattr(self, name)}")
+        if self.watch.sample_every % self.log_every:  # else samples would divide the steps of a row of losses
+            raise ValueError(
+                f"watch.sample_every {self.watch.sample_every} must be a multiple of log_every {self.log_every}"
+            )
         if self.keep_every < 0:
             raise ValueError(f"keep_every must be 0 or a number of steps, found {self.keep_every}")
 

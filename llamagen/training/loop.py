@@ -31,6 +31,7 @@ from llamagen.training.parallel import ParallelModel, whole_tensor
 from llamagen.training.saving import Saver
 from llamagen.training.stream import CodeStream, caption_choices, dropped_conditions
 from llamagen.training.tracking import Tracker
+from llamagen.training.watching import bar_words, speeds
 from masc.runtime.beats import beat, rest
 from masc.runtime.errors import InputError, Stopped
 from masc.runtime.stopping import StopRequest, stop_requests
@@ -67,6 +68,8 @@ class Loop:
     saver: Saver
     tracker: Tracker | None  # of the main process
     validate: Callable[[], dict[str, float]]
+    draw: Callable[[int], dict[str, float]]  # samples after a step
+    full_speed: float | None  # images a second of the peak of all processes' GPUs, if it is known
     losses: list[Tensor] = field(default_factory=list)  # of this process, of the steps since `agree`
     norms: list[Tensor] = field(default_factory=list)  # of the gradients of all processes
     _clock: float = 0.0  # until when training time was counted
@@ -106,14 +109,15 @@ class Loop:
         config, step = self.config, self.progress.step
         is_last = step == config.steps
         evaluates, saves = (is_last or step % every == 0 for every in (config.evaluate_every, config.checkpoint_every))
-        logs = evaluates or step % config.log_every == 0
+        draws = config.watch.draws(step, config.steps)
+        logs = evaluates or draws or step % config.log_every == 0
         if not (logs or saves or step >= self._next_agree):
             return
         stops = self.agree(request.name is not None) and not is_last
-        if evaluates or saves or stops:
+        if evaluates or draws or saves or stops:
             rest()
         if logs:
-            self.log(evaluates)
+            self.log(evaluates, draws)
         if saves or stops:
             if self.tracker is not None:
                 self.tracker.log.flush()
@@ -173,24 +177,26 @@ class Loop:
         most = config.optim.skip_bad_steps
         logger.warning("%s (%s); its update is left out: %d of at most %d", what, images, progress.skipped, most)
 
-    def log(self, evaluates: bool) -> None:
+    def log(self, evaluates: bool, draws: bool) -> None:
         """Write a row of metrics.jsonl about the steps since the last row."""
         config, progress, step = self.config, self.progress, self.progress.step
         row: dict[str, float] = {}
         if window := progress.window:
             nats, norm = (math.fsum(values) / len(window) for values in zip(*window, strict=True))
             row |= {"train/nats_per_token": nats, "train/gradient_norm": norm}
-            self.bar.set_postfix(nats=f"{nats:.3f}")
         row["train/learning_rate"] = learning_rate(config.optim, step - 1, config.steps)
         if config.optim.skip_bad_steps:
             row["train/skipped_steps"] = progress.skipped
         steps, seconds = self._since_row
-        row["speed/images_per_second"] = steps * config.batch_size / seconds
+        row |= speeds(steps * config.batch_size / seconds, self.inputs.train.num_positions, self.full_speed)
+        self.bar.set_postfix(bar_words(row))
         if self._saved_in is not None:
             row["speed/save_seconds"] = round(self._saved_in, 3)
         progress.window, self._since_row, self._saved_in = [], (0, 0.0), None
         if evaluates:
             row |= self.validate()
+        if draws:
+            row |= self.draw(step)
         if self.tracker is not None:
             self.tracker.write(step, row, images=step * config.batch_size, seconds=progress.seconds)
             if self.bar.disable:
