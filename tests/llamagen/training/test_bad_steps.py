@@ -51,6 +51,14 @@ def test_bad_steps_are_left_out_and_counted_up_to_a_number(small_run, tmp_path, 
     train(small_run("head=flat", "optim.skip_bad_steps=2", f"run_dir={tmp_path / 'one'}"))
 
 
+def test_a_bad_last_step_is_left_out_and_the_run_is_trained(small_run, monkeypatch):
+    poison(monkeypatch, 12)
+    config = small_run("head=flat", "optim.skip_bad_steps=1")
+    rows = losses(train(config))
+    assert rows[-1]["step"] == 12 and all(math.isfinite(value) for value in rows[-1].values())
+    assert load_progress(last_checkpoint(config.directory)).step == 12 and is_finite(config.directory)
+
+
 def test_a_skipped_step_changes_neither_weights_nor_the_optimizer(small_run, monkeypatch):
     seen, update = [], Loop.update
 
