@@ -47,7 +47,7 @@ def ours(head: str, plain_attention: bool) -> dict[str, Callable[[], None]]:
     (optimizer,) = build_optimizers(model, config.optim, fused=True)
     tokens, labels = torch.randint(1024, (BATCH, 64)), torch.randint(9, (BATCH,))
     precision = resolve_precision("auto")
-    kernel = attention_kernel(torch.device("cpu" if plain_attention else "meta"))
+    kernel = attention_kernel(torch.device("cpu" if plain_attention else "meta"), SHAPE.num_positions)
 
     def step() -> None:
         model.train()

@@ -28,6 +28,7 @@ from llamagen.training.checkpoint import (
     read_average,
     set_damaged_aside,
 )
+from llamagen.training.compute import float32_products
 from llamagen.training.config import TrainConfig
 from llamagen.training.diagnostics import diagnose
 from llamagen.training.initial import initial_parents
@@ -122,7 +123,7 @@ def train(config: TrainConfig) -> Path:
     accelerator = build_accelerator(precision)
     share = _images_of_share(config, progress, accelerator.num_processes)
     drawing = _open_drawing(config, start.inputs)
-    with contextlib.ExitStack() as held:
+    with float32_products(config.compute.tf32, precision), contextlib.ExitStack() as held:
         from_main(lambda: held.enter_context(locked(directory)))
         from_main(lambda: config.open_directory(start.parents, start.branch and start.branch.record))
         found = Path(from_main(lambda: str(set_damaged_aside(directory))))
@@ -188,7 +189,7 @@ def _run(config: TrainConfig, accelerator: Accelerator, start: Start, share: int
             record_start(record, directory)
     freeze(model, config.frozen)
     num_parameters = count_parameters(model)
-    parallel = ParallelModel(model, accelerator, config.compute)
+    parallel = ParallelModel(model, accelerator, config.compute, config.steps)
     optimizers = build_optimizers(model, config.optim, fused=True)
     average = Average(model, config.ema_decay) if config.ema_decay else None
     if progress.step:

@@ -25,7 +25,7 @@ STEP = 0x9E3779B97F4A7C15  # between two states of SplitMix64
 class ImageDropout(nn.Module):
     """Dropout of values (B, ...), or of whole images, at a rate in [0, 1).
 
-    In training it reads `keys`, which `key_dropouts` sets before every forward; without keys it draws from torch's
+    In training it reads `keys`, which `set_dropout_keys` sets before every forward; without keys it draws from torch's
     generator."""
 
     def __init__(self, rate: float, whole: bool = False):
@@ -59,6 +59,7 @@ def kept_values(keys: Tensor, count: int, rate: float) -> Tensor:
     return words.view(torch.int16)[:, :count] >= -(2**15) + round(rate * 2**16)
 
 
+@torch.compiler.assume_constant_result
 @lru_cache(maxsize=32)
 def places(count: int, device: torch.device) -> Tensor:
     """A number for each word of an image, the same for all images: (W,) int64."""
@@ -76,17 +77,24 @@ def _scattered(states: np.ndarray) -> np.ndarray:
     return words ^ (words >> np.uint64(31))
 
 
-def key_dropouts(model: nn.Module, keys: np.ndarray | None, device: torch.device) -> None:
-    """Give every `ImageDropout` of a model the keys of the images of its next forward: (B,) uint64; None: no keys.
+def dropout_keys(model: nn.Module, keys: np.ndarray) -> Tensor:
+    """The keys of each `ImageDropout` of a model for some images, on the host: (B,) uint64 -> (S, B) int64.
 
     The dropouts are numbered as `model.modules()` lists them, so that each draws masks of its own."""
-    dropouts = [module for module in model.modules() if isinstance(module, ImageDropout) and module.rate]
-    if keys is None or not dropouts:
-        for module in dropouts:
-            module.keys = None
-        return
-    numbers = _scattered(np.arange(len(dropouts), dtype=np.uint64) + np.uint64(2**63))
-    table = torch.from_numpy(_scattered(keys ^ numbers[:, None]).view(np.int64))  # (S, B)
-    table = table.to(device, non_blocking=True)
-    for module, own in zip(dropouts, table, strict=True):
+    numbers = _scattered(np.arange(len(_dropouts(model)), dtype=np.uint64) + np.uint64(2**63))
+    return torch.from_numpy(_scattered(keys ^ numbers[:, None]).view(np.int64))
+
+
+def set_dropout_keys(model: nn.Module, table: Tensor) -> None:
+    """Give every `ImageDropout` of a model the keys of the images of its next forward: (S, B), on its device."""
+    for module, own in zip(_dropouts(model), table, strict=True):
         module.keys = own
+
+
+def _dropouts(model: nn.Module) -> list[ImageDropout]:
+    return [module for module in model.modules() if isinstance(module, ImageDropout) and module.rate]
+
+
+def key_dropouts(model: nn.Module, keys: np.ndarray, device: torch.device) -> None:
+    """`set_dropout_keys` of `dropout_keys`."""
+    set_dropout_keys(model, dropout_keys(model, keys).to(device))

@@ -19,37 +19,39 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
-from llamagen.backbones.dropout import key_dropouts
+from llamagen.backbones.dropout import set_dropout_keys
+from llamagen.training.ahead import Ahead
 from llamagen.training.average import Average
+from llamagen.training.batches import Batch, batches
 from llamagen.training.checkpoint import Progress, checkpoint_path
 from llamagen.training.config import TrainConfig
 from llamagen.training.inputs import RunInputs
-from llamagen.training.likelihood import on_device
 from llamagen.training.optim import learning_rate, set_learning_rate
 from llamagen.training.optimizer_state import Optimizers
 from llamagen.training.parallel import ParallelModel, whole_tensor
 from llamagen.training.saving import Saver
-from llamagen.training.stream import CodeStream, caption_choices, dropped_conditions
+from llamagen.training.stream import CodeStream
 from llamagen.training.tracking import Tracker
 from llamagen.training.watching import bar_words, speeds
 from masc.runtime.beats import beat, rest
 from masc.runtime.errors import InputError, Stopped
 from masc.runtime.stopping import StopRequest, stop_requests
-from masc.runtime.streams import Purpose, image_keys, torch_seed
 
 logger = logging.getLogger(__name__)
 TOLD = {"train/nats_per_token": "nats per token", "val/nats_per_token": "held out"}
 SILENCE = 30  # seconds between two lines of progress where no bar is shown, evaluations apart
 AGREE_SECONDS = 5.0  # after which the processes ask each other whether to stop
+FEW = 64  # positions
 LISTED = 8  # images of a bad step that its message names
 
 
-def attention_kernel(device: torch.device) -> Callable[[], contextlib.AbstractContextManager]:
-    """Context manager that chooses the attention of a training step.
+def attention_kernel(device: torch.device, positions: int) -> Callable[[], contextlib.AbstractContextManager]:
+    """Context manager that chooses the attention of a training step on images of as many tokens.
 
-    On a CPU it is the plain one: at 64 positions it costs no more than torch's fused kernel (`make bench` prints
-    both). Elsewhere torch chooses."""
-    return partial(sdpa_kernel, SDPBackend.MATH) if device.type == "cpu" else contextlib.nullcontext
+    On a CPU it is the plain one up to 64 positions, where it costs no more than torch's fused kernel (`make bench`
+    prints both). Elsewhere torch chooses."""
+    is_plain = device.type == "cpu" and positions <= FEW
+    return partial(sdpa_kernel, SDPBackend.MATH) if is_plain else contextlib.nullcontext
 
 
 @dataclass
@@ -94,7 +96,8 @@ class Loop:
         self._next_agree = progress.step
         self._first = progress.step
         rest()
-        with self.bar, stop_requests() as request, contextlib.closing(self.saver):
+        self.batches = self._read()
+        with self.bar, stop_requests() as request, contextlib.closing(self.saver), contextlib.closing(self.batches):
             while progress.step < config.steps:
                 loss, norm = self.step(progress.step)
                 self.losses.append(loss)
@@ -104,6 +107,12 @@ class Loop:
                 self._after_step(request)
         rest()
         self.accelerator.wait_for_everyone()
+
+    def _read(self) -> Ahead[Batch]:
+        """The micro-batches of this process, read ahead or when they are taken."""
+        accelerator, given = self.accelerator, (self.config, self.inputs, self.stream, self.model.own, self.share)
+        device, read = accelerator.device.type, batches(*given, accelerator.process_index, self.progress.step)
+        return Ahead(map(Batch.pinned, read) if device == "cuda" else read, self.config.compute.reads_ahead(device))
 
     def _after_step(self, request: StopRequest) -> None:
         config, step = self.config, self.progress.step
@@ -189,6 +198,7 @@ class Loop:
             row["train/skipped_steps"] = progress.skipped
         steps, seconds = self._since_row
         row |= speeds(steps * config.batch_size / seconds, self.inputs.train.num_positions, self.full_speed)
+        row["speed/data_wait"] = round(self.batches.waited() / seconds, 5)
         self.bar.set_postfix(bar_words(row))
         if self._saved_in is not None:
             row["speed/save_seconds"] = round(self._saved_in, 3)
@@ -220,36 +230,23 @@ class Loop:
         self.model.own.train()
         for optimizer in self.optimizers:
             set_learning_rate(optimizer, learning_rate(config.optim, step, config.steps))
-        keys = image_keys(config.seed, Purpose.DROPOUT, step, config.batch_size)
-        first = accelerator.process_index * config.micro_batches
         note_progress = rest if step == self._first else beat  # the first step compiles
         losses = []
         for micro in range(config.micro_batches):
-            index = first + micro
-            part = slice(index * self.share, (index + 1) * self.share)
-            batch = self.batch(step, part)
-            key_dropouts(self.model.own, keys[part], accelerator.device)
-            # Dropout that is not by image draws from torch's global generator.
-            torch.manual_seed(torch_seed(config.seed, Purpose.DROPOUT, step, index))
-            with self.model.accumulating(micro == config.micro_batches - 1), attention_kernel(accelerator.device)():
+            batch = self.batches.take().to(accelerator.device)
+            set_dropout_keys(self.model.own, batch.keys)
+            torch.manual_seed(batch.seed)
+            kernel = attention_kernel(accelerator.device, self.inputs.train.num_positions)
+            with self.model.accumulating(micro == config.micro_batches - 1), kernel():
                 with accelerator.autocast():
-                    log_probs = self.model(*batch)
-                loss = -log_probs.sum() / batch[0].numel()  # the gradient of a sum is never read: heads.losses
+                    log_probs = self.model(*batch.arguments)
+                # The gradient of a sum is one number, which the host need not read (masc/heads/losses.py).
+                loss = -log_probs.sum() / batch.arguments[0].numel()
                 note_progress()  # in `backward` the processes wait for each other
                 accelerator.backward(loss / config.micro_batches)
             losses.append(loss.detach())
             note_progress()
         return torch.stack(losses).mean(), self.update()
-
-    def batch(self, step: int, part: slice) -> list[Tensor | None]:
-        """The arguments of `ARModel` for the images in `part` of a step: tokens, condition, mask of captions, and which
-        images lose their condition."""
-        config = self.config
-        which = config.seed, step, part, config.batch_size
-        images, choices = self.stream.images(step, part), caption_choices(*which)
-        condition, mask = self.inputs.conditions["train"].batch(images, choices)
-        dropped = dropped_conditions(config.model.class_dropout, *which)
-        return on_device(self.accelerator, self.stream.tokens(step, part), condition, mask, dropped)
 
     def update(self) -> Tensor:
         """Clip the gradients and take the optimizers' step, unless the step is bad; return the norm before clipping."""

@@ -25,11 +25,15 @@ from llamagen.training.compute import ComputeConfig
 class ParallelModel:
     """A model as the processes train it together. `own` is the model whose parameters the optimizer gets."""
 
-    def __init__(self, model: ARModel, accelerator: Accelerator, compute: ComputeConfig):
-        """`model` holds the same numbers on every process; it is moved to the process's device, and changed."""
+    def __init__(self, model: ARModel, accelerator: Accelerator, compute: ComputeConfig, steps: int):
+        """`model` holds the same numbers on every process; it is moved to the process's device, and changed. `steps`
+        are those of the run."""
         self.own, self._accelerator = model.to(accelerator.device), accelerator
         is_sharded = compute.parallel == "fsdp" and accelerator.num_processes > 1
         self._skeleton = _without_parameters(model) if is_sharded else None
+        if compute.compiles(accelerator.device.type, steps):
+            for block in model.backbone.blocks():
+                compile_block(block)
         if compute.recompute:
             for block in model.backbone.blocks():
                 recompute(block)
@@ -98,6 +102,20 @@ def _without_parameters(model: ARModel) -> ARModel:
     """A copy of a model whose parameters hold no numbers yet; its buffers do."""
     empty = {id(each): nn.Parameter(each.new_empty(0), requires_grad=each.requires_grad) for each in model.parameters()}
     return copy.deepcopy(model, empty)
+
+
+def compile_block(block: nn.Module) -> None:
+    """Compile the forward pass of a block for training; the code is compiled once for all blocks of a kind.
+
+    Parameters keep their names. Validation computes as before, whatever the sizes of its batches."""
+    plain = block.forward
+    compiled = torch.compile(plain, dynamic=False)
+
+    def forward(*arguments: Any, **named: Any) -> Tensor:
+        trains = block.training and torch.is_grad_enabled()
+        return (compiled if trains else plain)(*arguments, **named)
+
+    block.forward = forward
 
 
 def recompute(block: nn.Module) -> None:
