@@ -60,9 +60,13 @@ def kept_values(keys: Tensor, count: int, rate: float) -> Tensor:
 
 
 @torch.compiler.assume_constant_result
-@lru_cache(maxsize=32)
 def places(count: int, device: torch.device) -> Tensor:
     """A number for each word of an image, the same for all images: (W,) int64."""
+    return place_table(count, device)
+
+
+@lru_cache(maxsize=32)
+def place_table(count: int, device: torch.device) -> Tensor:
     with torch.inference_mode(False):
         return torch.from_numpy(_scattered(np.arange(count, dtype=np.uint64)).view(np.int64)).to(device)
 

@@ -23,7 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from llamagen.backbones.dropout import key_dropouts, places
+from llamagen.backbones.dropout import key_dropouts, place_table
 from llamagen.backbones.layers import rope_table
 from llamagen.model import ARModel
 from llamagen.training.optim import OptimConfig, build_optimizers
@@ -95,7 +95,7 @@ def without_numbers() -> Iterator[Ledger]:
             warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")  # when a module is copied
             yield ledger
     finally:
-        for table in (rope_table, places):
+        for table in (rope_table, place_table):
             table.cache_clear()  # it holds tables without numbers
 
 
