@@ -6,6 +6,9 @@ from launch import Launch
 from start import ROOT
 
 IMPORTS = f"import sys; sys.path[:0] = {[str(ROOT / 'scripts'), str(ROOT)]!r}\n"  # the processes import our scripts
+# A training of seconds.
+TINY = ["model.dim=32", "model.num_layers=1", "model.num_heads=4", "model.multiple_of=16", "batch_size=8"]
+TINY += ["tracking.mode=disabled"]
 WAITS = "import time, worker; worker.join_launcher(); time.sleep(60)"
 
 

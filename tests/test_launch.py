@@ -7,7 +7,7 @@ import sys
 
 import pytest
 from launch import Launch, launch, parse, run_workers
-from launched import IMPORTS, WAITS, processes
+from launched import IMPORTS, TINY, WAITS, processes
 from meeting import free_port
 from run_rows import losses
 from start import ROOT
@@ -146,10 +146,9 @@ def test_a_launch_that_cannot_work_ends_with_one_line(tmp_path, device, more, wo
 
 def train_command(tmp_path, name: str, place: list[str]) -> list[str]:
     """A launcher of a tiny training of two steps into the folder `name`."""
-    model = ["model=llamagen-tiny", "model.dim=32", "model.num_layers=1", "model.num_heads=4", "model.multiple_of=16"]
     given = [f"artifacts={make_artifacts(tmp_path / 'artifacts')}", f"run_dir={tmp_path / name}", "data=twemoji"]
-    settings = ["head=masc", "steps=2", "batch_size=8", "log_every=2", "checkpoint_every=2", "tracking.mode=disabled"]
-    return [sys.executable, "scripts/launch.py", *place, "--cpu", "scripts/train.py", *model, *given, *settings]
+    settings = ["model=llamagen-tiny", "head=masc", *TINY, "steps=2", "log_every=2", "checkpoint_every=2"]
+    return [sys.executable, "scripts/launch.py", *place, "--cpu", "scripts/train.py", *given, *settings]
 
 
 @pytest.mark.slow

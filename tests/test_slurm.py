@@ -1,10 +1,17 @@
 """The SLURM script starts a launcher on each node, and queues again what was asked to stop and is not done."""
 
 import os
+import shutil
 import signal
 import subprocess
+import sys
+import time
 
 import pytest
+from launched import TINY
+from meeting import free_port
+from run_rows import losses
+from tiny_artifacts import make_artifacts
 
 # Programs of SLURM, and make, as the script sees them. Each notes how it was called.
 NOTE = '#!/bin/bash\necho "${0##*/} $*" >> "$CALLS"\n'
@@ -70,3 +77,40 @@ def test_a_script_that_does_not_find_the_repository_says_so(job, tmp_path):
         said = process.stdout.read()
     assert process.returncode == 1 and said.startswith("error: submit scripts/slurm.sh with sbatch in the folder of")
     assert not job.calls.exists()
+
+
+# Starts its command on two nodes; a signal reaches all processes of both, as SLURM sends it.
+SRUN = f"""#!{sys.executable}
+import os, signal, subprocess, sys
+words = [word for word in sys.argv[1:] if not word.startswith("--")]
+places = [os.environ | {{"SLURM_NODEID": number}} for number in "01"]
+nodes = [subprocess.Popen(words, env=place, start_new_session=True) for place in places]
+signal.signal(signal.SIGUSR1, lambda *given: [os.killpg(node.pid, signal.SIGUSR1) for node in nodes])
+sys.exit(max(node.wait() for node in nodes))
+"""
+
+
+@pytest.mark.slow
+def test_a_job_on_two_nodes_queues_again_and_gives_the_run_of_one_process(job, tmp_path, root):
+    (tmp_path / "srun").write_text(SRUN)
+    (tmp_path / "make").write_text(f'#!/bin/bash\n[[ $1 == setup ]] && exit\nexec {shutil.which("make")} "$@"\n')
+    artifacts, run, one = make_artifacts(tmp_path / "artifacts"), tmp_path / "run", tmp_path / "one"
+    settings = [f"artifacts={artifacts}", *TINY, "steps=200", "log_every=2", "checkpoint_every=100", "data=twemoji"]
+    place = ["GPUS=1", "MAIN_HOST=127.0.0.1", f"MAIN_PORT={free_port()}", "LAUNCH_DEVICE=--cpu"]
+    words = ["HEAD=masc", f"PYTHON={sys.executable}", f"ARGS={' '.join(settings)}"]
+    for is_first in (True, False):
+        with job(*words, f"RUN_DIR={run}", *place) as process:
+            until = time.monotonic() + 100
+            while is_first and process.poll() is None and time.monotonic() < until:
+                if (run / "metrics.jsonl").exists() and len(losses(run)) > 2:
+                    process.send_signal(signal.SIGUSR1)
+                    break
+                time.sleep(0.01)
+            said = process.stdout.read()
+        assert process.returncode == 0, said
+        assert ("queues again" in said) == ("stopped at step" in said) == is_first, said
+    alone = ["make", "train", *words[:-1], f"{words[-1]} micro_batches=2", f"RUN_DIR={one}"]
+    subprocess.run(alone, cwd=root, check=True, capture_output=True)
+    assert len(losses(run)) == 101
+    for a, b in zip(losses(one), losses(run), strict=True):
+        assert a == pytest.approx(b, rel=1e-3, abs=1e-3)
