@@ -24,7 +24,7 @@ SECTIONS = {
     "Speed": re.compile(r"speed/"),
     "Other metrics": re.compile(""),
 }
-LOGARITHMIC = re.compile(r"val/gradient_|speed/wait")  # metrics that span decades
+LOGARITHMIC = re.compile(r"val/gradient_")  # metrics that span decades
 
 
 def section_of(metric: str) -> str:

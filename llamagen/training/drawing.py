@@ -22,7 +22,7 @@ from llamagen.training.inputs import RunInputs
 from llamagen.training.likelihood import on_device
 from llamagen.training.stream import group_labels
 from llamagen.training.tracking import GRID
-from masc.runtime.beats import beat
+from masc.runtime.beats import beat, rest
 from masc.runtime.device import from_main
 from masc.runtime.errors import InputError
 from masc.runtime.files import replacing
@@ -81,6 +81,7 @@ class Drawing:
                 pooled[start : start + len(rows)] = pool(self.extractor, images)
             shown = images[:SHOWN] if start == 0 else shown  # of the main process
             beat()
+        rest()  # others may have a batch more
         model.backbone.end_decoding()
         self.tokenizer.to("cpu")
         features = None if self.extractor is None else accelerator.reduce(pooled, "sum").cpu().numpy()
