@@ -1,19 +1,23 @@
 """wandb is a copy of metrics.jsonl that never ends or delays a training."""
 
+import hashlib
 import logging
 import os
 import re
+import shlex
 import signal
 import socket
 import subprocess
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from PIL import Image
 from wandb_file import logged
+from wandb_server import WandbServer
 
 from llamagen.training import tracking
 from llamagen.training.tracking import GRID, Tracker, TrackingConfig
@@ -205,7 +209,7 @@ def end_of_rows(file):
     return max(end for record, end in _records(file.read_bytes()) if Record.FromString(record).HasField("history"))
 
 
-KILLED = """
+TRACKED = """
 import os, signal, sys
 sys.path[:0] = {path!r}
 from pathlib import Path
@@ -224,8 +228,9 @@ class Run:
     label: str = "flat"
     seed: int = 0
 run = Run(Model(), Path({directory!r}))
-tracker = Tracker(TrackingConfig(mode={mode!r}), run, MetricsLog(run.directory / "metrics.jsonl", 0), dict())
-for step in range(8):
+log = MetricsLog(run.directory / "metrics.jsonl", {resumed})
+tracker = Tracker(TrackingConfig(mode={mode!r}), run, log, dict())
+for step in range({resumed} and {resumed} + 1, {until}):
     tracker.write(step, dict(), step, step)
 {end}
 """
@@ -233,12 +238,13 @@ for step in range(8):
 
 @pytest.fixture
 def process(tmp_path):
-    """Tracks a run in a process of its own, which ends in `end`; returns it."""
+    """Tracks a run in a process of its own, from the step after `resumed`, which ends in `end`; returns it."""
     pytest.importorskip("wandb")
     (tmp_path / "provenance.json").write_text('{"parents": {}}')
 
-    def run(end="tracker.finish()", mode="offline", **environment):
-        code = KILLED.format(path=sys.path, directory=str(tmp_path), mode=mode, end=end)
+    def run(end="tracker.finish()", mode="offline", resumed=0, until=8, **environment):
+        about = {"path": sys.path, "directory": str(tmp_path), "mode": mode, "resumed": resumed, "until": until}
+        code = TRACKED.format(**about, end=end)
         outer = {name: text for name, text in os.environ.items() if not name.startswith("WANDB_") and name != "HOME"}
         return subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, env=outer | environment, cwd=tmp_path
@@ -277,6 +283,51 @@ class Server(BaseHTTPRequestHandler):
 
     def log_message(self, *words):
         pass
+
+
+@pytest.fixture
+def server():
+    found = WandbServer()
+    yield found
+    found.shutdown()
+    found.server_close()
+
+
+@pytest.mark.slow
+def test_a_server_has_every_step_of_a_resumed_run_once(process, server, tmp_path):
+    for resumed, until in ((0, 6), (3, 10), (9, 12)):
+        done = process(mode="online", resumed=resumed, until=until, HOME=str(tmp_path), **server.environment)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert server.steps == list(range(12))
+
+
+@pytest.mark.slow
+def test_the_command_that_is_told_sends_every_step_of_a_killed_offline_run_once(process, server, tmp_path):
+    kill = "import time; time.sleep({}); os.kill(os.getpid(), signal.SIGKILL)"
+    process(kill.format(0), until=6, HOME=str(tmp_path))
+    process(resumed=3, until=8, HOME=str(tmp_path))
+    process(kill.format(16), resumed=7, until=12, HOME=str(tmp_path))  # wandb writes its file every 15 seconds
+    process(resumed=9, until=15, HOME=str(tmp_path))
+    send(tmp_path, server)
+    assert server.steps == list(range(15))
+
+
+@pytest.mark.slow
+def test_a_run_that_goes_on_offline_has_every_step_once(process, server, tmp_path):
+    process(mode="online", until=6, HOME=str(tmp_path), **server.environment)
+    process(resumed=3, until=8, HOME=str(tmp_path))
+    send(tmp_path, server)
+    process(mode="online", resumed=7, until=10, HOME=str(tmp_path), **server.environment)
+    assert server.steps == list(range(10))
+
+
+def send(directory, server):
+    """Send the offline files of a run by the command that the log names."""
+    name = hashlib.sha256(str(directory.resolve()).encode()).hexdigest()[:16]
+    command = f"{Path(sys.executable).parent}/wandb sync {shlex.quote(str(directory / 'wandb'))}/offline-run-*-{name}"
+    outer = os.environ | server.environment
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, env=outer, cwd=directory)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.fixture(params=["closed", "hangs", 401, 500])
