@@ -92,6 +92,8 @@ def launch(here: Launch) -> int:
     """Run all processes to their end; return the exit status: 0, that of the first that failed, or EXIT_STOPPED."""
     if here.gpus * here.nodes == 1 or {"-h", "--help"} & set(here.command):
         os.execve(here.command[0], here.command, here.environment())
+    if sys.platform != "linux":
+        raise InputError(f"several processes need Linux, which shows how each of them fares, found {sys.platform}")
     if here.nodes == 1 and here.port:
         listen(here.port).close()  # the first process will listen there
     check = subprocess.Popen([*here.command[:2], "--check", *here.command[2:]], env=here.environment())

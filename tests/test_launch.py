@@ -42,6 +42,12 @@ def test_a_host_that_is_no_name_is_refused_on_all_machines(host):
             parse(["1", "2", node, host, "", "--cpu", "script.py"])
 
 
+def test_a_system_that_does_not_show_how_processes_fare_is_refused(monkeypatch):
+    monkeypatch.setattr(sys, "platform", "darwin")
+    with pytest.raises(InputError, match="several processes need Linux, .* found darwin"):
+        launch(processes(""))
+
+
 def test_each_process_has_a_place_of_its_own(capfd):
     place = "os.environ['RANK'], os.environ['LOCAL_RANK'], os.environ['WORLD_SIZE']"
     code = f"import os; os.write(1, (' '.join([{place}]) + '\\n').encode())"  # at once: print may write in two parts
