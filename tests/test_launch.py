@@ -44,7 +44,7 @@ def test_a_host_that_is_no_name_is_refused_on_all_machines(host):
 
 def test_a_system_that_does_not_show_how_processes_fare_is_refused(monkeypatch):
     monkeypatch.setattr(sys, "platform", "darwin")
-    with pytest.raises(InputError, match="several processes need Linux, .* found darwin"):
+    with pytest.raises(InputError, match=r"several processes need Linux, .* found darwin"):
         launch(processes(""))
 
 
