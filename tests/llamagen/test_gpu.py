@@ -8,6 +8,8 @@ from golden_adapter import build_gpt, load_gpt_state
 
 from llamagen.sampling.filters import SamplingConfig
 from llamagen.sampling.generate import generate, image_uniforms
+from llamagen.train import train
+from llamagen.training.loop import Loop
 
 pytestmark = [
     pytest.mark.gpu,
@@ -43,3 +45,19 @@ def test_the_compiled_step_draws_in_bf16_what_the_plain_one_nearly_does(model):
     assert (plain[:, 0] == compiled[:, 0]).float().mean() > 0.95
     repeated = generate(model, labels, uniforms, SamplingConfig(guidance=2.0), compiled=True)
     assert torch.equal(repeated, compiled)
+
+
+@pytest.mark.parametrize("head", ["flat", "masc"])
+@pytest.mark.parametrize("switch", ["on", "off"])
+def test_the_host_never_waits_for_the_gpu_in_a_training_step(small_run, monkeypatch, head, switch):
+    step = Loop.step
+
+    def watched(loop, number):
+        torch.cuda.set_sync_debug_mode("error" if number > 1 else "default")  # the first steps make tables and code
+        try:
+            return step(loop, number)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    monkeypatch.setattr(Loop, "step", watched)
+    train(small_run(f"head={head}", "steps=6", "precision=bf16", "ema_decay=0.9", f"compute.compile={switch}"))

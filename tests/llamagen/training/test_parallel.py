@@ -74,6 +74,16 @@ def test_two_sharded_processes_train_as_one_does_and_one_goes_on_with_theirs(sma
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+@pytest.mark.parametrize("switch", ["optim=muon", "compute.compile=on"])
+def test_muon_and_compiled_blocks_train_in_two_processes_as_in_one(small_run, tmp_path, processes, switch, parallel):
+    one = train(small_run(*SETTINGS, switch, "compute.compile=off", f"run_dir={tmp_path / 'one'}"))
+    two = tmp_path / "two"
+    processes(2, *SETTINGS, switch, f"compute.parallel={parallel}", f"run_dir={two}")
+    check_same(one, two)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("there", ["ddp", "fsdp"])
 @pytest.mark.parametrize(("count", "here"), [(4, "fsdp"), (4, "ddp"), (2, "fsdp")])
 def test_a_run_goes_on_with_any_number_of_processes(small_run, tmp_path, processes, there, count, here):
