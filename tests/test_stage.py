@@ -282,10 +282,12 @@ def test_target_script_and_config_of_a_stage_have_one_name(root):
     for file in (root / "scripts").glob("*.py"):
         found = re.search(r'run_stage\("([a-z_]+)"', file.read_text())
         stages |= {file.stem: found[1]} if found else {}
+    assert stages.pop("plan") == "train"  # a plan is made for the config of a training
     assert all(name == stage for name, stage in stages.items())
     assert {file.stem for file in CONFIGS.glob("*.yaml")} == set(stages)
     recipes = re.findall(r"^([a-z-]+):.*## .*\n((?:\t.*\n)+)", MAKEFILE, re.MULTILINE)
     started = {target: set(re.findall(r"scripts/([a-z_]+)\.py", recipe)) for target, recipe in recipes}
+    assert started.pop("plan") == {"plan"}
     assert started.pop("setup") == {"install"}  # it makes what the others import
     # The replacement test is one part of what eval_tokenizer measures.
     assert started.pop("eval-replacement") == {"eval_tokenizer"}
