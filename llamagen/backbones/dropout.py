@@ -3,7 +3,7 @@
 torch draws masks for a whole batch from one generator, so that a mask depends on how images are shared by processes and
 micro-batches. Here a mask is a hash of an image's key, the number of the dropout in the model, and the place of each
 value in the image. Any number of processes and micro-batches, recomputed activations and another device give the same
-masks. On a CPU it takes no longer than torch's own dropout (`make bench-train` prints both).
+masks. On a CPU it takes less time than torch's own dropout (docs/speed.md).
 
 The hash is two rounds of multiply and shift on 64 bits, as in SplitMix64 (Steele et al. 2014); it yields four masks of
 16 bits, so a rate is rounded to a multiple of 1 / 65,536.
