@@ -19,14 +19,14 @@ from masc.runtime.run import (
 
 
 def test_a_changed_config_is_refused_by_the_keys_that_differ(tmp_path):
-    config = {"steps": 10, "optim": {"lr": 0.1}, "tracking": {"mode": "offline"}}
+    config = {"steps": 10, "rates": {"lr": 0.1}, "tracking": {"mode": "offline"}}
     run, tree = tmp_path / "run", {"tree": "a" * 64}
     assert check_run(run, config, tree, ()) is None and not run.exists()
     begin_run(run, config, tree, ("tracking.",), "masc")
     assert check_run(run, config, tree, ()) == config
     assert check_run(run, config | {"tracking": {"mode": "disabled"}}, tree, ("tracking.",)) == config
-    with pytest.raises(InputError, match=r"optim.lr: 0.1 there, 0.2 now\n.*RUN_DIR") as error:
-        check_run(run, config | {"optim": {"lr": 0.2}}, tree, ("tracking.",))
+    with pytest.raises(InputError, match=r"rates.lr: 0.1 there, 0.2 now\n.*RUN_DIR") as error:
+        check_run(run, config | {"rates": {"lr": 0.2}}, tree, ("tracking.",))
     assert "steps" not in str(error.value)
     with pytest.raises(InputError, match="sha256 of the tree"):
         check_run(run, config, {"tree": "b" * 64}, ("tracking.",))
