@@ -45,7 +45,7 @@ class ImageDropout(nn.Module):
         if self.keys is None:
             return x * F.dropout(x.new_ones(shape), self.rate)
         kept = kept_values(self.keys, math.prod(shape[1:]), self.rate).view(shape)
-        return x * kept.to(x.dtype).mul_(1 / (1 - self.rate))
+        return x * kept * (1 / (1 - self.rate))  # the scale itself is not rounded to the type of x
 
 
 @torch.no_grad()

@@ -57,6 +57,15 @@ def test_masks_of_other_images_dropouts_steps_seeds_and_places_are_uncorrelated(
     assert (first * second * third).mean(1).abs().max() < ROOM / 512**0.5
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_kept_values_are_scaled_as_exactly_as_by_torch(dtype):
+    model, x = ImageDropout(0.1).train(), torch.linspace(1, 2, 4096).to(dtype).repeat(8, 1)
+    key_dropouts(model, keys(8), x.device)
+    found = model(x)
+    kept = found != 0
+    assert torch.equal(found[kept], (x[kept].float() * (1 / 0.9)).to(dtype))
+
+
 def test_a_mask_of_an_uneven_number_of_values_is_the_beginning_of_a_longer_one():
     key = torch.tensor([1, -5])
     assert torch.equal(kept_values(key, 13, 0.5), kept_values(key, 16, 0.5)[:, :13])
