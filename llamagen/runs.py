@@ -16,6 +16,7 @@ from llamagen.training.checkpoint import (
     last_checkpoint,
     load_progress,
     load_weights,
+    owes_row,
     use_average,
 )
 from llamagen.training.config import TrainConfig, load_config
@@ -121,8 +122,10 @@ class Run:
         return group_labels(self.inputs.train)
 
     def is_trained(self, config: TrainConfig) -> bool:
-        """Whether the run is at the last step of `config`. Raises InputError if another config trained here."""
-        if self.progress.step < config.steps:
+        """Whether the run is at the last step of `config` and has logged it.
+
+        Raises InputError if another config trained here."""
+        if self.progress.step < config.steps or owes_row(self.directory, self.progress):
             return False
         config.check_directory(load_inputs(config).parents | initial_parents(config, is_resumed=True))
         return True

@@ -25,6 +25,7 @@ from llamagen.training.checkpoint import (
     last_checkpoint,
     load_progress,
     load_weights,
+    owes_row,
     read_average,
     set_damaged_aside,
 )
@@ -79,7 +80,7 @@ def _find_start(config: TrainConfig, inputs: RunInputs, checkpoint: Path) -> Sta
             f"{config.directory} began at a checkpoint of another run and has none of its own yet; set FROM to that "
             "checkpoint again (`began_at` in provenance.json)"
         )
-    elif config.from_checkpoint is not None and not recorded:
+    elif config.from_checkpoint is not None and not _began_there(config, recorded):
         raise InputError(
             f"{config.directory} holds a run at step {progress.step}, and FROM={config.from_checkpoint} begins a new "
             "one; say where the new run goes with RUN_DIR=..., or leave FROM out to resume the run"
@@ -98,10 +99,18 @@ def _recorded_branch(directory: Path) -> dict[str, str]:
     return {name: value for name, value in parents.items() if name == BRANCH}
 
 
+def _began_there(config: TrainConfig, recorded: dict[str, str]) -> bool:
+    """Whether the run in the directory of a config began where its `from_checkpoint` says."""
+    given = Path(config.from_checkpoint).absolute()
+    began_at = (read_provenance(config.directory).began_at or {}) if recorded else {}
+    place = Path(str(began_at.get("checkpoint")))
+    return given in (place, place.parent.parent)
+
+
 def check_run(config: TrainConfig, num_processes: int) -> None:
     """Raise the InputError that `train` would raise in `num_processes` processes: an input is missing, another config
     uses the directory, or the batch cannot be shared. Nothing is written."""
-    start = _find_start(config, load_inputs(config), last_checkpoint(config.directory))
+    start = _find_start(config, load_inputs(config), last_checkpoint(config.directory, warns=False))
     _images_of_share(config, start.progress, num_processes)
     config.check_directory(start.parents)
     _open_drawing(config, start.inputs)
@@ -113,25 +122,27 @@ def train(config: TrainConfig) -> Path:
     A run that is resumed keeps its precision where the config says `auto`. Raises InputError if an input is missing,
     another config or another process uses the directory, the run was started in another precision, or processes differ
     in what they train; `Stopped` if a signal asked to stop, after the run was saved."""
-    directory, inputs, own = config.directory, load_inputs(config), last_checkpoint(config.directory)
+    directory, inputs, own = config.directory, load_inputs(config), last_checkpoint(config.directory, warns=False)
     start = _find_start(config, inputs, own)
     progress = start.progress
     is_resumed = config.precision == "auto" and progress.step > 0 and start.branch is None
     precision = progress.precision if is_resumed else resolve_precision(config.precision)
-    if is_resumed and precision != resolve_precision("auto"):
-        logger.warning("%s continues in %s, in which it was started, whatever suits this machine", directory, precision)
     accelerator = build_accelerator(precision)
+    if is_resumed and precision != resolve_precision("auto") and accelerator.is_main_process:
+        logger.warning("%s continues in %s, in which it was started, whatever suits this machine", directory, precision)
     share = _images_of_share(config, progress, accelerator.num_processes)
     drawing = _open_drawing(config, start.inputs)
+    if start.branch is not None:
+        from_main(start.branch.check)
     with float32_products(config.compute.tf32, precision), contextlib.ExitStack() as held:
         from_main(lambda: held.enter_context(locked(directory)))
         from_main(lambda: config.open_directory(start.parents, start.branch and start.branch.record))
-        found = Path(from_main(lambda: str(set_damaged_aside(directory))))
+        found = Path(from_main(lambda: str(set_damaged_aside(directory, config.ema_decay > 0))))
         start = start if found == own else _find_start(config, inputs, found)
         progress = start.progress
         same = {"config": plain(config), "precision": precision, "step of the checkpoint": progress.step}
         check_agreement(same | {"SHA-256": start.parents}, PLACES)
-        if progress.step >= config.steps:
+        if progress.step >= config.steps and not from_main(lambda: owes_row(directory, progress)):
             logger.info("%s is trained already (%d steps)", directory, progress.step)
             return directory
         if start.branch is not None:
@@ -182,7 +193,7 @@ def _run(config: TrainConfig, accelerator: Accelerator, start: Start, share: int
     build = partial(build_model, config.model, config.head, inputs.shape, inputs.tree, config.seed, inputs.counts)
     model = build()
     if progress.step:
-        load_weights(start.checkpoint, model)
+        load_weights(start.checkpoint, model, is_checked=True)
     elif config.init is not None:
         record = start_warm(config, model.to(accelerator.device), inputs)
         if accelerator.is_main_process:
@@ -193,9 +204,9 @@ def _run(config: TrainConfig, accelerator: Accelerator, start: Start, share: int
     optimizers = build_optimizers(model, config.optim, fused=True)
     average = Average(model, config.ema_decay) if config.ema_decay else None
     if progress.step:
-        load_optimizers(start.checkpoint, model, optimizers)
+        load_optimizers(start.checkpoint, model, optimizers, is_checked=True)
         if average is not None and not (start.branch and start.branch.lacks_average):
-            average.load(read_average(start.checkpoint))
+            average.load(read_average(start.checkpoint, is_checked=True))
         logger.info("resuming %s at step %d of %s", directory, progress.step, start.checkpoint)
 
     def validate() -> dict[str, float]:
@@ -206,6 +217,8 @@ def _run(config: TrainConfig, accelerator: Accelerator, start: Start, share: int
         with parallel.whole(None if average is None else average.parameters) as whole:
             return drawing.draw(accelerator, whole, step)
 
+    if progress.window and not from_main(lambda: owes_row(directory, progress)):
+        progress.window = []
     tracker = None
     first = validate() if progress.step == 0 else None
     if accelerator.is_main_process:
@@ -216,7 +229,10 @@ def _run(config: TrainConfig, accelerator: Accelerator, start: Start, share: int
     full_speed = _full_speed(build, accelerator, progress.precision)
     keeping = Keeping(config.keep_last, config.keep_every)
     background = config.compute.background_save
-    saver = Saver(directory, hash_config(directory), keeping, background, accelerator.is_main_process)
+    is_main = accelerator.is_main_process
+    config_sha256 = hash_config(directory) if is_main else ""
+    origin = start.checkpoint if start.branch is not None else None
+    saver = Saver(directory, config_sha256, keeping, background, is_main, origin)
     stream = CodeStream(inputs.train, config.seed, config.batch_size)
     loop = Loop(
         *(config, accelerator, parallel, optimizers, average, stream, inputs, share),

@@ -26,6 +26,7 @@ from worker import (
     PIPES,
     SAVING,
     SIGNALS,
+    WRITING,
     claim_error,
     interrupt_on_signals,
 )
@@ -141,7 +142,7 @@ def run_workers(here: Launch, meeting: Meeting | None = None) -> int:
                     hanging = meeting.join_hanging(hanging)
                 if hanging:
                     raise watch.error(workers, hanging)
-                requests.pass_on(workers)
+                requests.pass_on(workers, watch)
                 time.sleep(LOOK)
             if status < 0 and requests.first is not None:
                 raise KeyboardInterrupt  # the signal came before the process could take it
@@ -152,12 +153,12 @@ def run_workers(here: Launch, meeting: Meeting | None = None) -> int:
             claim_error(errors)  # the other processes end silently
             raise
         except KeyboardInterrupt:
-            stop(workers)
+            stop(workers, watch)
             if claim_error(errors):
                 print(f"\ninterrupted; {CONTINUES}", file=sys.stderr)
             raise
         finally:
-            stop(workers)
+            stop(workers, watch)
             os.close(held)
 
 
@@ -189,8 +190,8 @@ class Requests:
         elif number != signal.SIGUSR1 and time.monotonic() > self.first + AGAIN:
             raise KeyboardInterrupt
 
-    def pass_on(self, processes: list[subprocess.Popen]) -> None:
-        """Ask the processes to stop if somebody asked the launcher; InputError if they take too long.
+    def pass_on(self, processes: list[subprocess.Popen], watch: Watch) -> None:
+        """Ask the processes to stop if somebody asked the launcher; InputError if they take too long, writes apart.
 
         A process that has got the signal itself does not take SIGUSR1 for a second request."""
         now = time.monotonic()
@@ -199,6 +200,8 @@ class Requests:
             self.until = now + SAVING
             for process in processes if self.first is not None else ():
                 process.send_signal(signal.SIGUSR1)
+        if any(map(watch.writes, range(len(processes)))):
+            self.until = max(self.until, now + GRACE)
         if now > self.until:
             raise InputError(f"not all processes had saved {SAVING} s after a signal, so all are ended; {CONTINUES}")
 
@@ -220,18 +223,23 @@ def ended(processes: list[subprocess.Popen]) -> int | None:
     return failed[0] if failed else None if None in states else max(states)
 
 
-def stop(processes: list[subprocess.Popen]) -> None:
+def stop(processes: list[subprocess.Popen], watch: Watch | None = None) -> None:
     """End the processes that still run: by SIGTERM, and by SIGKILL those that do not follow.
 
-    An interrupt ends the wait."""
+    One that writes a checkpoint is let finish it, for WRITING seconds at most. An interrupt ends the wait."""
     for process in processes:
         process.terminate()
-    until = time.monotonic() + GRACE
-    for process in processes:
+    start = time.monotonic()
+    for index, process in enumerate(processes):
         try:
-            process.wait(max(0, until - time.monotonic()))
-        except (subprocess.TimeoutExpired, KeyboardInterrupt):
-            until = 0
+            process.wait(max(0, start + GRACE - time.monotonic()))
+        except (subprocess.TimeoutExpired, KeyboardInterrupt) as error:
+            if isinstance(error, KeyboardInterrupt):
+                start = -math.inf
+            while watch is not None and watch.writes(index) and process.poll() is None:
+                if time.monotonic() > start + WRITING:
+                    break
+                time.sleep(LOOK)
             process.kill()
             process.wait()
 

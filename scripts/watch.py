@@ -78,7 +78,7 @@ class Watch:
         running: dict[int, Seen] = {}
         for index, (process, seen) in enumerate(zip(processes, self.seen, strict=True)):
             if process.returncode is None:
-                seen.look(PLACE.unpack_from(self.beats, index * PLACE.size), passed, is_stopped(process))
+                seen.look(self._numbers(index)[:2], passed, is_stopped(process))
                 running[self.first + index] = seen
         stopped = [number for number, seen in running.items() if seen.stopped > STOPPED]
         if stopped:
@@ -89,6 +89,13 @@ class Watch:
             )
         all_hang = all(seen.hangs for seen in running.values())
         return {number: seen.place for number, seen in running.items()} if all_hang else {}
+
+    def writes(self, index: int) -> bool:
+        """Whether a process of this machine, by its number here, writes what would be lost if it were ended now."""
+        return self._numbers(index)[2] > 0
+
+    def _numbers(self, index: int) -> tuple[int, int, int]:
+        return PLACE.unpack_from(self.beats, index * PLACE.size)
 
     def error(self, processes: list[subprocess.Popen], hanging: dict[int, Place]) -> InputError:
         """The error for processes that hang, on all machines. Those that are behind the others print their stacks."""

@@ -121,3 +121,31 @@ def test_a_process_that_is_stopped_is_named_and_all_end(monkeypatch, capfd):
     with pytest.raises(InputError, match="process 1 was stopped by a signal such as SIGSTOP for"):
         run_workers(processes(code))
     assert capfd.readouterr().err == ""
+
+
+WRITER = (
+    "import os, signal, time, worker\n"
+    "from masc.runtime.beats import writes\n"
+    "worker.join_launcher()\n"
+    "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+    "if os.environ['RANK'] == '1':\n"
+    "    time.sleep(0.3)\n"
+    "    os._exit(3)\n"
+    "with writes():\n"
+    "    time.sleep(1)\n"
+    "    os.write(1, b'saved')\n"
+    "time.sleep(60)\n"
+)
+
+
+def test_a_process_that_writes_a_checkpoint_is_let_finish_it_when_another_one_dies(monkeypatch, capfd):
+    monkeypatch.setattr("launch.GRACE", 0.1)
+    assert run_workers(processes(WRITER)) == 3
+    assert capfd.readouterr().out == "saved"
+
+
+def test_a_write_that_does_not_end_is_cut_short(monkeypatch, capfd):
+    monkeypatch.setattr("launch.GRACE", 0.1)
+    monkeypatch.setattr("launch.WRITING", 0.3)
+    assert run_workers(processes(WRITER.replace("time.sleep(1)", "time.sleep(60)"))) == 3
+    assert capfd.readouterr().out == ""

@@ -14,9 +14,9 @@ from llamagen.training.checkpoint import (
     WEIGHTS,
     Progress,
     check_checkpoint,
-    hash_file_of,
     last_checkpoint,
     load_progress,
+    recorded_sha256,
 )
 from llamagen.training.config import TrainConfig, load_config
 from masc.runtime.errors import InputError
@@ -26,7 +26,7 @@ from masc.runtime.run import CHECKPOINTS, differences, flatten, plain, read_metr
 
 BRANCH = "checkpoint it began at"  # kind of parent
 # Settings that decide which numbers a checkpoint holds, and of which images.
-FIXED = ("model.", "head.", "tree.", "data.", "tokenizer_name", "batch_size", "seed", "frozen")
+FIXED = ("model.", "head.", "tree.", "data.", "tokenizer_name", "batch_size", "seed", "frozen", "optim.kind")
 FREE = (
     *("model.name", "model.token_dropout", "model.residual_dropout", "model.ffn_dropout", "model.drop_path"),
     *("head.name", "data.path", "tree.engine", "tree.coarsest"),
@@ -46,17 +46,22 @@ class Branch:
     @property
     def record(self) -> dict[str, Any]:
         """What provenance.json says of it."""
-        return {"checkpoint": str(self.checkpoint), "step": self.progress.step, "changed": self.changed}
+        return {"checkpoint": str(self.checkpoint.absolute()), "step": self.progress.step, "changed": self.changed}
 
     @property
     def parents(self) -> dict[str, str]:
         """The SHA-256 of its weights, as a parent of the run."""
-        return {BRANCH: hash_file_of(self.checkpoint, WEIGHTS)}
+        return {BRANCH: recorded_sha256(self.checkpoint, WEIGHTS)}
 
     @property
     def lacks_average(self) -> bool:
         """Whether the other run kept no averaged weights: then they begin with those of the checkpoint."""
         return not (self.checkpoint / AVERAGE).exists()
+
+    def check(self) -> None:
+        """Raise `Damaged` if a byte of the checkpoint is not what was written."""
+        with advising("set FROM to another checkpoint of the run"):
+            check_checkpoint(self.checkpoint)
 
     def copy_rows(self, directory: Path) -> None:
         """Begin metrics.jsonl in `directory` with the rows of the other run up to the checkpoint."""
@@ -68,8 +73,8 @@ def open_branch(config: TrainConfig, parents: dict[str, str]) -> Branch | None:
     """Where `config.from_checkpoint` says that a new run begins; None if it says nothing. `parents` are those of the
     new run.
 
-    Raises InputError for a checkpoint that is missing or damaged, of another model, data or batch, or at or beyond the
-    last step of the new run."""
+    Its tensors are not read. Raises InputError for a checkpoint that is missing, of another model, optimizer, data or
+    batch, or at or beyond the last step of the new run."""
     if config.from_checkpoint is None:
         return None
     given = Path(config.from_checkpoint)
@@ -81,8 +86,9 @@ def open_branch(config: TrainConfig, parents: dict[str, str]) -> Branch | None:
             f"{'a folder of another kind' if given.exists() else 'nothing'}; set FROM to one"
         )
     with advising("set FROM to another checkpoint of the run"):
-        check_checkpoint(checkpoint)
+        check_checkpoint(checkpoint, contents=False)
     progress, stored = load_progress(checkpoint), load_config(run_dir / "config.yaml")
+    progress.skipped = 0  # the new run may skip as many bad steps as its config says
     there, now = flatten(plain(stored)), flatten(plain(config))
     fixed = {key for key in there | now if key.startswith(FIXED) and key not in FREE}
     if not config.head.uses_tree:
@@ -93,9 +99,9 @@ def open_branch(config: TrainConfig, parents: dict[str, str]) -> Branch | None:
     lines = differences({key: old.get(key) for key in kinds}, {key: new.get(key) for key in kinds})
     if lines:
         raise InputError(
-            f"{checkpoint} (there) is of another model, data or batch than the run {config.directory} (now):\n{lines}\n"
-            "These must be the same: the optimizer and the order of the images go on. For other weights to begin with, "
-            "set INIT"
+            f"{checkpoint} (there) is of another model, optimizer, data or batch than the run {config.directory} "
+            f"(now):\n{lines}\nThese must be the same: the optimizer and the order of the images go on. For other "
+            "weights to begin with, set INIT"
         )
     if progress.step >= config.steps:
         raise InputError(

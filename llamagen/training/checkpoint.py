@@ -12,6 +12,7 @@ it is read as well."""
 
 import json
 import logging
+import math
 import re
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 from masc.runtime.errors import InputError, MissingArtifact
 from masc.runtime.files import hash_file, recover
 from masc.runtime.reading import Damaged, advising, read_json, read_yaml
-from masc.runtime.run import CHECKPOINTS, flatten, read_provenance, run_facts
+from masc.runtime.run import CHECKPOINTS, flatten, read_metrics, read_provenance, run_facts
 from vq.checkpoint import load_state, read_checkpoint
 
 logger = logging.getLogger(__name__)
@@ -33,7 +34,9 @@ DAMAGED = "damaged-"  # before the name of a checkpoint that was set aside
 LAST = "last"  # the only checkpoint of earlier versions
 MANIFEST = "manifest.json"
 WEIGHTS, AVERAGE = "model.safetensors", "average.safetensors"
+PROGRESS = "progress.json"
 OPTIMIZER, OLD_OPTIMIZER = "optimizer.safetensors", "optimizer.pt"
+REQUIRED = (WEIGHTS, OPTIMIZER, PROGRESS)  # files of every checkpoint
 
 
 @dataclass
@@ -52,7 +55,8 @@ class Progress:
 
     def __post_init__(self) -> None:
         is_sound = min(self.step, self.skipped) >= 0 and self.shares >= 1 and self.precision in ("fp32", "bf16")
-        if not is_sound or any(len(pair) != 2 for pair in self.window):
+        is_sound &= 0 <= self.seconds < math.inf
+        if not is_sound or any(len(pair) != 2 or not all(map(math.isfinite, pair)) for pair in self.window):
             raise ValueError(f"no progress of a run: step {self.step}, {self.shares} shares, {self.precision!r:.20}")
 
 
@@ -64,10 +68,10 @@ class Manifest:
     bytes: dict[str, int]  # size of each file
     sha256: dict[str, str]
 
-    def check(self, folder: Path) -> None:
-        """Raise `Damaged` unless each file is there with its size and its SHA-256."""
-        for name in self.bytes:
-            self.check_file(folder / name)
+    def check(self, folder: Path, contents: bool = True) -> None:
+        """Raise `Damaged` unless each file is there with its size and, if `contents` is set, its SHA-256."""
+        for name in dict.fromkeys((*REQUIRED, *self.bytes)):
+            self.check_file(folder / name, contents)
 
     def check_file(self, file: Path, contents: bool = True) -> None:
         """Raise `Damaged` unless a file is there with its size and, if `contents` is set, its SHA-256."""
@@ -122,36 +126,42 @@ def list_checkpoints(run_dir: Path) -> list[Path]:
     return [*sorted(found, key=step_of, reverse=True), *([last] if last.exists() else [])]
 
 
-def check_checkpoint(path: Path) -> None:
+def check_checkpoint(path: Path, contents: bool = True, averaged: bool = False) -> None:
     """Raise `Damaged` for a checkpoint with a file that is missing, of another size, or of other contents.
 
-    Every byte is read: a second for 1 to 2 GB. One of an earlier version has no manifest: its files must be there."""
-    if step_of(path) is not None:
-        read_json(path / MANIFEST, Manifest).check(path)
+    With `contents` every byte is read: a second for 1 to 2 GB. `averaged` says that it must hold averaged weights. One
+    of an earlier version has no manifest: its files must be there."""
+    if _has_manifest(path):
+        read_json(path / MANIFEST, Manifest).check(path, contents)
         _check_step(path)
-        return
-    for name in (WEIGHTS, OLD_OPTIMIZER, "progress.json"):
+    optimizer = OPTIMIZER if _has_manifest(path) else OLD_OPTIMIZER
+    for name in (WEIGHTS, optimizer, PROGRESS, *([AVERAGE] if averaged else [])):
         if not (path / name).is_file():
             raise Damaged(f"expected {path / name}, found no file")
 
 
+def _has_manifest(path: Path) -> bool:
+    """Whether a checkpoint is one of this version, whatever its name by now."""
+    return step_of(path) is not None or (path / MANIFEST).exists()
+
+
 def _check_weights(path: Path) -> None:
     """Raise `Damaged` unless weights of the right size and the progress are there, all that sampling needs."""
-    if step_of(path) is not None:
+    if _has_manifest(path):
         manifest = read_json(path / MANIFEST, Manifest)
         manifest.check_file(path / WEIGHTS, contents=False)
-        manifest.check_file(path / "progress.json")
+        manifest.check_file(path / PROGRESS)
         _check_step(path)
 
 
 def _check_step(path: Path) -> None:
-    if load_progress(path).step != step_of(path):
-        raise Damaged(f"expected step {step_of(path)} in {path / 'progress.json'}, found {load_progress(path).step}")
+    if step_of(path) not in (None, load_progress(path).step):
+        raise Damaged(f"expected step {step_of(path)} in {path / PROGRESS}, found {load_progress(path).step}")
 
 
-def last_checkpoint(run_dir: Path) -> Path:
-    """Directory of the newest checkpoint with weights, passing over damaged ones with a warning; the place of a first
-    one if a run has none. Files are not read: see `read_tensors`.
+def last_checkpoint(run_dir: Path, warns: bool = True) -> Path:
+    """Directory of the newest checkpoint with weights, passing over damaged ones, with a warning unless `warns` is off;
+    the place of a first one if a run has none. Files are not read: see `read_tensors`.
 
     Raises `Damaged` if there are checkpoints and none is sound."""
     problems = []
@@ -161,7 +171,7 @@ def last_checkpoint(run_dir: Path) -> Path:
         except InputError as error:
             problems.append(error)
             continue
-        for problem in problems:
+        for problem in problems if warns else ():
             logger.warning("passing over a damaged checkpoint: %s", problem)
         return path
     if problems:
@@ -169,17 +179,20 @@ def last_checkpoint(run_dir: Path) -> Path:
     return checkpoint_path(run_dir, 0)
 
 
-def set_damaged_aside(run_dir: Path) -> Path:
+def set_damaged_aside(run_dir: Path, averaged: bool) -> Path:
     """Directory of the newest whole checkpoint, as `last_checkpoint`, after every byte of it was read.
 
-    Newer ones, which are damaged, are renamed and named in a warning. Raises InputError if the config of the run was
+    `averaged` says that it must hold averaged weights. Newer ones, which are damaged, are renamed and named in a
+    warning; an error of the disk is raised, not taken for damage. Raises InputError if the config of the run was
     changed since the checkpoints were written. If an older one fits the config, it is the newer one that is damaged."""
     aside: list[Path] = []
     other_config: InputError | None = None
     for path in list_checkpoints(run_dir):
         try:
-            check_checkpoint(path)
+            check_checkpoint(path, averaged=averaged)
         except InputError as error:
+            if _is_of_disk(error):
+                raise
             aside.append(path)
             logger.warning("%s is damaged: %s", path, error)
             continue
@@ -189,7 +202,7 @@ def set_damaged_aside(run_dir: Path) -> Path:
             aside.append(path)
             other_config = other_config or error
             continue
-        if other_config is not None and step_of(path) is None:
+        if other_config is not None and not _has_manifest(path):
             break  # that of an earlier version fits any config
         for damaged in aside:
             kept = free_name(damaged.with_name(f"{DAMAGED}{damaged.name}"))
@@ -203,6 +216,12 @@ def set_damaged_aside(run_dir: Path) -> Path:
     return checkpoint_path(run_dir, 0)
 
 
+def _is_of_disk(error: InputError) -> bool:
+    """Whether a file is there and the system does not let it be read."""
+    absent = FileNotFoundError, IsADirectoryError, NotADirectoryError
+    return isinstance(error.__cause__, OSError) and not isinstance(error.__cause__, absent)
+
+
 def free_name(path: Path) -> Path:
     """The path, or with the first number at its end that is not there yet."""
     names = (path, *(path.with_name(f"{path.name}-{number}") for number in range(1, 1000)))
@@ -211,7 +230,7 @@ def free_name(path: Path) -> Path:
 
 def check_config(run_dir: Path, path: Path) -> None:
     """Raise InputError if config.yaml of a run is not that with which a checkpoint with a manifest was written."""
-    if step_of(path) is not None and read_json(path / MANIFEST, Manifest).config_sha256 != hash_config(run_dir):
+    if _has_manifest(path) and read_json(path / MANIFEST, Manifest).config_sha256 != hash_config(run_dir):
         raise InputError(
             f"{Path(run_dir) / 'config.yaml'} was changed since {path} was written, whose manifest holds the hash of "
             "another config; bring the file back. To continue with other values, start another run with FROM=... and "
@@ -221,20 +240,22 @@ def check_config(run_dir: Path, path: Path) -> None:
 
 def load_progress(path: Path) -> Progress:
     """Progress of the checkpoint at `path`; step 0 if there is none. Raises `Damaged` for a missing or damaged file."""
-    return read_json(Path(path) / "progress.json", Progress) if Path(path).exists() else Progress()
+    return read_json(Path(path) / PROGRESS, Progress) if Path(path).exists() else Progress()
 
 
-def read_tensors(path: Path, name: str) -> dict[str, Tensor]:
-    """The tensors in a file of the checkpoint at `path`. Raises InputError if it is damaged."""
-    if (Path(path) / MANIFEST).exists() and (Path(path) / name).exists():
+def read_tensors(path: Path, name: str, is_checked: bool = False) -> dict[str, Tensor]:
+    """The tensors in a file of the checkpoint at `path`. Raises InputError if it is damaged.
+
+    `is_checked` says that a process has read every byte just now."""
+    if not is_checked and (Path(path) / MANIFEST).exists() and (Path(path) / name).exists():
         hash_file_of(path, name)
     return read_checkpoint(Path(path) / name, RESTORE)
 
 
-def load_weights(path: Path, model: nn.Module) -> None:
-    """Load the weights of a checkpoint directory into a model of the same config."""
+def load_weights(path: Path, model: nn.Module, is_checked: bool = False) -> None:
+    """Load the weights of a checkpoint directory into a model of the same config; see `read_tensors`."""
     file = weights_in(path)
-    load_state(model, read_tensors(path, WEIGHTS), file)
+    load_state(model, read_tensors(path, WEIGHTS, is_checked), file)
 
 
 def use_average(path: Path, model: nn.Module) -> None:
@@ -243,9 +264,24 @@ def use_average(path: Path, model: nn.Module) -> None:
     load_state(model, buffers | read_average(path), Path(path) / AVERAGE)
 
 
-def read_average(path: Path) -> dict[str, Tensor]:
-    """The averaged weights in a checkpoint directory, by name; InputError if there are none."""
-    return read_tensors(path, weights_in(path, averaged=True).name)
+def read_average(path: Path, is_checked: bool = False) -> dict[str, Tensor]:
+    """The averaged weights in a checkpoint directory, by name; InputError if there are none. See `read_tensors`."""
+    return read_tensors(path, weights_in(path, averaged=True).name, is_checked)
+
+
+def recorded_sha256(path: Path, name: str) -> str:
+    """SHA-256 of a file in the checkpoint at `path` as its manifest has it, or of the file if there is no manifest."""
+    if _has_manifest(path):
+        return read_json(path / MANIFEST, Manifest).sha256[name]
+    return hash_file(path / name)
+
+
+def owes_row(run_dir: Path, progress: Progress) -> bool:
+    """Whether a run died between its checkpoint and the row of metrics.jsonl of the same step.
+
+    Then `window` holds what the row is about, and no row has its step."""
+    rows = read_metrics(Path(run_dir) / "metrics.jsonl") if progress.window else []
+    return bool(progress.window) and all(row["step"] != progress.step for row in rows)
 
 
 def hash_file_of(path: Path, name: str) -> str:

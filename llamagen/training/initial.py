@@ -16,7 +16,7 @@ from llamagen.backbones.config import BackboneConfig
 from llamagen.backbones.embeddings import LabelEmbedding, TokenEmbedding
 from llamagen.model import ARModel
 from llamagen.release import Release
-from llamagen.training.checkpoint import RESTORE, hash_weights, last_checkpoint, weights_file
+from llamagen.training.checkpoint import RESTORE, hash_weights, weights_file
 from llamagen.training.config import TrainConfig, load_config
 from llamagen.training.inputs import RunInputs
 from masc.heads.config import FlatConfig, HeadConfig
@@ -67,7 +67,7 @@ class Initial:
 
     @cached_property
     def sha256(self) -> str:
-        return self.release.weights_sha256 if self.release else hash_weights(last_checkpoint(Path(self.name)))
+        return self.release.weights_sha256 if self.release else hash_weights(self.file.parent)
 
     def load(self) -> dict[str, Tensor]:
         """The weights under our names, memory-mapped; InputError for a damaged file."""

@@ -23,7 +23,7 @@ from llamagen.backbones.dropout import set_dropout_keys
 from llamagen.training.ahead import Ahead
 from llamagen.training.average import Average
 from llamagen.training.batches import Batch, batches
-from llamagen.training.checkpoint import Progress, checkpoint_path
+from llamagen.training.checkpoint import Progress
 from llamagen.training.config import TrainConfig
 from llamagen.training.inputs import RunInputs
 from llamagen.training.optim import learning_rate, set_learning_rate
@@ -34,6 +34,7 @@ from llamagen.training.stream import CodeStream
 from llamagen.training.tracking import Tracker
 from llamagen.training.watching import bar_words, speeds
 from masc.runtime.beats import beat, rest
+from masc.runtime.device import from_main
 from masc.runtime.errors import InputError, Stopped
 from masc.runtime.stopping import StopRequest, stop_requests
 
@@ -98,6 +99,9 @@ class Loop:
         rest()
         self.batches = self._read()
         with self.bar, stop_requests() as request, contextlib.closing(self.saver), contextlib.closing(self.batches):
+            logs, evaluates, draws = self._logs(progress.step)
+            if progress.window and logs:
+                self.log(evaluates, draws)
             while progress.step < config.steps:
                 loss, norm = self.step(progress.step)
                 self.losses.append(loss)
@@ -114,33 +118,39 @@ class Loop:
         device, read = accelerator.device.type, batches(*given, accelerator.process_index, self.progress.step)
         return Ahead(map(Batch.pinned, read) if device == "cuda" else read, self.config.compute.reads_ahead(device))
 
+    def _logs(self, step: int) -> tuple[bool, bool, bool]:
+        """Whether a row is written after a step, whether it holds a validation, and whether samples are drawn."""
+        config = self.config
+        evaluates = step == config.steps or step % config.evaluate_every == 0
+        draws = config.watch.draws(step, config.steps)
+        return evaluates or draws or step % config.log_every == 0, evaluates, draws
+
     def _after_step(self, request: StopRequest) -> None:
         config, step = self.config, self.progress.step
         is_last = step == config.steps
-        evaluates, saves = (is_last or step % every == 0 for every in (config.evaluate_every, config.checkpoint_every))
-        draws = config.watch.draws(step, config.steps)
-        logs = evaluates or draws or step % config.log_every == 0
+        logs, evaluates, draws = self._logs(step)
+        saves = is_last or step % config.checkpoint_every == 0
         if not (logs or saves or step >= self._next_agree):
             return
         stops = self.agree(request.name is not None) and not is_last
         if evaluates or draws or saves or stops:
             rest()
-        if logs:
-            self.log(evaluates, draws)
+        # The checkpoint comes first, as a validation may take long: a run that dies there writes the row when it is
+        # resumed.
         if saves or stops:
             if self.tracker is not None:
                 self.tracker.log.flush()
-            waited = self.saver.save(self.model.own, self.optimizers, self.average, self.progress)
-            logger.info("saved %s in %.1f s", checkpoint_path(config.directory, step), waited)
-            self._saved_in = waited
+            self._saved_in = self.saver.save(self.model.own, self.optimizers, self.average, self.progress)
             self._clock = time.perf_counter()
-        beat()
         if stops:
             self.saver.wait()
             raise Stopped(
                 f"stopped at step {step} of {config.steps} by {request.name or 'a signal to another process'}; the "
                 f"same command continues {config.directory} from there"
             )
+        if logs:
+            self.log(evaluates, draws)
+        beat()
 
     def agree(self, wants_stop: bool) -> bool:
         """Fetch what the steps since the last call gave, into `progress`; return whether a process wants to stop.
@@ -175,16 +185,18 @@ class Loop:
         """Count a bad step; InputError if no more may be skipped. `step` counts from 0."""
         config, progress = self.config, self.progress
         progress.skipped += 1
+        most = config.optim.skip_bad_steps
         rows = self.stream.images(step).tolist()
         what = f"step {step + 1} of {config.directory} has a loss of {loss:.6g} and a gradient norm of {norm:.6g}"
         images = f"images {', '.join(map(str, rows[:LISTED]))}{', ...' if len(rows) > LISTED else ''} of the codes"
-        if progress.skipped > config.optim.skip_bad_steps:
+        if progress.skipped > most:
+            from_main(self.saver.wait)  # or a process that ends first would cut the write short
             raise InputError(
                 f"{what} ({images}); its update was left out, and {progress.skipped - 1} bad steps before it were "
-                f"skipped (optim.skip_bad_steps={config.optim.skip_bad_steps}). {self.saver.remedy()}"
+                f"skipped (optim.skip_bad_steps={most}). {self.saver.remedy()}"
             )
-        most = config.optim.skip_bad_steps
-        logger.warning("%s (%s); its update is left out: %d of at most %d", what, images, progress.skipped, most)
+        if self.accelerator.is_main_process:
+            logger.warning("%s (%s); its update is left out: %d of at most %d", what, images, progress.skipped, most)
 
     def log(self, evaluates: bool, draws: bool) -> None:
         """Write a row of metrics.jsonl about the steps since the last row."""
@@ -197,8 +209,9 @@ class Loop:
         if config.optim.skip_bad_steps:
             row["train/skipped_steps"] = progress.skipped
         steps, seconds = self._since_row
-        row |= speeds(steps * config.batch_size / seconds, self.inputs.train.num_positions, self.full_speed)
-        row["speed/data_wait"] = round(self.batches.waited() / seconds, 5)
+        if steps:
+            row |= speeds(steps * config.batch_size / seconds, self.inputs.train.num_positions, self.full_speed)
+            row["speed/data_wait"] = round(self.batches.waited() / seconds, 5)
         self.bar.set_postfix(bar_words(row))
         if self._saved_in is not None:
             row["speed/save_seconds"] = round(self._saved_in, 3)
@@ -219,9 +232,10 @@ class Loop:
             return
         self._told, step, steps = time.perf_counter(), self.progress.step, self.config.steps
         parts = [f"{row[key]:.3f} {words}" for key, words in TOLD.items() if key in row]
-        rate = row["speed/images_per_second"]
-        left = timedelta(seconds=round((steps - step) * self.config.batch_size / rate))
-        logger.info("step %d of %d: %s, %.1f images/s, %s left", step, steps, ", ".join(parts), rate, left)
+        if rate := row.get("speed/images_per_second"):
+            left = timedelta(seconds=round((steps - step) * self.config.batch_size / rate))
+            parts += [f"{rate:.1f} images/s", f"{left} left"]
+        logger.info("step %d of %d: %s", step, steps, ", ".join(parts))
 
     def step(self, step: int) -> tuple[Tensor, Tensor]:
         """Take one optimizer step; return the mean loss of this process's images in nats per token, and the norm of

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from llamagen.training.checkpoint import OLD_OPTIMIZER, OPTIMIZER, RESTORE, read_tensors
+from llamagen.training.optim import SkippingMuon
 from llamagen.training.parallel import copy_whole
 from masc.runtime.errors import InputError
 from masc.runtime.reading import Damaged, reason
@@ -24,10 +25,16 @@ def optimizer_state(model: nn.Module, optimizers: Optimizers) -> dict[str, Tenso
     }
 
 
-def load_optimizers(path: Path, model: nn.Module, optimizers: Optimizers) -> None:
-    """Give the optimizers the state in the checkpoint at `path`; InputError if it is damaged or of another model."""
+# The state that each kind of optimizer has of a parameter.
+KEYS = {torch.optim.AdamW: {"step", "exp_avg", "exp_avg_sq"}, SkippingMuon: {"momentum_buffer"}}
+
+
+def load_optimizers(path: Path, model: nn.Module, optimizers: Optimizers, is_checked: bool = False) -> None:
+    """Give the optimizers the state in the checkpoint at `path`; see `read_tensors`.
+
+    Raises InputError if it is damaged, or of another model or other optimizers."""
     if (Path(path) / OPTIMIZER).exists():
-        file, stored = Path(path) / OPTIMIZER, read_tensors(path, OPTIMIZER)
+        file, stored = Path(path) / OPTIMIZER, read_tensors(path, OPTIMIZER, is_checked)
     else:
         file, stored = Path(path) / OLD_OPTIMIZER, _read_old(path, model, optimizers)
     by_name: dict[str, dict[str, Tensor]] = {}
@@ -42,7 +49,13 @@ def load_optimizers(path: Path, model: nn.Module, optimizers: Optimizers) -> Non
         )
     for optimizer, trained in groups:
         for parameter in trained:
-            state = by_name[names[id(parameter)]]
+            state, wanted = by_name[names[id(parameter)]], KEYS[type(optimizer)]
+            if set(state) != wanted:
+                name, kind = names[id(parameter)], type(optimizer).__name__
+                raise InputError(
+                    f"{file} holds {', '.join(sorted(state))} of {name}, and {kind} needs {', '.join(sorted(wanted))}; "
+                    f"{RESTORE}"
+                )
             optimizer.state[parameter] = {key: _like(parameter, value, file, key) for key, value in state.items()}
 
 

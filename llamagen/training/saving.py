@@ -21,6 +21,7 @@ from llamagen.training.checkpoint import (
     AVERAGE,
     MANIFEST,
     OPTIMIZER,
+    PROGRESS,
     WEIGHTS,
     Manifest,
     Progress,
@@ -30,6 +31,7 @@ from llamagen.training.checkpoint import (
 )
 from llamagen.training.optimizer_state import Optimizers, optimizer_state
 from llamagen.training.parallel import whole_tensor
+from masc.runtime.beats import writes
 from masc.runtime.errors import InputError
 from masc.runtime.files import hash_file, replacing, save_safetensors, write_json
 
@@ -53,15 +55,24 @@ class Keeping:
 class Saver:
     """Writes the checkpoints of one run."""
 
-    def __init__(self, run_dir: Path, config_sha256: str, keeping: Keeping, background: str, is_main: bool):
-        """`config_sha256` is that of `hash_config`; `background` is `auto`, `on` or `off`, see `ComputeConfig`."""
+    def __init__(
+        self,
+        run_dir: Path,
+        config_sha256: str,
+        keeping: Keeping,
+        background: str,
+        is_main: bool,
+        origin: Path | None = None,
+    ):
+        """`config_sha256` is that of `hash_config`; `background` is `auto`, `on` or `off`, see `ComputeConfig`.
+        `origin` is the checkpoint of another run where this one began."""
         self.run_dir, self.config_sha256 = Path(run_dir), config_sha256
-        self.keeping, self.background, self.is_main = keeping, background, is_main
+        self.keeping, self.background, self.is_main, self.origin = keeping, background, is_main, origin
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._pending: Future[None] | None = None
 
     def save(self, model: nn.Module, optimizers: Optimizers, average: Average | None, progress: Progress) -> float:
-        """Write a checkpoint; return the seconds that training waited. All processes call this together.
+        """Write a checkpoint, or begin to; return the seconds that training waits. All processes call this together.
 
         Raises InputError, on the main process, if a number is not finite (nothing is written then), and if this or the
         checkpoint before it could not be written."""
@@ -76,6 +87,7 @@ class Saver:
             now = Progress(**asdict(progress))
             if self.background == "on" or (self.background == "auto" and is_large):
                 self._pending = self._thread.submit(self._write, whole, now)
+                logger.info("writing the checkpoint of step %d while training goes on", now.step)
             else:
                 self._write(whole, now)
         return time.perf_counter() - start
@@ -107,7 +119,7 @@ class Saver:
         """How to continue from the last good checkpoint."""
         with contextlib.suppress(Exception):  # that checkpoint is not there then, and another error is told already
             self.wait()
-        there = list_checkpoints(self.run_dir)
+        there = list_checkpoints(self.run_dir) or ([self.origin] if self.origin is not None else [])
         change = "optim.learning_rate=..., precision=fp32 or optim.skip_bad_steps=..."
         if not there:
             return f"There is no checkpoint yet: start again in another directory, RUN_DIR=..., with {change}"
@@ -137,18 +149,17 @@ class Saver:
     def _write(self, whole: dict[str, dict[str, Tensor]], progress: Progress) -> None:
         """Write a checkpoint completely or not at all, then delete those that need not stay."""
         start, path = time.perf_counter(), checkpoint_path(self.run_dir, progress.step)
-        with replacing(path) as temporary:
+        with writes(), replacing(path) as temporary:
             temporary.mkdir(parents=True)
             for name, state in whole.items():
                 save_safetensors(temporary / name, state)
-            write_json(temporary / "progress.json", asdict(progress))
+            write_json(temporary / PROGRESS, asdict(progress))
             files = sorted(file for file in temporary.iterdir() if file.is_file())
-            manifest = Manifest(
-                config_sha256=self.config_sha256,
-                bytes={file.name: file.stat().st_size for file in files},
-                sha256={file.name: hash_file(file) for file in files},
-            )
+            with ThreadPoolExecutor() as threads:
+                hashes = dict(zip([file.name for file in files], threads.map(hash_file, files), strict=True))
+            sizes = {file.name: file.stat().st_size for file in files}
+            manifest = Manifest(config_sha256=self.config_sha256, bytes=sizes, sha256=hashes)
             write_json(temporary / MANIFEST, asdict(manifest))
         for old in self.keeping.dropped(list_checkpoints(self.run_dir)):
             shutil.rmtree(old, ignore_errors=True)
-        logger.debug("wrote %s in %.1f s", path, time.perf_counter() - start)
+        logger.info("saved %s in %.1f s", path, time.perf_counter() - start)

@@ -84,8 +84,8 @@ def split_label(label: str) -> tuple[str, str]:
 LLAMAGEN = "llamagen.backbones.gpt:Transformer"
 
 
-# Settings that heads had before they were keys of a config.
-YOUNGER_OPTIM = {"kind": "adamw", "momentum": 0.95, "norm_ceiling": None}  # the optimizer's, as well
+# Settings that optimizers and heads had before they were keys of a config.
+YOUNGER_OPTIM = {"kind": "adamw", "momentum": 0.95, "norm_ceiling": None}
 YOUNGER: dict[str, dict[str, Any]] = {"masc": {"members": "uniform"}, "masc-tree": {"depth": None, "balanced": False}}
 
 

@@ -3,6 +3,7 @@
 import shutil
 
 import pytest
+from checkpoint_tools import poison
 from run_rows import losses
 
 from llamagen.runs import Run
@@ -57,6 +58,7 @@ def test_a_run_is_begun_at_its_last_checkpoint(other, tmp_path):
 WRONG = [
     ("steps=8", "is at step 8, and the new run has 8; set steps higher"),
     ("batch_size=4", "batch_size: 8 there, 4 now"),
+    ("optim=muon", "optim.kind: 'adamw' there, 'muon' now"),
     ("model.num_layers=1", "model.num_layers: 2 there, 1 now"),
     ("head=masc", "head.kind: 'flat' there, 'masc' now"),
     ("from_checkpoint=nowhere", "expected a checkpoint at nowhere.*found nothing; set FROM"),
@@ -79,3 +81,26 @@ def test_a_directory_with_a_run_of_its_own_and_a_damaged_checkpoint_are_refused(
     (last_checkpoint(tmp_path / "other") / "optimizer.safetensors").write_bytes(b"")
     with pytest.raises(InputError, match=r"optimizer.safetensors, found 0; set FROM to another checkpoint"):
         train(other("steps=14", at=last_checkpoint(tmp_path / "other")))
+
+
+def test_another_checkpoint_than_the_one_it_began_at_is_refused_and_a_copy_of_one_is_taken(other, tmp_path, dies):
+    there = tmp_path / "other" / "checkpoints"
+    config = other("steps=16")
+    dies(config, 13)
+    with pytest.raises(InputError, match=r"holds a run at step 12, and FROM=.*step-00000004 begins a new one"):
+        train(other("steps=16", at=there / "step-00000004"))
+    train(other("steps=16"))  # the same command
+    shutil.copytree(there / "step-00000008", there / "best")
+    copied = train(other("steps=16", f"run_dir={tmp_path / 'copied'}", at=there / "best"))
+    assert losses(copied) == losses(config.directory)
+
+
+def test_bad_steps_are_counted_anew_and_its_first_checkpoint_is_named(small_run, tmp_path, monkeypatch):
+    first = small_run("head=flat", "optim.skip_bad_steps=1", "keep_last=9", f"run_dir={tmp_path / 'first'}")
+    poison(monkeypatch, 3, 10, 11)
+    with pytest.raises(InputError, match="step 10 of"):
+        train(first)
+    begin = checkpoint_path(first.directory, 8)
+    second = small_run("head=flat", "optim.skip_bad_steps=1", f"from_checkpoint={begin}")
+    with pytest.raises(InputError, match=rf"step 11 of .*last good checkpoint is {begin}\. Continue from it"):
+        train(second)

@@ -9,7 +9,9 @@ from safetensors.torch import load_file, save_file
 
 from llamagen.runs import Run
 from llamagen.train import train
-from llamagen.training.checkpoint import MANIFEST, list_checkpoints, weights_file
+from llamagen.training.checkpoint import MANIFEST, Progress, list_checkpoints, weights_file
+from llamagen.training.loop import Loop
+from masc.runtime import reading
 from masc.runtime.errors import InputError
 
 EMA = ("head=flat", "ema_decay=0.9")
@@ -137,4 +139,70 @@ def test_optimizer_state_of_another_model_is_refused(small_run, dies):
 
 def test_a_save_is_timed(small_run):
     rows = [json.loads(line) for line in (train(small_run("head=flat")) / "metrics.jsonl").read_text().splitlines()]
-    assert {row["step"] for row in rows if "speed/save_seconds" in row} == {6, 10}
+    assert {row["step"] for row in rows if "speed/save_seconds" in row} == {4, 8, 12}
+
+
+@pytest.mark.parametrize("step", [8, 12])
+def test_a_run_that_dies_after_a_checkpoint_writes_the_row_of_its_step_when_it_is_resumed(
+    small_run, tmp_path, monkeypatch, step
+):
+    settings = "head=flat", "evaluate_every=4"
+    unbroken = losses(train(small_run(*settings, f"run_dir={tmp_path / 'unbroken'}")))
+    config, log = small_run(*settings), Loop.log
+
+    def dies(self, *arguments):
+        if self.progress.step == step:
+            raise ZeroDivisionError
+        log(self, *arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr(Loop, "log", dies)
+        train(config)
+    assert names(config.directory)[-1] == f"step-{step:08d}" and not Run(config.directory).is_trained(config)
+    assert losses(train(config)) == unbroken and Run(config.directory).is_trained(config)
+
+
+def test_an_error_of_the_disk_is_not_taken_for_damage(small_run, dies, monkeypatch):
+    config = small_run("head=flat")
+    dies(config, 9)
+    kept, open_at_once = names(config.directory), reading._open_at_once
+
+    def refuses(path, flags):
+        if str(path).endswith("step-00000008/model.safetensors"):
+            raise OSError(116, "Stale file handle")
+        return open_at_once(path, flags)
+
+    monkeypatch.setattr(reading, "_open_at_once", refuses)
+    with pytest.raises(InputError, match=r"cannot read .*step-00000008/model.safetensors \(Stale file handle\)"):
+        train(config)
+    assert names(config.directory) == kept
+
+
+def test_a_manifest_or_a_state_that_lacks_a_part_makes_a_damaged_checkpoint(small_run, tmp_path, dies, caplog):
+    unbroken = losses(train(small_run(*EMA, f"run_dir={tmp_path / 'unbroken'}")))
+    for name in FILES[:4]:
+        config = small_run(*EMA, f"run_dir={tmp_path / name}")
+        dies(config, 9)
+        path = list_checkpoints(config.directory)[0]
+        (path / name).unlink()
+        manifest = json.loads((path / MANIFEST).read_text())
+        for part in ("bytes", "sha256"):
+            del manifest[part][name]
+        (path / MANIFEST).write_text(json.dumps(manifest))
+        assert losses(train(config)) == unbroken
+    config = small_run("head=flat")
+    dies(config, 9)
+    path = list_checkpoints(config.directory)[0]
+    state = load_file(path / "optimizer.safetensors")
+    save_file(
+        {name: value for name, value in state.items() if "exp_avg_sq" not in name}, path / "optimizer.safetensors"
+    )
+    reseal(path)
+    with pytest.raises(InputError, match=r"holds exp_avg, step of .*, and AdamW needs exp_avg, exp_avg_sq, step"):
+        train(config)
+
+
+@pytest.mark.parametrize("wrong", [{"seconds": -1.0}, {"seconds": float("inf")}, {"window": [[float("nan"), 1.0]]}])
+def test_impossible_progress_is_refused(wrong):
+    with pytest.raises(ValueError, match="no progress of a run"):
+        Progress(**wrong)

@@ -81,3 +81,14 @@ def test_a_training_beats_in_each_step_and_rests_where_it_may_take_long(small_ru
     last = calls.index("validation", 1)
     assert calls[6:last].count("beat") >= 12
     assert calls[last - 1 :] == ["rest", "validation", "beat", "rest"]
+
+
+def test_a_run_that_is_asked_to_stop_saves_before_it_validates(small_run, tmp_path, signalled, monkeypatch):
+    unbroken = losses(train(small_run("head=flat", f"run_dir={tmp_path / 'unbroken'}")))
+    config, log = small_run("head=flat"), Loop.log
+    signalled({6: [signal.SIGTERM]})  # a step with a validation
+    with monkeypatch.context() as patch:
+        patch.setattr(Loop, "log", lambda self, evaluates, draws: 1 / 0 if evaluates else log(self, evaluates, draws))
+        with pytest.raises(Stopped, match="stopped at step 6"):
+            train(config)
+    assert losses(train(config)) == unbroken
