@@ -72,8 +72,8 @@ def test_nobody_hangs_while_one_process_makes_progress(monkeypatch):
     with Watch(2, 0) as watch:
         for second in range(999):
             clock[0] = float(second)
-            PLACE.pack_into(watch.beats, 0, 1, min(second, 9))
-            PLACE.pack_into(watch.beats, PLACE.size, 1, second // SILENT)
+            PLACE.pack_into(watch.beats, 0, 1, min(second, 9), 0)
+            PLACE.pack_into(watch.beats, PLACE.size, 1, second // SILENT, 0)
             assert not watch.look([running, running])
 
 
