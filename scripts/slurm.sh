@@ -14,7 +14,7 @@
 #SBATCH --output=slurm-%j.out
 #SBATCH --open-mode=append
 #SBATCH --requeue
-# Seconds before the end; the launchers take 100 of them at most.
+# Seconds before the end. The launchers take 100 of them at most, and longer only for a checkpoint that is being written.
 #SBATCH --signal=B:USR1@120
 
 cd "${SLURM_SUBMIT_DIR:-.}" && [ -f scripts/slurm.sh ] || {

@@ -128,4 +128,7 @@ def _end_with_launcher(pipe: int) -> None:
     os.read(pipe, 1)  # returns at the end of the file
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(SAVING)  # a process that waits for others in a library does not see the signal
+    until = time.monotonic() + WRITING
+    while beats.is_writing() and time.monotonic() < until:
+        time.sleep(NOTICE)
     os._exit(1)

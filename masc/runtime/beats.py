@@ -34,6 +34,11 @@ def rest() -> None:
         _counters[0] += 1
 
 
+def is_writing() -> bool:
+    """Whether this process writes something that must not be cut short."""
+    return _counters is not None and _counters[2] > 0
+
+
 @contextlib.contextmanager
 def writes() -> Iterator[None]:
     """Inside, this process writes what would be lost if it were ended now: its launcher gives it more time."""

@@ -29,8 +29,9 @@ def test_each_process_counts_its_own_rests_and_the_beats_since_the_last(file):
 def test_writes_are_counted_while_they_last(file):
     beats.connect(file, 0)
     with pytest.raises(OSError), beats.writes():
-        assert beats.PLACE.unpack_from(os.pread(file, 24, 0)) == (0, 0, 1)
+        assert beats.PLACE.unpack_from(os.pread(file, 24, 0)) == (0, 0, 1) and beats.is_writing()
         raise OSError
+    assert not beats.is_writing()
     assert beats.PLACE.unpack_from(os.pread(file, 24, 0)) == (0, 0, 0)
 
 
