@@ -7,7 +7,7 @@ average are sharded. They stay float32, and autocast computes as with DDP, so th
 import contextlib
 import copy
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -32,13 +32,14 @@ class ParallelModel:
         is_sharded = compute.parallel == "fsdp" and accelerator.num_processes > 1
         self._skeleton = _without_parameters(model) if is_sharded else None
         if compute.compiles(accelerator.device.type, steps):
-            for block in model.backbone.blocks():
-                compile_block(block)
+            compile_blocks(model.backbone.blocks())
         if compute.recompute:
             for block in model.backbone.blocks():
                 recompute(block)
         if is_sharded:
             mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
+            # Heads return views, and torch warns of one: a change of it in place would lose FSDP's hooks.
+            model.register_forward_hook(lambda _module, _given, log_probs: log_probs.clone())
             for block in model.backbone.blocks():
                 fully_shard(block, mesh=mesh)
             self._wrapped: nn.Module = fully_shard(model, mesh=mesh)
@@ -57,13 +58,11 @@ class ParallelModel:
 
     @contextlib.contextmanager
     def accumulating(self, is_last: bool) -> Iterator[None]:
-        """Inside, backward passes add to the gradients; the processes exchange them in the last one of a step."""
-        if self.is_sharded:
-            self._wrapped.set_requires_gradient_sync(is_last)
+        """Inside, backward passes add to the gradients; the processes exchange them in the last one of a step.
+
+        A sharded model exchanges them in every one: until then a process holds the whole gradients, unsharded."""
+        with contextlib.nullcontext() if is_last or self.is_sharded else self._accelerator.no_sync(self._wrapped):
             yield
-        else:
-            with contextlib.nullcontext() if is_last else self._accelerator.no_sync(self._wrapped):
-                yield
 
     @contextlib.contextmanager
     def whole(self, parameters: dict[str, Tensor] | None = None) -> Iterator[ARModel]:
@@ -104,12 +103,19 @@ def _without_parameters(model: ARModel) -> ARModel:
     return copy.deepcopy(model, empty)
 
 
-def compile_block(block: nn.Module) -> None:
-    """Compile the forward pass of a block for training; the code is compiled once for all blocks of a kind.
+def compile_blocks(blocks: Sequence[nn.Module]) -> None:
+    """Compile the forward pass of blocks for training; the code is compiled once for all blocks of a kind.
 
-    Parameters keep their names. Validation computes as before, whatever the sizes of its batches."""
+    Blocks that differ in a constant, as in their rate of `drop_path`, are of different kinds. Parameters keep their
+    names. Validation computes as before, whatever the sizes of its batches."""
+    limit = torch._dynamo.config.recompile_limit * len(blocks)  # torch counts the kinds of all blocks together
+    for block in blocks:
+        _compile(block, limit)
+
+
+def _compile(block: nn.Module, limit: int) -> None:
     plain = block.forward
-    compiled = torch.compile(plain, dynamic=False)
+    compiled = torch.compile(plain, dynamic=False, recompile_limit=limit)
 
     def forward(*arguments: Any, **named: Any) -> Tensor:
         trains = block.training and torch.is_grad_enabled()

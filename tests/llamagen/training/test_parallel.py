@@ -1,5 +1,6 @@
 """One run on one process, on several, whole or sharded: one loss curve, one set of checkpoint keys."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -19,18 +20,54 @@ TENSORS = ("model.safetensors", "average.safetensors", "optimizer.safetensors")
 TOLERANCE = {"rel": 1e-3, "abs": 5e-4}
 
 
+# Each process prints whether its gradients are sharded after each of two micro-batches, the warnings, the sums of the
+# squares of the average, and what is drawn with it.
+STEP = """
+import json, warnings
+import torch
+from accelerate import Accelerator
+from torch.distributed.tensor import DTensor
+from llamagen.backbones.base import DataShape
+from llamagen.backbones.config import ModelConfig
+from llamagen.model import build_model
+from llamagen.sampling.filters import SamplingConfig
+from llamagen.sampling.generate import generate, image_uniforms
+from llamagen.training.average import Average
+from llamagen.training.compute import ComputeConfig
+from llamagen.training.parallel import ParallelModel
+from masc.heads.config import FlatConfig
+
+config = ModelConfig(name="small", dim=32, num_layers=2, num_heads=4)
+model = build_model(config, FlatConfig(name="flat"), DataShape(64, 2, 16), None, 0).eval()
+parallel, held = ParallelModel(model, Accelerator(cpu=True), ComputeConfig(parallel="fsdp"), 1), []
+average, tokens = Average(parallel.own, 0.5), torch.arange(32).view(2, 16)
+with warnings.catch_warnings(record=True) as caught:
+    for is_last in (False, True):
+        with parallel.accumulating(is_last):
+            parallel(tokens, torch.tensor([0, 1])).mean().backward()
+        held.append(all(isinstance(each.grad, DTensor) for each in parallel.own.parameters()))
+torch.optim.SGD(parallel.own.parameters(), lr=10).step()
+average.update(parallel.own)
+with parallel.whole(average.parameters) as whole, torch.no_grad():
+    sums = [each.square().sum().item() for each in whole.parameters()]
+    drawn = generate(whole, torch.tensor([0, 1]), image_uniforms(0, [0, 1], 16, 1), SamplingConfig())
+print(json.dumps([held, [str(each.message) for each in caught], sums, drawn.tolist()]))
+"""
+
+
+def start(count, root, *words):
+    """The output of several processes."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count)]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
+    done = subprocess.run([*launch, *words], cwd=root, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
 @pytest.fixture
 def processes(overrides, root):
     """Trains the small run in several processes."""
-
-    def run(count, *more):
-        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count)]
-        environment = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
-        command = [*launch, "scripts/train.py", *overrides, *more]
-        done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr[-3000:]
-
-    return run
+    return lambda count, *more: start(count, root, "scripts/train.py", *overrides, *more)
 
 
 def tensors(run_dir):
@@ -71,6 +108,16 @@ def test_two_sharded_processes_train_as_one_does_and_one_goes_on_with_theirs(sma
     check_same(one, sharded)
     interrupt_at(sharded, 8)
     check_same(one, train(small_run(*SETTINGS, f"run_dir={sharded}")))
+
+
+@pytest.mark.slow
+def test_gradients_stay_sharded_in_a_step_and_the_average_draws_what_one_process_draws(tmp_path, root):
+    (script := tmp_path / "step.py").write_text(STEP)
+    one, *two = (json.loads(line) for count in (1, 2) for line in start(count, root, str(script)).splitlines())
+    assert len(two) == 2
+    for held, caught, sums, drawn in two:
+        assert held == [True, True] and not caught
+        assert sums == pytest.approx(one[2], rel=1e-6) and drawn == one[3]
 
 
 @pytest.mark.slow
