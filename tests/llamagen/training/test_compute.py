@@ -1,20 +1,24 @@
 """The switches of a training's computation: each changes nothing beyond rounding."""
 
 import threading
+from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
 from host_reads import NoHostReads
 from run_rows import losses
+from torch._dynamo.testing import CompileCounter
 
+from llamagen.backbones.dropout import key_dropouts
 from llamagen.model import build_model
 from llamagen.train import train
 from llamagen.training.ahead import DEPTH, Ahead
 from llamagen.training.compute import ComputeConfig, float32_products
 from llamagen.training.inputs import load_inputs
 from llamagen.training.loop import Loop
-from llamagen.training.parallel import ParallelModel
+from llamagen.training.parallel import ParallelModel, compile_blocks
 from llamagen.training.stream import CodeStream
 from masc.runtime.errors import InputError
 from masc.runtime.run import read_metrics
@@ -67,6 +71,23 @@ def test_a_run_ends_with_the_error_of_the_thread_that_reads(small_run, monkeypat
     assert max(row["step"] for row in read_metrics(config.directory / "metrics.jsonl")) == 4
 
 
+READS = {
+    "item": lambda x: x[0].item(),
+    "bool": lambda x: bool(x[0]),
+    "mask": lambda x: x[x > 1],
+    "put": lambda x: x.index_put((x > 1,), x[:1]),
+    "select": lambda x: x.masked_select(x > 1),
+    "unique": lambda x: x.unique(),
+    "repeat": lambda x: x.repeat_interleave(x),
+}
+
+
+@pytest.mark.parametrize("name", READS)
+def test_an_operation_that_waits_for_the_device_is_noticed(name):
+    with NoHostReads(), pytest.raises(AssertionError, match="the host reads"):
+        READS[name](torch.arange(4))
+
+
 @pytest.mark.parametrize("head", ["flat", "masc"])
 def test_the_host_reads_no_tensor_in_a_step(small_run, monkeypatch, head):
     step, steps = Loop.step, []
@@ -115,6 +136,18 @@ def test_compiled_blocks_give_the_same_losses_up_to_rounding(small_run, tmp_path
     )
     for compiled, plain in zip(losses(one), losses(other), strict=True):
         assert compiled == pytest.approx(plain, rel=1e-4)
+
+
+@pytest.mark.slow
+def test_every_block_is_compiled_where_each_has_a_rate_of_its_own(small_run, monkeypatch):
+    counter = CompileCounter()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=counter))
+    depth = torch._dynamo.config.recompile_limit + 1
+    model = model_of(small_run("head=flat", f"model.num_layers={depth}", "model.drop_path=0.3")).train()
+    compile_blocks(model.backbone.blocks())
+    key_dropouts(model, np.arange(2, dtype=np.uint64), torch.device("cpu"))
+    model(torch.zeros(2, model.backbone.num_positions, dtype=torch.int64), torch.zeros(2, dtype=torch.int64))
+    assert counter.frame_count == depth
 
 
 @pytest.mark.parametrize(
