@@ -2,7 +2,8 @@
 
 from stage import named_config, run_stage
 
-from llamagen.training.plan import PlanConfig, make_plan, page
+from llamagen.training.plan import PlanConfig, make_plan
+from llamagen.training.plan_page import page
 from masc.runtime.errors import InputError
 
 

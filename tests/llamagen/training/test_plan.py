@@ -6,7 +6,8 @@ import pytest
 import stage
 from stage import load_config
 
-from llamagen.training.plan import GIB, PlanConfig, make_plan, page
+from llamagen.training.plan import GIB, PlanConfig, make_plan
+from llamagen.training.plan_page import page
 from masc.runtime.errors import InputError
 
 SMALL = ("model=llamagen-tiny", "model.num_layers=1", "data=imagenet256", "batch_size=256")
