@@ -21,6 +21,8 @@ OVER_TIME = tuple(IN_RESULTS.values())
 COLOURS = ("#4a5568", "#d1495b", "#2e7fb8", "#e0982f", "#6a994e", "#8e6bbf", "#20a39e", "#a0785a")
 OF_DRAWN = re.compile(r"val/(fd_lite0|fid)_(\w+)")
 DISTANCES = {"fd_lite0": "FD-lite0", "fid": "FID"}
+# Metrics that a training logs under a second name -> that name, which charts show.
+REPEATED = {f"val/level_0_{name}": f"val/{name}" for name in ("accuracy", "entropy")}
 METRIC_WORDS = {
     NATS: "held-out nats per token",
     "train/nats_per_token": "training nats per token",
@@ -92,7 +94,8 @@ class Line:
 def all_lines(subjects: list[Subject], found: list[Entry], wanted: list[str]) -> list[Line]:
     """Lines of at least two points, for the metrics `wanted` or for all if it is empty.
 
-    Held-out nats come first, then metrics with a better direction. Raises InputError for a metric without a line."""
+    All leaves out second names of a metric (REPEATED). Held-out nats come first, then metrics with a better direction.
+    Raises InputError for a metric without a line."""
     lines = [line for subject in subjects for line in _from_log(subject)]
     lines += _from_results(found)
     there = dict.fromkeys(line.metric for line in lines)
@@ -101,7 +104,8 @@ def all_lines(subjects: list[Subject], found: list[Entry], wanted: list[str]) ->
         raise InputError(
             f"no run has {', '.join(missing)} at two points or more; metrics can be: {', '.join(there) or 'none'}"
         )
-    order = wanted or sorted(there, key=lambda metric: (metric != NATS, is_better_high(metric) is None))
+    shown = (metric for metric in there if REPEATED.get(metric) not in there)
+    order = wanted or sorted(shown, key=lambda metric: (metric != NATS, is_better_high(metric) is None))
     return [line for metric in order for line in lines if line.metric == metric]
 
 

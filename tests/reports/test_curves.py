@@ -45,13 +45,19 @@ def test_heads_do_not_race_in_metrics_of_one_decision(tmp_path):
         rows = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
         rows = [row | dict.fromkeys(names, row["step"] / 20 * value) for row in rows]
         (directory / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    curves = curves_of(tmp_path)
+    curves = curves_of(tmp_path, metrics=list(names))
     assert all(len(curves[name]["points"]) == 2 and not curves[name]["times"] for name in names)
     assert [curves[name]["words"] for name in names] == [
         "accuracy of the first decision",
         "held-out accuracy of decision 0",
         "held-out nats of decision 1",
     ]
+
+
+def test_two_names_of_one_metric_share_a_chart(tmp_path):
+    make_run(tmp_path, **{"val/level_0_entropy": (0, 1, 2), "val/entropy": (0, 1, 2), "val/level_1_entropy": (2, 1, 0)})
+    make_run(tmp_path, seed=1, **{"val/level_0_accuracy": (0, 1, 2)})  # without the other name
+    assert set(curves_of(tmp_path)) == {NATS, "val/entropy", "val/level_1_entropy", "val/level_0_accuracy"}
 
 
 def test_a_target_that_was_there_from_the_start_gives_no_ratio():
