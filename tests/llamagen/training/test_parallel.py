@@ -16,8 +16,9 @@ from llamagen.training.checkpoint import last_checkpoint, list_checkpoints
 
 SETTINGS = ("head=masc-two-level", "ema_decay=0.9", "keep_last=9")
 TENSORS = ("model.safetensors", "average.safetensors", "optimizer.safetensors")
-# float32 sums of gradients in another order; Adam divides by their size, so small ones differ by more.
-TOLERANCE = {"rel": 1e-3, "abs": 5e-4}
+# Ten times what float32 sums in another order were seen to change: rows of metrics, and numbers of about 0.1 at most.
+OF_ROWS, OF_TENSORS = 4e-6, 1e-5
+IN_BF16 = 100  # times as much: Muon's products are in bf16
 
 
 # Each process prints whether its gradients are sharded after each of two micro-batches, the warnings, the sums of the
@@ -75,14 +76,14 @@ def tensors(run_dir):
     return {(file, name): value for file in TENSORS for name, value in load_file(folder / file).items()}
 
 
-def check_same(one, other):
+def check_same(one, other, times=1):
     for a, b in zip(losses(one), losses(other), strict=True):
-        assert a == pytest.approx(b, **TOLERANCE), a["step"]
+        assert a == pytest.approx(b, rel=times * OF_ROWS), a["step"]
     there, here = tensors(one), tensors(other)
     assert there.keys() == here.keys()
     for name, value in there.items():
         torch.testing.assert_close(
-            value, here[name], rtol=0.05, atol=2e-3, msg=lambda text, name=name: f"{name} {text}"
+            value, here[name], rtol=0, atol=times * OF_TENSORS, msg=lambda text, name=name: f"{name} {text}"
         )
 
 
@@ -127,7 +128,7 @@ def test_muon_and_compiled_blocks_train_in_two_processes_as_in_one(small_run, tm
     one = train(small_run(*SETTINGS, switch, "compute.compile=off", f"run_dir={tmp_path / 'one'}"))
     two = tmp_path / "two"
     processes(2, *SETTINGS, switch, f"compute.parallel={parallel}", f"run_dir={two}")
-    check_same(one, two)
+    check_same(one, two, IN_BF16 if switch == "optim=muon" else 1)
 
 
 @pytest.mark.slow
