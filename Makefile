@@ -220,7 +220,7 @@ bench-sample:  ## images per second against the released decoding loop
 bench-warm:  ## cold against warm runs on the embedded data: first loss, steps to the flat run's likelihood
 	$(BENCH) benchmarks/warm.py $(ARGS)
 
-bench-train:  ## tokens a second, memory and MFU of training against the released recipe: ARGS="--models llamagen-b llamagen-xl"
+bench-train:  ## tokens a second, memory and MFU of training against the released recipe: ARGS="--layers 3"
 	$(BENCH) benchmarks/training.py $(ARGS)
 
 bench:  ## speed against LlamaGen's own code: ARGS="--llamagen /path/to/LlamaGen"

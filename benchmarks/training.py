@@ -1,14 +1,16 @@
 """Speed and memory of training against the released recipe, stated again, on this machine (`make bench-train`).
 
-    make bench-train                                                              # LlamaGen-B, flat and masc
-    make bench-train ARGS="--models llamagen-b llamagen-l llamagen-xl --rounds 1"     # on a GPU: below ten minutes
-    make bench-train ARGS="--layers 2 --images 8 --rounds 2"                      # on a CPU: B's width in minutes
+    make bench-train                                # flat and masc: LlamaGen-B, L and XL on a GPU, B on a CPU
+    make bench-train ARGS="--layers 3"              # on a CPU: B's width in minutes
 
 The same random ten-crop codes lie in both layouts, on disk. Ours is `make train` itself, its validation left out; the
 released recipe is benchmarks/released_training.py. Every case is a process of its own, and rounds go through all
 cases; ratios are taken within a round, and the median is printed. The first steps of a case are not counted. Memory is
 the peak of the GPU's tensors, or of the process on a CPU less what it holds after its imports. MFU is three forward
 passes' matrix products a second over the fastest of some large products, measured before.
+
+The share of a step that dropout takes is measured on the whole first model: by image, as in our training, and torch's
+own in its place, each against a step without dropout. On a CPU these are its seconds of work, for steps of two images.
 
 Prints a table, and writes it to benchmarks/training-<device>.md and .json."""
 
@@ -22,6 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -31,14 +34,18 @@ from data import NUM_CLASSES, NUM_TOKENS, OneFileAnImage, write_both
 from heads import device_here, memory_mib, peak_mib
 from released_training import ReleasedModel, released_optimizer, released_step
 from stage import load_config
+from torch import nn
 from torch.utils.data import DataLoader, Subset
 from words import override
 
 import llamagen.train
 from llamagen.backbones.base import DataShape
+from llamagen.backbones.dropout import ImageDropout, key_dropouts
 from llamagen.model import build_model
 from llamagen.training.config import TrainConfig
 from llamagen.training.footprint import measure_evaluation
+from llamagen.training.optim import build_optimizers
+from llamagen.training.parallel import compile_blocks
 from llamagen.training.plan import balanced_tree
 from masc.build import TreeConfig, make_tree
 from masc.layout import Layout
@@ -52,6 +59,9 @@ ROOT = Path(__file__).resolve().parents[1]
 RELEASED = "released"
 POSITIONS = 256
 SPAN = 8 * 60  # seconds after which no case begins
+DROPOUT_ROUNDS = 12
+# What stands in for dropout by image; None: itself.
+DROPOUTS = {"by_image": None, "torch": nn.Dropout, "none": lambda _rate: nn.Identity()}
 
 
 def write_data(root: Path, num_images: int) -> None:
@@ -164,7 +174,62 @@ def measure_ceiling(arguments: argparse.Namespace) -> dict[str, float]:
     return {"flops": best, "threads": torch.get_num_threads()}
 
 
-MEASURES = {"ours": measure_ours, RELEASED: measure_released, "ceiling": measure_ceiling}
+def measure_dropout(arguments: argparse.Namespace) -> dict[str, float]:
+    """Seconds of a step with the flat head by its kind of dropout, medians of DROPOUT_ROUNDS, and shares of dropout."""
+    images = arguments.images if device_here().type == "cuda" else 2
+    whole = argparse.Namespace(**vars(arguments) | {"layers": None, "images": images})
+    steps = {name: dropout_step(whole, kind) for name, kind in DROPOUTS.items()}
+    for step in steps.values():
+        step()  # compiles on a GPU
+    rounds = [{name: step() for name, step in steps.items()} for _ in range(DROPOUT_ROUNDS)]
+    seconds = {name: statistics.median(each[name] for each in rounds) for name in steps}
+    shares = {f"{name}_share": 1 - seconds["none"] / seconds[name] for name in ("by_image", "torch")}
+    return seconds | shares | {"images": images}
+
+
+def dropout_step(arguments: argparse.Namespace, kind: Callable[[float], nn.Module] | None) -> Callable[[], float]:
+    """A function that takes a step with dropout of this kind and returns its seconds."""
+    device, config = device_here(), config_of(arguments, str(arguments.root / "none"))
+    on_gpu = device.type == "cuda"
+    shape = DataShape(NUM_TOKENS, NUM_CLASSES, POSITIONS)
+    model = build_model(config.model, config.head, shape, None, 0).to(device).train()
+    if kind is not None:
+        for name, module in [*model.named_modules()]:
+            if isinstance(module, ImageDropout):
+                model.set_submodule(name, kind(module.rate))
+    if on_gpu:
+        compile_blocks(model.backbone.blocks())
+    optimizers = build_optimizers(model, config.optim, fused=True)
+    images = arguments.images
+    tokens = torch.randint(NUM_TOKENS, (images, POSITIONS), device=device)
+    labels = torch.randint(NUM_CLASSES, (images,), device=device)
+    is_bf16 = resolve_precision(arguments.precision) == "bf16"
+
+    def now() -> float:
+        if on_gpu:
+            torch.cuda.synchronize()
+        return time.perf_counter() if on_gpu else time.process_time()
+
+    def step() -> float:
+        start = now()
+        key_dropouts(model, np.arange(images, dtype=np.uint64), device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=is_bf16):
+            loss = -model(tokens, labels).sum() / tokens.numel()
+        loss.backward()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        return now() - start
+
+    return step
+
+
+MEASURES = {
+    "ours": measure_ours,
+    RELEASED: measure_released,
+    "ceiling": measure_ceiling,
+    "dropout": measure_dropout,
+}
 
 
 def in_a_process(arguments: argparse.Namespace, root: Path, case: str, **more: str) -> dict[str, float]:
@@ -236,7 +301,8 @@ def main() -> None:
     started, device = time.monotonic(), device_here()
     on_gpu = device.type == "cuda"
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", default=["llamagen-b"])
+    sizes = ("b", "l", "xl") if on_gpu else ("b",)
+    parser.add_argument("--models", nargs="+", default=[f"llamagen-{size}" for size in sizes])
     parser.add_argument("--heads", nargs="+", default=["flat", "masc"])
     parser.add_argument("--layers", type=int, help="of each model, instead of its own number")
     parser.add_argument("--images", type=int, default=64 if on_gpu else 8, help="of a step")
@@ -255,6 +321,7 @@ def main() -> None:
         print(json.dumps(MEASURES[arguments.case](arguments)))
         return
     with tempfile.TemporaryDirectory(prefix="bench-train-") as folder:
+        dropout = in_a_process(arguments, Path(folder), "dropout", model=arguments.models[0], head="flat")
         rows, ceiling = compare(arguments, Path(folder), started + SPAN)
     name = torch.cuda.get_device_name() if on_gpu else f"cpu ({platform.processor() or platform.machine()})"
     keys = ("images", "layers", "warm", "steps", "rounds", "overrides")
@@ -263,8 +330,10 @@ def main() -> None:
     machine["threads"] = ceiling["threads"]
     slug = re.sub(r"[^a-z0-9]+", "-", torch.cuda.get_device_name().lower()) if on_gpu else "cpu"
     out = arguments.out or ROOT / "benchmarks" / f"training-{slug}"
-    text = f"{table(rows)}\n\n{', '.join(f'{key} {value}' for key, value in machine.items())}\n"
-    write_json(out.with_suffix(".json"), {"machine": machine, "results": rows})
+    shares = f"{dropout['by_image_share']:.1%} by image, {dropout['torch_share']:.1%} by torch's own"
+    shares = f"Dropout takes of a step of the whole {arguments.models[0]} with flat: {shares}"
+    text = f"{table(rows)}\n\n{shares}\n\n{', '.join(f'{key} {value}' for key, value in machine.items())}\n"
+    write_json(out.with_suffix(".json"), {"machine": machine, "results": rows, "dropout": dropout})
     write_text(out.with_suffix(".md"), text)
     print(text)
 
