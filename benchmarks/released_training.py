@@ -7,6 +7,7 @@ AdamW, gradients clipped to 1, bf16 autocast, TF32. Parameters have the released
 
 import torch
 import torch.nn.functional as F
+from released_loop import rotate
 from torch import Tensor, nn
 
 from llamagen.backbones.config import ModelConfig
@@ -21,15 +22,6 @@ class Norm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         wide = x.float()
         return (wide * torch.rsqrt(torch.mean(wide * wide, dim=-1, keepdim=True) + self.eps)).type_as(x) * self.weight
-
-
-def rotate(x: Tensor, table: Tensor) -> Tensor:
-    """(B, S, H, E), (S, E / 2, 2) -> (B, S, H, E)."""
-    pairs = x.float().reshape(*x.shape[:-1], -1, 2)
-    table = table.view(1, x.shape[1], 1, -1, 2)
-    real = pairs[..., 0] * table[..., 0] - pairs[..., 1] * table[..., 1]
-    imaginary = pairs[..., 1] * table[..., 0] + pairs[..., 0] * table[..., 1]
-    return torch.stack([real, imaginary], dim=-1).flatten(3).type_as(x)
 
 
 class Attention(nn.Module):

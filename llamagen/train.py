@@ -46,7 +46,7 @@ from llamagen.training.warm import check_start, freeze, record_start, start_warm
 from masc.runtime.device import build_accelerator, check_agreement, from_main, resolve_precision
 from masc.runtime.errors import InputError
 from masc.runtime.reading import advising
-from masc.runtime.run import MetricsLog, is_begun, locked, plain, read_provenance
+from masc.runtime.run import MetricsLog, Provenance, is_begun, locked, plain, read_provenance
 
 if TYPE_CHECKING:
     from llamagen.training.drawing import Drawing
@@ -80,31 +80,35 @@ def _find_start(config: TrainConfig, inputs: RunInputs, checkpoint: Path) -> Sta
             f"{config.directory} began at a checkpoint of another run and has none of its own yet; set FROM to that "
             "checkpoint again (`began_at` in provenance.json)"
         )
-    elif config.from_checkpoint is not None and not _began_there(config, recorded):
+    elif config.from_checkpoint is not None and not _began_at(recorded, config.from_checkpoint):
         raise InputError(
             f"{config.directory} holds a run at step {progress.step}, and FROM={config.from_checkpoint} begins a new "
             "one; say where the new run goes with RUN_DIR=..., or leave FROM out to resume the run"
         )
     check_start(config, inputs, progress.step > 0)
     parents = inputs.parents | initial_parents(config, progress.step > 0)
-    return Start(inputs, checkpoint, progress, branch, parents | (recorded if branch is None else branch.parents))
+    if branch is not None:
+        parents |= branch.parents
+    elif recorded is not None:
+        parents[BRANCH] = recorded.parents[BRANCH]
+    return Start(inputs, checkpoint, progress, branch, parents)
 
 
-def _recorded_branch(directory: Path) -> dict[str, str]:
-    """The parent of a run that began at a checkpoint of another one, as it is recorded."""
+def _recorded_branch(directory: Path) -> Provenance | None:
+    """The provenance of the run in a directory, if it began at a checkpoint of another one."""
     if not is_begun(directory):
-        return {}
+        return None
     with advising("copy it back, or choose another directory with RUN_DIR=..."):
-        parents = read_provenance(directory).parents
-    return {name: value for name, value in parents.items() if name == BRANCH}
+        provenance = read_provenance(directory)
+    return provenance if BRANCH in provenance.parents else None
 
 
-def _began_there(config: TrainConfig, recorded: dict[str, str]) -> bool:
-    """Whether the run in the directory of a config began where its `from_checkpoint` says."""
-    given = Path(config.from_checkpoint).absolute()
-    began_at = (read_provenance(config.directory).began_at or {}) if recorded else {}
-    place = Path(str(began_at.get("checkpoint")))
-    return given in (place, place.parent.parent)
+def _began_at(recorded: Provenance | None, given: str) -> bool:
+    """Whether a run began at the checkpoint, or at one of the run, that `from_checkpoint` gives."""
+    if recorded is None:
+        return False
+    place = Path(str((recorded.began_at or {}).get("checkpoint")))
+    return Path(given).absolute() in (place, place.parent.parent)
 
 
 def check_run(config: TrainConfig, num_processes: int) -> None:

@@ -50,31 +50,36 @@ def test_a_process_that_has_beaten_and_falls_silent_hangs(looks):
     assert seen(*looks).hangs
 
 
-def test_a_launcher_that_was_stopped_too_does_not_count_the_time(monkeypatch):
+RUNNING = type("Running", (), {"returncode": None})  # a process
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """The seconds that the launcher's clock shows, to be set."""
+    seconds = [0.0]
+    monkeypatch.setattr("watch.time.monotonic", lambda: seconds[0])
+    return seconds
+
+
+def test_a_launcher_that_was_stopped_too_does_not_count_the_time(monkeypatch, clock):
     """As by Ctrl-Z and `fg`."""
     monkeypatch.setattr("watch.is_stopped", lambda process: True)
-    clock = [0.0]
-    monkeypatch.setattr("watch.time.monotonic", lambda: clock[0])
-    running = type("Running", (), {"returncode": None})
     with Watch(1, 3) as watch:
         for clock[0] in (1.0, 5000.0, 9000.0):
-            watch.look([running])
+            watch.look([RUNNING])
         with pytest.raises(InputError, match=f"process 3 was stopped by a signal such as SIGSTOP for {STOPPED} s"):
             for clock[0] in range(9001, 9099):
-                watch.look([running])
+                watch.look([RUNNING])
 
 
-def test_nobody_hangs_while_one_process_makes_progress(monkeypatch):
+def test_nobody_hangs_while_one_process_makes_progress(monkeypatch, clock):
     monkeypatch.setattr("watch.is_stopped", lambda process: False)
-    clock = [0.0]
-    monkeypatch.setattr("watch.time.monotonic", lambda: clock[0])
-    running = type("Running", (), {"returncode": None})
     with Watch(2, 0) as watch:
         for second in range(999):
             clock[0] = float(second)
             PLACE.pack_into(watch.beats, 0, 1, min(second, 9), 0)
             PLACE.pack_into(watch.beats, PLACE.size, 1, second // SILENT, 0)
-            assert not watch.look([running, running])
+            assert not watch.look([RUNNING, RUNNING])
 
 
 STUCK = """

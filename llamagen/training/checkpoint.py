@@ -36,7 +36,6 @@ MANIFEST = "manifest.json"
 WEIGHTS, AVERAGE = "model.safetensors", "average.safetensors"
 PROGRESS = "progress.json"
 OPTIMIZER, OLD_OPTIMIZER = "optimizer.safetensors", "optimizer.pt"
-REQUIRED = (WEIGHTS, OPTIMIZER, PROGRESS)  # files of every checkpoint
 
 
 @dataclass
@@ -68,17 +67,22 @@ class Manifest:
     bytes: dict[str, int]  # size of each file
     sha256: dict[str, str]
 
-    def check(self, folder: Path, contents: bool = True) -> None:
-        """Raise `Damaged` unless each file is there with its size and, if `contents` is set, its SHA-256."""
-        for name in dict.fromkeys((*REQUIRED, *self.bytes)):
+    def check(self, folder: Path, required: tuple[str, ...], contents: bool) -> None:
+        """Raise `Damaged` unless each file, those of `required` included, passes `check_file`."""
+        for name in dict.fromkeys((*required, *self.bytes)):
             self.check_file(folder / name, contents)
 
     def check_file(self, file: Path, contents: bool = True) -> None:
         """Raise `Damaged` unless a file is there with its size and, if `contents` is set, its SHA-256."""
         found = file.stat().st_size if file.is_file() else None
         if found is None or found != self.bytes.get(file.name):
-            expected = f"{self.bytes[file.name]} bytes in {file}" if file.name in self.bytes else f"no file at {file}"
-            raise Damaged(f"expected {expected}, found {'no file' if found is None else found}")
+            if file.name not in self.bytes:
+                raise Damaged(
+                    f"expected {file.name} among the files that {file.parent / MANIFEST} names, found it missing"
+                )
+            raise Damaged(
+                f"expected {self.bytes[file.name]} bytes in {file}, found {'no file' if found is None else found}"
+            )
         if contents:
             check_sha256(file, self.sha256.get(file.name))
 
@@ -131,11 +135,13 @@ def check_checkpoint(path: Path, contents: bool = True, averaged: bool = False) 
 
     With `contents` every byte is read: a second for 1 to 2 GB. `averaged` says that it must hold averaged weights. One
     of an earlier version has no manifest: its files must be there."""
+    average = (AVERAGE,) if averaged else ()
     if _has_manifest(path):
-        read_json(path / MANIFEST, Manifest).check(path, contents)
+        required = (WEIGHTS, OPTIMIZER, PROGRESS, *average)
+        read_json(path / MANIFEST, Manifest).check(path, required, contents)
         _check_step(path)
-    optimizer = OPTIMIZER if _has_manifest(path) else OLD_OPTIMIZER
-    for name in (WEIGHTS, optimizer, PROGRESS, *([AVERAGE] if averaged else [])):
+        return
+    for name in (WEIGHTS, OLD_OPTIMIZER, PROGRESS, *average):
         if not (path / name).is_file():
             raise Damaged(f"expected {path / name}, found no file")
 
