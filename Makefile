@@ -2,7 +2,7 @@
 
 # The variables that a command takes. Each holds any text: neither make, nor the shell, nor Hydra reads anything into it.
 # ARGS, PYTHON and SETUP_PYTHON are words of the shell.
-CHOICES = MODEL HEAD RECIPE OPTIM TREE DATA DATA_PATH TOKENIZER K SEED SEEDS INIT FROM RUN RUN_DIR RUNS SAMPLES NAME RELEASE PRESET CAPTIONS RESULTS PROTOCOL ARGS
+CHOICES = MODEL HEAD LOSS RECIPE OPTIM TREE DATA DATA_PATH TOKENIZER K SEED SEEDS INIT FROM RUN RUN_DIR RUNS SAMPLES NAME RELEASE PRESET CAPTIONS RESULTS PROTOCOL ARGS
 VARIABLES = $(CHOICES) GPUS NODES MACHINE_RANK MAIN_HOST MAIN_PORT LAUNCH_DEVICE PYTHON SETUP_PYTHON
 GIVEN := $(foreach name,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(name)))),$(name)))
 # A make that runs this one hands its own variables down.
@@ -40,10 +40,11 @@ ARGS ?=
 # The defaults run on the embedded data; the published model sizes are trained on ImageNet, but for RECIPE=smoke.
 MODEL ?= llamagen-tiny
 HEAD ?= masc
+LOSS ?= ce
 RECIPE ?= masc
 OPTIM ?=
 TREE ?= masc
-DATA ?= $(if $(filter smoke,$(RECIPE)),twemoji,$(if $(filter-out llamagen-tiny,$(MODEL)),imagenet256,twemoji))
+DATA ?= $(if $(filter smoke,$(RECIPE)),twemoji,$(if $(filter-out llamagen-micro llamagen-tiny,$(MODEL)),imagenet256,twemoji))
 TOKENIZER ?= $(if $(filter twemoji,$(DATA)),emoji32,$(if $(filter twemoji64,$(DATA)),emoji64,$(if $(findstring coco,$(DATA)),vq16-t2i,vq16)))
 SEED ?= 0
 SEEDS ?= 0
@@ -97,7 +98,7 @@ PROTOCOLS = $(call read,PROTOCOL)$(foreach name,$(subst $(comma), ,$(PROTOCOL)),
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "  make %-16s %s\n", $$1, $$2}'
 	@echo
-	@echo "  MODEL HEAD RECIPE OPTIM TREE DATA DATA_PATH TOKENIZER K SEED GPUS NODES choose; ARGS=\"key=value ...\" overrides any config value."
+	@echo "  MODEL HEAD LOSS RECIPE OPTIM TREE DATA DATA_PATH TOKENIZER K SEED GPUS NODES choose; ARGS=\"key=value ...\" overrides any config value."
 	@echo "  GPUS=2 LAUNCH_DEVICE=--cpu starts two processes on the CPU; MAIN_HOST MAIN_PORT MACHINE_RANK say how NODES meet."
 
 setup:  ## make .venv with the pinned packages
@@ -111,7 +112,7 @@ reproduce tokenizer codebook codes check-codes import-codes tree tree-report pla
 endif
 
 # Variables that the main job does not read are refused.
-REFUSED = $(filter MODEL DATA HEAD RECIPE OPTIM TREE TOKENIZER SEED,$(GIVEN))
+REFUSED = $(filter MODEL DATA HEAD LOSS RECIPE OPTIM TREE TOKENIZER SEED,$(GIVEN))
 
 reproduce:  ## the main job on the embedded data, from images to the report: SEEDS=0,1,2 K=512
 	$(if $(strip $(REFUSED)),$(error make reproduce does not take $(strip $(REFUSED)): say it in ARGS, as in ARGS="heads=[flat$(comma)masc]"))
@@ -138,13 +139,13 @@ tree:  ## dendrogram of a codebook, or clusters by another method: TREE=masc TOK
 tree-report:  ## one page that compares a tree with other clusterings: TOKENIZER=emoji32 K=512 ARGS=+tree@trees.ward=ward
 	exec $(PYTHON) scripts/tree_report.py $(call set,tokenizer,TOKENIZER) $(IMAGES) $(call set,num_clusters,K) $(WORDS)
 
-train:  ## train a run, or resume it: MODEL=llamagen-tiny HEAD=masc RECIPE=masc DATA=twemoji SEED=0 GPUS=1 NODES=1
-	$(LAUNCH) scripts/train.py $(call set,model,MODEL) $(call set,head,HEAD) $(call set,recipe,RECIPE) $(call set,optim,OPTIM) $(call set,tree,TREE) $(IMAGES) \
+train:  ## train a run, or resume it: MODEL=llamagen-tiny HEAD=masc LOSS=ce RECIPE=masc DATA=twemoji SEED=0 GPUS=1 NODES=1
+	$(LAUNCH) scripts/train.py $(call set,model,MODEL) $(call set,head,HEAD) $(call set,loss,LOSS) $(call set,recipe,RECIPE) $(call set,optim,OPTIM) $(call set,tree,TREE) $(IMAGES) \
 		$(call set,tokenizer_name,TOKENIZER) $(call set,seed,SEED) $(CLUSTERS) $(call set,run_dir,RUN_DIR) $(call set,init,INIT) \
 		$(call set,from_checkpoint,FROM) $(WORDS)
 
 plan:  ## parameters, FLOPs, hours, disk and memory of a training that is not started: MODEL=llamagen-xl HEAD=masc GPUS=8
-	$(PYTHON) scripts/plan.py $(call set,model,MODEL) $(call set,head,HEAD) $(call set,recipe,RECIPE) $(call set,optim,OPTIM) $(call set,tree,TREE) $(IMAGES) \
+	$(PYTHON) scripts/plan.py $(call set,model,MODEL) $(call set,head,HEAD) $(call set,loss,LOSS) $(call set,recipe,RECIPE) $(call set,optim,OPTIM) $(call set,tree,TREE) $(IMAGES) \
 		$(call set,tokenizer_name,TOKENIZER) $(CLUSTERS) $(call set,gpus,GPUS) $(call set,nodes,NODES) $(WORDS)
 
 sample:  ## draw samples: RUN=runs/llamagen-tiny/masc/seed0, or RELEASE=c2i_B_256 PRESET=gallery

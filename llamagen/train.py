@@ -237,7 +237,7 @@ def _run(config: TrainConfig, accelerator: Accelerator, start: Start, share: int
     config_sha256 = hash_config(directory) if is_main else ""
     origin = start.checkpoint if start.branch is not None else None
     saver = Saver(directory, config_sha256, keeping, background, is_main, origin)
-    stream = CodeStream(inputs.train, config.seed, config.batch_size)
+    stream = CodeStream(inputs.train, config.seed, config.batch_size, inputs.groups)
     loop = Loop(
         *(config, accelerator, parallel, optimizers, average, stream, inputs, share),
         *(progress, saver, tracker, validate, draw, full_speed),

@@ -19,7 +19,7 @@ COMMANDS = {
     "codes": ("codes", "DATA", "TOKENIZER"),
     "imported codes": ("import-codes", "DATA", "TOKENIZER"),
     "tree": ("tree", "TREE", "TOKENIZER", "K"),
-    "run": ("train", "MODEL", "HEAD", "TREE", "SEED"),
+    "run": ("train", "MODEL", "HEAD", "LOSS", "TREE", "SEED"),
     "samples": ("sample", "RUN", "RELEASE", "SAMPLES"),
     "captions": ("coco-captions",),
     "text features": ("text-features", "CAPTIONS"),

@@ -43,7 +43,7 @@ class ReproduceConfig:
     trees: dict[str, TreeConfig] = field(default_factory=dict)
     model: str = "llamagen-tiny"
     data: str = "twemoji"
-    heads: list[str] = field(default_factory=list)  # HEAD or HEAD-on-TREE
+    heads: list[str] = field(default_factory=list)  # HEAD[-on-TREE][-with-LOSS]
     num_clusters: int | None = None  # K of every head that has clusters; None: N // 2
     seeds: list[int] = field(default_factory=lambda: [0])
     guidance: list[float] = field(default_factory=lambda: [2.0])  # a sample set each; the first is the headline

@@ -15,8 +15,8 @@ def has_one_cut(head: str) -> bool:
 
 
 def plan(config: ReproduceConfig, head: str, seed: int) -> PlannedRun:
-    """The run of HEAD or HEAD-on-TREE at a seed."""
-    name, tree = split_label(head)
+    """The run of HEAD[-on-TREE][-with-LOSS] at a seed."""
+    name, tree, loss = split_label(head)
     k = config.num_clusters
     cut = [override("head.num_clusters", k)] if k is not None and has_one_cut(name) else []
     overrides = [
@@ -24,6 +24,7 @@ def plan(config: ReproduceConfig, head: str, seed: int) -> PlannedRun:
         override("data", config.data),
         override("head", name),
         override("tree", tree),
+        override("loss", loss),
         override("seed", seed),
         override("tokenizer_name", config.tokenizer.name),
         override("artifacts", config.artifacts),

@@ -34,6 +34,7 @@ from worker import (
 )
 
 from masc.heads.config import CONFIGS as HEAD_CONFIGS
+from masc.losses.config import CONFIGS as LOSS_CONFIGS
 from masc.runtime.errors import InputError, Stopped
 from masc.runtime.targets import NAMED
 
@@ -53,6 +54,10 @@ SCHEMAS = {
     "head": {
         "head_schema": "masc.heads.config:HeadConfig",
         **{f"{kind}_schema": f"{found.__module__}:{found.__name__}" for kind, found in HEAD_CONFIGS.items()},
+    },
+    "loss": {
+        "loss_schema": "masc.losses.config:LossConfig",
+        **{f"{kind}_schema": f"{found.__module__}:{found.__name__}" for kind, found in LOSS_CONFIGS.items()},
     },
     "tree": {"tree_schema": "masc.build:TreeConfig"},
     "data": {"data_schema": "vq.data:DataConfig"},

@@ -42,7 +42,9 @@ def state_claims(
 def on_other_trees(head: str, labels: list[str]) -> dict[str, str]:
     """The labels of a head's runs on other trees than MASC's, with their trees; those of TREE_WORDS come first."""
     parts = {label: split_label(label) for label in labels}
-    found = {label: tree for label, (own, tree) in parts.items() if own == head and tree != "masc"}
+    mine, _, trained_by = split_label(head)
+    found = {label: tree for label, (own, tree, loss) in parts.items() if (own, loss) == (mine, trained_by)}
+    found = {label: tree for label, tree in found.items() if tree != "masc"}
     order = list(TREE_WORDS)
     return dict(sorted(found.items(), key=lambda item: order.index(item[1]) if item[1] in order else len(order)))
 

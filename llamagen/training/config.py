@@ -15,6 +15,8 @@ from llamagen.training.watching import WatchConfig
 from masc.build import TreeConfig
 from masc.heads.config import CONFIGS, HeadConfig
 from masc.layout import Layout
+from masc.losses.config import CONFIGS as LOSS_CONFIGS
+from masc.losses.config import CeConfig, LossConfig
 from masc.runtime.device import check_precision
 from masc.runtime.errors import InputError
 from masc.runtime.files import check_name
@@ -34,6 +36,7 @@ class TrainConfig:
     head: HeadConfig
     tree: TreeConfig
     data: DataConfig
+    loss: LossConfig = field(default_factory=CeConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     compute: ComputeConfig = field(default_factory=ComputeConfig)
@@ -41,6 +44,10 @@ class TrainConfig:
     tokenizer_name: str  # not `tokenizer`, which Hydra takes for the group of that name
     steps: int
     batch_size: int  # images a step, over all processes and micro-batches
+    train_share: float = 1.0  # of the groups of training images that the run sees; smaller shares lie in larger ones
+    tuning_share: float = (
+        0.0  # of those groups that are held out for validation in the place of `val`, which is not read
+    )
     captions: str | None = None  # of a text model: the folder of text features, with `train` and `val` in it
     micro_batches: int = 1  # gradient accumulation: parts of a process's share of the batch
     ema_decay: float = 0.0  # of the averaged weights; 0: no average, as released
@@ -56,7 +63,7 @@ class TrainConfig:
     from_checkpoint: str | None = None  # where a new run begins: a checkpoint of another run, or the run
     diagnostics: bool = True  # entropy, accuracy and spread of gradients at every validation; they decide nothing
     artifacts: str = "artifacts"
-    run_dir: str | None = None  # None: runs/<model>/<head>[-on-<tree>]/seed<seed>
+    run_dir: str | None = None  # None: runs/<model>/<head>[-on-<tree>][-with-<loss>]/seed<seed>
 
     @property
     def volatile(self) -> tuple[str, ...]:
@@ -81,11 +88,16 @@ class TrainConfig:
             "tree.engine",
             "tree.coarsest",
         )
-        return keys if self.head.uses_tree else (*keys, "tree.")
+        return keys if self.uses_tree else (*keys, "tree.")
 
     def __post_init__(self) -> None:
         check_name(self.tokenizer_name, "tokenizer_name")
         check_precision(self.precision)
+        if not 0 < self.train_share <= 1 or not 0 <= self.tuning_share < 1:
+            raise ValueError(
+                "train_share must lie in (0, 1] and tuning_share in [0, 1), found "
+                f"{self.train_share} and {self.tuning_share}"
+            )
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay must lie in [0, 1), found {self.ema_decay}")
         counts = "steps", "batch_size", "micro_batches", "evaluate_every", "log_every", "checkpoint_every"
@@ -101,8 +113,18 @@ class TrainConfig:
 
     @property
     def label(self) -> str:
-        """Name of the run in tables: its head and, unless the tree is MASC's own, its tree."""
-        return run_label(self.head.name, self.tree.name if self.head.uses_tree else None)
+        """Name of the run in tables: its head, its tree unless that is MASC's own, its loss unless that is
+        cross-entropy."""
+        return run_label(self.head.name, self.tree.name if self.uses_tree else None, self.loss.name)
+
+    @property
+    def uses_tree(self) -> bool:
+        """Whether the head or the loss reads a tree."""
+        return self.head.uses_tree or self.loss.uses_tree
+
+    def cuts(self, num_tokens: int) -> list[int]:
+        """The numbers of clusters at which head and loss cut the tree of N tokens, coarsest first."""
+        return sorted({*self.head.cuts(num_tokens), *self.loss.cuts(num_tokens)})
 
     @property
     def depends_on_shares(self) -> bool:
@@ -139,12 +161,12 @@ class TrainConfig:
                 f"{directory} holds a run of {there} steps, now {self.steps}; a run cannot be shortened: set "
                 f"steps={there}, or choose another directory with RUN_DIR=..."
             )
-        if not may_lengthen(self.optim, progress.step):
+        if not may_lengthen(self.optim, progress.step) or self.loss.depends_on_length:
             raise InputError(
-                f"{directory} holds a run of {there} steps, now {self.steps}; its learning rate falls towards the last "
-                f"step, so a run of {self.steps} steps differs from the first falling step on. Set steps={there}, or "
-                "train the longer run with RUN_DIR=...; only at a constant rate (optim.final_share=1) can a run be "
-                "lengthened"
+                f"{directory} holds a run of {there} steps, now {self.steps}; its learning rate or its loss changes "
+                f"towards the last step, so a run of {self.steps} steps differs from the first such step on. Set "
+                f"steps={there}, or train the longer run with RUN_DIR=...; only at a constant rate "
+                "(optim.final_share=1) and with a constant loss can a run be lengthened"
             )
         return there
 
@@ -178,6 +200,9 @@ def load_config(file: Path) -> TrainConfig:
         if not isinstance(section, dict):
             raise InputError(f"expected the section {part} in {file}, found {section!r:.60}; copy the file back")
     model, head = sections["model"], sections["head"]
+    if not isinstance(loss := stored.get("loss"), dict) or loss.get("kind") not in LOSS_CONFIGS:
+        found = loss.get("kind") if isinstance(loss, dict) else loss
+        raise InputError(f"{file} names the loss {found!r:.60}; this version has {', '.join(LOSS_CONFIGS)}")
     if not isinstance(head.get("kind"), str) or head["kind"] not in CONFIGS:
         raise InputError(f"{file} names the head {head.get('kind')!r:.60}; this version has {', '.join(CONFIGS)}")
     if model.get("target", LLAMAGEN) != LLAMAGEN:
@@ -185,6 +210,7 @@ def load_config(file: Path) -> TrainConfig:
     schema = OmegaConf.structured(TrainConfig)
     schema.model = OmegaConf.structured(OwnModelConfig if "options" in model else ModelConfig)
     schema.head = OmegaConf.structured(CONFIGS[head["kind"]])
+    schema.loss = OmegaConf.structured(LOSS_CONFIGS[loss["kind"]])
     try:
         return OmegaConf.to_object(OmegaConf.merge(schema, _as_text(stored)))
     except (OmegaConfBaseException, ValueError, OverflowError) as error:

@@ -113,7 +113,8 @@ def gradient_spread(accelerator: Accelerator, model: torch.nn.Module, inputs: Ru
     norms: list[Tensor] = []
     for alias in aliases.values():
         alias.register_hook(lambda gradient: norms.append(torch.linalg.vector_norm(gradient)))
-    images = random_stream(seed, Purpose.GRADIENTS).integers(codes.num_images, size=(MICRO_BATCHES, MICRO_BATCH))
+    seen = inputs.seen
+    images = seen[random_stream(seed, Purpose.GRADIENTS).integers(len(seen), size=(MICRO_BATCHES, MICRO_BATCH))]
     for rows in images:
         tokens = torch.from_numpy(codes.read(rows, 0))
         batch = on_device(accelerator, tokens, *inputs.conditions["train"].batch(rows))

@@ -8,9 +8,11 @@ import numpy as np
 from llamagen.backbones.base import DataShape
 from llamagen.conditions.images import Conditions, Labels, check_features, check_text_model, open_captions
 from llamagen.training.config import TrainConfig
+from llamagen.training.subset import PartOfConditions, divide_groups, part_of
 from masc.runtime.artifacts import Codebook
 from masc.runtime.codes import Codes, token_counts
 from masc.runtime.errors import MissingArtifact
+from masc.runtime.groups import Groups
 from masc.tree import Clustering
 
 
@@ -20,14 +22,26 @@ class RunInputs:
 
     train: Codes
     held_out: Codes
-    conditions: dict[str, Conditions]  # by split: train, val
+    conditions: dict[str, Conditions | PartOfConditions]  # by split: train, val
     tree: Clustering | None
     parents: dict[str, str]  # kind -> SHA-256
     counts: np.ndarray | None = None  # (N,): how often each token occurs in training, for heads that read it
+    groups: np.ndarray | None = None  # of the training codes, that the run sees; None: all
+    vectors: np.ndarray | None = None  # (N, d) of the codebook
 
     @property
     def shape(self) -> DataShape:
         return DataShape(self.train.num_tokens, len(self.train.class_names), self.train.num_positions)
+
+    @property
+    def seen(self) -> np.ndarray:
+        """The rows of the training codes that the run sees."""
+        return np.arange(self.train.num_images) if self.groups is None else rows_of(self.train, self.groups)
+
+
+def rows_of(codes: Codes, groups: np.ndarray) -> np.ndarray:
+    """The rows of all images of some groups."""
+    return np.flatnonzero(np.isin(codes.groups, groups))
 
 
 def load_inputs(config: TrainConfig, codebook: Codebook | None = None) -> RunInputs:
@@ -43,13 +57,13 @@ def load_inputs(config: TrainConfig, codebook: Codebook | None = None) -> RunInp
     for split in ("train", "val"):
         if not (layout.codes(config.data.name, split) / "meta.json").exists():
             missing.append(layout.missing_codes(config.data.name, split))
-    if config.head.uses_tree and codebook is not None:
-        cuts = config.head.cuts(codebook.num_tokens)
+    if config.uses_tree and codebook is not None:
+        cuts = config.cuts(codebook.num_tokens)
         layout.check_cuts(config.tree, cuts, codebook)
         num_clusters = cuts[-1]
         if not layout.tree(config.tree, num_clusters).exists():
             missing.append(layout.missing_tree(config.tree, num_clusters))
-    elif config.head.uses_tree:
+    elif config.uses_tree:
         missing.append(layout.missing_tree(config.tree, getattr(config.head, "num_clusters", None)))
     if codebook is None or missing:
         problem = f"training needs what is missing: {', '.join(str(error.path) for error in missing)}"
@@ -76,7 +90,15 @@ def load_inputs(config: TrainConfig, codebook: Codebook | None = None) -> RunInp
             check_features(config.model, conditions[split].features, Path(config.captions) / split)
             parents[f"{split} captions"] = conditions[split].features.sha256
     tree = None
-    if config.head.uses_tree:
+    if config.uses_tree:
         tree, parents["tree"] = layout.load_tree(config.tree, cuts, codebook)
-    counts = token_counts(train) if config.head.uses_counts else None
-    return RunInputs(train, held_out, conditions, tree, parents, counts)
+    groups = None
+    if config.train_share < 1 or config.tuning_share:
+        of_groups = Groups(train.groups)
+        groups, tuning = divide_groups(len(of_groups), config.train_share, config.tuning_share)
+        if config.tuning_share:
+            images = of_groups.first()[tuning]
+            held_out, conditions["val"] = part_of(train, images), PartOfConditions(conditions["train"], images)
+    seen = None if groups is None else rows_of(train, groups)
+    counts = token_counts(train, seen) if config.head.uses_counts else None
+    return RunInputs(train, held_out, conditions, tree, parents, counts, groups, codebook.vectors)

@@ -17,14 +17,16 @@ from masc.runtime.streams import Purpose, random_stream
 class CodeStream:
     """Global batches of training codes by step."""
 
-    def __init__(self, codes: Codes, seed: int, batch_size: int):
+    def __init__(self, codes: Codes, seed: int, batch_size: int, seen: np.ndarray | None = None):
+        """`seen` are the groups that are read; None: all."""
         self.codes, self.seed, self.batch_size = codes, seed, batch_size
         self.groups = Groups(codes.groups)
+        self.seen = np.arange(len(self.groups)) if seen is None else seen
         self._order = lru_cache(maxsize=2)(self._draw_order)
         self._draw = lru_cache(maxsize=1)(self._draw_step)
 
     def _draw_order(self, epoch: int) -> np.ndarray:
-        return random_stream(self.seed, Purpose.ORDER, epoch).permutation(len(self.groups))
+        return random_stream(self.seed, Purpose.ORDER, epoch).permutation(self.seen)
 
     def images(self, step: int, part: slice = slice(None)) -> np.ndarray:
         """Rows of a step's images in the codes, or of those in `part`: (B,) int64."""
@@ -38,7 +40,7 @@ class CodeStream:
     def _draw_step(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """Row and view of each image of a step: (B,) int64 each."""
         place = step * self.batch_size + np.arange(self.batch_size)
-        epoch, offset = place // len(self.groups), place % len(self.groups)
+        epoch, offset = place // len(self.seen), place % len(self.seen)
         group = np.array([self._order(int(e))[o] for e, o in zip(epoch, offset, strict=True)])
         draws = random_stream(self.seed, Purpose.VARIANT, step).random((2, self.batch_size))
         return self.groups.pick(group, draws[0]), (draws[1] * self.codes.tokens.shape[1]).astype(np.int64)

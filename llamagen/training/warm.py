@@ -133,7 +133,7 @@ def _hidden_states(
 
 def _states(config: TrainConfig, model: ARModel, inputs: RunInputs) -> Tensor:
     count = -(-STATES // inputs.shape.num_positions)
-    stream = CodeStream(inputs.train, config.seed, count)
+    stream = CodeStream(inputs.train, config.seed, count, inputs.groups)
     device, found = next(model.parameters()).device, []
     for start in range(0, count, BATCH):
         part = slice(start, start + BATCH)

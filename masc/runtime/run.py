@@ -67,17 +67,20 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
-def run_label(head: str, tree: str | None) -> str:
-    """The label of a run: its head and, unless the tree is MASC's own, `-on-` and the tree.
+def run_label(head: str, tree: str | None, loss: str | None = None) -> str:
+    """The label of a run: its head, `-on-` and the tree unless that is MASC's own, `-with-` and the loss unless that is
+    cross-entropy.
 
-    `tree` is None for a head that uses no tree."""
-    return head if tree in (None, "masc") else f"{head}-on-{tree}"
+    `tree` is None for a run that uses no tree."""
+    label = head if tree in (None, "masc") else f"{head}-on-{tree}"
+    return label if loss in (None, "ce") else f"{label}-with-{loss}"
 
 
-def split_label(label: str) -> tuple[str, str]:
-    """Head and tree of a label; the tree is `masc` if the label names none."""
-    head, _, tree = label.partition("-on-")
-    return head, tree or "masc"
+def split_label(label: str) -> tuple[str, str, str]:
+    """Head, tree and loss of a label; the tree is `masc` and the loss `ce` if the label names none."""
+    rest, _, loss = label.partition("-with-")
+    head, _, tree = rest.partition("-on-")
+    return head, tree or "masc", loss or "ce"
 
 
 # Target of the only backbone there was when configs named none.
@@ -94,7 +97,7 @@ def upgrade_config(stored: dict[str, Any]) -> dict[str, Any]:
 
     Earlier versions had one class for all heads, and LlamaGen as the only backbone. A section that is not a
     dictionary stays as it is."""
-    upgraded = dict(stored)
+    upgraded = {"loss": {"name": "ce", "kind": "ce"}, "train_share": 1.0, "tuning_share": 0.0} | stored
     if isinstance(model := stored.get("model"), dict):
         upgraded |= {"model": {"target": LLAMAGEN} | model, "frozen": stored.get("frozen", [])}
     if isinstance(optim := stored.get("optim"), dict):
@@ -108,14 +111,15 @@ def upgrade_config(stored: dict[str, Any]) -> dict[str, Any]:
 
 
 def run_facts(directory: Path) -> dict[str, str | None]:
-    """Model, head, tree and seed of a run, from its place runs/<model>/<label>/seed<seed>; empty for another place.
+    """Model, head, tree, loss and seed of a run, from its place runs/<model>/<label>/seed<seed>; else empty.
 
-    The tree is None if it is MASC's own."""
+    The tree is None if it is MASC's own, the loss if it is cross-entropy."""
     *_, model, label, seed = ("", "", "", *Path(directory).parts)
     if not seed.startswith("seed") or not label:
         return {}
-    head, tree = split_label(label)
-    return {"model": model, "head": head, "tree": None if tree == "masc" else tree, "seed": seed.removeprefix("seed")}
+    head, tree, loss = split_label(label)
+    facts = {"model": model, "head": head, "seed": seed.removeprefix("seed")}
+    return facts | {"tree": None if tree == "masc" else tree, "loss": None if loss == "ce" else loss}
 
 
 def check_run(

@@ -21,6 +21,10 @@ class Purpose(IntEnum):
     SAMPLING = 5  # tokens; index: image
     CAPTION = 6  # of each image; index: step
     TOKENIZER = 7  # batches of the tokenizer's training; index: step
+    CONTEXT = 8  # noise in the context of training images; index: step
+    SUBSET = 9  # groups of training images that a run sees, or that are held out for tuning; of seed 0
+    SHUFFLED_CODES = 10  # the permutation of codes in a control; of seed 0
+    LOSS = 11  # first weights of a loss's own networks
     # Evaluation, without an index.
     REFERENCE_VARIANTS = 1000  # one image of every group
     FLOOR_VARIANTS = 1001  # one image of every group, for the floors of sample metrics

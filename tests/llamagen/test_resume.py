@@ -46,7 +46,7 @@ def test_a_run_is_refused_before_its_processes_start_as_they_would_refuse_it(sma
         (1, "seed=1", "seed: 0 there, 1 now"),
         (1, "head=masc", "head.kind: 'flat' there, 'masc' now"),
         (1, "precision=bf16", "started in fp32, now precision=bf16"),
-        (1, "steps=20", "a run of 12 steps, now 20; its learning rate falls"),
+        (1, "steps=20", "a run of 12 steps, now 20; its learning rate or its loss changes"),
         (1, "steps=4", "a run of 12 steps, now 4; a run cannot be shortened"),
         (1, "data=imagenet256", "training needs what is missing"),
     ):
@@ -101,7 +101,7 @@ def test_a_lengthened_run_is_the_longer_run(small_run, tmp_path, dies, death):
 def test_a_run_is_lengthened_at_a_constant_rate_only_and_with_no_other_change(small_run):
     train(small_run("head=flat"))
     before = (small_run("head=flat").directory / "config.yaml").read_bytes()
-    with pytest.raises(InputError, match=r"a run of 12 steps, now 20; its learning rate falls .*RUN_DIR"):
+    with pytest.raises(InputError, match=r"a run of 12 steps, now 20; its learning rate or its loss changes .*RUN_DIR"):
         train(small_run("head=flat", "steps=20"))
     with pytest.raises(InputError, match=r"seed: 0 there, 1 now") as error:
         train(small_run("head=flat", "steps=20", "seed=1"))
