@@ -1,4 +1,4 @@
-"""Which backbone, head and tree make a model: decided here and nowhere else."""
+"""Which backbone, head, tree and loss make a model: decided here and nowhere else."""
 
 import numpy as np
 import torch
@@ -11,25 +11,37 @@ from masc.heads.base import Head
 from masc.heads.config import HeadConfig
 from masc.heads.registry import build_head
 from masc.heads.shared import TreeSharedHead
+from masc.losses.base import Given, Loss, Parts
+from masc.losses.config import LossConfig
+from masc.losses.registry import build_loss
 from masc.runtime.errors import InputError
+from masc.runtime.streams import Purpose, torch_seed
 from masc.tree import Clustering
 
 
 class ARModel(nn.Module):
-    """A backbone and a head: the log-probability of an image's tokens."""
+    """A backbone and a head: the log-probability of an image's tokens. In training a loss may stand beside them."""
 
-    def __init__(self, backbone: Backbone, head: Head):
+    def __init__(self, backbone: Backbone, head: Head, loss: Loss | None = None):
         super().__init__()
-        self.backbone, self.head = backbone, head
+        self.backbone, self.head, self.loss = backbone, head, loss
 
     def forward(
-        self, tokens: Tensor, condition: Tensor, mask: Tensor | None = None, dropped: Tensor | None = None
+        self,
+        tokens: Tensor,
+        condition: Tensor,
+        mask: Tensor | None = None,
+        dropped: Tensor | None = None,
+        given: Given | None = None,
     ) -> Tensor:
         """(B, T), condition -> log-probabilities of all decisions (B, T, L); see `Backbone.hidden` and
-        `Head.log_probs`. The images that `dropped` (B,) bool marks lose their condition."""
+        `Head.log_probs`. The images that `dropped` (B,) bool marks lose their condition.
+
+        With what is `given` to a loss it returns the terms of that loss, whose sum training maximises."""
         if dropped is not None:
             condition = self.backbone.drop_condition(condition, dropped)
-        return self.head.log_probs(self.backbone.hidden(tokens, condition, mask), tokens)
+        hidden = self.backbone.hidden(tokens if given is None else given["context"], condition, mask)
+        return self.head.log_probs(hidden, tokens) if given is None else self.loss(self.head, hidden, tokens, given)
 
     def tables(self) -> list[nn.Parameter]:
         """The matrices with a row for each token, cluster or node, of backbone and head."""
@@ -54,11 +66,16 @@ def build_model(
     tree: Clustering | None,
     seed: int,
     counts: np.ndarray | None = None,
+    loss: LossConfig | None = None,
+    vectors: np.ndarray | None = None,
 ) -> ARModel:
-    """The model of a run, initialised from `seed`; the backbone's first weights do not depend on the head.
+    """The model of a run, initialised from `seed`; the backbone's first weights do not depend on the head, nor those of
+    both on the loss.
 
     `tree` is the whole tree, `counts` (N,) how often each token occurs in training; heads that read none take None.
-    Raises InputError for a class that is not a backbone, or that cannot drop conditions as its config asks."""
+    `loss` trains the model, and reads `vectors` (N, d), the codebook; without it the head's likelihood does. Raises
+    InputError for a class that is not a backbone, or that cannot drop conditions as its config asks, and for a head or
+    a backbone that the loss cannot train."""
     built = build_head(head, model.dim, shape.num_tokens, tree, counts)
     context = tree.cut(head.cuts(shape.num_tokens)[-1]) if head.shows_clusters else None
     embedding = TokenEmbedding(shape.num_tokens, model.dim, context)
@@ -73,9 +90,15 @@ def build_model(
     built.initialise(generator)
     if head.shares_rows:
         embedding.share([tree.cut(k) for k in head.cuts(shape.num_tokens)])
-    return ARModel(backbone, built)
+    beside = None
+    if loss is not None:
+        beside = build_loss(loss, Parts(built, model.dim, vectors, tree, backbone.blocks()))
+    if beside is not None:
+        beside.initialise(torch.Generator().manual_seed(torch_seed(seed, Purpose.LOSS)))
+    return ARModel(backbone, built, beside)
 
 
 def count_parameters(model: ARModel) -> int:
-    """Numbers learned, embeddings and head included."""
-    return sum(parameter.numel() for parameter in model.parameters())
+    """Numbers learned, embeddings and head included. What a loss learns for itself is left out: nothing reads it after
+    training."""
+    return sum(parameter.numel() for part in (model.backbone, model.head) for parameter in part.parameters())

@@ -194,7 +194,10 @@ def _images_of_share(config: TrainConfig, progress: Progress, processes: int) ->
 
 def _run(config: TrainConfig, accelerator: Accelerator, start: Start, share: int, drawing: "Drawing | None") -> None:
     directory, inputs, progress = config.directory, start.inputs, start.progress
-    build = partial(build_model, config.model, config.head, inputs.shape, inputs.tree, config.seed, inputs.counts)
+    build = partial(
+        *(build_model, config.model, config.head, inputs.shape, inputs.tree, config.seed, inputs.counts),
+        *(config.loss, inputs.vectors),
+    )
     model = build()
     if progress.step:
         load_weights(start.checkpoint, model, is_checked=True)

@@ -34,6 +34,7 @@ DAMAGED = "damaged-"  # before the name of a checkpoint that was set aside
 LAST = "last"  # the only checkpoint of earlier versions
 MANIFEST = "manifest.json"
 WEIGHTS, AVERAGE = "model.safetensors", "average.safetensors"
+LOSS = "loss."  # before the names of what a loss learns for itself
 PROGRESS = "progress.json"
 OPTIMIZER, OLD_OPTIMIZER = "optimizer.safetensors", "optimizer.pt"
 
@@ -259,15 +260,27 @@ def read_tensors(path: Path, name: str, is_checked: bool = False) -> dict[str, T
 
 
 def load_weights(path: Path, model: nn.Module, is_checked: bool = False) -> None:
-    """Load the weights of a checkpoint directory into a model of the same config; see `read_tensors`."""
+    """Load the weights of a checkpoint directory into a model of the same config; see `read_tensors`.
+
+    A model without a loss takes those of backbone and head."""
     file = weights_in(path)
-    load_state(model, read_tensors(path, WEIGHTS, is_checked), file)
+    load_state(model, fitting(read_tensors(path, WEIGHTS, is_checked), model), file)
+
+
+def fitting(tensors: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Tensors by name, `without_loss` if the model has none that learns."""
+    return tensors if any(name.startswith(LOSS) for name in model.state_dict()) else without_loss(tensors)
+
+
+def without_loss(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors by name without those that a loss learned for itself."""
+    return {name: value for name, value in tensors.items() if not name.startswith(LOSS)}
 
 
 def use_average(path: Path, model: nn.Module) -> None:
     """Load the averaged weights of a checkpoint directory into a model; InputError if the run has no average."""
     buffers = dict(model.state_dict())  # are not averaged
-    load_state(model, buffers | read_average(path), Path(path) / AVERAGE)
+    load_state(model, buffers | fitting(read_average(path), model), Path(path) / AVERAGE)
 
 
 def read_average(path: Path, is_checked: bool = False) -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ from masc.build import TreeConfig
 from masc.heads.config import CONFIGS, HeadConfig
 from masc.layout import Layout
 from masc.losses.config import CONFIGS as LOSS_CONFIGS
-from masc.losses.config import CeConfig, LossConfig
+from masc.losses.config import LossConfig
 from masc.runtime.device import check_precision
 from masc.runtime.errors import InputError
 from masc.runtime.files import check_name
@@ -34,9 +34,9 @@ class TrainConfig:
 
     model: BackboneConfig
     head: HeadConfig
+    loss: LossConfig
     tree: TreeConfig
     data: DataConfig
-    loss: LossConfig = field(default_factory=CeConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     compute: ComputeConfig = field(default_factory=ComputeConfig)

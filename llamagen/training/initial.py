@@ -16,7 +16,7 @@ from llamagen.backbones.config import BackboneConfig
 from llamagen.backbones.embeddings import LabelEmbedding, TokenEmbedding
 from llamagen.model import ARModel
 from llamagen.release import Release
-from llamagen.training.checkpoint import RESTORE, hash_weights, weights_file
+from llamagen.training.checkpoint import RESTORE, hash_weights, weights_file, without_loss
 from llamagen.training.config import TrainConfig, load_config
 from llamagen.training.inputs import RunInputs
 from masc.heads.config import FlatConfig, HeadConfig
@@ -71,7 +71,9 @@ class Initial:
 
     def load(self) -> dict[str, Tensor]:
         """The weights under our names, memory-mapped; InputError for a damaged file."""
-        return self.release.load_model().state_dict() if self.release else read_checkpoint(self.file, RESTORE)
+        if self.release:
+            return self.release.load_model().state_dict()
+        return without_loss(read_checkpoint(self.file, RESTORE))
 
     def facts(self) -> dict[str, Any]:
         """What must be equal in a run that starts from these weights, but for the head."""

@@ -39,7 +39,7 @@ from masc.runtime.errors import InputError, Stopped
 from masc.runtime.stopping import StopRequest, stop_requests
 
 logger = logging.getLogger(__name__)
-TOLD = {"train/nats_per_token": "nats per token", "val/nats_per_token": "held out"}
+TOLD = {"train/nats_per_token": "nats per token", "train/loss": "loss", "val/nats_per_token": "held out"}
 SILENCE = 30  # seconds between two lines of progress where no bar is shown, evaluations apart
 AGREE_SECONDS = 5.0  # after which the processes ask each other whether to stop
 FEW = 64  # positions
@@ -204,7 +204,7 @@ class Loop:
         row: dict[str, float] = {}
         if window := progress.window:
             nats, norm = (math.fsum(values) / len(window) for values in zip(*window, strict=True))
-            row |= {"train/nats_per_token": nats, "train/gradient_norm": norm}
+            row |= {self._training_loss: nats, "train/gradient_norm": norm}
         row["train/learning_rate"] = learning_rate(config.optim, step - 1, config.steps)
         if config.optim.skip_bad_steps:
             row["train/skipped_steps"] = progress.skipped
@@ -226,6 +226,11 @@ class Loop:
                 self._tell(row, evaluates)
         self._clock = time.perf_counter()
 
+    @property
+    def _training_loss(self) -> str:
+        """The name of the training loss: it is a likelihood only if nothing stands beside the head."""
+        return "train/nats_per_token" if self.model.own.loss is None else "train/loss"
+
     def _tell(self, row: dict[str, float], evaluates: bool) -> None:
         """Log a line of progress, where no bar is shown."""
         if not evaluates and time.perf_counter() - self._told <= SILENCE:
@@ -238,8 +243,8 @@ class Loop:
         logger.info("step %d of %d: %s", step, steps, ", ".join(parts))
 
     def step(self, step: int) -> tuple[Tensor, Tensor]:
-        """Take one optimizer step; return the mean loss of this process's images in nats per token, and the norm of
-        the gradient of the whole batch."""
+        """Take one optimizer step; return the mean loss of this process's images a token, and the norm of the gradient
+        of the whole batch."""
         config, accelerator = self.config, self.accelerator
         self.model.own.train()
         for optimizer in self.optimizers:
@@ -253,9 +258,9 @@ class Loop:
             kernel = attention_kernel(accelerator.device, self.inputs.train.num_positions)
             with self.model.accumulating(micro == config.micro_batches - 1), kernel():
                 with accelerator.autocast():
-                    log_probs = self.model(*batch.arguments)
+                    terms = self.model(*batch.arguments)
                 # The gradient of a sum is one number, which the host need not read (masc/heads/losses.py).
-                loss = -log_probs.sum() / batch.arguments[0].numel()
+                loss = -terms.sum() / batch.arguments[0].numel()
                 note_progress()  # in `backward` the processes wait for each other
                 accelerator.backward(loss / config.micro_batches)
             losses.append(loss.detach())

@@ -47,14 +47,15 @@ def speeds(images_per_second: float, num_positions: int, full_speed: float | Non
 
 
 def bar_words(row: dict[str, float]) -> dict[str, str]:
-    """What the progress bar shows of a row beside step and time left: nats, images and tokens a second, MFU."""
+    """What the progress bar shows of a row beside step and time left: nats or loss, images and tokens a second, MFU."""
     words = {
         "nats": "train/nats_per_token",
+        "loss": "train/loss",
         "images/s": "speed/images_per_second",
         "tokens/s": "speed/tokens_per_second",
     }
     shown = {
-        word: f"{row[name]:.3f}" if word == "nats" else f"{row[name]:,.0f}"
+        word: f"{row[name]:.3f}" if name.startswith("train/") else f"{row[name]:,.0f}"
         for word, name in words.items()
         if name in row
     }

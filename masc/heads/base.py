@@ -112,6 +112,12 @@ class Head(nn.Module, ABC):
         probability of one path costs less than a draw."""
         return self.follow(hidden, tokens, Follow)
 
+    def log_probs_of(self, hidden: Tensor, tokens: Tensor) -> Tensor:
+        """Log-probabilities of several tokens at each position: (*, D), (*, S) -> (*, S), float32.
+
+        Here it is S calls of `log_probs`; a head overrides it where they share their products."""
+        return torch.stack([self.log_probs(hidden, each).sum(-1) for each in tokens.unbind(-1)], dim=-1)
+
     def follow(self, hidden: Tensor, tokens: Tensor, kind: type[Follow]) -> Tensor:
         """What picks of a `kind` keep of each decision on the path to `tokens`: (*, D), (*) -> (*, L, ...)."""
         kept = in_chunks(partial(self._walk, kind), self.numbers, hidden.flatten(0, -2), tokens.flatten())

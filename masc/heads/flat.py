@@ -4,11 +4,12 @@ from typing import Self
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from masc.heads.base import Head, Pick
 from masc.heads.config import HeadConfig
-from masc.heads.losses import linear_log_prob
+from masc.heads.losses import linear_log_prob, linear_log_probs
 from masc.heads.warm import COPIED, FlatStart
 from masc.tree import Clustering
 
@@ -33,13 +34,20 @@ class FlatHead(Head):
     def path(self, tokens: Tensor) -> Tensor:
         return tokens[None]
 
+    def rows(self) -> Tensor:
+        """W (N, D)."""
+        return self.output.weight
+
     def log_probs(self, hidden: Tensor, tokens: Tensor) -> Tensor:
         """(*, D), (*) -> (*, 1)."""
-        return linear_log_prob(hidden, self.output.weight, tokens)[..., None]
+        return linear_log_prob(hidden, self.rows(), tokens)[..., None]
+
+    def log_probs_of(self, hidden: Tensor, tokens: Tensor) -> Tensor:
+        return linear_log_probs(hidden, self.rows(), tokens)
 
     def sample(self, hidden: Tensor, pick: Pick) -> Tensor:
         """(M, D) -> (M,)."""
-        return pick(self.output(hidden).float())
+        return pick(F.linear(hidden, self.rows()).float())
 
     @torch.no_grad()
     def start_from(self, flat: FlatStart) -> dict[str, str]:

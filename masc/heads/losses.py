@@ -33,6 +33,27 @@ def linear_log_prob(hidden: Tensor, weight: Tensor, chosen: Tensor) -> Tensor:
     return path_log_probs(hidden.flatten(0, -2), [(weight, Among(chosen.flatten()))]).view(chosen.shape)
 
 
+def linear_log_probs(hidden: Tensor, weight: Tensor, chosen: Tensor) -> Tensor:
+    """log softmax(hidden weight^T) at several choices, float32: (*, D), (V, D), (*, S) -> (*, S)."""
+
+    def of_rows(hidden: Tensor, chosen: Tensor) -> Tensor:
+        logits = F.linear(hidden, weight).float()
+        return logits.gather(-1, chosen) - logits.logsumexp(-1, keepdim=True)
+
+    return in_chunks(of_rows, len(weight), hidden.flatten(0, -2), chosen.flatten(0, -2)).view(chosen.shape)
+
+
+def segment_logsumexp(logits: Tensor, segment_of: Tensor, num_segments: int) -> Tensor:
+    """log-sum-exp of the logits of each segment: (M, V), (V,) -> (M, segments), in the type of the logits.
+
+    Each segment is scaled by its own maximum, so none vanishes beside another."""
+    index = segment_of.expand_as(logits)
+    shape = len(logits), num_segments
+    most = logits.new_full(shape, -torch.inf).scatter_reduce(1, index, logits.detach(), "amax")
+    sums = logits.new_zeros(shape).index_add(1, segment_of, (logits - most.gather(1, index)).exp())
+    return sums.log() + most
+
+
 def in_chunks(function: Callable[[Tensor, Tensor], Tensor], numbers: int, hidden: Tensor, tokens: Tensor) -> Tensor:
     """function(hidden, tokens), which keeps about `numbers` numbers a row: (M, ...), (M, ...) -> (M, ...).
 

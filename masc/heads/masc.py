@@ -10,7 +10,18 @@ from torch import Tensor, nn
 
 from masc.heads.base import Head, Pick
 from masc.heads.config import MascConfig
-from masc.heads.losses import WHOLE, Among, AmongChildren, Children, linear_log_prob, log_softmax_at, path_log_probs
+from masc.heads.losses import (
+    WHOLE,
+    Among,
+    AmongChildren,
+    Children,
+    in_chunks,
+    linear_log_prob,
+    linear_log_probs,
+    log_softmax_at,
+    path_log_probs,
+    segment_logsumexp,
+)
 from masc.heads.warm import COPIED, FITTED, FlatStart
 from masc.tree import Clustering, Partition
 
@@ -78,11 +89,17 @@ class MascHead(ClusterHead):
     def log_probs(self, hidden: Tensor, tokens: Tensor) -> Tensor:
         """(*, D), (*) -> (*, 2): the cluster, the member."""
         cluster = self.cluster_of[tokens]
+        return torch.stack([linear_log_prob(hidden, self.output.weight, cluster), self._within(tokens)], dim=-1)
+
+    def log_probs_of(self, hidden: Tensor, tokens: Tensor) -> Tensor:
+        return linear_log_probs(hidden, self.output.weight, self.cluster_of[tokens]) + self._within(tokens)
+
+    def _within(self, tokens: Tensor) -> Tensor:
+        """Log-probability of tokens within their clusters: (*) -> (*), float32."""
+        cluster = self.cluster_of[tokens]
         if self.frequency is None:
-            members = -self.members.counts[cluster].float().log()
-        else:
-            members = (self.frequency[tokens].double() / self.frequency_within[cluster]).log().float()
-        return torch.stack([linear_log_prob(hidden, self.output.weight, cluster), members], dim=-1)
+            return -self.members.counts[cluster].float().log()
+        return (self.frequency[tokens].double() / self.frequency_within[cluster]).log().float()
 
     def sample(self, hidden: Tensor, pick: Pick) -> Tensor:
         """(M, D) -> (M,)."""
@@ -114,6 +131,18 @@ class MascTwoLevelHead(ClusterHead):
         choices = Among(path[0]), AmongChildren(self.members, *path)
         found = path_log_probs(hidden.flatten(0, -2), list(zip(rows, choices, strict=True)))
         return found.view(*tokens.shape, 2)
+
+    def log_probs_of(self, hidden: Tensor, tokens: Tensor) -> Tensor:
+        """All N members are scored at once, whatever the sizes."""
+        rows, flat = len(self.output.weight), tokens.flatten(0, -2)
+        return in_chunks(self._log_probs_of, 2 * rows, hidden.flatten(0, -2), flat).view(tokens.shape)
+
+    def _log_probs_of(self, hidden: Tensor, tokens: Tensor) -> Tensor:
+        clusters, members = self.output(hidden).float().split([self.num_clusters, self.num_tokens], dim=-1)
+        cluster = self.cluster_of[tokens]
+        totals = segment_logsumexp(members, self.cluster_of, self.num_clusters)
+        within = members.gather(1, tokens) - totals.gather(1, cluster)
+        return clusters.log_softmax(-1).gather(1, cluster) + within
 
     def sample(self, hidden: Tensor, pick: Pick) -> Tensor:
         """(M, D) -> (M,)."""

@@ -10,10 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from masc.heads.base import Pick
 from masc.heads.config import TreeSharedConfig
 from masc.heads.flat import FlatHead
-from masc.heads.losses import linear_log_prob
 from masc.tree import Clustering, Partition
 
 
@@ -50,14 +48,6 @@ class TreeSharedHead(FlatHead):
     def rows(self) -> Tensor:
         """W (N, D)."""
         return shared_rows(self.output.weight, self.shared, self.node_of)
-
-    def log_probs(self, hidden: Tensor, tokens: Tensor) -> Tensor:
-        """(*, D), (*) -> (*, 1)."""
-        return linear_log_prob(hidden, self.rows(), tokens)[..., None]
-
-    def sample(self, hidden: Tensor, pick: Pick) -> Tensor:
-        """(M, D) -> (M,)."""
-        return pick(F.linear(hidden, self.rows()).float())
 
     def tables(self) -> list[nn.Parameter]:
         return [self.output.weight, self.shared]
