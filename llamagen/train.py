@@ -205,6 +205,8 @@ def _run(config: TrainConfig, accelerator: Accelerator, start: Start, share: int
         record = start_warm(config, model.to(accelerator.device), inputs)
         if accelerator.is_main_process:
             record_start(record, directory)
+    if model.loss is not None and model.loss.target_entropy is not None:
+        logger.info("targets of %s: %.3f nats of mean entropy", config.loss.name, model.loss.target_entropy)
     freeze(model, config.frozen)
     num_parameters = count_parameters(model)
     parallel = ParallelModel(model, accelerator, config.compute, config.steps)

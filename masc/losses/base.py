@@ -44,6 +44,8 @@ class Parts:
 class Loss(nn.Module, ABC):
     """What a loss offers."""
 
+    target_entropy: float | None = None  # nats, mean over tokens: of fixed targets beside the true token
+
     @classmethod
     @abstractmethod
     def build(cls, config: LossConfig, parts: Parts) -> Self:

@@ -17,7 +17,7 @@ from masc.heads.flat import FlatHead
 from masc.heads.losses import in_chunks
 from masc.losses.base import Given, Loss, Parts, falling, require_flat, soft_terms
 from masc.losses.config import LabelSmoothingConfig, SoftCodesConfig, SoftEncoderConfig, SoftTreeConfig
-from masc.losses.neighbours import nearest_codes, targets_of, temperature_of
+from masc.losses.neighbours import entropy, nearest_codes, targets_of, temperature_of
 from masc.runtime.errors import InputError
 from masc.runtime.streams import Purpose, random_stream
 from masc.tree import Partition
@@ -35,6 +35,7 @@ class SoftCodesLoss(Loss):
         self.weight, self.until = config.weight, config.until
         self.register_buffer("ids", torch.from_numpy(ids), persistent=False)
         self.register_buffer("targets", torch.from_numpy(targets).float(), persistent=False)
+        self.target_entropy = float(entropy(targets).mean())
 
     @classmethod
     def build(cls, config: SoftCodesConfig, parts: Parts) -> Self:
@@ -88,6 +89,7 @@ class SoftTreeLoss(Loss):
         self.register_buffer("cluster_of", torch.from_numpy(np.stack([cut.cluster_of for cut in cuts])), False)
         self.register_buffer("shares", torch.from_numpy(shares).float(), persistent=False)
         self.sizes = [cut.num_clusters for cut in cuts]
+        self.target_entropy = tree_entropy(cuts, shares)
 
     @classmethod
     def build(cls, config: SoftTreeConfig | LabelSmoothingConfig, parts: Parts) -> Self:
