@@ -177,9 +177,12 @@ class Run:
             "data": config.data.name,
             "drawn_at": config.data.resolution,
         }
-        if config.head.uses_tree:
-            cuts = config.head.cuts(self.codebook.num_tokens)
-            found |= {"tree": config.tree.name, "K": cuts[-1], **({"levels": cuts} if len(cuts) > 1 else {})}
+        if config.uses_tree:
+            found["tree"] = config.tree.name
+        if cuts := config.head.cuts(self.codebook.num_tokens):
+            found |= {"K": cuts[-1], **({"levels": cuts} if len(cuts) > 1 else {})}
+        if config.loss.name != "ce":
+            found["loss"] = config.loss.name
         use_ema = manifest["config"]["use_ema"]
         now = self if use_ema == self.averaged else replace(self, averaged=use_ema)
         if now.weights_sha256 == drawn_with:

@@ -145,7 +145,7 @@ class Layout:
         for num_clusters in cuts:
             self._check_k(num_clusters, codebook)
         if tree.needs_k and len(cuts) > 1:
-            raise InputError(f"{tree.name} makes one partition, but the head cuts at {cuts}; choose another TREE")
+            raise InputError(f"{tree.name} makes one partition, but the run cuts at {cuts}; choose another TREE")
 
     def _check_k(self, num_clusters: int, codebook: Codebook) -> None:
         if not 1 <= num_clusters <= codebook.num_tokens:

@@ -106,6 +106,7 @@ class Protocol:
     tree: str = key(Role.IDENTITY, method=True)
     K: int = key(Role.IDENTITY, method=True)
     levels: Sequence[int] = key(Role.IDENTITY, method=True)  # all cuts of a head that has several
+    loss: str = key(Role.IDENTITY, method=True)  # what the model was trained by, unless it is cross-entropy
     data: str = key(Role.IDENTITY)
     step: int = key(Role.IDENTITY)
     images_seen: int = key(Role.IDENTITY)

@@ -86,13 +86,14 @@ class PublishedRow:
 
 
 def label_of(protocol: dict[str, Any]) -> str | None:
-    """The label of a protocol: its head and, unless it is MASC's own, its tree.
+    """The label of a protocol: its head, its tree unless that is MASC's own, its loss unless that is cross-entropy.
 
     A release is flat. None if the protocol has neither head nor release."""
     head, tree = protocol.get("head"), protocol.get("tree")
     if head is None:
         return "flat" if protocol.get("release") else None
-    return run_label(head, None if head == "flat" else tree)
+    loss = protocol.get("loss")
+    return run_label(head, None if head == "flat" and loss is None else tree, loss)
 
 
 def parse_published(groups: list[dict[str, Any]]) -> tuple[PublishedRow, ...]:

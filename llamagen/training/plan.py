@@ -162,7 +162,13 @@ def images_of(config: PlanConfig) -> dict[str, int]:
 
 
 def make_plan(config: PlanConfig, tokenizer: TokenizerConfig) -> Plan:
-    """The plan of a run. Raises InputError for images that the tokenizer cannot cut into tokens."""
+    """The plan of a run. Raises InputError for images that the tokenizer cannot cut into tokens, and for a run with a
+    loss beside its head, whose memory is not measured."""
+    if config.loss.kind != "ce":
+        raise InputError(
+            f"a plan counts a run that is trained by cross-entropy, found the loss {config.loss.name}; leave LOSS out: "
+            "what the loss takes comes on top"
+        )
     shape = _shape_of(config, tokenizer)
     own = partial(_build, config, shape, False)
     precision = "bf16" if config.precision == "auto" else config.precision

@@ -210,7 +210,7 @@ def test_a_missing_tree_or_a_k_too_large_is_one_error(small_run, artifacts):
         train(small_run("head=masc", "tree=kmeans", "head.num_clusters=6"))
     with pytest.raises(InputError, match="between 1 and the 24 tokens of emoji32, found 25; try K=12"):
         train(small_run("head=masc", "head.num_clusters=25"))
-    with pytest.raises(InputError, match=r"kmeans makes one partition, but the head cuts at \[5, 12\]"):
+    with pytest.raises(InputError, match=r"kmeans makes one partition, but the run cuts at \[5, 12\]"):
         train(small_run("head=masc-tree", "tree=kmeans"))
     with tells(r"codebook.npz.*make tree TREE=kmeans TOKENIZER=emoji32 K=6"):
         train(small_run("head=masc", "tree=kmeans", "head.num_clusters=6", f"artifacts={artifacts / 'nonesuch'}"))

@@ -85,3 +85,8 @@ def test_every_head_and_captions_have_a_plan(head):
     model = "llamagen-xl-text" if head == "flat" else "llamagen-tiny"
     plan = plan_of(f"model={model}", "model.num_layers=2", "data=imagenet256", f"head={head}", "gpus=2")
     assert len(plan.memory) == 4 and "GiB" in page(plan)
+
+
+def test_a_plan_refuses_a_loss_that_it_does_not_count():
+    with pytest.raises(InputError, match="trained by cross-entropy, found the loss soft-codes; leave LOSS out"):
+        plan_of(*SMALL, "head=flat", "loss=soft-codes")
