@@ -4,12 +4,11 @@ from math import isfinite
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from masc.runtime.run import split_label
+from reports.paired import estimate, paired_differences
 from reports.runs import BASELINE
 
-CONFIDENCE = 0.95
 TREE_WORDS = {"random": "random clusters of the same sizes", "kmeans": "k-means clusters"}  # in the order of claims
 
 
@@ -52,23 +51,20 @@ def on_other_trees(head: str, labels: list[str]) -> dict[str, str]:
 def _compare(row: dict[str, Any], other: dict[str, Any], subject: str, than: str) -> dict[str, str]:
     """The claim that `row` has fewer nats per token, and so a better likelihood, than `other`."""
     mine, theirs = (dict(zip(r["seeds"], r["nats"]["by_seed"], strict=True)) for r in (row, other))
-    differences = [mine[seed] - theirs[seed] for seed in mine if seed in theirs]
+    differences = paired_differences(mine, theirs)
     if not differences:
         return _claim("undecided", f"{row['label']} and {other['label']} cannot be compared: no seed has both runs.")
-    mean = sum(differences) / len(differences)
+    found = estimate(differences)
     values = f"{row['nats']['mean']:.3f} against {other['nats']['mean']:.3f} nats per token"
-    word = "better" if mean < 0 else "worse"
-    if len(differences) == 1:
+    word = "better" if found.mean < 0 else "worse"
+    if found.low is None:
         return _claim("one seed", f"{subject} {word} {than}: {values}, on one seed.")
-    half = stats.t.ppf(0.5 + CONFIDENCE / 2, len(differences) - 1) * stats.sem(differences)
-    interval = (
-        f"difference {mean:+.3f}, 95% interval {mean - half:+.3f} to {mean + half:+.3f}, {len(differences)} seeds"
-    )
-    if not abs(mean) > half:  # also if the interval is not finite
+    interval = f"difference {found.mean:+.3f}, 95% interval {found.low:+.3f} to {found.high:+.3f}, {found.count} seeds"
+    if not found.excludes_zero:
         return _claim(
             "undecided", f"{subject} neither better nor worse {than} within the interval: {values}; {interval}."
         )
-    verdict = "supported" if mean < 0 else "not supported"
+    verdict = "supported" if found.mean < 0 else "not supported"
     return _claim(verdict, f"{subject} {word} {than}: {values}; {interval}.")
 
 

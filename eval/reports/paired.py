@@ -1,0 +1,89 @@
+"""Values over seeds, and differences paired by seed: Student's interval, effect size, p-values with Holm's correction,
+and the number of seeds that would be needed."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+CONFIDENCE = 0.95  # of every interval
+ALPHA = 1 - CONFIDENCE
+POWER = 0.8  # of `seeds_needed`
+FEWEST_SEEDS = 3  # that decide anything
+MOST_SEEDS = 1000  # that `seeds_needed` tries
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The mean of a value over seeds with its two-sided interval of 95% by Student's t; one seed has no interval."""
+
+    mean: float
+    low: float | None
+    high: float | None
+    sd: float | None  # standard deviation over seeds, n - 1 in the denominator
+    count: int  # seeds
+
+    @property
+    def excludes_zero(self) -> bool:
+        """Whether the interval lies on one side of zero; false without a finite interval."""
+        return self.low is not None and (0 < self.low < np.inf or -np.inf < self.high < 0)
+
+    @property
+    def effect(self) -> float | None:
+        """Cohen's d of paired differences: their mean over their standard deviation; None if that is 0 or unknown."""
+        return self.mean / self.sd if self.sd else None
+
+    @property
+    def p(self) -> float | None:
+        """Two-sided p-value of Student's t test that the mean is 0; None for one seed."""
+        if self.sd is None:
+            return None
+        if self.sd == 0:
+            return 1.0 if self.mean == 0 else 0.0
+        return float(2 * stats.t.sf(abs(self.mean) / self.sd * self.count**0.5, self.count - 1))
+
+
+def estimate(values: list[float]) -> Estimate:
+    """The estimate from a value for each seed, at least one."""
+    mean = sum(values) / len(values)
+    if len(values) == 1:
+        return Estimate(mean, None, None, None, 1)
+    sd = float(np.std(values, ddof=1))
+    half = float(stats.t.ppf(0.5 + CONFIDENCE / 2, len(values) - 1)) * sd / len(values) ** 0.5
+    return Estimate(mean, mean - half, mean + half, sd, len(values))
+
+
+def paired_differences(mine: Mapping[int, float], theirs: Mapping[int, float]) -> list[float]:
+    """Mine minus theirs for each seed that has both."""
+    return [value - theirs[seed] for seed, value in mine.items() if seed in theirs]
+
+
+def holm(values: list[float]) -> list[float]:
+    """P-values corrected for their number by Holm's step-down method (Holm 1979).
+
+    If the hypotheses with a corrected value below alpha are rejected, the chance of one false rejection or more is at
+    most alpha, however the tests depend on one another."""
+    order = np.argsort(values, kind="stable")
+    adjusted, largest = [0.0] * len(values), 0.0
+    for rank, index in enumerate(order):
+        largest = max(largest, min(1.0, (len(values) - rank) * values[index]))
+        adjusted[index] = largest
+    return adjusted
+
+
+def power(effect: float, counts: np.ndarray) -> np.ndarray:
+    """The chance that a paired t test at 0.05 sees an effect (Cohen's d) with each of the numbers of seeds in `counts`."""
+    edge, shift = stats.t.ppf(1 - ALPHA / 2, counts - 1), abs(effect) * counts**0.5
+    found = stats.nct.sf(edge, counts - 1, shift) + stats.nct.cdf(-edge, counts - 1, shift)
+    return np.where(np.isnan(found) & (shift > 10), 1.0, found)  # SciPy gives NaN where the shift is large
+
+
+def seeds_needed(effect: float | None) -> int | None:
+    """The smallest number of seeds, 3 or more, at which a paired t test has 80% power; None above 1,000 or for no
+    effect."""
+    if not effect:
+        return None
+    counts = np.arange(FEWEST_SEEDS, MOST_SEEDS + 1)
+    enough = np.flatnonzero(power(effect, counts) >= POWER)
+    return int(counts[enough[0]]) if enough.size else None

@@ -1,0 +1,155 @@
+"""The runs of a race: a row for each in rows.csv, and its validation curve in curves.json."""
+
+import csv
+import dataclasses
+import io
+import json
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from masc.runtime.reading import Damaged, check_json, read_text
+from reports.runs import NATS, Curve, RunRecord
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A place in a race: the share of the training data, and the steps of flat's runs."""
+
+    share: float
+    length: int
+
+    @property
+    def words(self) -> str:
+        return f"{self.share:.0%} of the training data, {self.length:,} steps"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RaceRow:
+    """One run of a race. Nats are held out, per fine token, by the hard likelihood."""
+
+    contender: str
+    seed: int
+    share: float
+    length: int  # steps of flat's runs
+    steps: int  # of this run; others than `length` at equal seconds
+    seconds: float  # of training
+    parameters: int
+    last: float  # nats at the last step
+    best: float  # lowest nats of all validations after the first step
+    best_step: int
+    train: float | None  # training nats of the last rows, with dropout; None for a loss that is not in nats
+    fd_lite0: float | None  # of the samples
+    chosen: dict[str, Any]  # values that tuning chose, by config key
+    commit: str
+    torch: str
+    threads: int
+
+    @property
+    def cell(self) -> Cell:
+        return Cell(self.share, self.length)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RaceCurve:
+    """The validations of one run."""
+
+    contender: str
+    seed: int
+    share: float
+    length: int
+    step: list[int]
+    seconds: list[float]
+    nats: list[float]
+
+    def __post_init__(self) -> None:
+        if not len(self.step) == len(self.seconds) == len(self.nats) or not self.step:
+            raise ValueError("expected as many seconds and nats as steps, and at least one")
+
+    @property
+    def cell(self) -> Cell:
+        return Cell(self.share, self.length)
+
+    @property
+    def curve(self) -> Curve:
+        """The arrays that `reports.runs` reads, each (P,)."""
+        parts = {"step": self.step, "seconds": self.seconds, NATS: self.nats}
+        return {name: np.array(values, np.float64) for name, values in parts.items()}
+
+
+def read_run(
+    directory: Path, contender: str, cell: Cell, chosen: dict[str, Any], parameters: int, threads: int, samples: str
+) -> tuple[RaceRow, RaceCurve]:
+    """The row and the curve of a trained run; `samples` names its sample set.
+
+    Raises InputError for a run without validations or with a last value that is not finite."""
+    run = RunRecord.load(directory)
+    last, curve = run.final_nats, run.curve
+    kept = (curve["step"] > 0) & np.isfinite(curve[NATS])
+    steps, seconds, nats = (curve[name][kept] for name in ("step", "seconds", NATS))
+    best = int(np.argmin(nats))
+    found = run.results(samples).get("FD-lite0", {})
+    row = RaceRow(
+        contender=contender,
+        seed=run.seed,
+        share=cell.share,
+        length=cell.length,
+        steps=int(run.config["steps"]),
+        seconds=round(float(seconds[-1]), 1),
+        parameters=parameters,
+        last=round(last, 5),
+        best=round(float(nats[best]), 5),
+        best_step=int(steps[best]),
+        train=None if math.isnan(train := run.train_nats) else round(train, 5),
+        fd_lite0=found.get("value"),
+        chosen=chosen,
+        commit=run.provenance.commit or "",
+        torch=run.provenance.packages.get("torch", ""),
+        threads=threads,
+    )
+    place = {"contender": contender, "seed": run.seed, "share": cell.share, "length": cell.length}
+    values = {
+        "step": [int(step) for step in steps],
+        "seconds": [round(float(value), 1) for value in seconds],
+        "nats": [round(float(value), 5) for value in nats],
+    }
+    return row, RaceCurve(**place, **values)
+
+
+def rows_text(rows: list[RaceRow]) -> str:
+    """The text of rows.csv: a column for each field; text as it is, every other value as JSON."""
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(_names())
+    for row in rows:
+        values = asdict(row).values()
+        writer.writerow([value if isinstance(value, str) else json.dumps(value) for value in values])
+    return stream.getvalue()
+
+
+def read_rows(path: Path) -> list[RaceRow]:
+    """The rows of a rows.csv; `Damaged` if it is missing, damaged, of other columns, or holds a run twice."""
+    lines = list(csv.reader(io.StringIO(read_text(path))))
+    names = _names()
+    if not lines or lines[0] != names or len(lines) < 2:
+        raise Damaged(f"expected the columns {', '.join(names)} and a line for each run in {path}, found others")
+    texts = {each.name for each in dataclasses.fields(RaceRow) if each.type is str}
+    content = []
+    for number, line in enumerate(lines[1:], start=2):
+        try:
+            pairs = zip(names, line, strict=True)
+            content.append({name: text if name in texts else json.loads(text) for name, text in pairs})
+        except ValueError as error:
+            raise Damaged(f"expected {len(names)} values in line {number} of {path}, found {line!r:.60}") from error
+    rows = check_json(content, list[RaceRow], path)
+    places = [(row.contender, row.seed, row.cell) for row in rows]
+    if len(set(places)) < len(places):
+        raise Damaged(f"{path} holds a run twice")
+    return rows
+
+
+def _names() -> list[str]:
+    return [each.name for each in dataclasses.fields(RaceRow)]
