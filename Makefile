@@ -2,7 +2,7 @@
 
 # The variables that a command takes. Each holds any text: neither make, nor the shell, nor Hydra reads anything into it.
 # ARGS, PYTHON and SETUP_PYTHON are words of the shell.
-CHOICES = MODEL HEAD LOSS RECIPE OPTIM TREE DATA DATA_PATH TOKENIZER K SEED SEEDS INIT FROM RUN RUN_DIR RUNS SAMPLES NAME RELEASE PRESET CAPTIONS RESULTS PROTOCOL ARGS
+CHOICES = MODEL HEAD LOSS RECIPE OPTIM TREE DATA DATA_PATH TOKENIZER K SEED SEEDS RACE INIT FROM RUN RUN_DIR RUNS SAMPLES NAME RELEASE PRESET CAPTIONS RESULTS PROTOCOL ARGS
 VARIABLES = $(CHOICES) GPUS NODES MACHINE_RANK MAIN_HOST MAIN_PORT LAUNCH_DEVICE PYTHON SETUP_PYTHON
 GIVEN := $(foreach name,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(name)))),$(name)))
 # A make that runs this one hands its own variables down.
@@ -48,6 +48,7 @@ DATA ?= $(if $(filter smoke,$(RECIPE)),twemoji,$(if $(filter-out llamagen-micro 
 TOKENIZER ?= $(if $(filter twemoji,$(DATA)),emoji32,$(if $(filter twemoji64,$(DATA)),emoji64,$(if $(findstring coco,$(DATA)),vq16-t2i,vq16)))
 SEED ?= 0
 SEEDS ?= 0
+RACE ?= embedded
 GPUS ?= 1
 NODES ?= 1
 DATA_PATH ?=
@@ -91,7 +92,7 @@ MEASURED = $(if $(RUN)$(RELEASE),$(SUBJECT) $(call set,samples,SAMPLES),$(PICTUR
 PROTOCOLS = $(call read,PROTOCOL)$(foreach name,$(subst $(comma), ,$(PROTOCOL)),$(call quote,+protocol@protocols.$(name)=$(name)))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce tokenizer codebook codes check-codes import-codes tree tree-report plan train sample export parameters weights \
+.PHONY: help setup reproduce race tokenizer codebook codes check-codes import-codes tree tree-report plan train sample export parameters weights \
 	text-features reference coco-captions eval-fid eval-coco eval-lite eval-tokenizer eval-replacement doctor report dashboard \
 	sweep bench bench-tree bench-data bench-heads bench-read bench-tokenizers bench-sample bench-eval bench-warm bench-train test test-all lint format clean
 
@@ -106,7 +107,7 @@ setup:  ## make .venv with the pinned packages
 
 # Every command installs what it needs if it is the first one.
 ifeq ($(PYTHON),.venv/bin/python)
-reproduce tokenizer codebook codes check-codes import-codes tree tree-report plan train sample export parameters weights text-features \
+reproduce race tokenizer codebook codes check-codes import-codes tree tree-report plan train sample export parameters weights text-features \
 	reference coco-captions eval-fid eval-coco eval-lite eval-tokenizer eval-replacement doctor report dashboard \
 	sweep bench bench-tree bench-data bench-heads bench-read bench-tokenizers bench-sample bench-eval bench-warm bench-train test test-all lint format: setup
 endif
@@ -117,6 +118,9 @@ REFUSED = $(filter MODEL DATA HEAD LOSS RECIPE OPTIM TREE TOKENIZER SEED,$(GIVEN
 reproduce:  ## the main job on the embedded data, from images to the report: SEEDS=0,1,2 K=512
 	$(if $(strip $(REFUSED)),$(error make reproduce does not take $(strip $(REFUSED)): say it in ARGS, as in ARGS="heads=[flat$(comma)masc]"))
 	exec $(PYTHON) scripts/reproduce.py $(call each,seeds,SEEDS) $(call set,num_clusters,K) $(WORDS)
+
+race:  ## contenders on equal terms, tuned alike and judged by fixed rules: RACE=embedded SEEDS=0,1,2
+	exec $(PYTHON) scripts/race.py $(call set,race,RACE) $(if $(filter file,$(origin SEEDS)),,$(call each,seeds,SEEDS)) $(WORDS)
 
 tokenizer:  ## train the small tokenizer: TOKENIZER=emoji32
 	exec $(PYTHON) scripts/tokenizer.py $(call set,tokenizer,TOKENIZER) $(if $(filter emoji64,$(TOKENIZER)),data=twemoji64,$(IMAGES)) $(WORDS)

@@ -14,6 +14,8 @@ from tqdm import tqdm
 from masc.runtime.errors import InputError
 from masc.runtime.writing import make_folder, writing
 
+THREADS = 1  # of a job
+
 
 @dataclass(frozen=True)
 class Job:
@@ -32,28 +34,45 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def run_jobs(jobs: list[Job], num_workers: int, description: str, unit: str) -> None:
-    """Run the jobs that are not done, `num_workers` at a time, with one thread each.
+def visible_gpus() -> list[str]:
+    """The GPUs that this process sees, by the names that CUDA_VISIBLE_DEVICES has for them."""
+    import torch
 
-    One thread for each process is the fastest way to share cores between runs. It also makes the floating-point sums of
-    a run independent of the number of cores. Raises InputError with the end of the log if a job fails."""
+    names = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    return (names or list(map(str, range(torch.cuda.device_count()))))[: torch.cuda.device_count()]
+
+
+def default_workers() -> int:
+    """How many jobs run at the same time: one for each GPU, without a GPU one for each core."""
+    return len(visible_gpus()) or available_cores()
+
+
+def run_jobs(jobs: list[Job], num_workers: int, description: str, unit: str) -> None:
+    """Run the jobs that are not done, `num_workers` at a time, with THREADS threads each.
+
+    Each worker sees one GPU if there are any. One thread for each process is the fastest way to share cores between
+    runs. It also makes the floating-point sums of a run independent of the number of cores. Raises InputError with the
+    end of the log if a job fails."""
     total = sum(job.total for job in jobs)
     waiting = [job for job in jobs if not job.is_done()]
     finished = total - sum(job.total for job in waiting)
     running: dict[subprocess.Popen, Job] = {}
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    free, places, gpus = list(range(num_workers)), {}, visible_gpus() if waiting else []
+    environment = os.environ | {"OMP_NUM_THREADS": str(THREADS)}
     with tqdm(total=total, desc=description, unit=unit, initial=finished) as bar:
         try:
             while waiting or running:
-                while waiting and len(running) < num_workers:
-                    job = waiting.pop(0)
+                while waiting and free:
+                    job, place = waiting.pop(0), free.pop(0)
                     make_folder(job.log.parent)
+                    own = {"CUDA_VISIBLE_DEVICES": gpus[place % len(gpus)]} if gpus else {}
                     with writing(job.log), job.log.open("ab") as log:
-                        process = subprocess.Popen(job.command, stdout=log, stderr=log, env=environment)
-                    running[process] = job
+                        process = subprocess.Popen(job.command, stdout=log, stderr=log, env=environment | own)
+                    running[process], places[process] = job, place
                 time.sleep(0.3)
                 for process in [process for process in running if process.poll() is not None]:
                     job = running.pop(process)
+                    free.append(places.pop(process))
                     _check(process, job)
                     finished += job.total
                 under_way = sum(job.progress() for job in running.values() if job.progress)

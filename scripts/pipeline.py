@@ -7,7 +7,7 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from jobs import Job, available_cores, run_jobs
+from jobs import Job, default_workers, run_jobs
 from tqdm import tqdm
 from words import override
 
@@ -48,7 +48,7 @@ class ReproduceConfig:
     seeds: list[int] = field(default_factory=lambda: [0])
     guidance: list[float] = field(default_factory=lambda: [2.0])  # a sample set each; the first is the headline
     num_samples: int = 1000
-    num_workers: int | None = None  # None: one for each core
+    num_workers: int | None = None  # None: one for each GPU, without one for each core
     train_overrides: list[str] = field(default_factory=list)  # KEY=VALUE for every run
     artifacts: str = "artifacts"
     runs: str = "runs"
@@ -86,7 +86,7 @@ def reproduce(config: ReproduceConfig, planned: list[PlannedRun]) -> Path:
     ks = [k for k in (default_k, default_k // 2, default_k // 4) if k]
     partitions, average = _make_trees(config, layout, codebook, ks)
 
-    num_workers = config.num_workers or available_cores()
+    num_workers = config.num_workers or default_workers()
     sets = {f"guidance-{guidance:g}": guidance for guidance in config.guidance}
     # The tokenizer is measured during training, because a core is idle when the last runs end.
     jobs = [train_job(run.config, run.overrides) for run in planned]
@@ -94,9 +94,10 @@ def reproduce(config: ReproduceConfig, planned: list[PlannedRun]) -> Path:
         config.tokenizer.name, weights, sources["train"], sources["val"], partitions, config.num_samples
     )
     run_jobs([*jobs, _tokenizer_job(config, layout, ks, test)], num_workers, _name(5), "step")
-    samples = [_sample_job(run, name, scale, config) for run in planned for name, scale in sets.items()]
+    places, count = [run.config.directory for run in planned], config.num_samples
+    samples = [sample_job(place, name, scale, count) for place in places for name, scale in sets.items()]
     run_jobs(samples, num_workers, _name(6), "image")
-    run_jobs([_evaluate_job(run, list(sets), config) for run in planned], num_workers, _name(7), "image")
+    run_jobs([evaluate_job(place, list(sets), count) for place in places], num_workers, _name(7), "image")
 
     for _ in _stage(8, ["page"], "page"):
         inputs = ReportInputs(
@@ -137,12 +138,13 @@ def _make_trees(
     return partitions, average
 
 
-def _script(name: str, *overrides: str) -> list[str]:
+def script(name: str, *overrides: str) -> list[str]:
+    """The command that runs a script with overrides."""
     return [sys.executable, str(Path(__file__).with_name(f"{name}.py")), *overrides]
 
 
 def _tokenizer_job(config: ReproduceConfig, layout: Layout, ks: list[int], test: TokenizerTest) -> Job:
-    command = _script(
+    command = script(
         "eval_tokenizer",
         override("tokenizer", config.tokenizer.name),
         override("data", config.data),
@@ -164,7 +166,7 @@ def train_job(config: TrainConfig, overrides: list[str]) -> Job:
 
     return Job(
         name=f"training {directory}",
-        command=_script("train", *overrides),
+        command=script("train", *overrides),
         log=directory / "train.log",
         is_done=lambda: Run(directory).is_trained(config),
         total=config.steps,
@@ -172,25 +174,24 @@ def train_job(config: TrainConfig, overrides: list[str]) -> Job:
     )
 
 
-def _sample_job(run: PlannedRun, name: str, guidance: float, config: ReproduceConfig) -> Job:
-    directory = run.config.directory
+def sample_job(directory: Path, name: str, guidance: float, num_images: int) -> Job:
+    """The drawing of a run's sample set as a job."""
     settings = SampleConfig(
-        run=str(directory), name=name, num_images=config.num_samples, sampling=SamplingConfig(guidance=guidance)
+        run=str(directory), name=name, num_images=num_images, sampling=SamplingConfig(guidance=guidance)
     )
-    command = _script(
+    command = script(
         "sample",
         override("run", str(directory)),
         override("name", name),
-        override("num_images", config.num_samples),
+        override("num_images", num_images),
         override("sampling.guidance", guidance),
     )
-    log = directory / "sample.log"
-    return Job(f"sampling {directory}", command, log, lambda: is_sampled(settings), total=config.num_samples)
+    return Job(f"sampling {directory}", command, directory / "sample.log", lambda: is_sampled(settings), num_images)
 
 
-def _evaluate_job(run: PlannedRun, sets: list[str], config: ReproduceConfig) -> Job:
-    directory = run.config.directory
+def evaluate_job(directory: Path, sets: list[str], num_images: int) -> Job:
+    """The measuring of a run and its sample sets, of as many images each, as a job."""
     settings = EvalLiteConfig(run=str(directory), samples=sets)
-    command = _script("eval_lite", override("run", str(directory)), override("samples", sets))
-    log, total = directory / "eval_lite.log", config.num_samples * len(sets)
-    return Job(f"measuring {directory}", command, log, lambda: not unmeasured(settings), total=total)
+    command = script("eval_lite", override("run", str(directory)), override("samples", sets))
+    log, total = directory / "eval_lite.log", num_images * len(sets)
+    return Job(f"measuring {directory}", command, log, lambda: not unmeasured(settings), total)

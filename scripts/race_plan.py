@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -131,18 +132,24 @@ def _plan(
         override("head", contender.head),
         override("loss", contender.loss),
         override("tree", contender.tree),
-        override("seed", seed),
         override("steps", steps),
         override("train_share", cell.share),
         override("artifacts", config.artifacts),
-        override("run_dir", str(config.directory / f"share-{cell.share:g}-steps-{cell.length}" / name / place)),
         *("tracking.mode=disabled", "diagnostics=false", "keep_last=1"),
         *more,
         *config.overrides,
         *contender.overrides,
         *(override(key, value) for keys, value in values.items() for key in keys.split(",")),
     ]
-    return PlannedRun(load_config("train", TrainConfig, overrides), overrides)
+    directory = str(config.directory / f"share-{cell.share:g}-steps-{cell.length}" / name / place)
+    run = replace(_compose(*overrides), seed=seed, run_dir=directory)
+    return PlannedRun(run, [*overrides, override("seed", seed), override("run_dir", directory)])
+
+
+@cache
+def _compose(*overrides: str) -> TrainConfig:
+    """The config of overrides; seeds share it, because Hydra takes a quarter of a second."""
+    return load_config("train", TrainConfig, list(overrides))
 
 
 def check_contenders(runs: dict[str, TrainConfig]) -> None:

@@ -45,6 +45,7 @@ def make(root, tmp_path_factory):
         ("train INIT", "init"),
         ("train FROM", "from_checkpoint"),
         ("train K", "head.num_clusters"),
+        ("race RACE", "race"),
         ("codes DATA", "data"),
         ("codes DATA_PATH", "data.path"),
         ("coco-captions DATA_PATH", "coco"),
@@ -71,7 +72,13 @@ def test_a_script_is_given_the_very_text_of_a_variable(make, words, key):
 
 
 @pytest.mark.parametrize(
-    ("words", "key"), [("weights NAME", "names"), ("reproduce SEEDS", "seeds"), ("eval-tokenizer K", "num_clusters")]
+    ("words", "key"),
+    [
+        ("weights NAME", "names"),
+        ("reproduce SEEDS", "seeds"),
+        ("race SEEDS", "seeds"),
+        ("eval-tokenizer K", "num_clusters"),
+    ],
 )
 def test_a_list_is_split_at_its_commas_only(make, words, key):
     target, variable = words.split()
@@ -92,6 +99,11 @@ def test_a_smoke_run_is_on_the_embedded_data_whatever_the_size(make):
 def test_a_folder_is_not_taken_for_the_default_because_of_a_word_in_its_name(make):
     words, _ = make("eval-fid", "SAMPLES=a default set")
     assert "samples=a default set" in words
+
+
+def test_a_race_has_the_seeds_of_its_config_unless_some_are_given(make):
+    words, _ = make("race", "RACE=smoke")
+    assert words == ["scripts/race.py", "race=smoke", "--"]
 
 
 def test_args_are_words_of_the_shell(make):

@@ -73,7 +73,7 @@ def holm(values: list[float]) -> list[float]:
 
 
 def power(effect: float, counts: np.ndarray) -> np.ndarray:
-    """The chance that a paired t test at 0.05 sees an effect (Cohen's d) with each of the numbers of seeds in `counts`."""
+    """The chance that a paired t test at 0.05 sees an effect (Cohen's d), for each of some numbers of seeds."""
     edge, shift = stats.t.ppf(1 - ALPHA / 2, counts - 1), abs(effect) * counts**0.5
     found = stats.nct.sf(edge, counts - 1, shift) + stats.nct.cdf(-edge, counts - 1, shift)
     return np.where(np.isnan(found) & (shift > 10), 1.0, found)  # SciPy gives NaN where the shift is large
@@ -84,6 +84,9 @@ def seeds_needed(effect: float | None) -> int | None:
     effect."""
     if not effect:
         return None
-    counts = np.arange(FEWEST_SEEDS, MOST_SEEDS + 1)
-    enough = np.flatnonzero(power(effect, counts) >= POWER)
-    return int(counts[enough[0]]) if enough.size else None
+    # Without the estimate of the standard deviation, (1.96 + 0.84)² / d² would do; Student's t needs a few more.
+    normal = ((stats.norm.ppf(1 - ALPHA / 2) + stats.norm.ppf(POWER)) / effect) ** 2
+    if normal > MOST_SEEDS:
+        return None
+    counts = np.arange(max(FEWEST_SEEDS, int(normal)), int(normal) + 12)
+    return int(counts[power(effect, counts) >= POWER][0])

@@ -83,7 +83,7 @@ class Judgement:
     times: list[Times]
     predictions: list[Prediction]
 
-    def word(self, contender: str, value: str = "last") -> list[str]:
+    def words(self, contender: str, value: str = "last") -> list[str]:
         """The words of a contender by a value, one for each cell."""
         found = (verdict for table in self.tables if table.value == value for verdict in table.verdicts)
         return [verdict.word for verdict in found if verdict.contender == contender]

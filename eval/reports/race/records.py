@@ -43,6 +43,25 @@ class Tuned:
         if len(self.points) != len(self.nats) or not 0 <= self.chosen < len(self.points):
             raise ValueError("expected a result for each point, and one of them chosen")
 
+    @property
+    def values(self) -> dict[str, Any]:
+        """The chosen point."""
+        return self.points[self.chosen]
+
+
+@dataclass(frozen=True)
+class Terms:
+    """The keys of a race's config that the pages read."""
+
+    name: str
+    model_name: str
+    data_name: str
+    tokenizer_name: str
+    seeds: list[int]
+    equal: str
+    tuning_budget: int
+    tuning_share: float
+
 
 @dataclass(frozen=True)
 class About:
@@ -54,7 +73,7 @@ class About:
     dirty: bool
     machine: str
     packages: dict[str, str]
-    race: dict[str, Any]  # the config of `make race`
+    race: dict[str, Any]  # the config of `make race`; the pages read the keys of Terms
 
     @property
     def name(self) -> str:
@@ -149,6 +168,7 @@ def _read_about(directory: Path) -> About:
     content = read_yaml(file)
     if content.get("version") != VERSION:
         raise Damaged(f"expected a record of version {VERSION} in {file}, found version {content.get('version')!r}")
+    check_json(content.get("race"), Terms, file)
     return check_json(content, About, file)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from masc.runtime.reading import Damaged, check_json, read_text
+from masc.runtime.reading import Damaged, parse_json, read_text, reason
 from reports.runs import NATS, Curve, RunRecord
 
 
@@ -48,6 +48,11 @@ class RaceRow:
     torch: str
     threads: int
 
+    def __post_init__(self) -> None:
+        numbers = (self.seconds, self.last, self.best, 0.0 if self.fd_lite0 is None else self.fd_lite0)
+        if not (all(map(math.isfinite, numbers)) and 0 < self.share <= 1 and self.length > 0):
+            raise ValueError("expected finite results, a share in (0, 1] and a positive length")
+
     @property
     def cell(self) -> Cell:
         return Cell(self.share, self.length)
@@ -68,6 +73,8 @@ class RaceCurve:
     def __post_init__(self) -> None:
         if not len(self.step) == len(self.seconds) == len(self.nats) or not self.step:
             raise ValueError("expected as many seconds and nats as steps, and at least one")
+        if not all(map(math.isfinite, [*self.step, *self.seconds, *self.nats, self.share])):
+            raise ValueError("expected finite numbers")
 
     @property
     def cell(self) -> Cell:
@@ -132,19 +139,21 @@ def rows_text(rows: list[RaceRow]) -> str:
 
 def read_rows(path: Path) -> list[RaceRow]:
     """The rows of a rows.csv; `Damaged` if it is missing, damaged, of other columns, or holds a run twice."""
-    lines = list(csv.reader(io.StringIO(read_text(path))))
+    try:
+        lines = list(csv.reader(io.StringIO(read_text(path))))
+    except csv.Error as error:
+        raise Damaged(f"expected a table in {path}, which is damaged ({reason(error)})") from error
     names = _names()
-    if not lines or lines[0] != names or len(lines) < 2:
-        raise Damaged(f"expected the columns {', '.join(names)} and a line for each run in {path}, found others")
+    if not lines or lines[0] != names or any(len(line) != len(names) for line in lines):
+        raise Damaged(f"expected the columns {', '.join(names)} in every line of {path}, found others")
     texts = {each.name for each in dataclasses.fields(RaceRow) if each.type is str}
-    content = []
-    for number, line in enumerate(lines[1:], start=2):
-        try:
-            pairs = zip(names, line, strict=True)
-            content.append({name: text if name in texts else json.loads(text) for name, text in pairs})
-        except ValueError as error:
-            raise Damaged(f"expected {len(names)} values in line {number} of {path}, found {line!r:.60}") from error
-    rows = check_json(content, list[RaceRow], path)
+    objects = [
+        ",".join(f"{json.dumps(name)}:{json.dumps(text) if name in texts else text}" for name, text in pairs)
+        for pairs in (zip(names, line, strict=True) for line in lines[1:])
+    ]
+    rows = parse_json(f"[{','.join(f'{{{each}}}' for each in objects)}]", list[RaceRow], path)
+    if not rows:
+        raise Damaged(f"expected a line for each run in {path}, found none")
     places = [(row.contender, row.seed, row.cell) for row in rows]
     if len(set(places)) < len(places):
         raise Damaged(f"{path} holds a run twice")

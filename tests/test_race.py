@@ -1,0 +1,165 @@
+"""A race from its config to its record: on equal terms, resumed, and refused in plain words."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import race as stage
+from jobs import Job
+from race_plan import (
+    RaceConfig,
+    check_contenders,
+    check_parameters,
+    equal_seconds,
+    plan_run,
+    plan_tuning,
+)
+from stage import CONFIGS, load_config
+from tiny_artifacts import make_artifacts
+from user_errors import tells
+
+from llamagen.train import train
+from llamagen.training.config import TrainConfig
+from masc.runtime.errors import InputError
+from masc.runtime.run import read_metrics
+from reports.race.records import newest_record, read_record
+from reports.race.rows import Cell
+
+CELL = Cell(1.0, 12)
+RACES = sorted(file.stem for file in (CONFIGS / "race").glob("*.yaml"))
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    root = tmp_path_factory.mktemp("race")
+    make_artifacts(root / "artifacts")
+    places = [f"{name}={root / name}" for name in ("artifacts", "runs", "records")]
+    return load_config("race", RaceConfig, ["race=smoke", "lengths=[4]", *places])
+
+
+def run_in_process(started: list[Job]):
+    """Runs trainings in this process; a new process for each would take seconds to start."""
+
+    def run_jobs(jobs, num_workers, description, unit):
+        for job in jobs:
+            if not job.is_done():
+                train(load_config("train", TrainConfig, job.command[2:]))
+                started.append(job)
+
+    return run_jobs
+
+
+@pytest.fixture(scope="module")
+def raced(config):
+    """The record of a race that was interrupted in its second run, and the trainings that were started."""
+    started: list[Job] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stage, "run_jobs", run_in_process(started))
+        with pytest.MonkeyPatch.context() as stop, pytest.raises(KeyboardInterrupt):
+            stop.setattr(stage, "plan_run", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+            stage.race(config)
+        directory = stage.race(config)
+    return directory, [job.name for job in started]
+
+
+def test_an_interrupted_race_repeats_no_run(raced, config):
+    _, started = raced
+    assert len(started) == len(set(started)) == 2 * (2 + 2)
+
+
+def test_a_second_start_trains_nothing_and_gives_the_same_record_and_judgement(raced, config, monkeypatch, capsys):
+    directory, _ = raced
+    started: list[Job] = []
+    monkeypatch.setattr(stage, "run_jobs", run_in_process(started))
+    before = {file.name: file.read_bytes() for file in directory.iterdir()}
+    stage.main(config)
+    assert not started and newest_record(directory.parent) == directory == min(directory.parent.iterdir())
+    assert {file.name: file.read_bytes() for file in directory.iterdir()} == before
+    assert before["judgement.md"].decode() in capsys.readouterr().out
+
+
+def test_the_record_holds_a_row_for_each_run(raced, config):
+    record = read_record(raced[0])
+    assert {(row.contender, row.seed) for row in record.rows} == {
+        (name, seed) for name in config.contenders for seed in config.seeds
+    }
+    for row in record.rows:
+        run = plan_run(config, row.cell, row.contender, row.chosen, row.seed, row.steps).config
+        nats = [each["val/nats_per_token"] for each in read_metrics(run.directory / "metrics.jsonl") if each["step"]]
+        assert row.last == pytest.approx(nats[-1], abs=1e-5) and row.best == pytest.approx(min(nats), abs=1e-5)
+        assert (row.steps, row.threads, row.torch[:1]) == (4, 1, "2") and row.parameters > 1000
+
+
+def test_every_contender_has_the_same_number_of_tuning_runs_and_keeps_the_best(raced, config):
+    for tuned in read_record(raced[0]).tuning:
+        assert len(tuned.points) == config.tuning_budget and tuned.nats[tuned.chosen] == min(tuned.nats)
+
+
+def test_tuning_never_sees_the_reported_images(config):
+    tried, final = start_of(config, "flat"), plan_run(config, CELL, "flat", {}, 0, 12).config
+    assert (tried.tuning_share, final.tuning_share) == (config.tuning_share, 0.0)
+    assert tried.seed not in config.seeds and tried.directory != final.directory
+
+
+def start_of(config, name):
+    """The config of a contender's first tuning run."""
+    values = {key: given[0] for key, given in config.grid(name).items()}
+    return plan_tuning(config, config.cells[0], name, values).config
+
+
+def test_every_race_bears_the_name_of_its_file():
+    assert {name: load_config("race", RaceConfig, [f"race={name}"]).name for name in RACES} == {n: n for n in RACES}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RACES)
+def test_the_contenders_of_every_race_can_be_compared(name):
+    config = load_config("race", RaceConfig, [f"race={name}"])
+    check_contenders({each: start_of(config, each) for each in config.contenders})
+
+
+def test_a_key_of_several_gives_all_of_them_the_value(config):
+    run = plan_run(config, CELL, "flat", {"model.token_dropout,model.ffn_dropout": 0.25}, 0, 4).config
+    assert (run.model.token_dropout, run.model.ffn_dropout) == (0.25, 0.25)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (["seeds=[0]"], "two seeds or more .* found SEEDS=0"),
+        (["seeds=[0,0]"], "each once"),
+        (["seeds=[0,1000]"], "none that is tuning_seed 1000"),
+        (["~contenders.flat"], "needs the contender flat"),
+        (["contenders.flat.head=masc"], "with head flat and loss ce"),
+        (["+contenders.masc-two-level.tuning={optim.learning_rate:[1]}"], "tune each key once"),
+        (["equal=time"], "equal must be one of steps, seconds, parameters"),
+        (["tuning_budget=0"], "tuning_budget >= 1"),
+        (["race=nonesuch"], "there is no race called 'nonesuch'; RACE can be: data, embedded"),
+    ],
+)
+def test_a_bad_race_is_refused_in_one_line(given, words):
+    with tells(words):
+        load_config("race", RaceConfig, ["race=smoke", *given])
+
+
+@pytest.mark.parametrize("override", ["tokenizer_name=emoji64", "train_share=0.5"])
+def test_contenders_that_cannot_be_compared_are_refused(config, override):
+    contender = replace(config.contenders["masc-two-level"], overrides=[override])
+    other = replace(config, contenders={**config.contenders, "other": contender})
+    runs = {name: plan_run(other, CELL, name, {}, 0, 12).config for name in ("flat", "other")}
+    with tells(rf"other cannot be compared with flat: its {override.partition('=')[0]}"):
+        check_contenders(runs)
+
+
+def test_equal_parameters_are_checked_and_equal_seconds_give_steps():
+    check_parameters({"flat": 1000, "near": 1015})
+    with pytest.raises(InputError, match=r"flat 1,000, far 1,100; set model.dim in the overrides of far"):
+        check_parameters({"flat": 1000, "far": 1100})
+    assert equal_seconds(600, {"flat": 0.1, "slow": 0.15, "fast": 0.05}) == {"flat": 600, "slow": 400, "fast": 1200}
+
+
+def test_equal_seconds_take_the_rates_of_the_chosen_tuning_runs(raced, config):
+    tuned = {(Cell(each.share, each.length), each.contender): each for each in read_record(raced[0]).tuning}
+    steps = stage.steps_of(replace(config, equal="seconds"), tuned)
+    assert steps[Cell(1.0, 4), "flat"] == 4 and np.all(np.array(list(steps.values())) >= 1)
+    assert stage.steps_of(config, tuned) == dict.fromkeys(tuned, 4)
