@@ -56,9 +56,9 @@ def about_race(record: Record) -> str:
     names = list(dict.fromkeys(row.contender for row in record.rows))
     return (
         f"{race['model_name']} on {race['data_name']} with {race['tokenizer_name']}; {len(names)} contenders, seeds "
-        f"{', '.join(map(str, race['seeds']))}; equal {race['equal']}. Each contender was tuned with "
-        f"{race['tuning_budget']} run{'s' * (race['tuning_budget'] != 1)} or fewer in each cell, on {race['tuning_share']:.0%} of the training groups, which were "
-        "held out for it. Lower is better."
+        f"{', '.join(map(str, race['seeds']))}; equal {race['equal']}. Tuning budget, in runs of a contender in a "
+        f"cell: {race['tuning_budget']}, judged on {race['tuning_share']:.0%} of the training groups, which were held "
+        "out for it. Lower is better."
     )
 
 
