@@ -23,6 +23,8 @@ class CodesStage:
     data: DataConfig
     extraction: ExtractConfig = field(default_factory=ExtractConfig)
     splits: list[str] = field(default_factory=lambda: ["train", "val"])
+    # Near codes of each token to store, for soft targets of the encoder's output: those nearest before quantization.
+    near: int = 0
     artifacts: str = "artifacts"
 
 
@@ -41,11 +43,12 @@ def main(stage: CodesStage) -> None:
     for split, images in sources.items():
         path = layout.codes(stage.data.name, split)
         with naming(data=stage.data.name, tokenizer=stage.tokenizer.name):
-            extract_codes(model, images, stage.data.views(split), codebook, path, stage.extraction)
+            extract_codes(model, images, stage.data.views(split), codebook, path, stage.extraction, stage.near)
         if state.is_main_process:
             meta = read_meta(path)
             failed = f", {meta.num_failures} not readable: {path}/failures.txt" if meta.num_failures else ""
-            print(f"{path}: {meta.shape[0]} images, {meta.shape[1]} view(s) of {meta.shape[2]} tokens{failed}")
+            near = f", {meta.near.count} near codes of each" if meta.near else ""
+            print(f"{path}: {meta.shape[0]} images, {meta.shape[1]} view(s) of {meta.shape[2]} tokens{near}{failed}")
 
 
 if __name__ == "__main__":

@@ -29,10 +29,9 @@ def divide_groups(num_groups: int, train_share: float, tuning_share: float) -> t
 
 
 def part_of(codes: Codes, images: np.ndarray) -> Codes:
-    """The codes of some images by their rows (B,), in memory, with their first view only."""
-    return replace(
-        codes, tokens=codes.read(images, 0)[:, None], labels=codes.labels[images], groups=np.arange(len(images))
-    )
+    """The codes of some images by their rows (B,), in memory, with their first view only and no near codes."""
+    tokens = codes.read(images, 0)[:, None]
+    return replace(codes, tokens=tokens, labels=codes.labels[images], groups=np.arange(len(images)), near=None)
 
 
 class PartOfConditions:

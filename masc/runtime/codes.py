@@ -2,8 +2,9 @@
 
 A directory holds codes.npy (M images, V views, T positions; uint16, uint32 from N > 65,536), labels.npy, groups.npy,
 used.npy (whether each token occurs), captions.json (for text conditioning), keys.txt (the name of each image),
-failures.txt (images that could not be read, if any) and meta.json with the class names and a checksum of each shard.
-`verify` compares the tokens with the checksums, and `marks` remembers it."""
+failures.txt (images that could not be read, if any), the near codes of `near` (if they were asked for) and meta.json
+with the class names and a checksum of each shard. `verify` compares the tokens with the checksums, and `marks`
+remembers it."""
 
 import contextlib
 import hashlib
@@ -20,6 +21,7 @@ from masc.runtime.artifacts import hash_arrays
 from masc.runtime.errors import InputError, MissingArtifact
 from masc.runtime.files import hash_file, replacing, write_json, write_text
 from masc.runtime.marks import forget
+from masc.runtime.near import NEAR, NearCodes, NearMeta, open_near, write_near
 from masc.runtime.npy import check_length, save_npy, write_npy
 from masc.runtime.reading import Damaged, damaged_is_missing, open_array, read_json, read_text
 
@@ -43,19 +45,39 @@ class Codes:
     config: dict[str, Any]
     is_used: np.ndarray | None = None  # (N,) bool: whether each token occurs; None in older codes
     path: Path = Path()  # their directory
+    near: NearCodes | None = None  # (M, V, T, m), memory-mapped; None if they were not asked for
 
     def read(self, images: np.ndarray, views: np.ndarray | int) -> np.ndarray:
         """Tokens of images, each in its view: (B,), (B,) -> (B, T) int64.
 
         Raises InputError if the file was damaged since it was opened: it is shorter, or a token is not below N."""
         check_length(self.tokens)
-        tokens = self.tokens[images, views]
+        return self._checked(self.tokens[images, views], images, views, CODES)
+
+    def read_near(
+        self, images: np.ndarray, views: np.ndarray | int, count: int | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Near codes of images, each in its view, and their squared distances: (B,), (B,) -> (B, T, m) int64, float32.
+
+        m is `count`, or all that there are if it is None. Raises MissingArtifact if there are fewer or none, InputError
+        as `read`."""
+        if self.near is None or self.near.ids.shape[-1] < (count or 1):
+            found = "no" if self.near is None else f"only {self.near.ids.shape[-1]}"
+            problem = f"{self.path} holds {found} near codes of each token"
+            raise MissingArtifact("codes", self.path, problem, overrides={"near": count or 8})
+        for array in self.near:
+            check_length(array)
+        ids = self._checked(self.near.ids[images, views, :, :count], images, views, NEAR)
+        return ids, self.near.distances[images, views, :, :count].astype(np.float32)
+
+    def _checked(self, tokens: np.ndarray, images: np.ndarray, views: np.ndarray | int, name: str) -> np.ndarray:
+        """Tokens (B, ...) that were read from the file `name`, as int64; InputError if one is not below N."""
         if tokens.size and tokens.max() >= self.num_tokens:  # on a GPU the embedding would end in a device assert
-            row = int((tokens >= self.num_tokens).any(1).argmax())
+            row = int((tokens >= self.num_tokens).reshape(len(tokens), -1).any(1).argmax())
             view = views if isinstance(views, int) else views[row]
             forget(self.path)
             raise InputError(
-                f"image {images[row]}, view {view} of {self.path / CODES} holds the token {tokens[row].max()}, "
+                f"image {images[row]}, view {view} of {self.path / name} holds the token {tokens[row].max()}, "
                 f"outside the codebook of {self.num_tokens}, while it was read; the same command verifies all codes, "
                 "and continues or says how to make them again"
             )
@@ -94,11 +116,13 @@ def save_codes(
     config: dict[str, Any],
     keys: Sequence[str] = (),
     failures: Sequence[str] = (),
+    near: Iterable[NearCodes] | None = None,
 ) -> None:
     """Write a directory of codes.
 
     `tokens` is one array (M, V, T) below `num_tokens`, or its shards of any length one after another; labels (M,),
-    groups (M,); captions and keys M or none; `failures` has a line for each image that could not be read."""
+    groups (M,); captions and keys M or none; `failures` has a line for each image that could not be read; `near` are
+    the near codes in the same shards."""
     if isinstance(tokens, np.ndarray):
         whole = tokens
         tokens = (whole[start : start + SHARD_SIZE] for start in range(0, len(whole), SHARD_SIZE))
@@ -131,6 +155,8 @@ def save_codes(
             "num_failures": len(failures),
             "config": config,
         }
+        if near is not None:
+            meta["near"] = write_near(temporary, near, len(labels))
         write_json(temporary / "meta.json", meta)
 
 
@@ -198,6 +224,7 @@ class CodesMeta:
     num_failures: int
     config: dict[str, Any]
     used_sha256: str | None = None  # None in older codes, which have no used.npy
+    near: NearMeta | None = None
 
 
 def read_meta(path: Path) -> CodesMeta:
@@ -233,6 +260,7 @@ def load_codes(path: Path, codebook_sha256: str) -> Codes:
         )
     with damaged_codes(path, meta):
         tokens = open_tokens(path, meta)
+        near = None if meta.near is None else open_near(path, meta.near, tokens)
         order = {name: open_array(path / f"{name}.npy", "i", (meta.shape[0],)) for name in ("labels", "groups")}
         if hash_arrays(order) != meta.order_sha256:
             raise Damaged(f"labels or groups in {path} were altered")
@@ -253,13 +281,15 @@ def load_codes(path: Path, codebook_sha256: str) -> Codes:
         config=meta.config,
         is_used=is_used,
         path=path,
+        near=near,
     )
 
 
 def damaged_codes(path: Path, meta: CodesMeta) -> contextlib.AbstractContextManager[None]:
     """`damaged_is_missing` for codes; imported ones must be deleted before they are imported again."""
     is_imported = bool(meta.config.get("imported"))
-    return damaged_is_missing("imported codes" if is_imported else "codes", path, remove=is_imported)
+    kind, near = "imported codes" if is_imported else "codes", {"near": meta.near.count} if meta.near else None
+    return damaged_is_missing(kind, path, remove=is_imported, overrides=near)
 
 
 def open_tokens(path: Path, meta: CodesMeta) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Marks of large artefacts that were verified: `.NAME.verified.json` beside a directory.
 
-A mark holds the size, time and inode of the largest file in the directory and the hash of its meta.json, which holds
-the checksums. As long as both are the same, the file is not read whole again."""
+A mark holds the size, time and inode of the large files in the directory and the hash of its meta.json, which holds
+the checksums. As long as all are the same, the files are not read whole again."""
 
 import contextlib
 import logging
@@ -15,19 +15,19 @@ from masc.runtime.reading import Damaged, read_json
 logger = logging.getLogger(__name__)
 
 
-def state_of(path: Path, name: str) -> dict[str, Any]:
-    """What changes when the file `name` or meta.json in the directory `path` change."""
-    status = (path / name).stat()
+def state_of(path: Path, *names: str) -> dict[str, Any]:
+    """What changes when the files `names` or meta.json in the directory `path` change."""
+    found = {name: (path / name).stat() for name in names}
     return {
-        name: [status.st_size, status.st_mtime_ns, status.st_ino],
+        **{name: [status.st_size, status.st_mtime_ns, status.st_ino] for name, status in found.items()},
         "meta_sha256": hash_file(path / "meta.json"),
     }
 
 
-def is_verified(path: Path, name: str) -> bool:
-    """Whether the file `name` in the directory `path` was verified since it and meta.json were written."""
+def is_verified(path: Path, *names: str) -> bool:
+    """Whether the files `names` in the directory `path` were verified since they and meta.json were written."""
     try:
-        return read_json(_mark_of(path)) == state_of(path, name)
+        return read_json(_mark_of(path)) == state_of(path, *names)
     except (Damaged, OSError):  # there is no mark, or a file is not readable, which is then said
         return False
 

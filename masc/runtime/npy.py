@@ -14,20 +14,36 @@ def write_npy(file: BinaryIO, parts: Iterable[np.ndarray], num_rows: int, where:
 
     `where` names the file in messages. Raises InputError if a part has rows of another shape or type than the first, or
     if there are not `num_rows` rows."""
-    first, written = None, 0
+    writer = NpyWriter(file, num_rows, where)
     for part in parts:
-        if first is None:
-            first = part
-            header = {"descr": part.dtype.str, "fortran_order": False, "shape": (num_rows, *part.shape[1:])}
-            np.lib.format.write_array_header_1_0(file, header)
-        if (part.shape[1:], part.dtype) != (first.shape[1:], first.dtype):
-            there, here = (f"{one.dtype} {one.shape[1:]}" for one in (first, part))
-            raise InputError(f"a part of {where} has rows of {here}, the first has {there}")
-        file.write(np.ascontiguousarray(part).data)
-        written += len(part)
-    if first is None or written != num_rows:
-        raise InputError(f"there are {written} rows for {where}, expected {num_rows}")
-    return (num_rows, *first.shape[1:])
+        writer.append(part)
+    return writer.finish()
+
+
+class NpyWriter:
+    """What `write_npy` does, for a caller that writes several files at once."""
+
+    def __init__(self, file: BinaryIO, num_rows: int, where: str):
+        self.file, self.num_rows, self.where = file, num_rows, where
+        self.first, self.written = None, 0
+
+    def append(self, part: np.ndarray) -> None:
+        """Write the next rows."""
+        if self.first is None:
+            self.first = part[:0]
+            header = {"descr": part.dtype.str, "fortran_order": False, "shape": (self.num_rows, *part.shape[1:])}
+            np.lib.format.write_array_header_1_0(self.file, header)
+        if (part.shape[1:], part.dtype) != (self.first.shape[1:], self.first.dtype):
+            there, here = (f"{one.dtype} {one.shape[1:]}" for one in (self.first, part))
+            raise InputError(f"a part of {self.where} has rows of {here}, the first has {there}")
+        self.file.write(np.ascontiguousarray(part).data)
+        self.written += len(part)
+
+    def finish(self) -> tuple[int, ...]:
+        """The shape of the array."""
+        if self.first is None or self.written != self.num_rows:
+            raise InputError(f"there are {self.written} rows for {self.where}, expected {self.num_rows}")
+        return (self.num_rows, *self.first.shape[1:])
 
 
 def save_npy(path: Path, array: np.ndarray) -> None:

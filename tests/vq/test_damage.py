@@ -118,7 +118,7 @@ def test_shards_of_codes(tmp_path, name):
         (root / f"{row}.jpg").write_bytes(ilsvrc.jpeg(row))
     images = load_images("folder", "train", 8, str(tmp_path / "images"))
     shards = Shards(tmp_path / "shards", images, {}, codebook, ExtractConfig(max_failed_share=1))
-    shards.save(0, np.zeros((2, 1, 4), np.int64), {1: "broken"})
+    shards.save(0, {"tokens": np.zeros((2, 1, 4), np.uint16)}, {1: "broken"})
 
     def read():
         return shards.is_done(0), plain(shards.load(0)), shards.failures(0), shards.list_failures()

@@ -93,12 +93,20 @@ class ConvVQ(nn.Module):
 
     def encode(self, images: Tensor) -> Tensor:
         """(B, 3, S, S) in [-1, 1] -> (B, T) int64. Raises InputError for images of another size."""
+        self._check_size(images)
+        return self.quantize(self.latents(images)).tokens
+
+    def encode_near(self, images: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """The `count` nearest codes of each latent, and their squared distances, as `Tokenizer.encode_near`."""
+        self._check_size(images)
+        return self.quantize.near(self.latents(images), count)
+
+    def _check_size(self, images: Tensor) -> None:
         if images.shape[-1] != self.resolution:
             raise InputError(
                 f"the images have {images.shape[-1]} pixels a side, but the tokenizer takes {self.resolution}; "
                 "choose DATA and TOKENIZER of one size"
             )
-        return self.quantize(self.latents(images)).tokens
 
     def decode(self, tokens: Tensor) -> Tensor:
         """(B, T) -> (B, 3, S, S), near [-1, 1] but not clamped."""

@@ -189,14 +189,22 @@ class ConvTokenizer(nn.Module):
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         """(B, 3, S, S) in [-1, 1] -> (B, T) int64. Raises InputError unless S is a multiple of `downsample`."""
+        return self.quantize.tokens(self._checked_latents(images))
+
+    @torch.no_grad()
+    def encode_near(self, images: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """The `count` nearest codes of each latent, and their squared distances, as `Tokenizer.encode_near`."""
+        return self.quantize.near(self._checked_latents(images), count)
+
+    def _checked_latents(self, images: Tensor) -> Tensor:
+        """`latents` of images whose size fits; InputError otherwise."""
         height, width = images.shape[-2:]
         if height != width or height % self.downsample:
             raise InputError(
                 f"the images have {height} x {width} pixels, but this tokenizer takes squares whose side is a multiple "
                 f"of {self.downsample}; choose another size with DATA"
             )
-        images = images.contiguous(memory_format=torch.channels_last)  # a tenth faster, also on a CPU
-        return self.quantize.tokens(self.latents(images))
+        return self.latents(images.contiguous(memory_format=torch.channels_last))  # a tenth faster, also on a CPU
 
     @torch.no_grad()
     def decode(self, tokens: Tensor) -> Tensor:

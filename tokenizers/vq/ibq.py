@@ -30,6 +30,8 @@ class InnerProductQuantizer(VectorQuantizer):
 class IBQ(VQGAN):
     """Images (B, 3, S, S) in [-1, 1] <-> tokens (B, T) in raster order; the defaults are the largest codebook."""
 
+    encode_near = None  # the token has the largest inner product, and is often not the nearest vector
+
     def __init__(
         self,
         num_tokens: int = 262144,  # N

@@ -47,6 +47,10 @@ class Tokenizer(Protocol):
     def decode(self, tokens: "Tensor") -> "Tensor":
         """(B, T) of a square grid -> (B, 3, S, S), near [-1, 1] but not clamped."""
 
+    # Optional, for `make codes ARGS="near=8"`: encode_near(images, count), the `count` nearest codes of the encoder's
+    # output before quantization and their squared distances to it, as the quantizer compares them: (B, T, count) int64
+    # and float32, ascending, the token first. None or absent if the token is not the nearest code.
+
 
 @dataclass(kw_only=True)
 class TokenizerConfig:

@@ -141,6 +141,8 @@ class Decoder(nn.Module):
 class OpenMAGVIT2(ConvTokenizer):
     """Images (B, 3, S, S) in [-1, 1] <-> tokens (B, T) in raster order."""
 
+    encode_near = None  # the token is the signs of the latent, found without distances
+
     def __init__(
         self,
         num_tokens: int = 262144,  # N, a power of two

@@ -6,6 +6,7 @@ compared on the unit sphere, and the decoder reads the normalised rows too. The 
 
 Shapes: B images, H x W code grid, d code dimension, N tokens, M latents."""
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -23,11 +24,27 @@ class Quantized(NamedTuple):
 
 def best_match(latents: Tensor, codebook: Tensor, offset: Tensor | None = None) -> Tensor:
     """The row e with the largest z.e + offset: (M, d), (N, d), (N,) -> (M,) int64, in slices."""
-    num_rows = max(1, MAX_SCORES // len(codebook))
-    parts = latents.split(num_rows)
-    if offset is None:
-        return torch.cat([(part @ codebook.T).argmax(-1) for part in parts])
-    return torch.cat([torch.addmm(offset, part, codebook.T).argmax(-1) for part in parts])
+    return torch.cat([scores.argmax(-1) for scores in _scores(latents, codebook, offset)])
+
+
+def best_matches(latents: Tensor, codebook: Tensor, count: int, offset: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The `count` rows e with the largest z.e + offset, and these scores, descending: (M, count) int64 and float32.
+
+    The first row is that of `best_match`, also where scores are equal."""
+    rows, best = [], []
+    for scores in _scores(latents, codebook, offset):
+        first = scores.argmax(-1, keepdim=True)
+        highest = scores.gather(1, first)
+        found = scores.scatter_(1, first, float("inf")).topk(count)
+        rows.append(found.indices)
+        best.append(torch.cat([highest, found.values[:, 1:]], 1))
+    return torch.cat(rows), torch.cat(best)
+
+
+def _scores(latents: Tensor, codebook: Tensor, offset: Tensor | None) -> Iterator[Tensor]:
+    """z.e + offset in slices of at most MAX_SCORES numbers: (M, d), (N, d), (N,) -> (B, N) each."""
+    for part in latents.split(max(1, MAX_SCORES // len(codebook))):
+        yield part @ codebook.T if offset is None else torch.addmm(offset, part, codebook.T)
 
 
 class VectorQuantizer(nn.Module):
@@ -53,10 +70,24 @@ class VectorQuantizer(nn.Module):
     def tokens(self, z: Tensor) -> Tensor:
         """Nearest codebook vectors of the latents: (B, d, H, W) -> (B, H * W) int64, raster order."""
         z, codebook = self.compared(z), self.codebook
-        # |z - e|^2 = |z|^2 - 2 (z.e - |e|^2 / 2): the nearest vector has the largest bracket. On the unit sphere the
-        # second term of the bracket is the same for all vectors.
-        offset = None if self.l2_norm else codebook.square().sum(-1) / -2
-        return best_match(z.flatten(0, 2), codebook, offset).view(len(z), -1)
+        return best_match(z.flatten(0, 2), codebook, self._offset(codebook)).view(len(z), -1)
+
+    @torch.no_grad()
+    def near(self, z: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """The `count` nearest codebook vectors of each latent, and their squared distances to the compared latent.
+
+        (B, d, H, W) -> (B, H * W, count) int64 and float32, ascending, raster order. The first one is the token."""
+        z, codebook = self.compared(z).flatten(1, 2), self.codebook
+        offset = self._offset(codebook)
+        rows, scores = best_matches(z.flatten(0, 1), codebook, count, offset)
+        norms = z.square().sum(-1, keepdim=True) + (1 if offset is None else 0)
+        return rows.view(*z.shape[:2], count), (norms - 2 * scores.view(*z.shape[:2], count)).clamp(min=0)
+
+    def _offset(self, codebook: Tensor) -> Tensor | None:
+        """-|e|^2 / 2 of each vector: (N,); None on the unit sphere, where it is the same for all.
+
+        |z - e|^2 = |z|^2 - 2 (z.e - |e|^2 / 2): the nearest vector has the largest bracket."""
+        return None if self.l2_norm else codebook.square().sum(-1) / -2
 
     def forward(self, z: Tensor) -> Quantized:
         """Nearest codebook vectors of the latents z (B, d, H, W)."""

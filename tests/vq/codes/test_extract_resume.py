@@ -6,7 +6,7 @@ from dataclasses import replace
 import ilsvrc
 import numpy as np
 import pytest
-from extraction import NUM_IMAGES, SETTINGS, content
+from extraction import NUM_IMAGES, SETTINGS, content, stop_after
 from PIL import Image
 from user_errors import tells
 
@@ -18,19 +18,6 @@ from vq.codes.extract import extract_codes
 from vq.codes.shards import ExtractConfig, Shards
 from vq.crops import Views
 from vq.readers import load_images
-
-
-def stop_after(monkeypatch, shards):
-    """Let the process die once so many more shards are written."""
-    save, left = Shards.save, [shards]
-
-    def dying(*arguments):
-        if not left[0]:
-            raise KeyboardInterrupt
-        left[0] -= 1
-        save(*arguments)
-
-    monkeypatch.setattr(Shards, "save", dying)
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

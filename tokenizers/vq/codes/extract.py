@@ -30,6 +30,7 @@ from masc.runtime.codes import load_codes, load_keys, read_meta, save_codes
 from masc.runtime.device import from_main, patient_state
 from masc.runtime.errors import InputError, MissingArtifact, removal
 from masc.runtime.files import recover, remove_leftovers, write_json
+from masc.runtime.near import pack_distances
 from masc.runtime.reading import Damaged, read_json, reason
 from masc.runtime.run import differences, flatten
 from masc.runtime.verify import verify_codes, verify_once
@@ -51,14 +52,17 @@ def extract_codes(
     codebook: Codebook,
     path: Path,
     settings: ExtractConfig | None = None,
+    near: int = 0,
 ) -> None:
     """Write the codes of the given views of every image to `path`, unless they are there. Every process calls this.
 
-    Codes that are damaged, or made from other images or by another config, are made again. Raises InputError as
-    `check_images`, if another launch makes these codes, or if more images are missing or unreadable than the settings
-    allow; the message then names the file that lists them."""
+    With `near` the codes hold at least so many near codes of each token (`masc.runtime.near`). Codes that hold fewer,
+    are damaged, or were made from other images or by another config, are made again. Raises InputError as
+    `check_images` and `check_near`, if another launch makes these codes, or if more images are missing or unreadable
+    than the settings allow; the message then names the file that lists them."""
     settings, state = settings or ExtractConfig(), patient_state()
     check_images(images, model)
+    check_near(near, model, codebook)
     config = {
         "source": images.name,
         "split": images.split,
@@ -68,7 +72,7 @@ def extract_codes(
         "tokenizer": codebook.meta.config,
         "tokenizer_sha256": codebook.meta.parents["tokenizer"],
     }
-    shards = Shards(path.with_name(f".{path.name}.shards"), images, config, codebook, settings)
+    shards = Shards(path.with_name(f".{path.name}.shards"), images, config, codebook, settings, near)
     with contextlib.ExitStack() as held:
         if from_main(lambda: _begin(held, shards, path)):
             return
@@ -100,6 +104,17 @@ def check_images(images: ImageSource, model: Tokenizer) -> None:
         raise InputError(f"{images.name} has no {images.split} images; add some, or leave {images.split} out of splits")
 
 
+def check_near(near: int, model: Tokenizer, codebook: Codebook) -> None:
+    """Raise InputError if the tokenizer cannot give `near` near codes of a token; 0 is none."""
+    if not 0 <= near <= codebook.num_tokens:
+        raise InputError(f"near must lie in 0..{codebook.num_tokens}, the number of tokens, found {near}")
+    if near and getattr(model, "encode_near", None) is None:
+        raise InputError(
+            f"near={near} asks for the codes nearest to the encoder's output, but {type(model).__name__} does not find "
+            "tokens by distance, or its class has no encode_near; choose another TOKENIZER, or near=0"
+        )
+
+
 def _begin(held: contextlib.ExitStack, shards: Shards, path: Path) -> bool:
     """Whether the codes are at `path` already. Otherwise lock `path` and remove the shards that cannot be reused."""
     recover(path)
@@ -124,6 +139,11 @@ def _is_done(path: Path, shards: Shards) -> bool:
     except InputError:
         return False
     is_imported = bool(meta.config.get("imported"))  # only the user may replace them
+    if is_imported and shards.near:
+        raise InputError(
+            f"{path} holds imported codes, which have no near codes; delete them with {removal(path)} to extract codes "
+            f"with near={shards.near}"
+        )
     try:
         verify_codes(path)
         found, keys = load_codes(path, codebook.meta.sha256), load_keys(path)
@@ -139,6 +159,10 @@ def _is_done(path: Path, shards: Shards) -> bool:
             removal(path),
         )
         return True
+    near = meta.near.count if meta.near else 0
+    if near < shards.near:
+        logger.warning("%s holds %d near codes of a token, not %d; it is made again", path, near, shards.near)
+        return False
     if not _is_made_by(found.config, shards, path):
         return False
     readable = len(images) + len(images.missing) - meta.num_failures
@@ -216,7 +240,8 @@ def _fill(shards: Shards, todo: list[int], model: Tokenizer, decoded: _Decoded, 
     )
     device = device_of(model)
     num_positions = (decoded.resolution // model.downsample) ** 2
-    tokens, failures = [], {}
+    none = shards.empty(num_views, num_positions)
+    encoded, failures = [none], {}
     bar = tqdm(
         total=sum(len(rows) for _, rows in batches),
         desc=f"codes {shards.images.split}",
@@ -226,15 +251,24 @@ def _fill(shards: Shards, todo: list[int], model: Tokenizer, decoded: _Decoded, 
     for (shard, rows), (views, unreadable) in zip(batches, _watched(loader), strict=True):
         failures |= {rows[place]: reason for place, reason in unreadable.items()}
         if views is not None:
-            pixels = views.flatten(0, 1).numpy()
-            found = model.encode(to_tensor(pixels).to(device)).cpu().numpy()
-            tokens.append(found.reshape(len(views), num_views, num_positions))
+            found = _encode(model, to_tensor(views.flatten(0, 1).numpy()).to(device), shards)
+            shape = (len(views), num_views, num_positions)
+            encoded.append({name: array.reshape(*shape, *array.shape[2:]) for name, array in found.items()})
         bar.update(len(rows))
         if rows[-1] == shards.rows(shard)[-1]:
-            none = np.empty((0, num_views, num_positions), np.int64)
-            shards.save(shard, np.concatenate([none, *tokens]), failures)
-            tokens, failures = [], {}
+            shards.save(shard, {name: np.concatenate([part[name] for part in encoded]) for name in none}, failures)
+            encoded, failures = [none], {}
     bar.close()
+
+
+def _encode(model: Tokenizer, images: Tensor, shards: Shards) -> dict[str, np.ndarray]:
+    """The arrays of a shard for images (B, 3, S, S): tokens (B, T), near codes and their distances (B, T, m)."""
+    token_type = shards.token_type
+    if not shards.near:
+        return {"tokens": model.encode(images).cpu().numpy().astype(token_type)}
+    ids, distances = (found.cpu().numpy() for found in model.encode_near(images, shards.near))
+    ids = ids.astype(token_type)
+    return {"tokens": ids[..., 0], "near": ids, "near_distances": pack_distances(distances)}
 
 
 def _watched(loader: DataLoader) -> Iterator[Any]:
@@ -259,12 +293,12 @@ def _join(shards: Shards, path: Path) -> None:
             f"none of the {len(images)} {images.split} images of {images.name} can be read; check data.path"
         )
 
-    def tokens() -> Iterator[np.ndarray]:
-        return (shards.load(shard) for shard in tqdm(range(shards.count), desc="joining shards", disable=None))
+    def shown(what: str) -> Iterator[int]:
+        return tqdm(range(shards.count), desc=f"joining {what}", disable=None)
 
     save_codes(
         path,
-        tokens(),
+        (shards.load(shard) for shard in shown("shards")),
         images.labels[rows],
         np.unique(images.groups[rows], return_inverse=True)[1],
         list(images.class_names),
@@ -274,4 +308,5 @@ def _join(shards: Shards, path: Path) -> None:
         shards.config,
         keys=[images.keys[row] for row in rows],
         failures=shards.list_failures(),
+        near=(shards.load_near(shard) for shard in shown("near codes")) if shards.near else None,
     )

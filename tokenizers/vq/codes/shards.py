@@ -1,6 +1,6 @@
 """Finished part of an extraction of codes: shards on disk, and the images that could not be read.
 
-Shapes: B images, V views, T positions."""
+Shapes: B images, V views, T positions, m near codes of a token."""
 
 import contextlib
 import hashlib
@@ -14,11 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from masc.runtime.artifacts import Codebook, load_npz, save_npz
+from masc.runtime.artifacts import Codebook, Meta, load_npz, save_npz
 from masc.runtime.codes import SHARD_SIZE, code_type
 from masc.runtime.errors import InputError, MissingArtifact
 from masc.runtime.files import write_text
 from masc.runtime.locks import lock_file
+from masc.runtime.near import NearCodes
 from masc.runtime.reading import Damaged, advising, read_json
 from vq.images import ImageSource
 from vq.readers.stored import StoredImages
@@ -27,6 +28,7 @@ logger = logging.getLogger(__name__)
 SHARD_VERSION = 1
 Failures = list[tuple[int, str]]  # rows of unreadable images, and the reasons
 SHARD_SCHEMA = {"tokens": ("u", (None, None, None))}
+NEAR_SCHEMA = SHARD_SCHEMA | {"near": ("u", (None,) * 4), "near_distances": ("f", (None,) * 4)}
 
 
 @dataclass(kw_only=True)
@@ -72,6 +74,20 @@ class Shards:
     config: dict[str, Any]
     codebook: Codebook
     settings: ExtractConfig
+    near: int = 0  # m, near codes of each token
+
+    @property
+    def token_type(self) -> np.dtype:
+        return code_type(self.codebook.num_tokens)
+
+    def empty(self, num_views: int, num_positions: int) -> dict[str, np.ndarray]:
+        """The arrays of a shard without images."""
+        shape = (0, num_views, num_positions)
+        arrays = {"tokens": np.empty(shape, self.token_type)}
+        if self.near:
+            arrays["near"] = np.empty((*shape, self.near), self.token_type)
+            arrays["near_distances"] = np.empty((*shape, self.near), np.float16)
+        return arrays
 
     @property
     def count(self) -> int:
@@ -101,6 +117,7 @@ class Shards:
         rows, settings = self.rows(shard), self.settings
         made_by = {key: value for key, value in self.config.items() if key != "images_sha256"}
         made_by |= {"batch_size": settings.batch_size, "shard_size": settings.shard_size}
+        made_by |= {"near": self.near} if self.near else {}
         return {
             "codebook": self.codebook.meta.sha256,
             "config": hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest(),
@@ -125,7 +142,7 @@ class Shards:
         if not self.file(shard).exists():
             return False
         try:
-            _, meta = load_npz(self.file(shard), "codes-shard", SHARD_VERSION, SHARD_SCHEMA)
+            _, meta = self._read(shard)
         except InputError as error:
             logger.warning("%s; it is made again", error)
             return False
@@ -134,19 +151,32 @@ class Shards:
             return False
         return True
 
-    def save(self, shard: int, tokens: np.ndarray, failures: dict[int, str]) -> None:
-        """Write the tokens (B, V, T) of a shard's readable images; InputError if too many are unreadable."""
+    def _read(self, shard: int) -> tuple[dict[str, np.ndarray], Meta]:
+        schema = NEAR_SCHEMA if self.near else SHARD_SCHEMA
+        return load_npz(self.file(shard), "codes-shard", SHARD_VERSION, schema)
+
+    def save(self, shard: int, arrays: dict[str, np.ndarray], failures: dict[int, str]) -> None:
+        """Write the arrays of a shard's readable images, as in SHARD_SCHEMA, or in NEAR_SCHEMA with near codes.
+
+        Raises InputError if too many images are unreadable."""
         if failures:  # before the tokens, so that no shard is without its failures
             write_text(self.file(shard).with_suffix(".failures.json"), json.dumps(sorted(failures.items())))
-        tokens = tokens.astype(code_type(self.codebook.num_tokens))
-        save_npz(self.file(shard), "codes-shard", SHARD_VERSION, {"tokens": tokens}, {}, self.parents(shard))
+        save_npz(self.file(shard), "codes-shard", SHARD_VERSION, arrays, {}, self.parents(shard))
         if failures:
             self.check_failures()
 
     def load(self, shard: int) -> np.ndarray:
         """Tokens (B, V, T) of a shard. Raises MissingArtifact for the codes if its file is missing or broken."""
+        return self._load(shard)["tokens"]
+
+    def load_near(self, shard: int) -> NearCodes:
+        """Near codes of a shard; errors as `load`."""
+        arrays = self._load(shard)
+        return NearCodes(arrays["near"], arrays["near_distances"])
+
+    def _load(self, shard: int) -> dict[str, np.ndarray]:
         try:
-            return load_npz(self.file(shard), "codes-shard", SHARD_VERSION, SHARD_SCHEMA)[0]["tokens"]
+            return self._read(shard)[0]
         except MissingArtifact as error:
             raise MissingArtifact("codes", self.file(shard), str(error)) from error
 
