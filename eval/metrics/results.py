@@ -130,6 +130,7 @@ class Protocol:
     seed: int = key(Role.PER_RUN)
     seconds: float = key(Role.PER_RUN)  # of training
     standard_error_over_images: float = key(Role.PER_RUN)
+    temperatures: Sequence[float] = key(Role.PER_RUN)  # of likelihoods: each fitted on half of the images for the other
     weights_sha256: str = key(Role.PER_RUN)
     tree_sha256: str = key(Role.PER_RUN)
     images_sha256: str = key(Role.PER_RUN)

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from llamagen.evaluation.saved import holds
+from llamagen.evaluation.temperature import TemperedNats, fitted
 from llamagen.runs import Run
 from llamagen.sampling.sets import SampleSet
 from llamagen.training.config import TrainConfig
@@ -37,11 +38,14 @@ def reference_path(artifacts: str, data: str) -> Path:
 
 
 def likelihood(run: Run) -> list[dict[str, Any]]:
-    """Held-out nats per fine token, with the standard error over images, in float32."""
+    """Held-out nats per fine token, with the standard error over images, in float32: as they are, and at a fitted
+    temperature. The first is what compares runs."""
     accelerator, model, inputs = build_accelerator(), run.load_model(), run.inputs
     model.to(accelerator.device)
-    nats = image_nats(accelerator, model, inputs.held_out, inputs.conditions["val"]).double().sum(1).cpu().numpy()
-    nats /= inputs.held_out.num_positions
+    held_out, tempered = inputs.held_out, TemperedNats()
+    found = image_nats(accelerator, model, held_out, inputs.conditions["val"], watch=tempered)
+    nats = found.double().sum(1).cpu().numpy() / held_out.num_positions
+    at_best, temperatures = fitted(tempered.by_image() / held_out.num_positions)
     protocol = {
         "images": f"{run.config.data.name} val, first view",
         "num_images": len(nats),
@@ -49,7 +53,14 @@ def likelihood(run: Run) -> list[dict[str, Any]]:
         "codes_sha256": inputs.held_out.sha256,
         "weights_sha256": run.weights_sha256,
     }
-    return [row("held-out nats per token", float(nats.mean()), protocol)]
+    of_fitted = protocol | {
+        "standard_error_over_images": float(at_best.std(ddof=1) / np.sqrt(len(at_best))),
+        "temperatures": temperatures,
+    }
+    return [
+        row("held-out nats per token", float(nats.mean()), protocol),
+        row("held-out nats per token at a fitted temperature", float(at_best.mean()), of_fitted),
+    ]
 
 
 def unmeasured(config: EvalLiteConfig) -> list[str]:
