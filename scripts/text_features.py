@@ -1,4 +1,4 @@
-"""Encode captions once with LlamaGen's text encoder (`make text-features`)."""
+"""Encode captions once with a text encoder (`make text-features`)."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 from stage import run_stage
 
 from llamagen.conditions.captions import read_captions
+from llamagen.conditions.encoders import T5Encoder, TextEncoder, WordLlama
 from llamagen.conditions.features import TextFeatures, extract_text_features
 from masc.layout import text_features_folder
 from masc.runtime.errors import InputError
@@ -25,15 +26,23 @@ class TextFeaturesStage:
     dtype: str = "bfloat16"
 
 
+def open_encoder(stage: TextFeaturesStage) -> TextEncoder:
+    """The encoder that a stage names: a directory, `wordllama`, or one that was downloaded."""
+    given = Path(stage.encoder)
+    if given.is_dir():
+        return T5Encoder(given)
+    if stage.encoder == WordLlama.name:
+        return WordLlama()
+    return T5Encoder(weights_path(stage.encoder, Path(stage.weights)))
+
+
 def main(stage: TextFeaturesStage) -> None:
     """Write artifacts/text/<name of the captions>: features, captions and image names, to be loaded as TextFeatures."""
     if not stage.captions:
         raise InputError("say which captions: make text-features CAPTIONS=captions_val2014.json")
     out = Path(stage.out or text_features_folder(Path("artifacts"), Path(stage.captions)))
     captions = read_captions(Path(stage.captions), stage.first_only, stage.column, stage.first_sentence)
-    given = Path(stage.encoder)
-    encoder = given if given.is_dir() else weights_path(stage.encoder, Path(stage.weights))
-    extract_text_features(captions, encoder, out, stage.batch_size, stage.dtype)
+    extract_text_features(captions, open_encoder(stage), out, stage.batch_size, stage.dtype)
     features = TextFeatures.load(out)
     print(f"{out}: {len(features)} captions, {len(features.bits)} tokens of {features.dim} numbers")
 

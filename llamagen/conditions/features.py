@@ -1,10 +1,9 @@
-"""Text features of captions: the output of FLAN-T5-XL's encoder, computed once and kept (`make text-features`).
+"""Text features of captions: the output of a text encoder, computed once and kept (`make text-features`).
 
-Follows LlamaGen at ce98ec4 (language/t5.py, language/extract_t5_feature.py, dataset/t2i.py, and the left padding of
-autoregressive/sample/sample_t2i.py): captions are cleaned twice, cut at 120 tokens, and padded on the right for the
-encoder, which computes in bfloat16; the generator gets them padded on the left with zeros. LlamaGen keeps one float32
-file a caption. Here one memory-mapped file of bfloat16 holds all: half the size, and exact unless dtype=float32, whose
-output is rounded to bfloat16."""
+Follows LlamaGen at ce98ec4 (language/extract_t5_feature.py, dataset/t2i.py, and the left padding of
+autoregressive/sample/sample_t2i.py): captions are cleaned twice and cut at the encoder's number of tokens; the
+generator gets them padded on the left with zeros. LlamaGen keeps one float32 file a caption. Here one memory-mapped
+file of bfloat16 holds all: half the size, and exact unless dtype=float32, whose output is rounded to bfloat16."""
 
 import contextlib
 import hashlib
@@ -19,55 +18,38 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from llamagen.conditions.captions import Captions, clean_caption, warn_of_empty
+from llamagen.conditions.encoders import DTYPES, TextEncoder
 from masc.runtime.captions import CAPTIONS_AT_MOST
 from masc.runtime.device import from_main, patient_accelerator
 from masc.runtime.errors import InputError, MissingArtifact, removal
 from masc.runtime.files import hash_file, recover, replacing, write_json
 from masc.runtime.marks import forget, is_verified, remember, state_of
 from masc.runtime.npy import check_length, save_npy, write_npy
-from masc.runtime.reading import Damaged, check_array, damaged_is_missing, open_array, read_json, read_npz, reason
+from masc.runtime.reading import Damaged, check_array, damaged_is_missing, open_array, read_json, read_npz
 from masc.runtime.run import locked
 
 logger = logging.getLogger(__name__)
 FORMAT, VERSION = "masc-text-features", 1
 FILES = ("features.npy", "offsets.npy", "captions.json")
-MAX_TOKENS = 120  # LlamaGen's cls_token_num for text
-DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 SHARD = 1024  # captions; an interruption loses at most one shard a process
 
-# Shapes: M captions, B of a batch, C the encoder's width (2048), S the lengths of all captions together.
-
-
-def encoder_sha256(directory: Path) -> str:
-    """SHA-256 over the encoder's configuration, tokenizer and weights: names and contents of the files that load.
-
-    Raises InputError if the directory holds no encoder."""
-    directory = Path(directory)
-    files = [path for path in sorted(directory.glob("*")) if path.suffix in (".json", ".model", ".safetensors", ".bin")]
-    if not (directory / "config.json").exists() or len(files) < 2:
-        raise MissingArtifact(
-            "weights",
-            directory,
-            f"no text encoder at {directory}: expected config.json, a tokenizer and weights as on the Hugging Face "
-            "hub; LlamaGen's is flan-t5-xl",
-            name="flan-t5-xl",
-        )
-    return hashlib.sha256("".join(f"{path.name} {hash_file(path)}\n" for path in files).encode()).hexdigest()
+# Shapes: M captions, B of a batch, P the encoder's most tokens of a caption, C its width, S the lengths of all captions
+# together.
 
 
 def extract_text_features(
     captions: Captions,
-    encoder: Path,
+    encoder: TextEncoder,
     path: Path,
     batch_size: int = 32,
     dtype: str = "bfloat16",
     accelerator: Accelerator | None = None,
 ) -> None:
-    """Write the features of `captions` to the directory `path`, unless they are there. `encoder` is a directory too.
+    """Write the features of `captions` by `encoder` to the directory `path`, unless they are there.
 
     Processes share the captions in shards of 1024, and finished shards are kept: after an interruption the same command
     continues. All batches have the same shape, so neither the number of processes nor an interruption changes the
@@ -77,9 +59,9 @@ def extract_text_features(
     if dtype not in DTYPES or batch_size < 1:
         raise InputError(f"dtype must be one of {', '.join(DTYPES)} and batch_size at least 1: {dtype!r}, {batch_size}")
     config = {
-        "encoder": Path(encoder).name,
-        "encoder_sha256": from_main(lambda: encoder_sha256(encoder)),
-        "max_tokens": MAX_TOKENS,
+        "encoder": encoder.name,
+        "encoder_sha256": from_main(encoder.sha256),
+        "max_tokens": encoder.max_tokens,
         "dtype": dtype,
         "batch_size": batch_size,
         "captions_sha256": hashlib.sha256(json.dumps(asdict(captions)).encode()).hexdigest(),
@@ -97,12 +79,11 @@ def extract_text_features(
         from_main(lambda: held.enter_context(locked(shards)))
         todo = [start for start in mine if not _shard(shards, start).exists()]
         if todo:
-            tokenizer, model = _load_encoder(encoder, dtype)
-            model.to(accelerator.device)
+            encode = encoder.load(dtype, accelerator.device)
             quiet = None if accelerator.is_main_process else True
             for start in tqdm(todo, desc="text features", unit="shard", disable=quiet):
-                texts = captions.texts[start : start + SHARD]
-                _save_shard(_shard(shards, start), _encode(texts, tokenizer, model, batch_size))
+                texts = [clean_caption(text) for text in captions.texts[start : start + SHARD]]
+                _save_shard(_shard(shards, start), encode(texts, batch_size))
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             _join([_shard(shards, start) for start in starts], captions, config, path)
@@ -134,57 +115,13 @@ def _save_shard(path: Path, encoded: Iterator[np.ndarray]) -> None:
         np.savez(file, features=np.concatenate(rows), lengths=np.array([len(row) for row in rows], np.int64))
 
 
-def _load_encoder(directory: Path, dtype: str) -> tuple[Any, nn.Module]:
-    """The tokenizer and the encoder of a directory in the layout of the hub; nothing is unpickled or executed."""
-    from transformers import AutoTokenizer, T5EncoderModel
-
-    try:
-        # Left out, `trust_remote_code` would ask at a terminal whether to run the directory's own Python files.
-        options = {"local_files_only": True, "trust_remote_code": False}
-        tokenizer = AutoTokenizer.from_pretrained(directory, **options)
-        model, found = T5EncoderModel.from_pretrained(
-            directory, dtype=DTYPES[dtype], output_loading_info=True, **options
-        )
-    except Exception as error:  # the library raises errors of any type for damaged files
-        raise InputError(f"cannot load a T5 encoder from {directory} ({reason(error)}); download it again") from error
-    # The library would fill missing tensors with random numbers.
-    unfit = sorted(map(str, found["missing_keys"] | found["mismatched_keys"]))
-    if unfit:
-        raise InputError(
-            f"the weights in {directory} do not fit its config.json: {len(unfit)} missing or of another shape, "
-            f"{', '.join(unfit[:3])}, ...; download the encoder again"
-        )
-    return tokenizer, model.eval()
-
-
-@torch.no_grad()
-def _encode(texts: Sequence[str], tokenizer: Any, model: nn.Module, batch_size: int) -> Iterator[np.ndarray]:
-    """The last hidden state of each caption without its padding, (length, C), as bit patterns of bfloat16."""
-    for start in range(0, len(texts), batch_size):
-        batch = [clean_caption(text) for text in texts[start : start + batch_size]]
-        # A short batch is filled up with its last caption: in another shape the library may sum in another order.
-        filled = batch + batch[-1:] * (batch_size - len(batch))
-        tokens = tokenizer(
-            filled,
-            max_length=MAX_TOKENS,
-            padding="max_length",
-            padding_side="right",
-            truncation=True,
-            return_attention_mask=True,
-            return_tensors="pt",
-        ).to(model.device)
-        hidden = model(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]).last_hidden_state
-        bits = hidden.to(torch.bfloat16).view(torch.int16).cpu().numpy().view(np.uint16)
-        lengths = tokens["attention_mask"].sum(1).tolist()
-        yield from (bits[row, : lengths[row]] for row in range(len(batch)))
-
-
 def _join(shards: list[Path], captions: Captions, config: dict[str, Any], path: Path) -> None:
     """Write all shards to the directory `path`, whole or not at all."""
     lengths = np.concatenate([_read_shard(shard, "lengths") for shard in shards])
-    cut = int((lengths == MAX_TOKENS).sum())
+    most = config["max_tokens"]
+    cut = int((lengths == most).sum())
     if cut:
-        logger.warning("%d of %d captions have %d tokens or more; the rest is cut", cut, len(lengths), MAX_TOKENS)
+        logger.warning("%d of %d captions have %d tokens or more; the rest is cut", cut, len(lengths), most)
     width = _read_shard(shards[0], "features").shape[1]
     offsets = np.concatenate([[0], lengths.cumsum()]).astype(np.int64)
     with replacing(path) as temporary:
@@ -246,20 +183,25 @@ class TextFeatures:
     def dim(self) -> int:
         return self.bits.shape[1]
 
+    @property
+    def max_tokens(self) -> int:
+        """Positions of a caption in a batch."""
+        return self.config["max_tokens"]
+
     def batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Captions in the generator's form: features (B, 120, C) float32, zeros first, and mask (B, 120) bool.
+        """Captions in the generator's form: features (B, P, C) float32, zeros first, and mask (B, P) bool.
 
         Raises InputError if the file was shortened since it was opened."""
         check_length(self.bits)
-        features = np.zeros((len(indices), MAX_TOKENS, self.dim), np.float32)
-        mask = np.zeros((len(indices), MAX_TOKENS), bool)
+        features = np.zeros((len(indices), self.max_tokens, self.dim), np.float32)
+        mask = np.zeros((len(indices), self.max_tokens), bool)
         for row, index in enumerate(indices):
             if not 0 <= index < len(self):
                 raise IndexError(f"caption {index} of {len(self)}")
             bits = self.bits[self.offsets[index] : self.offsets[index + 1]]
             # bfloat16 is the upper half of float32.
-            features[row, MAX_TOKENS - len(bits) :] = (bits.astype(np.uint32) << 16).view(np.float32)
-            mask[row, MAX_TOKENS - len(bits) :] = True
+            features[row, self.max_tokens - len(bits) :] = (bits.astype(np.uint32) << 16).view(np.float32)
+            mask[row, self.max_tokens - len(bits) :] = True
         return torch.from_numpy(features), torch.from_numpy(mask)
 
     @staticmethod
@@ -279,8 +221,9 @@ class TextFeatures:
                     f"expected {FORMAT} version {VERSION}, found {meta.format!r} version {meta.version} in "
                     f"{path}/meta.json"
                 )
-            if not isinstance(meta.config.get("encoder"), str):
-                raise Damaged(f"{path}/meta.json does not name the encoder")
+            most = meta.config.get("max_tokens")
+            if not isinstance(meta.config.get("encoder"), str) or type(most) is not int or most < 1:
+                raise Damaged(f"{path}/meta.json does not name the encoder and its most tokens of a caption")
             bits = open_array(path / "features.npy", "u", meta.shape, mapped=True)
             offsets = open_array(path / "offsets.npy", "i", (None,))
             captions = read_json(path / "captions.json", Captions, at_most=CAPTIONS_AT_MOST)
@@ -291,17 +234,17 @@ class TextFeatures:
                     raise Damaged(f"{path / name} does not match the SHA-256 in meta.json")
             if reads_all:
                 remember(path, state)
-            _check_offsets(offsets, bits, captions, path)
+            _check_offsets(offsets, bits, captions, most, path)
         return TextFeatures(
             bits, offsets, captions.texts, captions.images, meta.config, meta.sha256.get("features.npy", "")
         )
 
 
-def _check_offsets(offsets: np.ndarray, bits: np.ndarray, captions: Captions, path: Path) -> None:
-    """Raise `Damaged` unless every caption has its own rows of `bits`, in order, 120 at most."""
+def _check_offsets(offsets: np.ndarray, bits: np.ndarray, captions: Captions, most: int, path: Path) -> None:
+    """Raise `Damaged` unless every caption has its own rows of `bits`, in order, `most` of them or fewer."""
     lengths = np.diff(offsets)
     fits = len(lengths) == len(captions) == len(captions.images or captions.texts) and bits.dtype == np.uint16
-    if not fits or offsets[0] != 0 or offsets[-1] != len(bits) or not ((lengths >= 0) & (lengths <= MAX_TOKENS)).all():
+    if not fits or offsets[0] != 0 or offsets[-1] != len(bits) or not ((lengths >= 0) & (lengths <= most)).all():
         raise Damaged(
             f"{path}/features.npy has {len(bits)} rows of {bits.dtype} for {len(captions)} captions; offsets.npy, with "
             f"{len(offsets)} values up to {offsets.max(initial=0)}, does not give each caption rows of its own"

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from llamagen.backbones.config import BackboneConfig
-from llamagen.conditions.features import MAX_TOKENS, TextFeatures
+from llamagen.conditions.encoders import WordLlama
+from llamagen.conditions.features import TextFeatures
 from masc.runtime.captions import load_captions
 from masc.runtime.codes import Codes
 from masc.runtime.errors import InputError, MissingArtifact, naming
@@ -63,12 +64,19 @@ def check_text_model(config: BackboneConfig, captions: str | None) -> None:
 
 def check_features(config: BackboneConfig, features: TextFeatures, path: Path) -> None:
     """Raise InputError unless text features have the shape that a text model takes."""
-    if (MAX_TOKENS, features.dim) != (config.caption_tokens, config.caption_dim):
+    found = features.max_tokens, features.dim
+    if found != (config.caption_tokens, config.caption_dim):
         raise InputError(
             f"{config.name} takes captions of {config.caption_tokens} x {config.caption_dim} numbers, {path} holds "
-            f"{MAX_TOKENS} x {features.dim} by {features.config['encoder']}; take the model's encoder, or set "
-            f"model.caption_tokens={MAX_TOKENS} model.caption_dim={features.dim} for a model of your own"
+            f"{found[0]} x {found[1]} by {features.config['encoder']}; take the model's encoder, or set "
+            f"model.caption_tokens={found[0]} model.caption_dim={found[1]} for a model of your own"
         )
+
+
+def encoder_override(config: BackboneConfig) -> dict[str, str]:
+    """What a command that makes a model's text features must say of the encoder; empty for FLAN-T5-XL, the default."""
+    is_small = (config.caption_tokens, config.caption_dim) == (WordLlama.max_tokens, WordLlama.dim)
+    return {"encoder": WordLlama.name} if is_small else {}
 
 
 def open_captions(codes_path: Path, codes: Codes, features_path: Path) -> ImageCaptions:

@@ -6,12 +6,19 @@ from pathlib import Path
 import numpy as np
 
 from llamagen.backbones.base import DataShape
-from llamagen.conditions.images import Conditions, Labels, check_features, check_text_model, open_captions
+from llamagen.conditions.images import (
+    Conditions,
+    Labels,
+    check_features,
+    check_text_model,
+    encoder_override,
+    open_captions,
+)
 from llamagen.training.config import TrainConfig
 from llamagen.training.subset import PartOfConditions, divide_groups, part_of
 from masc.runtime.artifacts import Codebook
 from masc.runtime.codes import Codes, token_counts
-from masc.runtime.errors import MissingArtifact
+from masc.runtime.errors import MissingArtifact, naming
 from masc.runtime.groups import Groups
 from masc.tree import Clustering
 
@@ -86,7 +93,8 @@ def load_inputs(config: TrainConfig, codebook: Codebook | None = None) -> RunInp
     if config.captions is not None:
         for split, codes in (("train", train), ("val", held_out)):
             path = layout.codes(config.data.name, split)
-            conditions[split] = open_captions(path, codes, Path(config.captions) / split)
+            with naming(overrides=encoder_override(config.model)):
+                conditions[split] = open_captions(path, codes, Path(config.captions) / split)
             check_features(config.model, conditions[split].features, Path(config.captions) / split)
             parents[f"{split} captions"] = conditions[split].features.sha256
     tree = None

@@ -20,7 +20,8 @@ from user_errors import tells
 
 from llamagen.conditions import features as text
 from llamagen.conditions.captions import Captions, clean_caption
-from llamagen.conditions.features import MAX_TOKENS, TextFeatures, extract_text_features
+from llamagen.conditions.encoders import T5Encoder
+from llamagen.conditions.features import TextFeatures, extract_text_features
 from masc.runtime.errors import InputError, MissingArtifact
 from masc.runtime.files import hash_file
 
@@ -48,7 +49,7 @@ def small_shards(monkeypatch):
 def made(encoder, captions, tmp_path_factory):
     """The features of an unbroken run."""
     path = tmp_path_factory.mktemp("made") / "text"
-    extract_text_features(captions, encoder, path, BATCH)
+    extract_text_features(captions, T5Encoder(encoder), path, BATCH)
     return path
 
 
@@ -59,7 +60,7 @@ def direct(encoder, texts, dtype=torch.bfloat16):
     model = T5EncoderModel.from_pretrained(encoder, dtype=dtype).eval()
     tokens = AutoTokenizer.from_pretrained(encoder)(
         [clean_caption(line) for line in texts],
-        max_length=MAX_TOKENS,
+        max_length=120,
         padding="max_length",
         truncation=True,
         return_tensors="pt",
@@ -87,7 +88,7 @@ def test_a_batch_is_the_encoders_output_rotated_and_masked(encoder, captions, ma
         torch.testing.assert_close(our_mask, mask.flip(-1).bool())
         torch.testing.assert_close(ours, (rotated * mask.flip(-1)[..., None]).float(), rtol=0, atol=0)
         lengths += mask.sum(1).tolist()
-    assert max(lengths) == MAX_TOKENS and lengths[10] == 1  # one was cut; the empty caption is its end mark
+    assert max(lengths) == 120 and lengths[10] == 1  # one was cut; the empty caption is its end mark
     assert features.offsets.tolist() == [0, *np.cumsum(lengths)]
 
 
@@ -101,7 +102,7 @@ def test_rows_come_in_the_order_asked_for(made):
 
 
 def test_another_batch_size_rounds_otherwise_at_most(encoder, captions, made, tmp_path):
-    extract_text_features(captions, encoder, tmp_path / "text", 3, dtype="float32")
+    extract_text_features(captions, T5Encoder(encoder), tmp_path / "text", 3, dtype="float32")
     ours = TextFeatures.load(tmp_path / "text").batch(range(12))[0]
     exact = torch.cat([direct(encoder, captions.texts[row : row + 1], torch.float32)[0] for row in range(12)])
     mask = TextFeatures.load(made).batch(range(12))[1]
@@ -120,15 +121,15 @@ def test_an_interrupted_extraction_goes_on_and_ends_byte_identical(encoder, capt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(text, "_save_shard", save_two)
-        extract_text_features(captions, encoder, tmp_path / "text", BATCH)
+        extract_text_features(captions, T5Encoder(encoder), tmp_path / "text", BATCH)
     assert not (tmp_path / "text").exists()
     again = []
     monkeypatch.setattr(text, "_save_shard", lambda path, encoded: (again.append(path), save(path, encoded)))
-    extract_text_features(captions, encoder, tmp_path / "text", BATCH)
+    extract_text_features(captions, T5Encoder(encoder), tmp_path / "text", BATCH)
     assert len(again) == 1 and not set(again) & set(saved)
     assert contents(tmp_path / "text") == contents(made)
     assert [path.name for path in tmp_path.iterdir()] == ["text"]
-    extract_text_features(captions, encoder, tmp_path / "text", BATCH)  # done already
+    extract_text_features(captions, T5Encoder(encoder), tmp_path / "text", BATCH)  # done already
     assert len(again) == 1
 
 
@@ -145,7 +146,7 @@ def test_each_process_takes_its_own_shards(encoder, captions, made, tmp_path, mo
             device=torch.device("cpu"),
             wait_for_everyone=lambda: None,
         )
-        extract_text_features(captions, encoder, tmp_path / "text", BATCH, accelerator=process)
+        extract_text_features(captions, T5Encoder(encoder), tmp_path / "text", BATCH, accelerator=process)
     assert saved == ["000000004", "000000000", "000000008"]
     assert contents(tmp_path / "text") == contents(made)
 
@@ -182,10 +183,10 @@ def test_features_of_others_are_refused(encoder, captions, made, tmp_path):
     with tells(r"no text features at .*make text-features"):
         TextFeatures.load(tmp_path / "none")
     with pytest.raises(InputError, match=r"holds other text features: captions_sha256 .*rm -r"):
-        extract_text_features(Captions(["another"]), encoder, made, BATCH)
+        extract_text_features(Captions(["another"]), T5Encoder(encoder), made, BATCH)
     other = make_encoder(tmp_path / "other", seed=1)
     with pytest.raises(InputError, match="holds other text features: encoder_sha256"):
-        extract_text_features(captions, other, made, BATCH)
+        extract_text_features(captions, T5Encoder(other), made, BATCH)
 
 
 @pytest.mark.parametrize(
@@ -256,16 +257,16 @@ def test_a_damaged_shard_is_removed_and_made_again(encoder, captions, made, tmp_
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(text, "_join", damage)
-        extract_text_features(captions, encoder, tmp_path / "text", BATCH)
+        extract_text_features(captions, T5Encoder(encoder), tmp_path / "text", BATCH)
     with pytest.raises(InputError, match="the shard was removed, and the same command makes it again"):
-        extract_text_features(captions, encoder, tmp_path / "text", BATCH)
-    extract_text_features(captions, encoder, tmp_path / "text", BATCH)
+        extract_text_features(captions, T5Encoder(encoder), tmp_path / "text", BATCH)
+    extract_text_features(captions, T5Encoder(encoder), tmp_path / "text", BATCH)
     assert contents(tmp_path / "text") == contents(made)
 
 
 def test_an_encoder_that_is_absent_or_incomplete_is_refused(encoder, captions, tmp_path):
     with tells("make weights NAME=flan-t5-xl"):
-        extract_text_features(captions, tmp_path / "none", tmp_path / "text")
+        extract_text_features(captions, T5Encoder(tmp_path / "none"), tmp_path / "text")
     broken = tmp_path / "broken"
     broken.mkdir()
     for file, content in contents(encoder).items():
@@ -273,17 +274,17 @@ def test_an_encoder_that_is_absent_or_incomplete_is_refused(encoder, captions, t
     config = json.loads((broken / "config.json").read_text()) | {"num_layers": 3}
     (broken / "config.json").write_text(json.dumps(config))
     with pytest.raises(InputError, match=r"do not fit its config\.json: [1-9][0-9]* missing .*encoder\.block\.2"):
-        extract_text_features(captions, broken, tmp_path / "text")
+        extract_text_features(captions, T5Encoder(broken), tmp_path / "text")
     (broken / "model.safetensors").write_bytes(b"not weights")
     with pytest.raises(InputError, match="cannot load a T5 encoder"):
-        extract_text_features(captions, broken, tmp_path / "text")
+        extract_text_features(captions, T5Encoder(broken), tmp_path / "text")
     assert not (tmp_path / "text").exists()
     with pytest.raises(InputError, match="dtype must be one of bfloat16, float32"):
-        extract_text_features(captions, encoder, tmp_path / "text", dtype="float16")
+        extract_text_features(captions, T5Encoder(encoder), tmp_path / "text", dtype="float16")
 
 
 def test_captions_that_lose_all_or_a_part_of_their_text_are_told(encoder, captions, tmp_path, caplog):
-    extract_text_features(captions, encoder, tmp_path / "text", BATCH)
+    extract_text_features(captions, T5Encoder(encoder), tmp_path / "text", BATCH)
     assert "1 of 12 captions are empty after LlamaGen's cleaning, the first is caption 11 ('')" in caplog.text
     assert "1 of 12 captions have 120 tokens or more; the rest is cut" in caplog.text
 
@@ -298,7 +299,7 @@ def test_code_in_the_directory_of_an_encoder_is_not_run(encoder, captions, tmp_p
     changed = content | {"auto_map": auto, "tokenizer_class": "Own", "model_type": "own"}
     (directory / name).write_text(json.dumps(changed))
     with contextlib.suppress(InputError):
-        extract_text_features(captions, directory, tmp_path / "text", BATCH)
+        extract_text_features(captions, T5Encoder(directory), tmp_path / "text", BATCH)
     assert not marker.exists()
 
 
@@ -309,13 +310,13 @@ def test_a_damaged_encoder_is_one_clear_error(encoder, captions, tmp_path, name,
     shutil.copytree(encoder, directory)
     (directory / name).write_bytes(content)
     with pytest.raises(InputError, match=r"cannot load a T5 encoder from .*; download it again"):
-        extract_text_features(captions, directory, tmp_path / "text", BATCH)
+        extract_text_features(captions, T5Encoder(directory), tmp_path / "text", BATCH)
 
 
 def test_features_that_a_killed_process_had_renamed_are_found(made, encoder, captions, tmp_path):
     for use in (
         lambda path: TextFeatures.load(path),
-        lambda path: extract_text_features(captions, encoder, path, BATCH),
+        lambda path: extract_text_features(captions, T5Encoder(encoder), path, BATCH),
     ):
         path = tmp_path / "text"
         shutil.rmtree(path, ignore_errors=True)
@@ -329,11 +330,11 @@ def test_two_commands_do_not_make_the_same_features_at_once(encoder, captions, t
 
     def join(*arguments):
         with pytest.raises(InputError, match=r"another process is using .*shards"):
-            extract_text_features(captions, encoder, tmp_path / "text", BATCH)
+            extract_text_features(captions, T5Encoder(encoder), tmp_path / "text", BATCH)
         second.append(True)
         return whole(*arguments)
 
     whole = text._join
     monkeypatch.setattr(text, "_join", join)
-    extract_text_features(captions, encoder, tmp_path / "text", BATCH)
+    extract_text_features(captions, T5Encoder(encoder), tmp_path / "text", BATCH)
     assert second and [path.name for path in tmp_path.iterdir()] == ["text"]

@@ -22,6 +22,7 @@ from text_encoder import make_encoder
 from user_errors import tells
 
 from llamagen.conditions.captions import read_captions
+from llamagen.conditions.encoders import T5Encoder
 from llamagen.conditions.features import extract_text_features
 from llamagen.evaluation.coco import ChoiceConfig, ClipConfig, EvalCocoConfig, evaluate_coco, make_captions
 from llamagen.evaluation.images import ExtractorConfig
@@ -126,7 +127,7 @@ def test_a_text_model_is_measured_from_captions_to_both_protocols(place, text_re
         evaluate_coco(config)
     path = place / "artifacts" / "coco" / f"captions_val2014-{COUNT}-seed0.json"
     captions = load_captions(path)  # chosen on the way
-    extract_text_features(read_captions(path), encoder, Path("artifacts/text") / path.stem, 4)
+    extract_text_features(read_captions(path), T5Encoder(encoder), Path("artifacts/text") / path.stem, 4)
     files = evaluate_coco(config)
     assert [str(file) for file in files] == ["runs/t2i/eval/coco30k-coco.json", "runs/t2i/eval/coco30k-coco-clean.json"]
     shown = json.loads((place / "runs/t2i/samples/coco30k/captions.json").read_text())
@@ -255,7 +256,7 @@ def test_what_does_not_belong_together_is_refused(place, images, text_release, t
     with pytest.raises(InputError, match="class-conditional"):
         evaluate_coco(of_release(tiny_release))
     path = choose()
-    extract_text_features(read_captions(path), encoder, Path("artifacts/text") / path.stem, 4)
+    extract_text_features(read_captions(path), T5Encoder(encoder), Path("artifacts/text") / path.stem, 4)
     evaluate_coco(of_release(text_release))
     other = choose(caption_seed=1)
     with pytest.raises(InputError, match="the samples in runs/t2i/samples/coco30k are of the captions"):

@@ -20,6 +20,7 @@ from sample_files import contents, images_of
 from text_encoder import make_encoder
 
 from llamagen.conditions.captions import Captions
+from llamagen.conditions.encoders import T5Encoder
 from llamagen.conditions.features import TextFeatures, extract_text_features
 from llamagen.conditions.images import check_features
 from llamagen.release import Release
@@ -185,7 +186,7 @@ def test_captions_condition_a_text_model(release, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     encoder = make_encoder(tmp_path / "t5")
     lines = ["two cats", "a green dog in rain", "trees", "two cats"]
-    extract_text_features(Captions(lines, None), encoder, tmp_path / "text", 2)
+    extract_text_features(Captions(lines, None), T5Encoder(encoder), tmp_path / "text", 2)
     meta = load_golden("t2i_120")[0]
     model = build_gpt(meta["config"])
     torch.save({"model": load_state("t2i_120")}, tmp_path / "t2i.pt")
@@ -204,7 +205,7 @@ def test_captions_condition_a_text_model(release, tmp_path, monkeypatch):
     manifest = json.loads((where / "manifest.json").read_text())
     assert manifest["config"]["labels"] is None and manifest["captions"]["encoder"] == "t5"
     assert json.loads((where / "captions.json").read_text()) == lines and not (where / "labels.npy").exists()
-    extract_text_features(Captions(lines[::-1], None), encoder, tmp_path / "other", 2)
+    extract_text_features(Captions(lines[::-1], None), T5Encoder(encoder), tmp_path / "other", 2)
     with pytest.raises(InputError, match=r"holds samples of other settings:\n  captions\.captions_sha256"):
         sample(SampleConfig(captions="other", **settings))
     assert np.array_equal(np.load(where / "tokens.npy"), tokens)

@@ -10,6 +10,7 @@ from tiny_artifacts import make_artifacts
 from user_errors import tells
 
 from llamagen.conditions.captions import read_captions
+from llamagen.conditions.encoders import T5Encoder
 from llamagen.conditions.features import extract_text_features
 from llamagen.conditions.images import open_captions
 from llamagen.train import train
@@ -37,7 +38,7 @@ def captioned(tmp_path_factory):
         ]
         entries[0] = "a plain caption"
         file.write_text(json.dumps(entries))
-        extract_text_features(read_captions(file), encoder, root / "text" / split, 8)
+        extract_text_features(read_captions(file), T5Encoder(encoder), root / "text" / split, 8)
     return root
 
 
@@ -80,3 +81,7 @@ def test_captions_that_do_not_belong_are_refused(text_run, captioned, small_run,
         open_captions(codes_path, codes, captioned / "text" / "val")
     with tells(r"no text features at .*none.*make text-features CAPTIONS="):
         open_captions(codes_path, codes, tmp_path / "none")
+    with tells(r"no text features at .*make text-features CAPTIONS=.*train/captions.json.*encoder=wordllama"):
+        load_inputs(
+            small_run("model=llamagen-tiny-text", "head=flat", f"artifacts={captioned}", f"captions={tmp_path}")
+        )
