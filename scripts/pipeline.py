@@ -53,6 +53,7 @@ class ReproduceConfig:
     artifacts: str = "artifacts"
     runs: str = "runs"
     report: str = "report"
+    records: str = "records"  # of races; the report shows the newest one
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,7 @@ def reproduce(config: ReproduceConfig, planned: list[PlannedRun]) -> Path:
             codes=layout.load_codes(data.name, "train", codebook),
             tree=average,
             partitions={name: cuts[default_k] for name, cuts in partitions.items()},
+            records=Path(config.records),
         )
         page = write_report(inputs, Path(config.report))
     return page

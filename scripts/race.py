@@ -25,7 +25,7 @@ from masc.runtime.run import plain
 from masc.tree import Partition
 from metrics.results import TOKENIZER_FILES
 from metrics.tokenizer import TokenizerTest, evaluate_tokenizer
-from reports.race.page import judgement_text, record_pages, tuning_lines
+from reports.race.page import judgement_text, record_pages, tuning_text
 from reports.race.records import Tuned, new_record, read_record, write_record
 from reports.race.rows import Cell, read_run
 from reports.runs import BASELINE, RunRecord
@@ -152,7 +152,7 @@ def race(config: RaceConfig) -> Path:
         check_parameters(parameters)
 
     tuned = tune(config, num_workers)
-    print(*tuning_lines(list(tuned.values())), sep="\n")
+    print(tuning_text(tuned.values()))
     steps = steps_of(config, tuned)
     runs = {
         (entry, seed): plan_run(config, *entry, each.values, seed, steps[entry])

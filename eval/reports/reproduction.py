@@ -20,6 +20,7 @@ from reports import figures
 from reports.claims import on_other_trees, state_claims
 from reports.curves import colours
 from reports.page import markdown_text, render_page
+from reports.race.page import newest_section
 from reports.runs import BASELINE, RunRecord, TimeToTarget, time_to_target
 from reports.tokenizer_tables import read_tokenizer_results
 from reports.tree import figures as tree_figures
@@ -43,6 +44,7 @@ class ReportInputs:
     codes: Codes | None = None
     tree: Tree | None = None
     partitions: dict[str, Partition] = field(default_factory=dict)  # by tree name, at the default K
+    records: Path | None = None  # folder of records of races; the newest one is shown
 
 
 def group_by_label(runs: list[RunRecord]) -> dict[str, list[RunRecord]]:
@@ -226,6 +228,7 @@ def write_report(inputs: ReportInputs, directory: Path) -> Path:
         grids={label: figures.image(grid) for label, grid in grids.items()},
         tokenizer_images=tokenizer.get("images", []),
         tree=tree_section(inputs, sheets),
+        race=newest_section(inputs.records),
         sample_metrics=SAMPLE_METRICS,
         number_text=number_text,
         protocol_text=json.dumps(content["protocols"], indent=1),

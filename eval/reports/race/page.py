@@ -1,53 +1,80 @@
 """The pages of a race: its judgement as Markdown and JSON, a figure, and one HTML page."""
 
+import base64
 import json
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
-from reports.page import markdown_text
+from reports.page import markdown_text, render_page
 from reports.paired import Estimate
-from reports.race.judgement import RULES, VALUES, Prediction, Times, Verdict
-from reports.race.records import Record, Tuned
+from reports.race.figure import race_figure
+from reports.race.judgement import RULES, VALUES, Prediction, Table, Times
+from reports.race.records import Record, Tuned, newest_record, read_record
 
 DIGITS = {"last": 3, "best": 3, "fd_lite0": 1}
 
 
+@dataclass(frozen=True)
+class Section:
+    """A part of the page: a sentence, and a table of texts."""
+
+    title: str
+    note: str
+    heading: list[str]
+    rows: list[list[str]]
+
+
 def record_pages(record: Record) -> dict[str, str | bytes]:
     """What follows from a record's data, by file name."""
+    figure = race_figure(record)
+    content = {"title": _title(record), "about": about_race(record), "rules": RULES, "sections": sections(record)}
     return {
         "judgement.md": judgement_text(record),
         "judgement.json": json.dumps(asdict(record.judgement), indent=1) + "\n",
+        "race.png": figure,
+        "race.html": render_page("race/page.html.j2", **content, figure=base64.b64encode(figure).decode()),
     }
 
 
 def judgement_text(record: Record) -> str:
-    """The judgement as Markdown: a table for each value and cell, times to flat's value, trees, and chosen values."""
+    """The judgement as Markdown."""
+    lines = [f"# {markdown_text(_title(record))}", "", markdown_text(about_race(record)), "", markdown_text(RULES), ""]
+    return "\n".join([*lines, *(line for each in sections(record) for line in _markdown(each))])
+
+
+def tuning_text(tuned: Iterable[Tuned]) -> str:
+    """The chosen values as Markdown."""
+    return "\n".join(_markdown(_tuning_section(tuned)))
+
+
+def newest_section(folder: Path | None) -> dict[str, Any]:
+    """The newest record of a folder on the page of another report: what it is, and the tables of the last values;
+    empty if there is none."""
+    newest = None if folder is None else newest_record(folder)
+    if newest is None:
+        return {}
+    record = read_record(newest)
+    tables = [_verdict_section(table) for table in record.judgement.tables if table.value == "last"]
+    return {"title": _title(record), "place": str(newest), "about": about_race(record), "sections": tables}
+
+
+def sections(record: Record) -> list[Section]:
+    """A table for each value and cell, times to flat's value, trees, and chosen values."""
     judgement = record.judgement
-    lines = [f"# {_title(record)}", "", *map(markdown_text, [about_race(record)]), "", markdown_text(RULES), ""]
-    for table in judgement.tables:
-        digits = DIGITS[table.value]
-        heading, rows = verdict_rows(table.verdicts, digits)
-        lines += [
-            f"## {VALUES[table.value]}: {table.cell.words}",
-            "",
-            f"flat: {spread_text(table.baseline, digits)} over {table.baseline.count} seeds.",
-            "",
-            *_table(heading, rows),
-        ]
+    found = [_verdict_section(table) for table in judgement.tables]
     for cell in dict.fromkeys(time.cell for time in judgement.times):
-        heading, rows = time_rows([time for time in judgement.times if time.cell == cell])
-        lines += [f"## time to flat's final value: {cell.words}", "", *_table(heading, rows)]
-    for prediction in judgement.predictions:
-        lines += [f"## trees: {prediction.cell.words}", "", prediction_text(prediction), ""]
-        lines += _table(
-            ["contender", "replacement PSNR (dB)"], [[n, f"{v:.2f}"] for n, v in record.replacement.items()]
-        )
-    lines += ["## tuning", "", *tuning_lines(record.tuning), ""]
-    return "\n".join(lines)
+        found.append(_time_section([time for time in judgement.times if time.cell == cell]))
+    replaced = [[name, f"{psnr:.2f}"] for name, psnr in record.replacement.items()]
+    for each in judgement.predictions:
+        heading = ["contender", "replacement PSNR (dB)"]
+        found.append(Section(f"trees: {each.cell.words}", prediction_text(each), heading, replaced))
+    return [*found, _tuning_section(record.tuning)]
 
 
 def _title(record: Record) -> str:
-    return markdown_text(f"Race {record.about.name}, {record.about.written[:10]}")
+    return f"Race {record.about.name}, {record.about.written[:10]}"
 
 
 def about_race(record: Record) -> str:
@@ -77,11 +104,12 @@ def interval_text(found: Estimate, form: str) -> str:
     )
 
 
-def verdict_rows(verdicts: Iterable[Verdict], digits: int) -> tuple[list[str], list[list[str]]]:
-    """Heading and rows of the contenders by one value."""
+def _verdict_section(table: Table) -> Section:
+    """The contenders by one value in one cell."""
+    digits = DIGITS[table.value]
     heading = ["contender", "mean ± sd", "difference to flat (95% interval)", "seeds", "d", "p (Holm)"]
     rows = []
-    for each in verdicts:
+    for each in table.verdicts:
         difference = each.difference
         effect = None if difference is None else difference.effect
         rows.append(
@@ -90,17 +118,19 @@ def verdict_rows(verdicts: Iterable[Verdict], digits: int) -> tuple[list[str], l
                 spread_text(each.own, digits),
                 "no pair" if difference is None else interval_text(difference, f"+.{digits}f"),
                 "0" if difference is None else str(difference.count),
-                "" if effect is None else f"{effect:+.2f}",
+                "" if effect is None else f"{effect:+.3g}",
                 "" if each.p is None else f"{each.p:.2g}",
                 "" if effect is None else "over 1,000" if each.needed is None else str(each.needed),
                 each.word + (each.reason and f": {each.reason}"),
             ]
         )
-    return [*heading, "seeds for 80% power", "verdict"], rows
+    note = f"flat: {spread_text(table.baseline, digits)} over {table.baseline.count} seeds."
+    title = f"{VALUES[table.value]}: {table.cell.words}"
+    return Section(title, note, [*heading, "seeds for 80% power", "verdict"], rows)
 
 
-def time_rows(times: list[Times]) -> tuple[list[str], list[list[str]]]:
-    """Heading and rows of the times of one cell: a row for each contender, two columns for each axis."""
+def _time_section(times: list[Times]) -> Section:
+    """The times of one cell: a row for each contender, two columns for each axis."""
     axes = list(dict.fromkeys(time.axis for time in times))
     heading = ["contender", *(f"{axis}: {form}" for axis in axes for form in ("1 - t/t0", "t0/t"))]
     rows = []
@@ -113,7 +143,11 @@ def time_rows(times: list[Times]) -> tuple[list[str], list[list[str]]]:
             else:
                 cells += [interval_text(time.saved, ".0%"), interval_text(time.speedup, ".2f")]
         rows.append(cells)
-    return heading, rows
+    note = (
+        "t0 is the time at which flat first reaches its own final value, t that of the contender on the same seed; "
+        "intervals over seeds. Seconds depend on what else the machine did."
+    )
+    return Section(f"time to flat's final value: {times[0].cell.words}", note, heading, rows)
 
 
 def prediction_text(prediction: Prediction) -> str:
@@ -125,17 +159,19 @@ def prediction_text(prediction: Prediction) -> str:
     )
 
 
-def tuning_lines(tuned: Iterable[Tuned]) -> list[str]:
-    """A line of Markdown for each contender and cell: its chosen values, and how many points it tried."""
-    lines = []
+def _tuning_section(tuned: Iterable[Tuned]) -> Section:
+    """The chosen values of each contender and cell, and how many points it tried."""
+    rows = []
     for each in tuned:
-        values = ", ".join(f"{key} {value}" for key, value in each.values.items()) or "nothing to tune"
-        place = f"{each.share:.0%} of the data, {each.length:,} steps"
-        text = f"{each.contender} ({place}): {values}; {each.nats[each.chosen]:.3f} nats, best of {len(each.points)}"
-        lines.append(f"- {markdown_text(text)}")
-    return lines
+        values = ", ".join(f"{key} = {value}" for key, value in each.values.items()) or "nothing to tune"
+        cell = f"{each.share:.0%}, {each.length:,} steps"
+        rows.append([each.contender, cell, str(len(each.points)), f"{each.nats[each.chosen]:.3f}", values])
+    note = "Nats on the held-out part of the training groups, at the last step; the lowest decides."
+    return Section("tuning", note, ["contender", "cell", "points tried", "nats", "chosen values"], rows)
 
 
-def _table(heading: list[str], rows: list[list[str]]) -> list[str]:
-    lines = [heading, ["---"] * len(heading), *([markdown_text(cell) for cell in row] for row in rows)]
-    return [*("| " + " | ".join(line) + " |" for line in lines), ""]
+def _markdown(section: Section) -> list[str]:
+    cells = ([markdown_text(cell) for cell in row] for row in section.rows)
+    lines = [section.heading, ["---"] * len(section.heading), *cells]
+    table = ["| " + " | ".join(line) + " |" for line in lines]
+    return [f"## {section.title}", "", section.note, "", *table, ""]

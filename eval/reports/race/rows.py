@@ -52,6 +52,8 @@ class RaceRow:
         numbers = (self.seconds, self.last, self.best, 0.0 if self.fd_lite0 is None else self.fd_lite0)
         if not (all(map(math.isfinite, numbers)) and 0 < self.share <= 1 and self.length > 0):
             raise ValueError("expected finite results, a share in (0, 1] and a positive length")
+        if not self.contender.isprintable():
+            raise ValueError("expected a printable name of the contender")
 
     @property
     def cell(self) -> Cell:
