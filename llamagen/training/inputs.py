@@ -88,6 +88,9 @@ def load_inputs(config: TrainConfig, codebook: Codebook | None = None) -> RunInp
                 data=config.data.name,
                 tokenizer=config.tokenizer_name,
             )
+    if config.loss.near:
+        with naming(data=config.data.name, tokenizer=config.tokenizer_name):
+            train.require_near(config.loss.near)
     parents = {"codebook": codebook.meta.sha256, "train codes": train.sha256, "val codes": held_out.sha256}
     conditions: dict[str, Conditions] = {"train": Labels(train.labels), "val": Labels(held_out.labels)}
     if config.captions is not None:

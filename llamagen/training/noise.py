@@ -42,9 +42,8 @@ class ContextNoise:
 
     def _near(self, which: np.ndarray, ids: np.ndarray, distances: np.ndarray) -> np.ndarray:
         """A near code of each position, by numbers (B, T) in [0, 1)."""
-        count = self.config.neighbours
-        sums = targets_of(distances[..., :count].astype(np.float64), self.config.temperature).cumsum(-1)
-        place = (which[..., None] >= sums).sum(-1).clip(max=count - 1)
+        sums = targets_of(distances.astype(np.float64), self.config.temperature).cumsum(-1)
+        place = (which[..., None] >= sums).sum(-1).clip(max=ids.shape[-1] - 1)
         return np.take_along_axis(ids, place[..., None], -1)[..., 0]
 
     def _other(self, tokens: np.ndarray, which: np.ndarray) -> np.ndarray:

@@ -39,10 +39,9 @@ class CodeStream:
 
     def near(self, step: int, part: slice, count: int) -> tuple[np.ndarray, np.ndarray]:
         """The `count` nearest codes of the encoder's output at each position of some images of a step, and their
-        squared distances: (B, T, m) int64, (B, T, m) float32. InputError if the codes were made with fewer."""
+        squared distances: (B, T, m) int64, (B, T, m) float32. MissingArtifact if the codes were made with fewer."""
         image, view = self._draw(step)
-        ids, distances = self.codes.read_near(image[part], view[part])
-        return ids[..., :count], distances[..., :count]
+        return self.codes.read_near(image[part], view[part], count)
 
     def _draw_step(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """Row and view of each image of a step: (B,) int64 each."""

@@ -61,14 +61,18 @@ class Codes:
 
         m is `count`, or all that there are if it is None. Raises MissingArtifact if there are fewer or none, InputError
         as `read`."""
-        if self.near is None or self.near.ids.shape[-1] < (count or 1):
-            found = "no" if self.near is None else f"only {self.near.ids.shape[-1]}"
-            problem = f"{self.path} holds {found} near codes of each token"
-            raise MissingArtifact("codes", self.path, problem, overrides={"near": count or 8})
+        self.require_near(count or 1)
         for array in self.near:
             check_length(array)
         ids = self._checked(self.near.ids[images, views, :, :count], images, views, NEAR)
         return ids, self.near.distances[images, views, :, :count].astype(np.float32)
+
+    def require_near(self, count: int) -> None:
+        """Raise MissingArtifact unless there are `count` near codes of each token."""
+        if self.near is None or self.near.ids.shape[-1] < count:
+            found = "no" if self.near is None else f"only {self.near.ids.shape[-1]}"
+            problem = f"{self.path} holds {found} near codes of each token"
+            raise MissingArtifact("codes", self.path, problem, overrides={"near": count if count > 1 else 8})
 
     def _checked(self, tokens: np.ndarray, images: np.ndarray, views: np.ndarray | int, name: str) -> np.ndarray:
         """Tokens (B, ...) that were read from the file `name`, as int64; InputError if one is not below N."""

@@ -1,5 +1,7 @@
 """Runs with another loss than cross-entropy: resumed, shared, judged and sampled as any run."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -13,7 +15,10 @@ from llamagen.train import train
 from llamagen.training.checkpoint import weights_file
 from llamagen.training.inputs import load_inputs
 from llamagen.training.likelihood import evaluate
-from masc.runtime.errors import InputError
+from masc.layout import Layout
+from masc.runtime.codes import load_codes, save_codes
+from masc.runtime.errors import InputError, MissingArtifact
+from masc.runtime.near import NearCodes
 
 REAR = ["loss=rear", "loss.width=16"]
 LOSSES = {
@@ -126,3 +131,35 @@ def test_only_a_loss_that_stays_lets_a_run_be_lengthened(small_run, tmp_path):
         else:
             with pytest.raises(InputError, match=words):
                 train(small_run(*config, "steps=16"))
+
+
+@pytest.fixture
+def with_near(artifacts, tmp_path):
+    """Overrides of runs on the tiny codes with three near codes of each training token."""
+    shutil.copytree(artifacts, tmp_path / "near")
+    layout = Layout(tmp_path / "near", "emoji32")
+    codes = load_codes(layout.codes("twemoji", "train"), layout.load_codebook().meta.sha256)
+    tokens = np.array(codes.tokens)
+    ids = ((tokens[..., None] + np.arange(3)) % 24).astype(np.uint16)
+    distances = np.broadcast_to(np.array([0.1, 0.3, 0.9], np.float16), ids.shape)
+    about = codes.labels, codes.groups, codes.class_names, [], 24, codes.codebook_sha256, {}
+    save_codes(layout.codes("twemoji", "train"), tokens, *about, near=[NearCodes(ids, distances)])
+    return ["head=flat", f"artifacts={tmp_path / 'near'}", "loss=soft-encoder", "loss.neighbours=3"]
+
+
+@pytest.mark.parametrize("draws", [False, True])
+def test_targets_of_the_encoder_train_on_codes_that_hold_their_near_codes(small_run, with_near, tmp_path, dies, draws):
+    settings = [*with_near, f"loss.draw_context={str(draws).lower()}", "optim.learning_rate=0.01"]
+    unbroken = train(small_run(*settings, f"run_dir={tmp_path / 'a'}"))
+    config = small_run(*settings, f"run_dir={tmp_path / 'b'}")
+    dies(config, 7)
+    rows = losses(train(config))
+    assert rows == losses(unbroken) and rows[-1]["val/nats_per_token"] < rows[0]["val/nats_per_token"]
+
+
+def test_codes_without_near_codes_are_refused_before_the_first_step(small_run, with_near, artifacts):
+    with pytest.raises(MissingArtifact, match="holds no near codes of each token") as caught:
+        train(small_run(*with_near, f"artifacts={artifacts}"))
+    assert caught.value.overrides == {"near": 3} and caught.value.facts["data"] == "twemoji"
+    with pytest.raises(MissingArtifact, match="holds only 3 near codes"):
+        train(small_run(*with_near, "loss.neighbours=4"))
