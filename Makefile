@@ -94,10 +94,10 @@ PROTOCOLS = $(call read,PROTOCOL)$(foreach name,$(subst $(comma), ,$(PROTOCOL)),
 .DEFAULT_GOAL := help
 .PHONY: help setup reproduce race tokenizer codebook codes check-codes import-codes tree tree-report plan train sample export parameters weights \
 	text-features reference coco-captions eval-fid eval-coco eval-lite eval-tokenizer eval-replacement doctor report dashboard \
-	sweep bench bench-tree bench-data bench-heads bench-read bench-tokenizers bench-sample bench-eval bench-warm bench-train test test-all lint format clean
+	sweep bench bench-tree bench-data bench-heads bench-read bench-tokenizers bench-sample bench-eval bench-warm bench-train bench-small-tokenizer test test-all lint format clean
 
 help:  ## list the commands
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "  make %-16s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "  make %-22s %s\n", $$1, $$2}'
 	@echo
 	@echo "  MODEL HEAD LOSS RECIPE OPTIM TREE DATA DATA_PATH TOKENIZER K SEED GPUS NODES choose; ARGS=\"key=value ...\" overrides any config value."
 	@echo "  GPUS=2 LAUNCH_DEVICE=--cpu starts two processes on the CPU; MAIN_HOST MAIN_PORT MACHINE_RANK say how NODES meet."
@@ -109,7 +109,7 @@ setup:  ## make .venv with the pinned packages
 ifeq ($(PYTHON),.venv/bin/python)
 reproduce race tokenizer codebook codes check-codes import-codes tree tree-report plan train sample export parameters weights text-features \
 	reference coco-captions eval-fid eval-coco eval-lite eval-tokenizer eval-replacement doctor report dashboard \
-	sweep bench bench-tree bench-data bench-heads bench-read bench-tokenizers bench-sample bench-eval bench-warm bench-train test test-all lint format: setup
+	sweep bench bench-tree bench-data bench-heads bench-read bench-tokenizers bench-sample bench-eval bench-warm bench-train bench-small-tokenizer test test-all lint format: setup
 endif
 
 # Variables that the main job does not read are refused.
@@ -224,6 +224,9 @@ bench-sample:  ## images per second against the released decoding loop
 
 bench-warm:  ## cold against warm runs on the embedded data: first loss, steps to the flat run's likelihood
 	$(BENCH) benchmarks/warm.py $(ARGS)
+
+bench-small-tokenizer:  ## MASC's clusters against a tokenizer with as many codes, on pixels: reconstructions and samples
+	$(BENCH) benchmarks/small_tokenizer.py $(ARGS)
 
 bench-train:  ## tokens a second, memory and MFU of training against the released recipe: ARGS="--layers 3"
 	$(BENCH) benchmarks/training.py $(ARGS)

@@ -13,6 +13,7 @@ from vq.hub.releases import RELEASES
 
 SIZES = {  # tokens, dimensions, pixels a token and side
     "emoji32": (1024, 8, 4),
+    "emoji32-512": (512, 8, 4),
     "emoji64": (1024, 8, 8),
     "vq16": (16384, 8, 16),
     "vq16-t2i": (16384, 8, 16),
