@@ -205,6 +205,16 @@ def test_a_failed_job_shows_the_end_of_its_log_and_stops_the_others(tmp_path, mo
     assert started["sleep"].poll() == -signal.SIGTERM
 
 
+def test_each_worker_sees_one_gpu(tmp_path, monkeypatch):
+    monkeypatch.setattr(jobs, "visible_gpus", lambda: ["3", "5"])
+    code = "import os, pathlib, sys; pathlib.Path(sys.argv[1]).write_text(os.environ['CUDA_VISIBLE_DEVICES'])"
+    files = [tmp_path / f"{number}" for number in range(2)]
+    work = [Job(file.name, [sys.executable, "-c", code, str(file)], tmp_path / "log", lambda: False) for file in files]
+    assert jobs.default_workers() == 2
+    run_jobs(work, 2, "jobs", "job")
+    assert sorted(file.read_text() for file in files) == ["3", "5"]
+
+
 def test_a_job_that_is_done_is_not_started(tmp_path):
     job = Job("done", ["/nonexistent"], tmp_path / "x.log", lambda: True, total=5)
     run_jobs([job], 1, "jobs", "job")

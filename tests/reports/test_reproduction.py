@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import yaml
 from matplotlib import pyplot as plt
+from race_rows import make_record, make_rows
 from user_errors import tells
 
 from masc.runtime.errors import InputError
@@ -15,6 +16,7 @@ from reports import figures
 from reports.claims import on_other_trees, state_claims
 from reports.curves import METRIC_WORDS
 from reports.figures import DIAGNOSTICS
+from reports.race.records import write_record
 from reports.reproduction import ReportInputs, overview_labels, summarise, write_report
 from reports.runs import NATS, RunRecord, TimeToTarget, reached_at, time_to_target
 
@@ -60,6 +62,14 @@ def test_diagnostics_are_drawn_of_the_runs_that_have_them(tmp_path):
         drawn = figures.diagnostics([runs[0], RunRecord.load(runs[1].directory)])
     assert all(METRIC_WORDS[metric] in drawn for metric in DIAGNOSTICS)
     assert ">masc<" in drawn and ">flat<" not in drawn
+
+
+def test_the_newest_race_is_shown(tmp_path):
+    run, records = make_run(tmp_path, "flat", 0, [7, 6]), tmp_path / "records"
+    assert "Race made-up" not in write_report(ReportInputs([run], [], records=records), tmp_path / "report").read_text()
+    write_record(make_record(make_rows({"flat": [4.0, 4.1], "masc": [4.2, 4.3]})), records, {})
+    page = write_report(ReportInputs([run], [], records=records), tmp_path / "report").read_text()
+    assert "Race made-up" in page and "undecided: 2 paired seeds, 3 are needed" in page
 
 
 def test_histograms_are_drawn_of_the_first_run_of_each_label_that_has_one(tmp_path):
