@@ -14,6 +14,7 @@ from race_plan import (
     plan_run,
     plan_tuning,
 )
+from script_runner import run_script
 from stage import CONFIGS, load_config
 from tiny_artifacts import make_artifacts
 from user_errors import tells
@@ -163,3 +164,13 @@ def test_equal_seconds_take_the_rates_of_the_chosen_tuning_runs(raced, config):
     steps = stage.steps_of(replace(config, equal="seconds"), tuned)
     assert steps[Cell(1.0, 4), "flat"] == 4 and np.all(np.array(list(steps.values())) >= 1)
     assert stage.steps_of(config, tuned) == dict.fromkeys(tuned, 4)
+
+
+@pytest.mark.slow
+def test_a_race_goes_from_nothing_to_samples_trees_and_a_record(tmp_path):
+    places = [f"{name}={tmp_path / name}" for name in ("artifacts", "runs", "records")]
+    run_script("race", "race=smoke", "num_samples=8", "replacement=true", *places)
+    record = read_record(newest_record(tmp_path / "records"))
+    assert all(row.fd_lite0 > 0 for row in record.rows) and len(record.rows) == 4
+    assert list(record.replacement) == ["masc-two-level"] and record.replacement["masc-two-level"] > 15
+    assert {table.value for table in record.judgement.tables} == {"last", "best", "fd_lite0"}
