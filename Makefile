@@ -94,7 +94,7 @@ PROTOCOLS = $(call read,PROTOCOL)$(foreach name,$(subst $(comma), ,$(PROTOCOL)),
 .DEFAULT_GOAL := help
 .PHONY: help setup reproduce race tokenizer codebook codes check-codes import-codes tree tree-report plan train sample export parameters weights \
 	text-features reference coco-captions eval-fid eval-coco eval-lite eval-tokenizer eval-replacement doctor report dashboard \
-	sweep bench bench-tree bench-data bench-heads bench-read bench-tokenizers bench-sample bench-eval bench-warm bench-train bench-small-tokenizer test test-all lint format clean
+	sweep bench bench-tree bench-data bench-heads bench-losses bench-read bench-tokenizers bench-sample bench-eval bench-warm bench-train bench-small-tokenizer test test-all lint format clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "  make %-22s %s\n", $$1, $$2}'
@@ -109,7 +109,7 @@ setup:  ## make .venv with the pinned packages
 ifeq ($(PYTHON),.venv/bin/python)
 reproduce race tokenizer codebook codes check-codes import-codes tree tree-report plan train sample export parameters weights text-features \
 	reference coco-captions eval-fid eval-coco eval-lite eval-tokenizer eval-replacement doctor report dashboard \
-	sweep bench bench-tree bench-data bench-heads bench-read bench-tokenizers bench-sample bench-eval bench-warm bench-train bench-small-tokenizer test test-all lint format: setup
+	sweep bench bench-tree bench-data bench-heads bench-losses bench-read bench-tokenizers bench-sample bench-eval bench-warm bench-train bench-small-tokenizer test test-all lint format: setup
 endif
 
 # Variables that the main job does not read are refused.
@@ -209,6 +209,9 @@ bench-data:  ## speed of loading packed codes against one .npy file per image: A
 
 bench-heads:  ## memory and time of each head's loss, and milliseconds of a sampling step, against the flat head
 	$(BENCH) benchmarks/heads.py $(ARGS)
+
+bench-losses:  ## memory and time of each loss against the flat head's cross-entropy
+	$(BENCH) benchmarks/losses.py $(ARGS)
 
 bench-read:  ## time to open sound artefacts, against reading the same bytes without checks
 	$(BENCH) benchmarks/reading.py $(ARGS)
