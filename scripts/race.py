@@ -161,12 +161,12 @@ def race(config: RaceConfig) -> Path:
     }
     run_jobs([train_job(run.config, run.overrides) for run in runs.values()], num_workers, "[2/4] runs", "step")
     samples = f"guidance-{config.guidance:g}"
-    if config.num_samples:
-        places, count = [run.config.directory for run in runs.values()], config.num_samples
+    places, count = [run.config.directory for run in runs.values()], config.num_samples
+    if count:
         jobs = [sample_job(place, samples, config.guidance, count) for place in places]
         run_jobs(jobs, num_workers, "[3/4] samples", "image")
-        jobs = [evaluate_job(place, [samples], count) for place in places]
-        run_jobs(jobs, num_workers, "[4/4] measuring", "image")
+    jobs = [evaluate_job(place, [samples] if count else [], max(1, count)) for place in places]
+    run_jobs(jobs, num_workers, "[4/4] measuring", "image")
     replacement = measure_replacement(starts, config)
 
     found = [

@@ -29,6 +29,7 @@ def make_rows(values, share=1.0, length=600, fd=None):
             last=value,
             best=value - 0.1,
             best_step=500,
+            fitted=value - 0.05,
             train=None,
             fd_lite0=None if fd is None else fd[name][seed],
             chosen={"optim.weight_decay": 0.5},

@@ -1,6 +1,7 @@
 """A race from its config to its record: on equal terms, resumed, and refused in plain words."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from stage import CONFIGS, load_config
 from tiny_artifacts import make_artifacts
 from user_errors import tells
 
+from llamagen.evaluation.lite import EvalLiteConfig, evaluate_lite
 from llamagen.train import train
 from llamagen.training.config import TrainConfig
 from masc.runtime.errors import InputError
@@ -39,13 +41,17 @@ def config(tmp_path_factory):
 
 
 def run_in_process(started: list[Job]):
-    """Runs trainings in this process; a new process for each would take seconds to start."""
+    """Runs trainings and likelihoods in this process; a new process for each would take seconds to start."""
 
     def run_jobs(jobs, num_workers, description, unit):
         for job in jobs:
-            if not job.is_done():
+            if job.is_done():
+                continue
+            started.append(job)
+            if Path(job.command[1]).stem == "train":
                 train(load_config("train", TrainConfig, job.command[2:]))
-                started.append(job)
+            else:
+                evaluate_lite(load_config("eval_lite", EvalLiteConfig, job.command[2:]))
 
     return run_jobs
 
@@ -65,7 +71,7 @@ def raced(config):
 
 def test_an_interrupted_race_repeats_no_run(raced, config):
     _, started = raced
-    assert len(started) == len(set(started)) == 2 * (2 + 2)
+    assert len(started) == len(set(started)) == 2 * (2 + 2) + 2 * 2  # trainings, likelihoods
 
 
 def test_a_second_start_trains_nothing_and_gives_the_same_record_and_judgement(raced, config, monkeypatch, capsys):

@@ -1,8 +1,8 @@
 """The judgement of a race: every contender beside the tuned baseline, by rules that are fixed before the race.
 
-In each cell (share of the data, length) three values are judged: the last held-out nats, the best ones, and FD-lite0.
-The differences to the baseline are paired by seed. A contender is `better` or `worse` if all three hold, otherwise it
-is `undecided`:
+In each cell (share of the data, length) four values are judged: the last held-out nats, the best ones, the last ones at
+a fitted temperature, and FD-lite0. The differences to the baseline are paired by seed. A contender is `better` or
+`worse` if all three hold, otherwise it is `undecided`:
 
 1. At least three seeds have both runs.
 2. The p-value of the paired t test is below 0.05 after Holm's correction over the contenders of the cell.
@@ -22,7 +22,12 @@ from reports.race.rows import Cell, RaceCurve, RaceRow
 from reports.runs import BASELINE, NATS, TimeToTarget, time_between
 
 # Values that are judged: field of RaceRow -> name.
-VALUES = {"last": "last held-out nats", "best": "best held-out nats", "fd_lite0": "FD-lite0"}
+VALUES = {
+    "last": "last held-out nats",
+    "best": "best held-out nats",
+    "fitted": "last held-out nats at a fitted temperature",
+    "fd_lite0": "FD-lite0",
+}
 WORDS = ("better", "worse", "undecided")
 RULES = (
     f"A contender is better or worse if at least {FEWEST_SEEDS} seeds have both runs, the paired t test gives p < "

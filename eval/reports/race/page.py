@@ -13,7 +13,7 @@ from reports.race.figure import race_figure
 from reports.race.judgement import RULES, VALUES, Prediction, Table, Times
 from reports.race.records import Record, Tuned, newest_record, read_record
 
-DIGITS = {"last": 3, "best": 3, "fd_lite0": 1}
+DIGITS = {"last": 3, "best": 3, "fitted": 3, "fd_lite0": 1}
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,8 @@ import numpy as np
 from masc.runtime.reading import Damaged, parse_json, read_text, reason
 from reports.runs import NATS, Curve, RunRecord
 
+FITTED = "held-out nats per token at a fitted temperature"  # in eval/likelihood.json
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -41,6 +43,7 @@ class RaceRow:
     last: float  # nats at the last step
     best: float  # lowest nats of all validations after the first step
     best_step: int
+    fitted: float | None  # nats at a temperature that is fitted on the other half of the held-out images
     train: float | None  # training nats of the last rows, with dropout; None for a loss that is not in nats
     fd_lite0: float | None  # of the samples
     chosen: dict[str, Any]  # values that tuning chose, by config key
@@ -49,7 +52,8 @@ class RaceRow:
     threads: int
 
     def __post_init__(self) -> None:
-        numbers = (self.seconds, self.last, self.best, 0.0 if self.fd_lite0 is None else self.fd_lite0)
+        given = self.seconds, self.last, self.best, self.fitted, self.fd_lite0
+        numbers = [value for value in given if value is not None]
         if not (all(map(math.isfinite, numbers)) and 0 < self.share <= 1 and self.length > 0):
             raise ValueError("expected finite results, a share in (0, 1] and a positive length")
         if not self.contender.isprintable():
@@ -100,7 +104,8 @@ def read_run(
     kept = (curve["step"] > 0) & np.isfinite(curve[NATS])
     steps, seconds, nats = (curve[name][kept] for name in ("step", "seconds", NATS))
     best = int(np.argmin(nats))
-    found = run.results(samples).get("FD-lite0", {})
+    measured = run.results("likelihood") | run.results(samples)
+    distance, fitted = (measured.get(name, {}).get("value") for name in ("FD-lite0", FITTED))
     row = RaceRow(
         contender=contender,
         seed=run.seed,
@@ -112,8 +117,9 @@ def read_run(
         last=round(last, 5),
         best=round(float(nats[best]), 5),
         best_step=int(steps[best]),
+        fitted=None if fitted is None else round(fitted, 5),
         train=None if math.isnan(train := run.train_nats) else round(train, 5),
-        fd_lite0=found.get("value"),
+        fd_lite0=distance,
         chosen=chosen,
         commit=run.provenance.commit or "",
         torch=run.provenance.packages.get("torch", ""),
