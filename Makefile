@@ -92,7 +92,7 @@ MEASURED = $(if $(RUN)$(RELEASE),$(SUBJECT) $(call set,samples,SAMPLES),$(PICTUR
 PROTOCOLS = $(call read,PROTOCOL)$(foreach name,$(subst $(comma), ,$(PROTOCOL)),$(call quote,+protocol@protocols.$(name)=$(name)))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce race tokenizer codebook codes check-codes import-codes tree tree-report plan train sample export parameters weights \
+.PHONY: help setup reproduce race experiment experiments tokenizer codebook codes check-codes import-codes tree tree-report plan train sample export parameters weights \
 	text-features reference coco-captions eval-fid eval-coco eval-lite eval-tokenizer eval-replacement doctor report dashboard \
 	sweep bench bench-tree bench-data bench-heads bench-losses bench-read bench-tokenizers bench-sample bench-eval bench-warm bench-train bench-small-tokenizer test test-all lint format clean
 
@@ -107,7 +107,7 @@ setup:  ## make .venv with the pinned packages
 
 # Every command installs what it needs if it is the first one.
 ifeq ($(PYTHON),.venv/bin/python)
-reproduce race tokenizer codebook codes check-codes import-codes tree tree-report plan train sample export parameters weights text-features \
+reproduce race experiment experiments tokenizer codebook codes check-codes import-codes tree tree-report plan train sample export parameters weights text-features \
 	reference coco-captions eval-fid eval-coco eval-lite eval-tokenizer eval-replacement doctor report dashboard \
 	sweep bench bench-tree bench-data bench-heads bench-losses bench-read bench-tokenizers bench-sample bench-eval bench-warm bench-train bench-small-tokenizer test test-all lint format: setup
 endif
@@ -121,6 +121,15 @@ reproduce:  ## the main job on the embedded data, from images to the report: SEE
 
 race:  ## contenders on equal terms, tuned alike and judged by fixed rules: RACE=embedded SEEDS=0,1,2
 	exec $(PYTHON) scripts/race.py $(call set,race,RACE) $(if $(filter file,$(origin SEEDS)),,$(call each,seeds,SEEDS)) $(WORDS)
+
+# NAME-smoke is the smoke test of NAME.
+experiment:  ## a row of a paper's table from images to the number: NAME=table1-xl-masc-8192 GPUS=8 DATA_PATH=/data/ILSVRC, or NAME=...-smoke
+	$(if $(NAME),,$(error say which: make $@ NAME=table1-b-masc-8192; make experiments lists them))exec $(PYTHON) scripts/experiment.py \
+		$(call read,NAME)$(call quote,experiment=$(patsubst %-smoke,%,$(NAME))) $(if $(filter %-smoke,$(NAME)),smoke=true) $(call set,data_path,DATA_PATH) \
+		$(call set,seed,SEED) $(call set,gpus,GPUS) $(call set,launch_device,LAUNCH_DEVICE) $(call set,main_port,MAIN_PORT) $(WORDS)
+
+experiments:  ## list the experiments with published FID, cost, and what is missing here: DATA_PATH=/data/ILSVRC
+	exec $(PYTHON) scripts/experiments.py $(call set,data_path,DATA_PATH) $(WORDS)
 
 tokenizer:  ## train the small tokenizer: TOKENIZER=emoji32
 	exec $(PYTHON) scripts/tokenizer.py $(call set,tokenizer,TOKENIZER) $(if $(filter emoji64,$(TOKENIZER)),data=twemoji64,$(IMAGES)) $(WORDS)

@@ -1,6 +1,7 @@
 """The frame of every script: compose its config, turn it into dataclasses, call one function, explain its errors."""
 
 import dataclasses
+import difflib
 import logging
 import os
 import re
@@ -69,6 +70,8 @@ SCHEMAS = {
         "coco_protocol_schema": "metrics.coco_protocol:CocoProtocolConfig",
     },
 }
+
+SHOWN = 30  # choices of a group that an error lists; of more it lists those of a similar name
 
 
 def load_config(stage: str, schema: type, overrides: list[str]) -> Any:
@@ -161,8 +164,10 @@ def _check_choices(overrides: list[Override]) -> None:
     for group, choice in ((given.key_or_group, given.value()) for given in overrides):
         options = sorted(file.stem for file in (CONFIGS / group).glob("*.yaml"))
         if options and isinstance(choice, str) and choice not in options:
-            variable = "PRESET" if group == "sampling" else group.upper()
-            raise InputError(f"there is no {group} called {choice!r}; {variable} can be: {', '.join(options)}")
+            variable = {"sampling": "PRESET", "experiment": "NAME"}.get(group, group.upper())
+            near = difflib.get_close_matches(choice, options, n=6) if len(options) > SHOWN else options
+            named = f"{variable} can be: {', '.join(near)}" if near else f"{variable} can be {len(options)} others"
+            raise InputError(f"there is no {group} called {choice!r}; {named}")
 
 
 def _missing_choice(stage: str, message: str) -> str:

@@ -19,6 +19,7 @@ CONFIDENCE = ("code", "paper", "repo", "2nd", "thread", "infer")
 IMAGENET = 1_281_167  # training images: an epoch
 # ADM's file holds the statistics of the whole training set, so a reference made from that set is equal to it.
 TRAINING_STATISTICS = ("adm-imagenet256", "imagenet256-train")
+SAME_TREE = {"kmeans-sklearn": "kmeans"}  # our names of clusterings that papers call by one name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +138,7 @@ def _comparable(protocol: dict[str, Any]) -> dict[str, Any]:
     seen, guidance = protocol.get("images_seen"), protocol.get("guidance")
     return {
         **protocol,
-        "label": label_of(protocol),
+        "label": label_of(protocol | {"tree": SAME_TREE.get(protocol.get("tree"), protocol.get("tree"))}),
         "guidance": None if guidance is None else max(float(guidance), 1.0),  # values up to 1 mean no guidance
         "epochs": None if seen is None else seen / IMAGENET,
     }

@@ -128,8 +128,24 @@ def measure_step(
             ledger.restart()
             held = ledger.now
             step_of(model, optimizers, optim, images, precision, attention)
-        state = bytes_of(value for each in optimizers for kept in each.state.values() for value in kept.values())
+        state = _state_of(optimizers)
     return StepCost(weights, gradients, state, ledger.peak - held, ledger.peak_of_others - held)
+
+
+def measure_state(build: Callable[[], ARModel], optim: OptimConfig) -> tuple[int, int]:
+    """Bytes of the weights of the model that `build` makes, and of the state of its optimizer."""
+    with without_numbers():
+        model = build().train()
+        optimizers = build_optimizers(model, optim, fused=True)
+        for parameter in model.parameters():
+            parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
+        for optimizer in optimizers:
+            optimizer.step()
+        return bytes_of(model.parameters()), _state_of(optimizers)
+
+
+def _state_of(optimizers: list[torch.optim.Optimizer]) -> int:
+    return bytes_of(value for each in optimizers for kept in each.state.values() for value in kept.values())
 
 
 def step_of(

@@ -16,6 +16,7 @@ from llamagen.training.footprint import (
     StepCost,
     is_measurable,
     measure_evaluation,
+    measure_state,
     measure_step,
     with_flat_head,
     without_numbers,
@@ -114,7 +115,7 @@ class Plan:
     is_exact: bool  # whether the head itself was measured, or a flat one of as many weights
     image_flops: float  # of the forward pass of an image
     again_flops: float  # those of it that recomputed activations take once more
-    memory: list[Memory]
+    memory: list[Memory]  # empty where it was not asked for
     checkpoint: float  # bytes
     codes: float | None  # bytes; None: the number of images is not known
 
@@ -149,6 +150,12 @@ class Plan:
         return flops / (self.peak_flops * self.config.mfu * self.processes) / 3600
 
     @property
+    def most_checkpoints(self) -> int:
+        """Checkpoints at once: those that are kept, and one more while it is written."""
+        config = self.config
+        return config.keep_last + 1 + (config.steps // config.keep_every if config.keep_every else 0)
+
+    @property
     def capacity(self) -> float:
         """Bytes of a GPU that training can use."""
         given = self.config.memory_gib
@@ -161,9 +168,11 @@ def images_of(config: PlanConfig) -> dict[str, int]:
     return known | ({} if config.num_images is None else {"train": config.num_images})
 
 
-def make_plan(config: PlanConfig, tokenizer: TokenizerConfig) -> Plan:
-    """The plan of a run. Raises InputError for images that the tokenizer cannot cut into tokens, and for a run with a
-    loss beside its head, whose memory is not measured."""
+def make_plan(config: PlanConfig, tokenizer: TokenizerConfig, with_memory: bool = True) -> Plan:
+    """The plan of a run; without memory it takes a tenth of the time.
+
+    Raises InputError for images that the tokenizer cannot cut into tokens, and for a run with a loss beside its head,
+    whose memory is not measured."""
     if config.loss.kind != "ce":
         raise InputError(
             f"a plan counts a run that is trained by cross-entropy, found the loss {config.loss.name}; leave LOSS out: "
@@ -174,20 +183,20 @@ def make_plan(config: PlanConfig, tokenizer: TokenizerConfig) -> Plan:
     precision = "bf16" if config.precision == "auto" else config.precision
     sizes = _sizes(own)
     again = partial(_build, config, shape, True)
-    few = _images_measured(sizes.rows, shape.num_positions)
+    few = _images_measured(sizes.rows, shape.num_positions) if with_memory else 1
     if not (is_exact := is_measurable(own, 2 * few)):
         own, again = partial(with_flat_head, own), partial(with_flat_head, again)
-    validation, flops = measure_evaluation(own, VALIDATED, precision)
+    validated = VALIDATED if with_memory else 1
+    validation, flops = measure_evaluation(own, validated, precision)
     memory = []
-    for build, recomputes in ((own, False), (again, True)):
+    for build, recomputes in ((own, False), (again, True)) if with_memory else ():
         costs = {images: measure_step(build, config.optim, images, precision) for images in (few, 2 * few)}
         memory += [
             _memory(config, costs, sizes, validation, parallel, recomputes)
             for parallel in (PARALLEL if config.gpus * config.nodes > 1 else ["ddp"])
         ]
-    cost = costs[few]
-    average = cost.weights if config.ema_decay else 0
-    image_flops = flops / VALIDATED
+    weights, state = measure_state(own, config.optim)
+    image_flops = flops / validated
     return Plan(
         config,
         shape,
@@ -198,7 +207,7 @@ def make_plan(config: PlanConfig, tokenizer: TokenizerConfig) -> Plan:
         image_flops,
         image_flops - 2 * sizes.of_head * shape.num_positions,
         memory,
-        cost.weights + average + cost.state,
+        weights + (weights if config.ema_decay else 0) + state,
         _codes(config, shape),
     )
 

@@ -25,9 +25,7 @@ def page(plan: Plan) -> str:
 
 
 def _disk(plan: Plan) -> str:
-    config = plan.config
-    for_ever = config.steps // config.keep_every if config.keep_every else 0
-    most = config.keep_last + 1 + for_ever  # one more while it is written
+    most = plan.most_checkpoints
     codes = "codes of an unknown number of images" if plan.codes is None else f"codes {plan.codes / 1e9:.1f} GB"
     one, all_of_them = plan.checkpoint / 1e9, most * plan.checkpoint / 1e9
     return f"{codes}; a checkpoint {one:.1f} GB, {most} at most at once {all_of_them:.1f} GB"

@@ -147,6 +147,13 @@ def test_what_one_side_does_not_know_is_passed_over():
     assert matching(run | {"evaluator": "torch-fidelity", "K": 4096}) == []
 
 
+@pytest.mark.parametrize("tree", ["kmeans", "kmeans-sklearn"])
+def test_k_means_is_compared_with_k_means_whichever_library_made_it(tree):
+    run = {k: v for k, v in B_256.items() if k != "release"} | {"head": "masc", "tree": tree, "K": 8192}
+    (row,) = matching(run | {"evaluator": "torch-fidelity"})
+    assert row.values["FID"] == 5.72
+
+
 def test_a_run_matches_rows_of_its_own_length_of_training():
     run = {key: value for key, value in B_256.items() if key != "release"}
     assert {row.epochs for row in matching(run)} == {50, 300}
