@@ -71,6 +71,7 @@ class Protocol:
     image_size: int = key(Role.SETTING, compared=True)  # pixels a side
     crop: str = key(Role.SETTING, compared=True)
     codes_sha256: str = key(Role.SETTING)  # held-out codes of a likelihood
+    candidates: int = key(Role.SETTING)  # images and captions of a gallery, among which an own one is sought
     reference_images: str = key(Role.SETTING)  # of COCO: all, or those paired with the captions
     captions_sha256: str = key(Role.SETTING, compared=True)
     ids_sha256: str = key(Role.SETTING)  # image and caption ids of COCO

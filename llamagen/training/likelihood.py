@@ -7,11 +7,26 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from llamagen.conditions.images import Conditions
 from llamagen.training.inputs import RunInputs
 from masc.heads.base import Head
 from masc.runtime.beats import rest
-from masc.runtime.codes import Codes
+
+
+class Pictures(Protocol):
+    """Images by their codes; `Codes` are some."""
+
+    @property
+    def num_images(self) -> int: ...
+
+    def read(self, images: np.ndarray, views: np.ndarray | int) -> np.ndarray:
+        """Tokens of images, each in its view: (B,) -> (B, T) int64."""
+
+
+class Shown(Protocol):
+    """Conditions of images; `Conditions` are some."""
+
+    def batch(self, images: np.ndarray) -> tuple[Tensor, Tensor | None]:
+        """The conditions of images (B,), and the mask of captions (B, P)."""
 
 
 class Watch(Protocol):
@@ -29,8 +44,8 @@ def on_device(accelerator: Accelerator, *tensors: Tensor | None) -> list[Tensor 
 def image_nats(
     accelerator: Accelerator,
     model: torch.nn.Module,
-    codes: Codes,
-    conditions: Conditions,
+    codes: Pictures,
+    conditions: Shown,
     batch_size: int = 64,
     watch: Watch | None = None,
 ) -> Tensor:

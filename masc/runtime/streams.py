@@ -34,6 +34,8 @@ class Purpose(IntEnum):
     REFERENCE_IMAGES = 1005  # images of a large set that its reference keeps
     COCO_CAPTIONS = 1006
     GRADIENTS = 1007  # training images whose gradients are compared
+    OTHER_CAPTIONS = 1008  # of held-out images; of seed 0
+    GALLERIES = 1009  # held-out images and captions among which own ones are sought; of seed 0
     # Negative numbers do not enter the key, which is the seed alone. All of these draw the same numbers from one seed,
     # and those of epoch 0 of ORDER too, because NumPy pads a key with zeros. Stored trees and pages depend on them. A
     # new purpose gets a number of its own above.
