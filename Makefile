@@ -92,8 +92,8 @@ MEASURED = $(if $(RUN)$(RELEASE),$(SUBJECT) $(call set,samples,SAMPLES),$(PICTUR
 PROTOCOLS = $(call read,PROTOCOL)$(foreach name,$(subst $(comma), ,$(PROTOCOL)),$(call quote,+protocol@protocols.$(name)=$(name)))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce race experiment experiments tokenizer codebook codes check-codes import-codes tree tree-report plan train sample export parameters weights \
-	text-features reference coco-captions eval-fid eval-coco eval-lite eval-tokenizer eval-replacement doctor report dashboard \
+.PHONY: help setup reproduce reproduce-text race experiment experiments tokenizer codebook codes check-codes import-codes tree tree-report plan train sample export parameters weights \
+	text-features reference coco-captions eval-fid eval-coco eval-lite eval-text eval-tokenizer eval-replacement doctor report dashboard \
 	sweep bench bench-tree bench-data bench-heads bench-losses bench-read bench-tokenizers bench-sample bench-eval bench-warm bench-train bench-small-tokenizer test test-all lint format clean
 
 help:  ## list the commands
@@ -107,8 +107,8 @@ setup:  ## make .venv with the pinned packages
 
 # Every command installs what it needs if it is the first one.
 ifeq ($(PYTHON),.venv/bin/python)
-reproduce race experiment experiments tokenizer codebook codes check-codes import-codes tree tree-report plan train sample export parameters weights text-features \
-	reference coco-captions eval-fid eval-coco eval-lite eval-tokenizer eval-replacement doctor report dashboard \
+reproduce reproduce-text race experiment experiments tokenizer codebook codes check-codes import-codes tree tree-report plan train sample export parameters weights text-features \
+	reference coco-captions eval-fid eval-coco eval-lite eval-text eval-tokenizer eval-replacement doctor report dashboard \
 	sweep bench bench-tree bench-data bench-heads bench-losses bench-read bench-tokenizers bench-sample bench-eval bench-warm bench-train bench-small-tokenizer test test-all lint format: setup
 endif
 
@@ -118,6 +118,10 @@ REFUSED = $(filter MODEL DATA HEAD LOSS RECIPE OPTIM TREE TOKENIZER SEED,$(GIVEN
 reproduce:  ## the main job on the embedded data, from images to the report: SEEDS=0,1,2 K=512
 	$(if $(strip $(REFUSED)),$(error make reproduce does not take $(strip $(REFUSED)): say it in ARGS, as in ARGS="heads=[flat$(comma)masc]"))
 	exec $(PYTHON) scripts/reproduce.py $(call each,seeds,SEEDS) $(call set,num_clusters,K) $(WORDS)
+
+reproduce-text:  ## text to image on the embedded data, from captions to a page: SEEDS=0 K=512 ARGS="captions=['red apple']"
+	$(if $(strip $(REFUSED)),$(error make reproduce-text does not take $(strip $(REFUSED)): say it in ARGS, as in ARGS="heads=[flat$(comma)masc]"))
+	exec $(PYTHON) scripts/reproduce_text.py $(call each,seeds,SEEDS) $(call set,num_clusters,K) $(WORDS)
 
 race:  ## contenders on equal terms, tuned alike and judged by fixed rules: RACE=embedded SEEDS=0,1,2
 	exec $(PYTHON) scripts/race.py $(call set,race,RACE) $(if $(filter file,$(origin SEEDS)),,$(call each,seeds,SEEDS)) $(WORDS)
@@ -197,6 +201,9 @@ eval-replacement:  ## the semantic replacement test alone: TOKENIZER=emoji32 K=5
 
 eval-lite:  ## likelihood, FD-lite0, IS-lite0, precision, recall: RUN=... SAMPLES=default
 	$(NEED_RUN)exec $(PYTHON) scripts/eval_lite.py $(call set,run,RUN) $(call each,samples,SAMPLES) $(WORDS)
+
+eval-text:  ## whether a text run knows captions from one another: likelihood under other captions, retrieval: RUN=...
+	$(NEED_RUN)exec $(PYTHON) scripts/eval_text.py $(call set,run,RUN) $(WORDS)
 
 doctor:  ## probable causes of wrong results: RUN=runs/llamagen-b/flat/seed0, or RESULTS=.../default-adm.json
 	$(if $(RESULTS),,$(NEED_RUN))exec $(PYTHON) scripts/doctor.py $(if $(RESULTS),$(call set,results,RESULTS),$(call set,run,RUN)) $(WORDS)

@@ -36,23 +36,29 @@ STAGES = ("images", "codebook", "codes", "trees", "train", "sample", "measure", 
 
 
 @dataclass(kw_only=True)
-class ReproduceConfig:
-    """The config of `make reproduce`."""
+class RunsConfig:
+    """The runs of a job: heads by seeds, on one model and one data set."""
 
     tokenizer: TokenizerConfig
-    trees: dict[str, TreeConfig] = field(default_factory=dict)
     model: str = "llamagen-tiny"
     data: str = "twemoji"
     heads: list[str] = field(default_factory=list)  # HEAD[-on-TREE][-with-LOSS]
     num_clusters: int | None = None  # K of every head that has clusters; None: N // 2
     seeds: list[int] = field(default_factory=lambda: [0])
-    guidance: list[float] = field(default_factory=lambda: [2.0])  # a sample set each; the first is the headline
-    num_samples: int = 1000
     num_workers: int | None = None  # None: one for each GPU, without one for each core
     train_overrides: list[str] = field(default_factory=list)  # KEY=VALUE for every run
     artifacts: str = "artifacts"
     runs: str = "runs"
     report: str = "report"
+
+
+@dataclass(kw_only=True)
+class ReproduceConfig(RunsConfig):
+    """The config of `make reproduce`."""
+
+    trees: dict[str, TreeConfig] = field(default_factory=dict)
+    guidance: list[float] = field(default_factory=lambda: [2.0])  # a sample set each; the first is the headline
+    num_samples: int = 1000
     records: str = "records"  # of races; the report shows the newest one
 
 
@@ -145,6 +151,28 @@ def script(name: str, *overrides: str) -> list[str]:
     return [sys.executable, str(Path(__file__).with_name(f"{name}.py")), *overrides]
 
 
+def make_inputs(tokenizer: str, data: str, artifacts: str, log: Path) -> None:
+    """Make the codebook and the codes that runs read, if they are not there."""
+    layout = Layout(Path(artifacts), tokenizer)
+    choices = [override("tokenizer", tokenizer), override("artifacts", artifacts)]
+    codes = [layout.codes(data, split) / "meta.json" for split in ("train", "val")]
+    for job in (
+        Job("making the codebook", script("codebook", *choices), log, layout.codebook.exists),
+        Job(
+            "making codes", script("codes", *choices, override("data", data)), log, lambda: all(map(Path.exists, codes))
+        ),
+    ):
+        if not job.is_done():
+            run_jobs([job], 1, job.name, "job")
+
+
+def make_tree(config: TrainConfig) -> None:
+    """Make the tree that a run reads, if it reads one that is not there."""
+    if config.uses_tree:
+        codebook = config.layout.load_codebook()
+        config.layout.make_tree(config.tree, config.cuts(codebook.num_tokens)[-1], codebook)
+
+
 def _tokenizer_job(config: ReproduceConfig, layout: Layout, ks: list[int], test: TokenizerTest) -> Job:
     command = script(
         "eval_tokenizer",
@@ -176,10 +204,11 @@ def train_job(config: TrainConfig, overrides: list[str]) -> Job:
     )
 
 
-def sample_job(directory: Path, name: str, guidance: float, num_images: int) -> Job:
-    """The drawing of a run's sample set as a job."""
+def sample_job(directory: Path, name: str, guidance: float, num_images: int, captions: Path | None = None) -> Job:
+    """The drawing of a run's sample set as a job; a text model shows `captions`, a folder of text features."""
+    shown = {} if captions is None else {"captions": str(captions)}
     settings = SampleConfig(
-        run=str(directory), name=name, num_images=num_images, sampling=SamplingConfig(guidance=guidance)
+        run=str(directory), name=name, num_images=num_images, sampling=SamplingConfig(guidance=guidance), **shown
     )
     command = script(
         "sample",
@@ -187,6 +216,7 @@ def sample_job(directory: Path, name: str, guidance: float, num_images: int) -> 
         override("name", name),
         override("num_images", num_images),
         override("sampling.guidance", guidance),
+        *(override(key, value) for key, value in shown.items()),
     )
     return Job(f"sampling {directory}", command, directory / "sample.log", lambda: is_sampled(settings), num_images)
 

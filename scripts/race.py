@@ -3,8 +3,8 @@
 import itertools
 from pathlib import Path
 
-from jobs import THREADS, Job, default_workers, run_jobs
-from pipeline import evaluate_job, sample_job, script, train_job
+from jobs import THREADS, default_workers, run_jobs
+from pipeline import evaluate_job, make_inputs, make_tree, sample_job, train_job
 from race_plan import (
     RaceConfig,
     check_contenders,
@@ -16,11 +16,9 @@ from race_plan import (
 )
 from stage import named_config, run_stage
 from tuning import Point, best_point, next_points
-from words import override
 
 from llamagen.evaluation.lite import reference_path
 from llamagen.training.config import TrainConfig
-from masc.layout import Layout
 from masc.runtime.run import plain
 from masc.tree import Partition
 from metrics.results import TOKENIZER_FILES
@@ -84,29 +82,6 @@ def steps_of(config: RaceConfig, tuned: dict[Entry, Tuned]) -> dict[Entry, int]:
     }
 
 
-def make_inputs(config: RaceConfig) -> None:
-    """Make the codebook and the codes that the contenders read, if they are not there."""
-    layout, data = Layout(Path(config.artifacts), config.tokenizer_name), config.data_name
-    choices = [override("tokenizer", config.tokenizer_name), override("artifacts", config.artifacts)]
-    codes = [layout.codes(data, split) / "meta.json" for split in ("train", "val")]
-    log = config.directory / "inputs.log"
-    for job in (
-        Job("making the codebook", script("codebook", *choices), log, layout.codebook.exists),
-        Job(
-            "making codes", script("codes", *choices, override("data", data)), log, lambda: all(map(Path.exists, codes))
-        ),
-    ):
-        if not job.is_done():
-            run_jobs([job], 1, job.name, "job")
-
-
-def make_tree(config: TrainConfig) -> None:
-    """Make the tree that a run reads, if it reads one that is not there."""
-    if config.uses_tree:
-        codebook = config.layout.load_codebook()
-        config.layout.make_tree(config.tree, config.cuts(codebook.num_tokens)[-1], codebook)
-
-
 def measure_replacement(runs: dict[str, TrainConfig], config: RaceConfig) -> dict[str, float]:
     """PSNR in dB, by contender, after every token is replaced within its cluster of the contender's tree; the trees of
     contenders that read none are left out."""
@@ -138,7 +113,7 @@ def measure_replacement(runs: dict[str, TrainConfig], config: RaceConfig) -> dic
 def race(config: RaceConfig) -> Path:
     """Run what is missing of a race and write its record; return the record's directory."""
     num_workers = config.num_workers or default_workers()
-    make_inputs(config)
+    make_inputs(config.tokenizer_name, config.data_name, config.artifacts, config.directory / "inputs.log")
     for cell in config.cells:
         starts = {
             name: plan_tuning(config, cell, name, {key: values[0] for key, values in config.grid(name).items()}).config

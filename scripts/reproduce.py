@@ -1,6 +1,6 @@
 """The main job, images to report (`make reproduce`)."""
 
-from pipeline import PlannedRun, ReproduceConfig, reproduce
+from pipeline import PlannedRun, ReproduceConfig, RunsConfig, reproduce
 from stage import load_config, run_stage
 from words import override
 
@@ -14,8 +14,8 @@ def has_one_cut(head: str) -> bool:
     return hasattr(config, "num_clusters")
 
 
-def plan(config: ReproduceConfig, head: str, seed: int) -> PlannedRun:
-    """The run of HEAD[-on-TREE][-with-LOSS] at a seed."""
+def plan(config: RunsConfig, head: str, seed: int, *more: str) -> PlannedRun:
+    """The run of HEAD[-on-TREE][-with-LOSS] at a seed; `more` are further overrides."""
     name, tree, loss = split_label(head)
     k = config.num_clusters
     cut = [override("head.num_clusters", k)] if k is not None and has_one_cut(name) else []
@@ -30,6 +30,7 @@ def plan(config: ReproduceConfig, head: str, seed: int) -> PlannedRun:
         override("artifacts", config.artifacts),
         override("run_dir", f"{config.runs}/{config.model}/{head}/seed{seed}"),
         *cut,
+        *more,
         *config.train_overrides,
     ]
     return PlannedRun(load_config("train", TrainConfig, overrides), overrides)

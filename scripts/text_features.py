@@ -26,14 +26,11 @@ class TextFeaturesStage:
     dtype: str = "bfloat16"
 
 
-def open_encoder(stage: TextFeaturesStage) -> TextEncoder:
-    """The encoder that a stage names: a directory, `wordllama`, or one that was downloaded."""
-    given = Path(stage.encoder)
-    if given.is_dir():
-        return T5Encoder(given)
-    if stage.encoder == WordLlama.name:
-        return WordLlama()
-    return T5Encoder(weights_path(stage.encoder, Path(stage.weights)))
+def open_encoder(name: str, weights: Path) -> TextEncoder:
+    """The encoder of a name: a directory, `wordllama`, or one that was downloaded to the folder `weights`."""
+    if Path(name).is_dir():
+        return T5Encoder(Path(name))
+    return WordLlama() if name == WordLlama.name else T5Encoder(weights_path(name, weights))
 
 
 def main(stage: TextFeaturesStage) -> None:
@@ -42,7 +39,9 @@ def main(stage: TextFeaturesStage) -> None:
         raise InputError("say which captions: make text-features CAPTIONS=captions_val2014.json")
     out = Path(stage.out or text_features_folder(Path("artifacts"), Path(stage.captions)))
     captions = read_captions(Path(stage.captions), stage.first_only, stage.column, stage.first_sentence)
-    extract_text_features(captions, open_encoder(stage), out, stage.batch_size, stage.dtype)
+    extract_text_features(
+        captions, open_encoder(stage.encoder, Path(stage.weights)), out, stage.batch_size, stage.dtype
+    )
     features = TextFeatures.load(out)
     print(f"{out}: {len(features)} captions, {len(features.bits)} tokens of {features.dim} numbers")
 

@@ -3,6 +3,7 @@
 import base64
 import io
 import re
+import textwrap
 
 import matplotlib as mpl
 import numpy as np
@@ -146,6 +147,44 @@ def overview(
             _show(panel, pixels, f"samples: {label}")
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=110)
+        plt.close(figure)
+        return buffer.getvalue()
+
+
+def captioned(
+    captions: list[str], originals: list[np.ndarray], samples: dict[str, np.ndarray], width: int = 10
+) -> bytes:
+    """Captions over their images as PNG bytes, `width` captions in a band: the original where there is one, then the
+    sample (M, H, W, 3) of each label."""
+    count = len(captions)
+    rows = [("original", originals), *((label, list(images)) for label, images in samples.items())]
+    bands = [range(start, min(start + width, count)) for start in range(0, count, width)]
+    lines = [(band, name, images) for band in bands for name, images in rows if band[0] < len(images)]
+    with mpl.rc_context(STYLE):
+        figure, axes = plt.subplots(
+            len(lines), width, figsize=(width, 1.25 * len(lines)), squeeze=False, layout="constrained"
+        )
+        for line, (band, name, images) in zip(axes, lines, strict=True):
+            is_first = name == next(other for at, other, _ in lines if at == band)
+            for axis in line:
+                axis.set_axis_off()
+            for axis, index in zip(line, band, strict=False):
+                if index < len(images):
+                    axis.imshow(images[index], interpolation="nearest")
+                title = textwrap.fill(captions[index], 14) if is_first else ""
+                axis.set_title(plain_text(title), fontsize=7)
+            line[0].text(
+                -0.12,
+                0.5,
+                plain_text(name),
+                rotation=90,
+                va="center",
+                ha="right",
+                fontsize=7,
+                transform=line[0].transAxes,
+            )
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=100)
         plt.close(figure)
         return buffer.getvalue()
 

@@ -110,9 +110,10 @@ def _open(config: EvalTextConfig) -> tuple[Run, Codes, ImageCaptions]:
     run = Run(Path(config.run))
     model = run.config.model
     if model.condition != "text" or not model.class_dropout:
-        what = "trained without a null caption (model.class_dropout=0)" if model.condition == "text" else "on classes"
         raise InputError(
-            f"expected a run on captions with a null caption at {run.directory}, found {model.name} {what}"
+            f"expected a run on captions with a null caption at {run.directory}, found {model.name} with "
+            f"model.condition={model.condition} model.class_dropout={model.class_dropout}; train a text model such as "
+            "llamagen-tiny-text"
         )
     return run, run.inputs.held_out, run.inputs.conditions["val"]
 
@@ -166,8 +167,8 @@ def measure(run: Run, codes: Codes, captions: ImageCaptions, about: dict[str, An
         )
         for name, values in by_image.items()
     ]
-    for name in ("another's caption", "null caption"):
-        rows.append(_gain(f"gain over the {name}", by_image[name] - by_image["own caption"], about))
+    for name, words in (("another's caption", "another's caption"), ("null caption", "the null caption")):
+        rows.append(_gain(f"gain over {words}", by_image[name] - by_image["own caption"], about))
     by_picture, by_caption, over_null = [], [], []
     for gallery in tqdm(galleries, desc="retrieval", unit="gallery"):
         size = len(gallery)
