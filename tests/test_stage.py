@@ -120,7 +120,7 @@ def test_an_error_is_told_with_the_command_that_makes_what_is_missing(tmp_path):
     [
         ("runs/llamagen-b/flat/seed3", "make train MODEL=llamagen-b HEAD=flat SEED=3"),
         ("runs/t/masc-on-kmeans/seed0", "make train MODEL=t HEAD=masc TREE=kmeans SEED=0"),
-        ("elsewhere", "make train MODEL=... HEAD=... TREE=... SEED=..."),
+        ("elsewhere", "make train MODEL=... HEAD=... LOSS=... TREE=... SEED=..."),
     ],
 )
 def test_a_missing_run_is_told_with_the_command_that_trains_it(place, command):
