@@ -14,8 +14,9 @@ from reports import figures
 from reports.page import markdown_text, render_page
 from reports.runs import RunRecord
 
-LIKELIHOODS = tuple(f"held-out nats per token, {name}" for name in ("own caption", "another's caption", "null caption"))
-GAINS = ("gain over another's caption", "gain over the null caption")
+SHOWN = ("own caption", "another's caption", "a caption of its class", "null caption")
+LIKELIHOODS = tuple(f"held-out nats per token, {name}" for name in SHOWN)
+GAINS = tuple(f"gain over {name}" for name in SHOWN[1:])
 SEARCHES = ("captions by image", "images by caption", "images by caption, over the null caption")
 RECALLS = tuple(f"recall@{k} of {search}" for search in SEARCHES for k in (1, 5))
 
@@ -43,14 +44,15 @@ def read_values(run: RunRecord) -> dict[str, dict[str, Any]]:
 
 def state(run: RunRecord, values: dict[str, dict[str, Any]]) -> list[dict[str, str]]:
     """What the numbers of one run support: text in the likelihood, and both directions of the retrieval."""
-    subject = f"{run.label}, seed {run.seed}"
-    gain, claims = values[GAINS[0]], []
-    between = f"95% interval {gain['interval']['low']:+.4f} to {gain['interval']['high']:+.4f}"
-    text = (
-        f"{subject}: a held-out image has more probability under its own caption than under another image's; gain "
-        f"{gain['value']:+.4f} nats per token, {between}, {gain['protocol']['num_images']} images."
-    )
-    claims.append({"verdict": _verdict(gain, 0), "text": text})
+    subject, claims = f"{run.label}, seed {run.seed}", []
+    for name, what in ((GAINS[0], "another image's"), (GAINS[1], "that of another image of its class")):
+        gain = values[name]
+        text = (
+            f"{subject}: a held-out image has more probability under its own caption than under {what}; gain "
+            f"{gain['value']:+.4f} nats per token, 95% interval {gain['interval']['low']:+.4f} to "
+            f"{gain['interval']['high']:+.4f}, {gain['protocol']['num_images']} images."
+        )
+        claims.append({"verdict": _verdict(gain, 0), "text": text})
     for search, what in (
         ("captions by image", "an image finds its caption"),
         (SEARCHES[2], "a caption finds its image"),

@@ -1,9 +1,9 @@
 """`make eval-text`: whether a text model's likelihood knows captions from one another, on held-out images.
 
-Two questions. Does its own caption make an image more probable than another image's caption, or than the null caption
-of guidance? And does the likelihood retrieve: is an image's own caption the best of a gallery of captions, and a
-caption's own image the best of a gallery of images? A gallery has as many images as captions, so all its pairs are
-measured once.
+Two questions. Does its own caption make an image more probable than another image's caption, than one of its class, or
+than the null caption of guidance? And does the likelihood retrieve: is an image's own caption the best of a gallery of
+captions, and a caption's own image the best of a gallery of images? A gallery has as many images as captions, so all
+its pairs are measured once.
 
 Shapes: M images, Q images of a gallery, P positions of a caption, C its width."""
 
@@ -74,17 +74,22 @@ def texts_of(captions: ImageCaptions) -> list[str]:
     return [clean_caption(captions.features.captions[place]) for place in captions.starts]
 
 
-def others(texts: list[str]) -> np.ndarray:
-    """For each image another one, whose caption is shown to it: the next in a random order with another text (M,).
+def others(texts: list[str], labels: np.ndarray | None = None) -> np.ndarray:
+    """For each image another one, whose caption is shown to it: the next in a random order with another text (M,), and
+    of the same class if `labels` (M,) are given; -1 where there is none.
 
-    Raises InputError if all images have one text."""
-    if len(set(texts)) < 2:
-        raise InputError(f"expected held-out images with different captions, found {len(texts)} with {texts[:1]}")
+    Raises InputError if no image has another."""
     order = random_stream(0, Purpose.OTHER_CAPTIONS).permutation(len(texts))
-    found = np.empty(len(texts), np.int64)
+    kinds = np.zeros(len(texts), np.int64) if labels is None else labels
+    found = np.full(len(texts), -1)
     for place, image in enumerate(order):
-        turn = np.roll(order, -place - 1)
-        found[image] = next(other for other in turn if texts[other] != texts[image])
+        fitting = (other for other in np.roll(order, -place - 1) if kinds[other] == kinds[image])
+        found[image] = next((other for other in fitting if texts[other] != texts[image]), -1)
+    if (found < 0).all():
+        raise InputError(
+            f"expected held-out images with different captions{'' if labels is None else ' in a class'}, found "
+            f"{len(texts)} with {texts[:1]}"
+        )
     return found
 
 
@@ -148,7 +153,7 @@ def evaluate_text(config: EvalTextConfig) -> Path:
 def measure(run: Run, codes: Codes, captions: ImageCaptions, about: dict[str, Any]) -> list[dict[str, Any]]:
     """The rows: nats per token under three captions, the gains between them, and recall in galleries."""
     texts = texts_of(captions)
-    galleries, other, own = draw_galleries(texts, about["candidates"]), others(texts), np.arange(codes.num_images)
+    galleries, own = draw_galleries(texts, about["candidates"]), np.arange(codes.num_images)
     accelerator, model = build_accelerator(), run.load_model()
     model.to(accelerator.device)
     null = model.backbone.null(captions.batch(own[:1])[0].to(accelerator.device))[0].cpu()
@@ -157,18 +162,15 @@ def measure(run: Run, codes: Codes, captions: ImageCaptions, about: dict[str, An
         pairs = Pairs(codes, captions, images, shown, null)
         return image_nats(accelerator, model, pairs, pairs).double().sum(1).cpu().numpy()
 
-    found = {"own caption": nats(own, own), "another's caption": nats(own, other), "null caption": nats(own, own, null)}
+    other, of_class = others(texts), others(texts, codes.labels)
+    shown = {"own caption": own, "another's caption": other, "a caption of its class": of_class, "null caption": own}
+    found = {
+        name: np.where(rows < 0, np.nan, nats(own, rows, null if name == "null caption" else None))
+        for name, rows in shown.items()
+    }
     by_image = {name: values / codes.num_positions for name, values in found.items()}
-    rows = [
-        row(
-            f"held-out nats per token, {name}",
-            float(values.mean()),
-            about | {"standard_error_over_images": float(stats.sem(values))},
-        )
-        for name, values in by_image.items()
-    ]
-    for name, words in (("another's caption", "another's caption"), ("null caption", "the null caption")):
-        rows.append(_gain(f"gain over {words}", by_image[name] - by_image["own caption"], about))
+    rows = [_likelihood(name, values, about) for name, values in by_image.items()]
+    rows += [_gain(name, by_image[name] - by_image["own caption"], about) for name in list(shown)[1:]]
     by_picture, by_caption, over_null = [], [], []
     for gallery in tqdm(galleries, desc="retrieval", unit="gallery"):
         size = len(gallery)
@@ -183,8 +185,17 @@ def measure(run: Run, codes: Codes, captions: ImageCaptions, about: dict[str, An
     return rows
 
 
+def _likelihood(name: str, values: np.ndarray, about: dict[str, Any]) -> dict[str, Any]:
+    """The row of nats per token by image (M,); those that are NaN are left out."""
+    known = values[np.isfinite(values)]
+    protocol = about | {"num_images": len(known), "standard_error_over_images": float(stats.sem(known))}
+    return row(f"held-out nats per token, {name}", float(known.mean()), protocol)
+
+
 def _gain(name: str, differences: np.ndarray, about: dict[str, Any]) -> dict[str, Any]:
-    """The row of a mean difference in nats per token, paired by image, with Student's interval over images."""
-    interval = stats.ttest_1samp(differences, 0).confidence_interval(0.95)
+    """The row of a mean difference to the own caption in nats per token, paired by image (M,), with Student's interval
+    over images; those that are NaN are left out."""
+    known = differences[np.isfinite(differences)]
+    interval = stats.ttest_1samp(known, 0).confidence_interval(0.95)
     between = {"low": float(interval.low), "high": float(interval.high), "level": 0.95, "method": "Student's t"}
-    return row(name, float(differences.mean()), about, between)
+    return row(f"gain over {name}", float(known.mean()), about | {"num_images": len(known)}, between)

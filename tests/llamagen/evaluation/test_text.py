@@ -90,6 +90,11 @@ def test_each_likelihood_is_that_of_the_model_under_the_caption(run, results):
         assert found["protocol"]["captions_sha256"] == captions.features.sha256
     own_row = results["held-out nats per token, own caption"]
     assert own_row["value"] == pytest.approx(likelihood(run)[0]["value"], rel=1e-6)
+    of_class = others(texts_of(captions), held_out.labels)
+    pairs = [(image, shown) for image, shown in enumerate(of_class) if shown >= 0]  # ten images have nine classes
+    expected = np.mean([direct(run, *pair) for pair in pairs]) / held_out.num_positions
+    found = results["held-out nats per token, a caption of its class"]
+    assert found["value"] == pytest.approx(expected, rel=1e-5) and found["protocol"]["num_images"] == len(pairs) == 2
     gain = results["gain over another's caption"]
     by_hand = results["held-out nats per token, another's caption"]["value"] - own_row["value"]
     assert gain["value"] == pytest.approx(by_hand) and gain["interval"]["low"] <= by_hand <= gain["interval"]["high"]
@@ -116,8 +121,8 @@ def test_a_model_that_reads_no_text_gains_nothing_and_retrieves_at_chance(run, m
         type(captions), "batch", lambda self, rows: (batch(rows)[0], torch.from_numpy(full.repeat(len(rows), 0)))
     )
     rows = {row["metric"]: row["value"] for row in text.measure(run, codes, captions, {"candidates": 4})}
-    for name in ("gain over another's caption", "gain over the null caption"):
-        assert rows[name] == pytest.approx(0, abs=1e-6)
+    for name in ("another's caption", "a caption of its class", "null caption"):
+        assert rows[f"gain over {name}"] == pytest.approx(0, abs=1e-6)
     for search in ("captions by image", "images by caption, over the null caption"):
         assert rows[f"recall@1 of {search}"] == pytest.approx(1 / 4)
 
@@ -135,6 +140,9 @@ def test_another_caption_has_another_text_and_a_gallery_each_text_once(run):
         draw_galleries(texts, 50)
     with pytest.raises(InputError, match="expected held-out images with different captions, found 3"):
         others(["cat"] * 3)
+    assert others(["cat", "dog", "fish", "bee"], np.array([0, 1, 0, 2])).tolist() == [2, -1, 0, -1]
+    with pytest.raises(InputError, match="with different captions in a class, found 2"):
+        others(["cat", "dog"], np.array([0, 1]))
 
 
 def test_results_of_these_weights_are_kept_and_of_other_galleries_measured_again(run, results, monkeypatch):
