@@ -84,6 +84,8 @@ class ExperimentConfig:
             raise ValueError(f"guidance must be different values with 1.0 among them, found {self.guidance}")
         if not self.protocols or self.num_images < 2:
             raise ValueError("an experiment needs a protocol and at least 2 images")
+        if not self.rows:
+            raise ValueError(f"no row of eval/reports/published.yaml has the values {self.published}")
 
     @property
     def directory(self) -> Path:
@@ -96,7 +98,7 @@ class ExperimentConfig:
         """The published rows."""
         wanted = self.published.items()
         found = [row for row in published() if row.kind == "result"]
-        return [row for row in found if all((vars(row) | row.values)[key] == value for key, value in wanted)]
+        return [row for row in found if all((vars(row) | row.values).get(key) == value for key, value in wanted)]
 
     @property
     def is_lite(self) -> bool:

@@ -17,9 +17,11 @@ from experiment_plan import (
     smoke_version,
 )
 from experiment_stages import Stage, call, read_curves, run_stages, stages_of
+from inception_weights import StandIn
 from script_runner import run_script
 from stage import load_config, named_config
 
+from llamagen.evaluation.images import ExtractorConfig
 from llamagen.training.plan import PlanConfig, make_plan
 from masc.runtime.errors import InputError
 from metrics.results import Results, row
@@ -155,6 +157,11 @@ def test_the_cost_is_that_of_the_plan():
         assert getattr(plan, value) == getattr(whole, value)
 
 
+def test_an_experiment_names_a_published_row():
+    with pytest.raises(ValueError, match=r"no row of eval/reports/published.yaml has the values \{'modell"):
+        replace(experiment("table1-b-base"), published={"modell": "llamagen-b"})
+
+
 @pytest.fixture
 def stages():
     """Three stages that note their runs; the second fails until it is mended."""
@@ -248,6 +255,23 @@ def test_the_smoke_version_of_every_experiment_runs_end_to_end(name, workplace, 
     printed = capsys.readouterr().out
     assert printed.startswith(SMOKE_WORDS) and printed.endswith(f"{SMOKE_WORDS}\n")
     assert "lowest FD-lite0" in printed and "No mistake found" in printed and "published" in printed
+
+
+@pytest.mark.slow
+def test_with_the_inception_network_a_smoke_test_is_measured_by_fid(workplace, monkeypatch, capsys):
+    commands = []
+    monkeypatch.setattr(experiment_stages, "call", run_in_process(commands))
+    monkeypatch.setattr("experiment_plan.weights_path", lambda name, folder: folder)
+    monkeypatch.setattr(ExtractorConfig, "load", lambda self, state: StandIn())
+    config = smoke("llamagen-table8-b-256", workplace, f"runs={workplace / 'fid'}")
+    main(config)
+    assert commands[-5:] == ["sample", "sample", "reference", "eval_fid", "eval_fid"]
+    printed = capsys.readouterr().out
+    assert "adm, 32 images" in printed and "paper, 32 images" in printed and "lowest FID" in printed
+    assert printed.count("published: LlamaGen paper, Table 8") == 6
+    commands.clear()
+    main(config)
+    assert commands == []
 
 
 @pytest.mark.slow

@@ -106,6 +106,14 @@ def test_a_race_has_the_seeds_of_its_config_unless_some_are_given(make):
     assert words == ["scripts/race.py", "race=smoke", "--"]
 
 
+def test_an_experiment_whose_name_ends_in_smoke_is_the_smoke_test_of_the_other(make):
+    words, _ = make("experiment", "NAME=table1-b-base-smoke", "GPUS=2")
+    assert words[:3] == ["scripts/experiment.py", "experiment=table1-b-base", "smoke=true"] and "gpus=2" in words
+    words, _ = make("experiment", "NAME=table1-b-base")
+    assert "experiment=table1-b-base" in words and "smoke=true" not in words
+    assert "say which" in make("experiment")[1]
+
+
 def test_args_are_words_of_the_shell(make):
     words, _ = make("report", "ARGS=a=1 'b=\"c d\"' e=$HOME")
     assert words == ["scripts/report.py", "--", "a=1", 'b="c d"', f"e={os.environ['HOME']}"]
