@@ -112,11 +112,13 @@ class Head(nn.Module, ABC):
         probability of one path costs less than a draw."""
         return self.follow(hidden, tokens, Follow)
 
-    def log_probs_of(self, hidden: Tensor, tokens: Tensor) -> Tensor:
-        """Log-probabilities of several tokens at each position: (*, D), (*, S) -> (*, S), float32.
+    def mean_log_prob(self, hidden: Tensor, tokens: Tensor, shares: Tensor) -> Tensor:
+        """Sum of the log-probabilities of several tokens at each position, times their shares in a target:
+        (*, D), (*, S), (*, S) -> (*), float32. The shares have no gradient.
 
         Here it is S calls of `log_probs`; a head overrides it where they share their products."""
-        return torch.stack([self.log_probs(hidden, each).sum(-1) for each in tokens.unbind(-1)], dim=-1)
+        found = [self.log_probs(hidden, each).sum(-1) for each in tokens.unbind(-1)]
+        return (torch.stack(found, dim=-1) * shares).sum(-1)
 
     def follow(self, hidden: Tensor, tokens: Tensor, kind: type[Follow]) -> Tensor:
         """What picks of a `kind` keep of each decision on the path to `tokens`: (*, D), (*) -> (*, L, ...)."""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from masc.heads.base import Head, Pick
 from masc.heads.config import HeadConfig
-from masc.heads.losses import linear_log_prob, linear_log_probs
+from masc.heads.losses import linear_log_prob, linear_mean_log_prob
 from masc.heads.warm import COPIED, FlatStart
 from masc.tree import Clustering
 
@@ -42,8 +42,8 @@ class FlatHead(Head):
         """(*, D), (*) -> (*, 1)."""
         return linear_log_prob(hidden, self.rows(), tokens)[..., None]
 
-    def log_probs_of(self, hidden: Tensor, tokens: Tensor) -> Tensor:
-        return linear_log_probs(hidden, self.rows(), tokens)
+    def mean_log_prob(self, hidden: Tensor, tokens: Tensor, shares: Tensor) -> Tensor:
+        return linear_mean_log_prob(hidden, self.rows(), tokens, shares)
 
     def sample(self, hidden: Tensor, pick: Pick) -> Tensor:
         """(M, D) -> (M,)."""

@@ -33,14 +33,15 @@ def linear_log_prob(hidden: Tensor, weight: Tensor, chosen: Tensor) -> Tensor:
     return path_log_probs(hidden.flatten(0, -2), [(weight, Among(chosen.flatten()))]).view(chosen.shape)
 
 
-def linear_log_probs(hidden: Tensor, weight: Tensor, chosen: Tensor) -> Tensor:
-    """log softmax(hidden weight^T) at several choices, float32: (*, D), (V, D), (*, S) -> (*, S)."""
-
-    def of_rows(hidden: Tensor, chosen: Tensor) -> Tensor:
+def linear_mean_log_prob(hidden: Tensor, weight: Tensor, chosen: Tensor, shares: Tensor) -> Tensor:
+    """Sum of log softmax(hidden weight^T) at several choices, times their shares, which have no gradient, float32:
+    (*, D), (V, D), (*, S), (*, S) -> (*)."""
+    shape = chosen.shape[:-1]
+    if shape.numel() * len(weight) <= WHOLE:
         logits = F.linear(hidden, weight).float()
-        return logits.gather(-1, chosen) - logits.logsumexp(-1, keepdim=True)
-
-    return in_chunks(of_rows, len(weight), hidden.flatten(0, -2), chosen.flatten(0, -2)).view(chosen.shape)
+        return ((logits.gather(-1, chosen) - logits.logsumexp(-1, keepdim=True)) * shares).sum(-1)
+    choice = AmongMany(chosen.flatten(0, -2), shares.flatten(0, -2))
+    return path_log_probs(hidden.flatten(0, -2), [(weight, choice)]).view(shape)
 
 
 def segment_logsumexp(logits: Tensor, segment_of: Tensor, num_segments: int) -> Tensor:
@@ -84,7 +85,7 @@ class Among:
         size = max(1, CHUNK // len(weight))
         for start in range(0, len(hidden), size):
             here = slice(start, start + size)
-            values[here], logits = _judge((hidden[here] @ weight.T).float(), self.chosen[here])
+            values[here], logits = self.judge((hidden[here] @ weight.T).float(), here)
             if gradients is None:
                 continue
             if scale is not None:
@@ -92,6 +93,26 @@ class Among:
             low = logits.to(hidden.dtype)
             _add_product(gradients[0][here], low, weight)
             _add_product(gradients[1], low.T, hidden[here])
+
+    def judge(self, logits: Tensor, here: slice) -> tuple[Tensor, Tensor]:
+        """`_judge` at the choices of some positions."""
+        return _judge(logits, self.chosen[here])
+
+
+@dataclass(frozen=True, eq=False)
+class AmongMany(Among):
+    """Several choices among all rows of a matrix, whose log-probabilities are summed by their shares."""
+
+    chosen: Tensor  # (M, S)
+    shares: Tensor  # (M, S)
+
+    def judge(self, logits: Tensor, here: slice) -> tuple[Tensor, Tensor]:
+        """The sums (M,), and the gradient of them in place of the logits: (M, V) float32."""
+        chosen, shares = self.chosen[here], self.shares[here]
+        own = (logits.gather(-1, chosen) * shares).sum(-1)
+        total, weight = logits.logsumexp(-1), shares.sum(-1)
+        gradient = logits.sub_(total[:, None]).exp_().mul_(-weight[:, None])
+        return own - weight * total, gradient.scatter_add_(-1, chosen, shares)
 
 
 @dataclass(frozen=True, eq=False)

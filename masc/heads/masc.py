@@ -17,7 +17,7 @@ from masc.heads.losses import (
     Children,
     in_chunks,
     linear_log_prob,
-    linear_log_probs,
+    linear_mean_log_prob,
     log_softmax_at,
     path_log_probs,
     segment_logsumexp,
@@ -91,8 +91,9 @@ class MascHead(ClusterHead):
         cluster = self.cluster_of[tokens]
         return torch.stack([linear_log_prob(hidden, self.output.weight, cluster), self._within(tokens)], dim=-1)
 
-    def log_probs_of(self, hidden: Tensor, tokens: Tensor) -> Tensor:
-        return linear_log_probs(hidden, self.output.weight, self.cluster_of[tokens]) + self._within(tokens)
+    def mean_log_prob(self, hidden: Tensor, tokens: Tensor, shares: Tensor) -> Tensor:
+        clusters = linear_mean_log_prob(hidden, self.output.weight, self.cluster_of[tokens], shares)
+        return clusters + (shares * self._within(tokens)).sum(-1)
 
     def _within(self, tokens: Tensor) -> Tensor:
         """Log-probability of tokens within their clusters: (*) -> (*), float32."""
@@ -132,10 +133,11 @@ class MascTwoLevelHead(ClusterHead):
         found = path_log_probs(hidden.flatten(0, -2), list(zip(rows, choices, strict=True)))
         return found.view(*tokens.shape, 2)
 
-    def log_probs_of(self, hidden: Tensor, tokens: Tensor) -> Tensor:
+    def mean_log_prob(self, hidden: Tensor, tokens: Tensor, shares: Tensor) -> Tensor:
         """All N members are scored at once, whatever the sizes."""
         rows, flat = len(self.output.weight), tokens.flatten(0, -2)
-        return in_chunks(self._log_probs_of, 2 * rows, hidden.flatten(0, -2), flat).view(tokens.shape)
+        found = in_chunks(self._log_probs_of, 2 * rows, hidden.flatten(0, -2), flat).view(tokens.shape)
+        return (found * shares).sum(-1)
 
     def _log_probs_of(self, hidden: Tensor, tokens: Tensor) -> Tensor:
         clusters, members = self.output(hidden).float().split([self.num_clusters, self.num_tokens], dim=-1)

@@ -64,12 +64,6 @@ def falling(value: float, until: float | None, progress: Tensor) -> Tensor:
     return torch.full_like(progress, value) if until is None else value * (1 - progress / until).clamp(min=0)
 
 
-def soft_terms(true: Tensor, others: Tensor, weight: Tensor) -> Tensor:
-    """The term of targets of which the true token has 1 - weight: log-probability of the true token, and the mean of
-    the other targets' log-probabilities under them: (B, T), (B, T) -> (B, T, 1)."""
-    return ((1 - weight) * true + weight * others)[..., None]
-
-
 def require_flat(name: str, head: Head) -> None:
     """Raise InputError unless a head is one softmax over all tokens."""
     if not isinstance(head, FlatHead):

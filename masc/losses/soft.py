@@ -3,24 +3,29 @@
 Shapes: B images, T positions, D width, N tokens, m near codes, K clusters."""
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Self
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from scipy.optimize import brentq
 from torch import Tensor
 
 from masc.heads.base import Head
 from masc.heads.flat import FlatHead
-from masc.heads.losses import in_chunks
-from masc.losses.base import Given, Loss, Parts, falling, require_flat, soft_terms
+from masc.losses.base import Given, Loss, Parts, falling, require_flat
 from masc.losses.config import LabelSmoothingConfig, SoftCodesConfig, SoftEncoderConfig, SoftTreeConfig
 from masc.losses.neighbours import entropy, nearest_codes, targets_of, temperature_of
 from masc.runtime.errors import InputError
 from masc.runtime.streams import Purpose, random_stream
 from masc.tree import Partition
+
+
+def mixed(head: Head, hidden: Tensor, tokens: Tensor, others: Tensor, targets: Tensor, weight: Tensor) -> Tensor:
+    """(1 - w) log p(x) + w sum_s q(s) log p(s): (B, T, D), true tokens (B, T), others (B, T, m) and their targets q
+    (B, T, m) -> (B, T, 1)."""
+    chosen = torch.cat([tokens[..., None], others], dim=-1)
+    shares = torch.cat([(1 - weight).expand(*tokens.shape, 1), weight * targets], dim=-1)
+    return head.mean_log_prob(hidden, chosen, shares)[..., None]
 
 
 class SoftCodesLoss(Loss):
@@ -49,9 +54,8 @@ class SoftCodesLoss(Loss):
         return cls(config, ids, targets_of(squared, temperature))
 
     def forward(self, head: Head, hidden: Tensor, tokens: Tensor, given: Given) -> Tensor:
-        found = head.log_probs_of(hidden, torch.cat([tokens[..., None], self.ids[tokens]], dim=-1))
-        others = (self.targets[tokens] * found[..., 1:]).sum(-1)
-        return soft_terms(found[..., 0], others, falling(self.weight, self.until, given["progress"]))
+        weight = falling(self.weight, self.until, given["progress"])
+        return mixed(head, hidden, tokens, self.ids[tokens], self.targets[tokens], weight)
 
 
 class SoftEncoderLoss(Loss):
@@ -70,17 +74,15 @@ class SoftEncoderLoss(Loss):
 
     def forward(self, head: Head, hidden: Tensor, tokens: Tensor, given: Given) -> Tensor:
         targets = (-given["near_distances"] / self.temperature).softmax(-1)
-        found = head.log_probs_of(hidden, torch.cat([tokens[..., None], given["near"]], dim=-1))
-        others = (targets * found[..., 1:]).sum(-1)
-        return soft_terms(found[..., 0], others, falling(self.weight, self.until, given["progress"]))
+        weight = falling(self.weight, self.until, given["progress"])
+        return mixed(head, hidden, tokens, given["near"], targets, weight)
 
 
 class SoftTreeLoss(Loss):
     """(1 - w) log p(x) + w sum_l a_l E_s log p(s), s uniform in the true token's cluster at cut l.
 
-    The mean of log p over a cluster is the product of the hidden state with the mean of the cluster's rows, minus the
-    log of the partition function: one product a position, and no target over N tokens. One cluster of all tokens gives
-    label smoothing. For heads of one softmax."""
+    With rows W and the mean m_x of the rows under the targets, that is log p(x) + w h (m_x - W_x): one product a
+    position, and no target over N tokens. One cluster of all tokens gives label smoothing. For heads of one softmax."""
 
     def __init__(self, config: SoftTreeConfig | LabelSmoothingConfig, cuts: Sequence[Partition], shares: np.ndarray):
         """`shares` (L,) of the cuts in the targets; their sum is 1."""
@@ -111,16 +113,8 @@ class SoftTreeLoss(Loss):
 
     def forward(self, head: FlatHead, hidden: Tensor, tokens: Tensor, given: Given) -> Tensor:
         rows = head.rows()
-        found = in_chunks(partial(_logit_and_total, rows), len(rows), hidden.flatten(0, 1), tokens.flatten())
-        own, total = found.view(*tokens.shape, 2).unbind(-1)
-        others = (hidden.float() * self.mean_rows(rows)[tokens]).sum(-1)
-        return soft_terms(own - total, others - total, falling(self.weight, self.until, given["progress"]))
-
-
-def _logit_and_total(rows: Tensor, hidden: Tensor, tokens: Tensor) -> Tensor:
-    """The logit of each token, and log-sum-exp of all: (N, D), (M, D), (M,) -> (M, 2) float32."""
-    logits = F.linear(hidden, rows).float()
-    return torch.stack([logits.gather(1, tokens[:, None])[:, 0], logits.logsumexp(1)], dim=1)
+        shift = (hidden.float() * (self.mean_rows(rows) - rows)[tokens]).sum(-1, keepdim=True)
+        return head.log_probs(hidden, tokens) + falling(self.weight, self.until, given["progress"]) * shift
 
 
 def tree_entropy(cuts: Sequence[Partition], shares: np.ndarray) -> float:

@@ -66,17 +66,23 @@ def test_every_loss_has_a_config_a_class_and_a_file():
 
 @pytest.mark.parametrize("chunked", [False, True])
 @pytest.mark.parametrize("kind", HEADS_TO_TEST)
-def test_several_log_probabilities_are_those_of_each(kind, chunked, monkeypatch):
+def test_the_mean_log_probability_of_tokens_is_that_of_each_by_its_share(kind, chunked, monkeypatch):
     kind, more = HEADS_TO_TEST[kind]
     config = config_of(kind, 12, False, **more)
     counts = np.arange(N) if config.uses_counts else None
     head = randomised(build_head(config, D, N, TREE if config.uses_tree else None, counts), 0).eval()
     monkeypatch.setattr(head_losses, "WHOLE", 0 if chunked else head_losses.WHOLE)
-    hidden, tokens = torch.randn(2, 4, D), torch.randint(N, (2, 4, 3))
-    found = head.log_probs_of(hidden, tokens)
-    for place in range(3):
-        expected = head.log_probs(hidden, tokens[..., place]).sum(-1)
-        assert torch.allclose(found[..., place], expected, atol=1e-5)
+    hidden, tokens, shares = torch.randn(2, 4, D), torch.randint(N, (2, 4, 3)), torch.rand(2, 4, 3)
+    hidden.requires_grad_()
+    found = head.mean_log_prob(hidden, tokens, shares)
+    each = torch.stack([head.log_probs(hidden, tokens[..., place]).sum(-1) for place in range(3)], dim=-1)
+    assert torch.allclose(found, (each * shares).sum(-1), atol=1e-4)
+    wanted = [hidden, *head.tables()]
+    for mine, theirs in zip(
+        *(torch.autograd.grad(value.sum(), wanted, allow_unused=True) for value in (found, (each * shares).sum(-1))),
+        strict=True,
+    ):
+        assert (mine is None) == (theirs is None) and (mine is None or torch.allclose(mine, theirs, atol=1e-4))
 
 
 def test_the_segment_log_sum_exp_is_that_of_each_segment_however_far_they_lie_apart():
