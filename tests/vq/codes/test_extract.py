@@ -100,14 +100,14 @@ def test_two_processes_give_the_bytes_of_one(tmp_path, root):
     make_codebook(config, path, tmp_path / "one" / "emoji32" / "codebook.npz", load_tokenizer(path, config))
     shutil.copytree(tmp_path / "one", tmp_path / "two")
     options = ["tokenizer=emoji32", "data=folder256", "data.resolution=32", f"data.path={data}"]
-    options += ["extraction.shard_size=5", "extraction.batch_size=4", "extraction.num_workers=1"]
+    options += ["near=3", "extraction.shard_size=5", "extraction.batch_size=4", "extraction.num_workers=1"]
     main(load_config("codes", CodesStage, [*options, f"artifacts={tmp_path / 'one'}"]))
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     command = [sys.executable, *launch, "scripts/codes.py", *options, f"artifacts={tmp_path / 'two'}"]
     environment = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "train: 23 images, 2 view(s) of 64 tokens, 1 not readable" in done.stdout
+    assert "train: 23 images, 2 view(s) of 64 tokens, 3 near codes of each, 1 not readable" in done.stdout
     for split in ("train", "val"):
         one, two = (content(tmp_path / name / "emoji32" / "codes" / "folder256" / split) for name in ("one", "two"))
-        assert one == two and "failures.txt" in one
+        assert one == two and {"failures.txt", "near.npy"} <= one.keys()
