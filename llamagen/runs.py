@@ -201,7 +201,7 @@ class Run:
         """Facts about the run that `make doctor` judges: averaged weights, tokenizer of its tree, order of labels."""
         found: dict[str, Any] = {"average_kept": (self.checkpoint / "average.safetensors").exists()}
         trained_on = self.provenance.parents.get("codebook")
-        if self.config.head.uses_tree and trained_on == self.codebook.meta.sha256:
+        if self.config.uses_tree and trained_on == self.codebook.meta.sha256:
             found["tree_tokenizer_sha256"] = self.tokenizer_sha256
         if self.num_classes == 1000:
             found["label_map"] = "sorted-wnids" if self.class_names == list(wnids()) else "other"

@@ -1,5 +1,7 @@
 """Train a run, or resume it (`make train`); on the embedded data, make what it is trained on as well."""
 
+from pathlib import Path
+
 from codebook import CodebookStage
 from codebook import main as make_codebook
 from codes import CodesStage
@@ -10,6 +12,7 @@ from worker import is_main, num_started
 
 from llamagen.train import check_run, train
 from llamagen.training.config import TrainConfig
+from masc.runtime.codes import read_meta
 
 
 def make_inputs(config: TrainConfig) -> None:
@@ -19,17 +22,24 @@ def make_inputs(config: TrainConfig) -> None:
     if config.data.source != "twemoji":
         return
     layout = config.layout
-    if not (layout.codes(config.data.name, "val") / "meta.json").exists():
+    paths = [layout.codes(config.data.name, split) for split in ("train", "val")]
+    if not (paths[1] / "meta.json").exists() or _near_codes(paths[0]) < config.loss.near:
         given = [override("tokenizer", config.tokenizer_name), override("artifacts", config.artifacts)]
         make_codebook(load_config("codebook", CodebookStage, given))
         stage = load_config("codes", CodesStage, given)
-        stage.data = config.data
+        stage.data, stage.near = config.data, config.loss.near
         make_codes(stage)
-    if config.head.uses_tree:
+    if config.uses_tree:
         codebook = layout.load_codebook()
-        cuts = config.head.cuts(codebook.num_tokens)
+        cuts = config.cuts(codebook.num_tokens)
         layout.check_cuts(config.tree, cuts, codebook)
         layout.make_tree(config.tree, cuts[-1], codebook)
+
+
+def _near_codes(path: Path) -> int:
+    """How many near codes of each token codes hold; MissingArtifact if there are no codes."""
+    meta = read_meta(path)
+    return 0 if meta.near is None else meta.near.count
 
 
 def main(config: TrainConfig) -> None:

@@ -91,7 +91,7 @@ def open_branch(config: TrainConfig, parents: dict[str, str]) -> Branch | None:
     progress.skipped = 0  # the new run may skip as many bad steps as its config says
     there, now = flatten(plain(stored)), flatten(plain(config))
     fixed = {key for key in there | now if key.startswith(FIXED) and key not in FREE}
-    if not config.head.uses_tree:
+    if not config.uses_tree:
         fixed = {key for key in fixed if not key.startswith("tree.")}
     old = {key: there.get(key) for key in fixed} | _short(read_provenance(run_dir).parents)
     new = {key: now.get(key) for key in fixed} | _short(parents)
