@@ -26,7 +26,10 @@ from masc.runtime.run import CHECKPOINTS, differences, flatten, plain, read_metr
 
 BRANCH = "checkpoint it began at"  # kind of parent
 # Settings that decide which numbers a checkpoint holds, and of which images.
-FIXED = ("model.", "head.", "tree.", "data.", "tokenizer_name", "batch_size", "seed", "frozen", "optim.kind")
+FIXED = (
+    *("model.", "head.", "loss.kind", "loss.width", "tree.", "data.", "train_share", "tuning_share"),
+    *("tokenizer_name", "batch_size", "seed", "frozen", "optim.kind"),
+)
 FREE = (
     *("model.name", "model.token_dropout", "model.residual_dropout", "model.ffn_dropout", "model.drop_path"),
     *("head.name", "data.path", "tree.engine", "tree.coarsest"),

@@ -163,3 +163,13 @@ def test_codes_without_near_codes_are_refused_before_the_first_step(small_run, w
     assert caught.value.overrides == {"near": 3} and caught.value.facts["data"] == "twemoji"
     with pytest.raises(MissingArtifact, match="holds only 3 near codes"):
         train(small_run(*with_near, "loss.neighbours=4"))
+
+
+def test_a_run_goes_on_from_a_checkpoint_with_its_own_kind_of_loss(small_run, tmp_path):
+    first = train(small_run("head=flat", *REAR, f"run_dir={tmp_path / 'first'}"))
+    on = [f"from_checkpoint={first / 'checkpoints' / 'step-00000008'}", "steps=16", f"run_dir={tmp_path / 'second'}"]
+    with pytest.raises(InputError, match=r"loss.kind: 'rear' there, 'ce' now"):
+        train(small_run("head=flat", *on))
+    with pytest.raises(InputError, match=r"train_share: 1.0 there, 0.5 now"):
+        train(small_run("head=flat", *REAR, "train_share=0.5", *on))
+    assert losses(train(small_run("head=flat", *REAR, "loss.weight=0.5", *on)))[-1]["step"] == 16
