@@ -119,7 +119,8 @@ def _from_log(subject: Subject) -> Iterator[Line]:
         curve = subject.run.series(metric)
         if np.isfinite(curve[metric]).sum() > 1:
             words = metric_words(metric)
-            yield Line(subject, metric, (title, parents.get("val codes")), title, words, {}, curve)
+            judged_by = parents.get("val codes"), config.get("tuning_share", 0)
+            yield Line(subject, metric, (title, *judged_by), title, words, {}, curve)
 
 
 def _from_results(found: list[Entry]) -> Iterator[Line]:

@@ -22,6 +22,8 @@ from metrics.results import Results, row
 from metrics.streams import Images
 from vq.readers import load_images
 
+FITTED = "held-out nats per token at a fitted temperature"
+
 
 @dataclass(kw_only=True)
 class EvalLiteConfig:
@@ -47,7 +49,7 @@ def likelihood(run: Run) -> list[dict[str, Any]]:
     nats = found.double().sum(1).cpu().numpy() / held_out.num_positions
     at_best, temperatures = fitted(tempered.by_image() / held_out.num_positions)
     protocol = {
-        "images": f"{run.config.data.name} val, first view",
+        "images": f"{run.config.data.name} {_judged_by(run.config)}, first view",
         "num_images": len(nats),
         "standard_error_over_images": float(nats.std(ddof=1) / np.sqrt(len(nats))),
         "codes_sha256": inputs.held_out.sha256,
@@ -59,8 +61,13 @@ def likelihood(run: Run) -> list[dict[str, Any]]:
     }
     return [
         row("held-out nats per token", float(nats.mean()), protocol),
-        row("held-out nats per token at a fitted temperature", float(at_best.mean()), of_fitted),
+        row(FITTED, float(at_best.mean()), of_fitted),
     ]
+
+
+def _judged_by(config: TrainConfig) -> str:
+    """The images that judge a run."""
+    return f"train, {config.tuning_share:.0%} held out for tuning" if config.tuning_share else "val"
 
 
 def unmeasured(config: EvalLiteConfig) -> list[str]:
@@ -78,13 +85,12 @@ def _open(run: Run, name: str, device: torch.device) -> tuple[SampleSet, Images,
 
 def _unmeasured(config: EvalLiteConfig, run: Run, sets: list[tuple[SampleSet, Images, dict[str, Any]]]) -> list[str]:
     directory = run.directory / "eval"
-    about_likelihood, codes = (
-        {"weights_sha256": run.weights_sha256},
-        run.config.layout.codes(run.config.data.name, "val"),
-    )
+    about_likelihood = {"weights_sha256": run.weights_sha256}
+    codes = run.config.layout.codes(run.config.data.name, "train" if run.config.tuning_share else "val")
     if codes.exists():
         about_likelihood["codes_sha256"] = read_meta(codes).sha256
-    is_there = {"likelihood": holds(directory / "likelihood.json", about_likelihood)}
+    file = directory / "likelihood.json"
+    is_there = {"likelihood": holds(file, about_likelihood) and FITTED in Results.load(file).by_metric}
     for samples, _, about in sets:
         is_there[samples.name] = holds(directory / f"{samples.name}.json", about, config.bootstrap)
     return [name for name, found in is_there.items() if not found]

@@ -200,9 +200,10 @@ def load_config(file: Path) -> TrainConfig:
         if not isinstance(section, dict):
             raise InputError(f"expected the section {part} in {file}, found {section!r:.60}; copy the file back")
     model, head = sections["model"], sections["head"]
-    if not isinstance(loss := stored.get("loss"), dict) or loss.get("kind") not in LOSS_CONFIGS:
-        found = loss.get("kind") if isinstance(loss, dict) else loss
-        raise InputError(f"{file} names the loss {found!r:.60}; this version has {', '.join(LOSS_CONFIGS)}")
+    loss = stored.get("loss")
+    kind = loss.get("kind") if isinstance(loss, dict) else loss
+    if not isinstance(loss, dict) or not isinstance(kind, str) or kind not in LOSS_CONFIGS:
+        raise InputError(f"{file} names the loss {kind!r:.60}; this version has {', '.join(LOSS_CONFIGS)}")
     if not isinstance(head.get("kind"), str) or head["kind"] not in CONFIGS:
         raise InputError(f"{file} names the head {head.get('kind')!r:.60}; this version has {', '.join(CONFIGS)}")
     if model.get("target", LLAMAGEN) != LLAMAGEN:
@@ -210,7 +211,7 @@ def load_config(file: Path) -> TrainConfig:
     schema = OmegaConf.structured(TrainConfig)
     schema.model = OmegaConf.structured(OwnModelConfig if "options" in model else ModelConfig)
     schema.head = OmegaConf.structured(CONFIGS[head["kind"]])
-    schema.loss = OmegaConf.structured(LOSS_CONFIGS[loss["kind"]])
+    schema.loss = OmegaConf.structured(LOSS_CONFIGS[kind])
     try:
         return OmegaConf.to_object(OmegaConf.merge(schema, _as_text(stored)))
     except (OmegaConfBaseException, ValueError, OverflowError) as error:

@@ -71,7 +71,8 @@ def load_inputs(config: TrainConfig, codebook: Codebook | None = None) -> RunInp
         if not layout.tree(config.tree, num_clusters).exists():
             missing.append(layout.missing_tree(config.tree, num_clusters))
     elif config.uses_tree:
-        missing.append(layout.missing_tree(config.tree, getattr(config.head, "num_clusters", None)))
+        owner = config.head if config.head.uses_tree else config.loss
+        missing.append(layout.missing_tree(config.tree, getattr(owner, "num_clusters", None)))
     if codebook is None or missing:
         problem = f"training needs what is missing: {', '.join(str(error.path) for error in missing)}"
         raise MissingArtifact.all_of(problem, missing)
@@ -92,7 +93,12 @@ def load_inputs(config: TrainConfig, codebook: Codebook | None = None) -> RunInp
         with naming(data=config.data.name, tokenizer=config.tokenizer_name):
             train.require_near(config.loss.near)
     parents = {"codebook": codebook.meta.sha256, "train codes": train.sha256, "val codes": held_out.sha256}
-    conditions: dict[str, Conditions] = {"train": Labels(train.labels), "val": Labels(held_out.labels)}
+    if config.loss.near:
+        parents["near codes"] = train.near_sha256
+    conditions: dict[str, Conditions | PartOfConditions] = {
+        "train": Labels(train.labels),
+        "val": Labels(held_out.labels),
+    }
     if config.captions is not None:
         for split, codes in (("train", train), ("val", held_out)):
             path = layout.codes(config.data.name, split)

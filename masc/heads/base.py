@@ -114,7 +114,7 @@ class Head(nn.Module, ABC):
 
     def mean_log_prob(self, hidden: Tensor, tokens: Tensor, shares: Tensor) -> Tensor:
         """Sum of the log-probabilities of several tokens at each position, times their shares in a target:
-        (*, D), (*, S), (*, S) -> (*), float32. The shares have no gradient.
+        (*, D), (*, S), (*, S) -> (*), float32. The shares have no gradient. Not for an `ImageHead`.
 
         Here it is S calls of `log_probs`; a head overrides it where they share their products."""
         found = [self.log_probs(hidden, each).sum(-1) for each in tokens.unbind(-1)]

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from masc.heads.base import Head
+from masc.heads.base import Head, ImageHead
 from masc.heads.flat import FlatHead
 from masc.losses.config import LossConfig
 from masc.runtime.errors import InputError
@@ -62,6 +62,17 @@ class Loss(nn.Module, ABC):
 def falling(value: float, until: float | None, progress: Tensor) -> Tensor:
     """A value that falls linearly from the start to 0 at the share `until` of training; None: it stays."""
     return torch.full_like(progress, value) if until is None else value * (1 - progress / until).clamp(min=0)
+
+
+def require_positions(name: str, head: Head) -> None:
+    """Raise InputError for a head whose log-probability of a token depends on the tokens of other positions."""
+    if isinstance(head, ImageHead):
+        kind = type(head).__name__.removesuffix("Head")
+        raise InputError(
+            f"the loss {name} needs log-probabilities of other tokens at one position, and the head {kind} judges a "
+            "token beside the clusters of the whole image; choose a head of one stage, as HEAD=masc-two-level, or "
+            "another LOSS"
+        )
 
 
 def require_flat(name: str, head: Head) -> None:

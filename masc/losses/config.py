@@ -4,7 +4,6 @@ from dataclasses import dataclass, field
 
 from masc.runtime.files import check_name
 
-NOISES = ("any", "cluster", "near")
 ENTROPY_OR_TEMPERATURE = "give loss.entropy or loss.temperature, the other one null"
 
 
@@ -34,7 +33,7 @@ class LossConfig:
 
     @property
     def noise(self) -> str | None:
-        """By what some context tokens are replaced: one of NOISES, or nothing."""
+        """What replaces some context tokens: `any` token, a member of the `cluster`, a `near` code, or nothing."""
         return None
 
     @property
@@ -206,6 +205,10 @@ class ContextNoiseConfig(_NoisyConfig):
         super().__post_init__()
         if self.within not in ("any", "cluster"):
             raise ValueError(f"loss.within must be any or cluster, not {self.within!r}")
+        if self.within == "any" and self.num_clusters is not None:
+            raise ValueError(
+                f"loss.num_clusters is not read with loss.within=any, found {self.num_clusters}; leave it out"
+            )
 
     def cuts(self, num_tokens: int) -> list[int]:
         if self.within == "any":
@@ -232,10 +235,11 @@ class RearConfig(_NoisyConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.weight < float("inf") or self.width < 1 or self.encode_block < 0:
+        blocks = self.encode_block, 0 if self.decode_block is None else self.decode_block
+        if not 0 <= self.weight < float("inf") or self.width < 1 or min(blocks) < 0:
             raise ValueError(
-                "loss.weight and loss.encode_block must be 0 or more and loss.width positive, found "
-                f"{self.weight}, {self.encode_block}, {self.width}"
+                "loss.weight, loss.encode_block and loss.decode_block must be 0 or more and loss.width positive, found "
+                f"{self.weight}, {self.encode_block}, {self.decode_block}, {self.width}"
             )
 
     @property

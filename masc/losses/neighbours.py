@@ -19,6 +19,8 @@ def nearest_codes(vectors: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarr
     import faiss
 
     num_tokens = len(vectors)
+    if num_tokens < 2:
+        raise InputError(f"soft targets need other codes, found a codebook of {num_tokens}; choose another LOSS")
     count = min(count, num_tokens - 1)
     rows = np.ascontiguousarray(vectors, np.float32)
     index = faiss.IndexFlatL2(rows.shape[1])

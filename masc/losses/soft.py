@@ -12,7 +12,7 @@ from torch import Tensor
 
 from masc.heads.base import Head
 from masc.heads.flat import FlatHead
-from masc.losses.base import Given, Loss, Parts, falling, require_flat
+from masc.losses.base import Given, Loss, Parts, falling, require_flat, require_positions
 from masc.losses.config import LabelSmoothingConfig, SoftCodesConfig, SoftEncoderConfig, SoftTreeConfig
 from masc.losses.neighbours import entropy, nearest_codes, targets_of, temperature_of
 from masc.runtime.errors import InputError
@@ -31,7 +31,7 @@ def mixed(head: Head, hidden: Tensor, tokens: Tensor, others: Tensor, targets: T
 class SoftCodesLoss(Loss):
     """(1 - w) log p(x) + w sum_s q(s | x) log p(s), q = softmax over the m nearest other codes of -|v_x - v_s|^2 / tau.
 
-    A control permutes the codes first: each token then has the targets of another one. Any head; the m + 1
+    A control permutes the codes first: each token then has the targets of another one. Heads of one stage; the m + 1
     log-probabilities of a position cost the flat head no further matrix product."""
 
     def __init__(self, config: SoftCodesConfig, ids: np.ndarray, targets: np.ndarray):
@@ -44,6 +44,7 @@ class SoftCodesLoss(Loss):
 
     @classmethod
     def build(cls, config: SoftCodesConfig, parts: Parts) -> Self:
+        require_positions(config.name, parts.head)
         vectors = parts.vectors
         if config.shuffled:
             vectors = vectors[random_stream(0, Purpose.SHUFFLED_CODES).permutation(len(vectors))]
@@ -70,6 +71,7 @@ class SoftEncoderLoss(Loss):
 
     @classmethod
     def build(cls, config: SoftEncoderConfig, parts: Parts) -> Self:
+        require_positions(config.name, parts.head)
         return cls(config)
 
     def forward(self, head: Head, hidden: Tensor, tokens: Tensor, given: Given) -> Tensor:

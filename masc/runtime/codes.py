@@ -46,6 +46,7 @@ class Codes:
     is_used: np.ndarray | None = None  # (N,) bool: whether each token occurs; None in older codes
     path: Path = Path()  # their directory
     near: NearCodes | None = None  # (M, V, T, m), memory-mapped; None if they were not asked for
+    near_sha256: str | None = None  # of the near codes
 
     def read(self, images: np.ndarray, views: np.ndarray | int) -> np.ndarray:
         """Tokens of images, each in its view: (B,), (B,) -> (B, T) int64.
@@ -286,6 +287,7 @@ def load_codes(path: Path, codebook_sha256: str) -> Codes:
         is_used=is_used,
         path=path,
         near=near,
+        near_sha256=None if meta.near is None else meta.near.sha256,
     )
 
 

@@ -36,6 +36,11 @@ class NearMeta:
     ids: list[str]  # SHA-256 of the bytes of each shard of near.npy; the shards are those of codes.npy
     distances: list[str]  # of near_distances.npy
 
+    @property
+    def sha256(self) -> str:
+        """A hash of all near codes and distances."""
+        return hashlib.sha256("".join([*self.ids, *self.distances]).encode()).hexdigest()
+
 
 def pack_distances(distances: np.ndarray) -> np.ndarray:
     """Squared distances as float16, which has 3 to 4 digits; InputError if one is too large for it or no number."""

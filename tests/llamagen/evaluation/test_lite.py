@@ -6,7 +6,7 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 
-from llamagen.evaluation.lite import EvalLiteConfig, unmeasured
+from llamagen.evaluation.lite import FITTED, EvalLiteConfig, evaluate_lite, unmeasured
 from llamagen.runs import Run
 from llamagen.sampling.filters import SamplingConfig
 from llamagen.sampling.sets import SampleSet
@@ -49,7 +49,8 @@ def config(samples):
     about = samples.protocol() | {"images_sha256": images.sha256}
     Results([row("FD-lite0", 1.0, about, interval)]).save(run.directory / "eval" / "default.json")
     about = {"weights_sha256": run.weights_sha256, "codes_sha256": run.inputs.held_out.sha256}
-    Results([row("held-out nats per token", 1.0, about)]).save(run.directory / "eval" / "likelihood.json")
+    rows = [row("held-out nats per token", 1.0, about), row(FITTED, 0.9, about)]
+    Results(rows).save(run.directory / "eval" / "likelihood.json")
     return EvalLiteConfig(run=str(run.directory))
 
 
@@ -69,12 +70,28 @@ def test_results_with_other_intervals_are_measured_again(config):
 
 def test_a_likelihood_of_other_codes_is_measured_again(config, samples):
     file = samples.source.directory / "eval" / "likelihood.json"
-    (found,) = Results.load(file).rows
-    found["protocol"]["codes_sha256"] = "0" * 64
-    Results([found]).save(file)
+    found = Results.load(file).rows
+    for each in found:
+        each["protocol"]["codes_sha256"] = "0" * 64
+    Results(found).save(file)
     assert unmeasured(config) == ["likelihood"]
 
 
 def test_results_that_are_damaged_are_measured_again(config, samples):
     (samples.source.directory / "eval" / "likelihood.json").write_text("{")
     assert unmeasured(config) == ["likelihood"]
+
+
+def test_a_likelihood_without_that_at_a_fitted_temperature_is_measured_again(config, samples):
+    file = samples.source.directory / "eval" / "likelihood.json"
+    Results(Results.load(file).rows[:1]).save(file)
+    assert unmeasured(config) == ["likelihood"]
+
+
+def test_a_tuning_run_says_which_images_judge_it_and_is_measured_once(small_run):
+    run = Run(train(small_run("head=flat", "steps=2", "evaluate_every=2", "tuning_share=0.25")))
+    settings = EvalLiteConfig(run=str(run.directory), samples=[])
+    assert unmeasured(settings) == ["likelihood"]
+    found = Results.load(evaluate_lite(settings) / "likelihood.json").rows[0]["protocol"]
+    assert found["images"] == "twemoji train, 25% held out for tuning, first view" and found["num_images"] == 10
+    assert unmeasured(settings) == []

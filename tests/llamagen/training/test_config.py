@@ -95,6 +95,8 @@ def test_a_changed_value_of_an_earlier_version_is_still_refused(small_run):
         ("model", "ffn_dim_multiplier", 1e308, r"model\.ffn_dim_multiplier must lie in"),
         ("optim", "learning_rate", 10**400, "learning_rate|too large"),
         ("head", "kind", ["flat"], r"names the head \['flat'\]"),
+        ("loss", "kind", ["ce"], r"names the loss \['ce'\]"),
+        ("loss", "kind", "nonesuch", "names the loss 'nonesuch'; this version has ce, label-smoothing"),
     ],
 )
 def test_a_config_that_does_not_fit_is_one_error_that_names_its_file(small_run, section, key, value, words):

@@ -142,3 +142,14 @@ def test_a_run_goes_on_with_any_number_of_processes(small_run, tmp_path, process
     interrupt_at(other, 4)
     processes(count, *SETTINGS, f"compute.parallel={here}", "compute.recompute=true", f"run_dir={other}")
     check_same(one, other)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+@pytest.mark.parametrize("loss", ["rear", "soft-codes", "soft-tree"])
+def test_a_loss_trains_in_two_processes_as_in_one(small_run, tmp_path, processes, loss, parallel):
+    small = {"rear": "loss.width=16", "soft-codes": "loss.neighbours=4", "soft-tree": "loss.levels=[4,12]"}
+    given = "head=flat", f"loss={loss}", small[loss], "ema_decay=0.9", "keep_last=9"
+    one, two = train(small_run(*given, f"run_dir={tmp_path / 'one'}")), tmp_path / "two"
+    processes(2, *given, f"compute.parallel={parallel}", "compute.recompute=true", f"run_dir={two}")
+    check_same(one, two)
