@@ -123,7 +123,7 @@ reproduce-text:  ## text to image on the embedded data, from captions to a page:
 	$(if $(strip $(REFUSED)),$(error make reproduce-text does not take $(strip $(REFUSED)): say it in ARGS, as in ARGS="heads=[flat$(comma)masc]"))
 	exec $(PYTHON) scripts/reproduce_text.py $(call each,seeds,SEEDS) $(call set,num_clusters,K) $(WORDS)
 
-race:  ## contenders on equal terms, tuned alike and judged by fixed rules: RACE=embedded SEEDS=0,1,2
+race:  ## contenders on equal terms, tuned alike and judged by fixed rules: RACE=embedded SEEDS=0,1,2,3,4
 	exec $(PYTHON) scripts/race.py $(call set,race,RACE) $(if $(filter file,$(origin SEEDS)),,$(call each,seeds,SEEDS)) $(WORDS)
 
 # NAME-smoke is the smoke test of NAME.

@@ -20,6 +20,7 @@ from llamagen.training.config import TrainConfig
 from masc.build import TreeConfig
 from masc.layout import Layout
 from masc.runtime.artifacts import Codebook
+from masc.runtime.codes import read_meta
 from masc.runtime.errors import InputError, naming
 from masc.runtime.run import read_metrics
 from masc.tree import Partition, Tree
@@ -151,16 +152,18 @@ def script(name: str, *overrides: str) -> list[str]:
     return [sys.executable, str(Path(__file__).with_name(f"{name}.py")), *overrides]
 
 
-def make_inputs(tokenizer: str, data: str, artifacts: str, log: Path) -> None:
-    """Make the codebook and the codes that runs read, if they are not there."""
+def make_inputs(tokenizer: str, data: str, artifacts: str, log: Path, near: int = 0) -> None:
+    """Make the codebook and the codes that runs read, if they are not there, or hold fewer near codes than `near`."""
     layout = Layout(Path(artifacts), tokenizer)
     choices = [override("tokenizer", tokenizer), override("artifacts", artifacts)]
-    codes = [layout.codes(data, split) / "meta.json" for split in ("train", "val")]
+    codes = [layout.codes(data, split) for split in ("train", "val")]
+
+    def is_made() -> bool:
+        return all((path / "meta.json").exists() and (not near or read_meta(path).num_near >= near) for path in codes)
+
     for job in (
         Job("making the codebook", script("codebook", *choices), log, layout.codebook.exists),
-        Job(
-            "making codes", script("codes", *choices, override("data", data)), log, lambda: all(map(Path.exists, codes))
-        ),
+        Job("making codes", script("codes", *choices, override("data", data), override("near", near)), log, is_made),
     ):
         if not job.is_done():
             run_jobs([job], 1, job.name, "job")

@@ -113,18 +113,18 @@ def measure_replacement(runs: dict[str, TrainConfig], config: RaceConfig) -> dic
 def race(config: RaceConfig) -> Path:
     """Run what is missing of a race and write its record; return the record's directory."""
     num_workers = config.num_workers or default_workers()
-    make_inputs(config.tokenizer_name, config.data_name, config.artifacts, config.directory / "inputs.log")
     for cell in config.cells:
         starts = {
             name: plan_tuning(config, cell, name, {key: values[0] for key, values in config.grid(name).items()}).config
             for name in config.contenders
         }
         check_contenders(starts)
+    near, log = max(run.loss.near for run in starts.values()), config.directory / "inputs.log"
+    make_inputs(config.tokenizer_name, config.data_name, config.artifacts, log, near)
     for run in starts.values():
         make_tree(run)
-    parameters = {name: parameters_of(run) for name, run in starts.items()}
-    if config.equal == "parameters":
-        check_parameters(parameters)
+    if config.equal == "parameters":  # before the tuning takes its time
+        check_parameters({name: parameters_of(run) for name, run in starts.items()})
 
     tuned = tune(config, num_workers)
     print(tuning_text(tuned.values()))
@@ -134,6 +134,10 @@ def race(config: RaceConfig) -> Path:
         for seed in config.seeds
         for entry, each in tuned.items()
     }
+    parameters = {entry: parameters_of(runs[entry, config.seeds[0]].config) for entry in tuned}
+    if config.equal == "parameters":  # tuned values can change them
+        for cell in config.cells:
+            check_parameters({name: parameters[cell, name] for name in config.contenders})
     run_jobs([train_job(run.config, run.overrides) for run in runs.values()], num_workers, "[2/4] runs", "step")
     samples = f"guidance-{config.guidance:g}"
     places, count = [run.config.directory for run in runs.values()], config.num_samples
@@ -145,7 +149,7 @@ def race(config: RaceConfig) -> Path:
     replacement = measure_replacement(starts, config)
 
     found = [
-        read_run(run.config.directory, name, cell, tuned[cell, name].values, parameters[name], THREADS, samples)
+        read_run(run.config.directory, name, cell, tuned[cell, name].values, parameters[cell, name], THREADS, samples)
         for ((cell, name), _), run in runs.items()
     ]
     rows, curves = zip(*found, strict=True)

@@ -1,6 +1,7 @@
 """What a race consists of: its config, its contenders, and the run of each at a seed."""
 
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -24,8 +25,15 @@ from reports.runs import BASELINE
 
 EQUAL = ("steps", "seconds", "parameters")
 PARAMETERS_WITHIN = 0.02  # of flat's number, at equal parameters
-# Parts of a run's config that all contenders share: what is read, and when it is measured.
-SHARED = ("data.", "tokenizer_name", "captions", "batch_size", "steps", "evaluate_every", "train_share", "tuning_share")
+# Prefixes of keys that all contenders share: what is read, where the run starts, how much it sees, when it is measured.
+SHARED = (
+    *("data", "tokenizer_name", "captions", "batch_size", "micro_batches", "steps", "evaluate_every", "train_share"),
+    *("tuning_share", "init", "from_checkpoint", "frozen", "ema_decay", "precision"),
+)
+PLACE = ("seed", "run_dir", "artifacts")
+# What a contender or a race chooses by keys of its own, or not at all.
+CHOSEN = ("model", "head", "loss", "tree")
+SET_BY_RACE = {"steps", "train_share", "tuning_share", "data", "tokenizer_name", *PLACE, *CHOSEN}
 
 
 @dataclass(kw_only=True)
@@ -72,9 +80,10 @@ class RaceConfig:
         baseline = self.contenders.get(BASELINE)
         if baseline is None or (baseline.head, baseline.loss) != ("flat", "ce"):
             raise ValueError(f"a race needs the contender {BASELINE} with head flat and loss ce; it is the baseline")
+        _check_numbers(self)
         if len(set(self.seeds)) < 2 or len(set(self.seeds)) < len(self.seeds) or self.tuning_seed in self.seeds:
             raise ValueError(
-                "a race needs two seeds or more (three to decide anything), each once, and none that is tuning_seed "
+                "a race needs two seeds or more (five to decide much), each once, and none that is tuning_seed "
                 f"{self.tuning_seed}; found SEEDS={','.join(map(str, self.seeds))}"
             )
         if self.equal not in EQUAL:
@@ -84,11 +93,21 @@ class RaceConfig:
                 "a race needs tuning_budget >= 1, 0 < tuning_share < 1 and num_samples >= 0, found "
                 f"{self.tuning_budget}, {self.tuning_share} and {self.num_samples}"
             )
+        if own := [key for key in map(_key, self.overrides) if key in SET_BY_RACE]:
+            raise ValueError(f"the overrides of a race cannot set {own[0]}: the race's own keys or its contenders do")
         for name, contender in self.contenders.items():
-            twice = sorted(set(self.tuning) & set(contender.tuning))
-            empty = [key for key, values in {**self.tuning, **contender.tuning}.items() if not values]
+            grids = *contender.tuning, *self.tuning
+            tuned = [key.strip() for keys in grids for key in keys.split(",")]
+            twice = sorted({key for key in tuned if tuned.count(key) > 1})
+            empty = [key for key, values in self.grid(name).items() if not values]
             if twice or empty:
                 raise ValueError(f"{name} must tune each key once and with a value at least, found {twice or empty}")
+            for key in map(_key, [*contender.overrides, *tuned]):
+                if key.startswith((*SHARED, *PLACE)) or key in (*CHOSEN, "recipe", "optim", "tuned"):
+                    raise ValueError(
+                        f"{name} cannot be compared with {BASELINE} if it sets {key}; take {key} out of its overrides "
+                        "and tuning. Head, loss and tree are chosen by the contender's keys of these names"
+                    )
 
     @property
     def directory(self) -> Path:
@@ -108,21 +127,45 @@ class RaceConfig:
         return {**self.contenders[name].tuning, **self.tuning}
 
 
+def _key(override: str) -> str:
+    """The key of KEY=VALUE, +KEY=VALUE or GROUP@PACKAGE=NAME."""
+    return re.match(r"[+~\s]*([^=@/]*)", override)[1].strip()
+
+
+def _check_numbers(config: RaceConfig) -> None:
+    """Raise ValueError for an empty or wrong list of seeds, shares or lengths, and for a wrong number of workers."""
+    for name, values, fits, words in (
+        ("seeds", config.seeds, lambda seed: seed >= 0, "of 0 or more"),
+        ("shares", config.shares, lambda share: 0 < share <= 1, "in (0, 1]"),
+        ("lengths", config.lengths, lambda length: length >= 1, "of 1 step or more"),
+    ):
+        if not values or not all(map(fits, values)) or len(set(values)) < len(values):
+            raise ValueError(f"{name} must be numbers {words}, one at least and each once, found {list(values)}")
+    if config.num_workers is not None and config.num_workers < 1:
+        raise ValueError(f"num_workers must be 1 or more, or null for one each GPU or core, found {config.num_workers}")
+
+
 def plan_tuning(config: RaceConfig, cell: Cell, name: str, values: dict[str, Any]) -> PlannedRun:
     """A run that tries values; its validation is on training groups that are held out from it."""
     point = ",".join(f"{key.partition(',')[0]}-{value}" for key, value in values.items()) or "start"
     place = f"tuning/{point}/seed{config.tuning_seed}"
-    share = override("tuning_share", config.tuning_share)
-    return _plan(config, cell, name, values, config.tuning_seed, cell.length, place, share)
+    return _plan(config, cell, name, values, config.tuning_seed, cell.length, place, config.tuning_share)
 
 
 def plan_run(config: RaceConfig, cell: Cell, name: str, values: dict[str, Any], seed: int, steps: int) -> PlannedRun:
     """A run of the race itself, with the values that tuning chose."""
-    return _plan(config, cell, name, values, seed, steps, f"seed{seed}")
+    return _plan(config, cell, name, values, seed, steps, f"seed{seed}", 0.0)
 
 
 def _plan(
-    config: RaceConfig, cell: Cell, name: str, values: dict[str, Any], seed: int, steps: int, place: str, *more: str
+    config: RaceConfig,
+    cell: Cell,
+    name: str,
+    values: dict[str, Any],
+    seed: int,
+    steps: int,
+    place: str,
+    tuning_share: float,
 ) -> PlannedRun:
     contender = config.contenders[name]
     overrides = [
@@ -132,14 +175,14 @@ def _plan(
         override("head", contender.head),
         override("loss", contender.loss),
         override("tree", contender.tree),
-        override("steps", steps),
-        override("train_share", cell.share),
-        override("artifacts", config.artifacts),
         *("tracking.mode=disabled", "diagnostics=false", "keep_last=1"),
-        *more,
         *config.overrides,
         *contender.overrides,
         *(override(key, value) for keys, value in values.items() for key in keys.split(",")),
+        override("artifacts", config.artifacts),
+        override("steps", steps),
+        override("train_share", cell.share),
+        override("tuning_share", tuning_share),
     ]
     directory = str(config.directory / f"share-{cell.share:g}-steps-{cell.length}" / name / place)
     run = replace(_compose(*overrides), seed=seed, run_dir=directory)
@@ -161,7 +204,7 @@ def check_contenders(runs: dict[str, TrainConfig]) -> None:
             if key.startswith(SHARED) and mine.get(key) != theirs.get(key):
                 raise InputError(
                     f"{name} cannot be compared with {BASELINE}: its {key} is {mine.get(key)!r}, {BASELINE}'s is "
-                    f"{theirs.get(key)!r}; take it out of the contender's overrides and tuning"
+                    f"{theirs.get(key)!r}; a config that its head, loss or tree chooses sets it"
                 )
 
 

@@ -1,7 +1,5 @@
 """Train a run, or resume it (`make train`); on the embedded data, make what it is trained on as well."""
 
-from pathlib import Path
-
 from codebook import CodebookStage
 from codebook import main as make_codebook
 from codes import CodesStage
@@ -23,7 +21,7 @@ def make_inputs(config: TrainConfig) -> None:
         return
     layout = config.layout
     paths = [layout.codes(config.data.name, split) for split in ("train", "val")]
-    if not (paths[1] / "meta.json").exists() or _near_codes(paths[0]) < config.loss.near:
+    if not (paths[1] / "meta.json").exists() or read_meta(paths[0]).num_near < config.loss.near:
         given = [override("tokenizer", config.tokenizer_name), override("artifacts", config.artifacts)]
         make_codebook(load_config("codebook", CodebookStage, given))
         stage = load_config("codes", CodesStage, given)
@@ -34,12 +32,6 @@ def make_inputs(config: TrainConfig) -> None:
         cuts = config.cuts(codebook.num_tokens)
         layout.check_cuts(config.tree, cuts, codebook)
         layout.make_tree(config.tree, cuts[-1], codebook)
-
-
-def _near_codes(path: Path) -> int:
-    """How many near codes of each token codes hold; MissingArtifact if there are no codes."""
-    meta = read_meta(path)
-    return 0 if meta.near is None else meta.near.count
 
 
 def main(config: TrainConfig) -> None:

@@ -2,7 +2,9 @@
 
 The grid has a few values of a few keys. Of a grid that fits the budget every point is tried. A larger one is searched
 by coordinates: from the first value of every key, one key after another takes the best of its values, the others stay;
-this is repeated until the budget is used or no neighbour of the best point is left. A sweeper of a library (such as
+this is repeated until the budget is used or no neighbour of the best point is left. What is then left of the budget
+goes to the points with the fewest keys that differ from the best one, so every search of a grid takes as many points.
+A sweeper of a library (such as
 Hydra's for Optuna) is not used: the points here follow from the results alone, so they are the same for contenders with
 the same results, an interrupted race goes on from its run directories, and the points of all contenders share the
 cores."""
@@ -36,7 +38,10 @@ def next_points(grid: Grid, found: Mapping[Point, float], budget: int) -> list[P
             tried.update(new)
             best = min((point for point in line if point in tried), key=lambda point: (found[point], point != best))
         if len(tried) in (before, budget):
-            return []
+            break
+    rest = [point for point in itertools.product(*grid.values()) if point not in tried]
+    rest.sort(key=lambda point: sum(mine != its for mine, its in zip(point, best, strict=True)))  # stable: grid's order
+    return [point for point in rest[: budget - len(tried)] if point not in found]
 
 
 def best_point(found: Mapping[Point, float]) -> Point:

@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pipeline
 import pytest
 import race as stage
 from jobs import Job
@@ -12,6 +13,7 @@ from race_plan import (
     check_contenders,
     check_parameters,
     equal_seconds,
+    parameters_of,
     plan_run,
     plan_tuning,
 )
@@ -37,7 +39,8 @@ def config(tmp_path_factory):
     root = tmp_path_factory.mktemp("race")
     make_artifacts(root / "artifacts")
     places = [f"{name}={root / name}" for name in ("artifacts", "runs", "records")]
-    return load_config("race", RaceConfig, ["race=smoke", "lengths=[4]", *places])
+    own = "+contenders.masc-two-level.tuning={model.multiple_of:[16,64]}"  # changes the number of parameters
+    return load_config("race", RaceConfig, ["race=smoke", "lengths=[4]", own, *places])
 
 
 def run_in_process(started: list[Job]):
@@ -94,7 +97,7 @@ def test_the_record_holds_a_row_for_each_run(raced, config):
         run = plan_run(config, row.cell, row.contender, row.chosen, row.seed, row.steps).config
         nats = [each["val/nats_per_token"] for each in read_metrics(run.directory / "metrics.jsonl") if each["step"]]
         assert row.last == pytest.approx(nats[-1], abs=1e-5) and row.best == pytest.approx(min(nats), abs=1e-5)
-        assert (row.steps, row.threads, row.torch[:1]) == (4, 1, "2") and row.parameters > 1000
+        assert (row.steps, row.threads, row.torch[:1]) == (4, 1, "2") and row.parameters == parameters_of(run)
 
 
 def test_every_contender_has_the_same_number_of_tuning_runs_and_keeps_the_best(raced, config):
@@ -138,7 +141,16 @@ def test_a_key_of_several_gives_all_of_them_the_value(config):
         (["seeds=[0,1000]"], "none that is tuning_seed 1000"),
         (["~contenders.flat"], "needs the contender flat"),
         (["contenders.flat.head=masc"], "with head flat and loss ce"),
+        (["seeds=[]"], "seeds must be numbers of 0 or more"),
+        (["seeds=[-1,0]"], "seeds must be numbers of 0 or more"),
+        (["shares=[]"], r"shares must be numbers in \(0, 1\]"),
+        (["shares=[1.5]"], r"shares must be numbers in \(0, 1\]"),
+        (["lengths=[]"], "lengths must be numbers of 1 step or more"),
+        (["lengths=[0]"], "lengths must be numbers of 1 step or more"),
+        (["num_workers=0"], "num_workers must be 1 or more"),
         (["+contenders.masc-two-level.tuning={optim.learning_rate:[1]}"], "tune each key once"),
+        (['overrides=["steps=3"]'], "overrides of a race cannot set steps"),
+        (['overrides=["model=llamagen-tiny"]'], "overrides of a race cannot set model"),
         (["equal=time"], "equal must be one of steps, seconds, parameters"),
         (["tuning_budget=0"], "tuning_budget >= 1"),
         (["race=nonesuch"], "there is no race called 'nonesuch'; RACE can be: data, embedded"),
@@ -149,13 +161,40 @@ def test_a_bad_race_is_refused_in_one_line(given, words):
         load_config("race", RaceConfig, ["race=smoke", *given])
 
 
-@pytest.mark.parametrize("override", ["tokenizer_name=emoji64", "train_share=0.5"])
-def test_contenders_that_cannot_be_compared_are_refused(config, override):
-    contender = replace(config.contenders["masc-two-level"], overrides=[override])
-    other = replace(config, contenders={**config.contenders, "other": contender})
-    runs = {name: plan_run(other, CELL, name, {}, 0, 12).config for name in ("flat", "other")}
-    with tells(rf"other cannot be compared with flat: its {override.partition('=')[0]}"):
-        check_contenders(runs)
+UNEQUAL = (
+    *("steps", "+init", "++from_checkpoint", "ema_decay", "precision", "micro_batches", "data.crops", "train_share"),
+    *("tuning_share", "seed", "run_dir", "artifacts", "tokenizer_name", "model", "recipe@_global_", "optim", "head"),
+)
+
+
+def test_a_key_among_several_is_tuned_once(config):
+    contender = replace(config.contenders["masc-two-level"], tuning={"model.dim, optim.learning_rate": [1]})
+    with pytest.raises(ValueError, match=r"tune each key once .* found \['optim.learning_rate'\]"):
+        replace(config, contenders={**config.contenders, "other": contender})
+
+
+@pytest.mark.parametrize("key", UNEQUAL)
+def test_keys_that_would_make_contenders_unequal_are_refused(config, key):
+    name = key.lstrip("+").partition("@")[0]
+    for given in ({"overrides": [f"{key}=1"]}, {"tuning": {f"model.dim, {key}": [1]}}):
+        contender = replace(config.contenders["masc-two-level"], **given)
+        with pytest.raises(ValueError, match=f"^other cannot be compared with flat if it sets {name}"):
+            replace(config, contenders={**config.contenders, "other": contender})
+
+
+def test_contenders_whose_choices_set_what_is_shared_are_refused(config):
+    run = plan_run(config, CELL, "flat", {}, 0, 12).config
+    with tells("other cannot be compared with flat: its batch_size is 4"):
+        check_contenders({"flat": run, "other": replace(run, batch_size=4)})
+
+
+def test_near_codes_are_made_where_codes_have_too_few(tmp_path, monkeypatch):
+    made = []
+    monkeypatch.setattr(pipeline, "run_jobs", lambda jobs, *_: made.extend(job.command[2:] for job in jobs))
+    artifacts = make_artifacts(tmp_path / "artifacts")
+    for near in (0, 8):
+        pipeline.make_inputs("emoji32", "twemoji", str(artifacts), tmp_path / "log", near)
+    assert [command[-1] for command in made] == ["near=8"]
 
 
 def test_equal_parameters_are_checked_and_equal_seconds_give_steps():
@@ -179,4 +218,4 @@ def test_a_race_goes_from_nothing_to_samples_trees_and_a_record(tmp_path):
     record = read_record(newest_record(tmp_path / "records"))
     assert all(row.fd_lite0 > 0 for row in record.rows) and len(record.rows) == 4
     assert list(record.replacement) == ["masc-two-level"] and record.replacement["masc-two-level"] > 15
-    assert {table.value for table in record.judgement.tables} == {"last", "best", "fd_lite0"}
+    assert {table.value for table in record.judgement.tables} == {"last", "best", "fitted", "fd_lite0"}

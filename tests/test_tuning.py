@@ -2,6 +2,9 @@
 
 import itertools
 
+import numpy as np
+from race_plan import RaceConfig
+from stage import load_config
 from tuning import best_point, next_points
 
 GRID = {"a": [1, 2, 3], "b": [1, 2], "c": [1, 2]}
@@ -22,16 +25,25 @@ def test_a_grid_that_fits_the_budget_is_tried_whole():
     assert set(found) == set(itertools.product(*GRID.values())) and rounds == 1
 
 
-def test_no_search_exceeds_its_budget():
-    for budget in range(1, 12):
+def test_every_search_uses_its_budget_and_no_more():
+    for budget in range(1, 14):
         found, _ = search(GRID, lambda point: -sum(point), budget)
-        assert 1 <= len(found) <= budget
+        assert len(found) == min(budget, 12)
+
+
+def test_contenders_with_other_results_use_as_many_runs():
+    config, rng = load_config("race", RaceConfig, ["race=embedded"]), np.random.default_rng(0)
+    grids = [config.grid(name) for name in ("flat", "soft-codes")]
+    for grid, budget, _ in itertools.product(grids, (5, 9, 20, 1000), range(20)):
+        found, _ = search(grid, lambda point: rng.normal(), budget)
+        assert len(found) == min(budget, np.prod([len(values) for values in grid.values()]))
 
 
 def test_one_key_after_another_keeps_its_best_value():
     found, _ = search(GRID, lambda point: abs(point[0] - 3) + abs(point[1] - 2) + point[2], 11)
     assert list(found)[:5] == [(1, 1, 1), (2, 1, 1), (3, 1, 1), (3, 2, 1), (3, 2, 2)]
-    assert list(found)[5:] == [(1, 2, 1), (2, 2, 1)]  # now no neighbour of the best point is left
+    assert list(found)[5:7] == [(1, 2, 1), (2, 2, 1)]  # now no neighbour of the best point is left
+    assert list(found)[7:] == [(1, 2, 2), (2, 2, 2), (3, 1, 2), (1, 1, 2)]  # two keys differ from the best point, three
     assert best_point(found) == (3, 2, 1)
 
 

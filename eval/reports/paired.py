@@ -1,11 +1,13 @@
 """Values over seeds, and differences paired by seed: Student's interval, effect size, p-values with Holm's correction,
 and the number of seeds that would be needed."""
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
-from scipy import stats
+from scipy import special, stats
 
 CONFIDENCE = 0.95  # of every interval
 ALPHA = 1 - CONFIDENCE
@@ -72,21 +74,28 @@ def holm(values: list[float]) -> list[float]:
     return adjusted
 
 
-def power(effect: float, counts: np.ndarray) -> np.ndarray:
-    """The chance that a paired t test at 0.05 sees an effect (Cohen's d), for each of some numbers of seeds."""
-    edge, shift = stats.t.ppf(1 - ALPHA / 2, counts - 1), abs(effect) * counts**0.5
-    found = stats.nct.sf(edge, counts - 1, shift) + stats.nct.cdf(-edge, counts - 1, shift)
-    return np.where(np.isnan(found) & (shift > 10), 1.0, found)  # SciPy gives NaN where the shift is large
+@cache
+def _deviations(count: int) -> np.ndarray:
+    """Standard deviations of `count` values of a normal distribution over its own, at 2,000 equal chances."""
+    return np.sqrt(stats.chi2.ppf((np.arange(2000) + 0.5) / 2000, count - 1) / (count - 1))
 
 
-def seeds_needed(effect: float | None) -> int | None:
-    """The smallest number of seeds, 3 or more, at which a paired t test has 80% power; None above 1,000 or for no
-    effect."""
+def power(effect: float, count: int, alpha: float = ALPHA) -> float:
+    """The chance that a paired t test of `count` seeds at `alpha` sees an effect (Cohen's d)."""
+    # The non-central t distribution as a mean over standard deviations, because SciPy's is NaN at large shifts.
+    edge, shift = stats.t.ppf(1 - alpha / 2, count - 1) * _deviations(count), abs(effect) * count**0.5
+    return float(np.mean(special.ndtr(shift - edge) + special.ndtr(-shift - edge)))
+
+
+def seeds_needed(effect: float | None, alpha: float = ALPHA) -> int | None:
+    """The smallest number of seeds, 3 or more, at which a paired t test at `alpha` has 80% power; None above 1,000 or
+    for no effect."""
     if not effect:
         return None
-    # Without the estimate of the standard deviation, (1.96 + 0.84)² / d² would do; Student's t needs a few more.
-    normal = ((stats.norm.ppf(1 - ALPHA / 2) + stats.norm.ppf(POWER)) / effect) ** 2
+    # With a known standard deviation, (1.96 + 0.84)² / d² would do at 0.05; Student's t needs a few more.
+    normal = ((stats.norm.ppf(1 - alpha / 2) + stats.norm.ppf(POWER)) / effect) ** 2
     if normal > MOST_SEEDS:
         return None
-    counts = np.arange(max(FEWEST_SEEDS, int(normal)), int(normal) + 12)
-    return int(counts[power(effect, counts) >= POWER][0])
+    return next(
+        count for count in itertools.count(max(FEWEST_SEEDS, int(normal))) if power(effect, count, alpha) >= POWER
+    )

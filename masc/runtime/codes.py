@@ -231,6 +231,11 @@ class CodesMeta:
     used_sha256: str | None = None  # None in older codes, which have no used.npy
     near: NearMeta | None = None
 
+    @property
+    def num_near(self) -> int:
+        """How many near codes of each token there are."""
+        return 0 if self.near is None else self.near.count
+
 
 def read_meta(path: Path) -> CodesMeta:
     """meta.json of a directory of codes; MissingArtifact if it is missing, damaged, or of another version."""

@@ -52,12 +52,20 @@ def test_the_seeds_needed_are_those_of_tables_of_power(effect, count):
 def test_one_seed_fewer_than_needed_has_less_power():
     for effect in np.geomspace(0.09, 3, 40):
         count = seeds_needed(effect)
-        below, at = power(effect, np.array([count - 1, count]))
+        below, at = power(effect, count - 1), power(effect, count)
         assert at >= 0.8 and (below < 0.8 or count == 3)
+
+
+def test_many_contenders_need_more_seeds_and_three_decide_almost_nothing():
+    """The table of docs/race.md."""
+    at = [[round(100 * power(effect, count, 0.05 / 5)) for count in (3, 5, 8)] for effect in (1, 2, 3)]
+    assert at == [[4, 13, 35], [12, 55, 95], [24, 89, 100]]
+    assert [seeds_needed(effect, 0.05 / 5) for effect in (1, 2, 3, 8)] == [16, 7, 5, 3]
+    assert [seeds_needed(effect) for effect in (1, 2, 3)] == [10, 5, 4]
 
 
 def test_power_is_the_share_of_samples_that_a_t_test_sees():
     """10,000 samples, so that 0.02 is four standard errors: one false alarm in 15,000."""
     draws = np.random.default_rng(0).normal(1.2, 1.0, (10_000, 6))
     seen = np.mean(stats.ttest_1samp(draws, 0, axis=1).pvalue < 0.05)
-    assert power(1.2, np.array([6]))[0] == pytest.approx(seen, abs=0.02)
+    assert power(1.2, 6) == pytest.approx(seen, abs=0.02)

@@ -28,7 +28,6 @@ VALUES = {
     "fitted": "last held-out nats at a fitted temperature",
     "fd_lite0": "FD-lite0",
 }
-WORDS = ("better", "worse", "undecided")
 RULES = (
     f"A contender is better or worse if at least {FEWEST_SEEDS} seeds have both runs, the paired t test gives p < "
     f"{ALPHA:g} after Holm's correction over the contenders, and the mean difference is not smaller than flat's "
@@ -44,8 +43,8 @@ class Verdict:
     own: Estimate  # over the contender's own seeds
     difference: Estimate | None  # contender minus baseline, paired by seed; None if no seed has both
     p: float | None  # of the paired t test, corrected by Holm's method
-    needed: int | None  # seeds at which a paired t test would see this effect with 80% power, without correction
-    word: str  # one of WORDS
+    needed: int | None  # seeds at which a paired t test at ALPHA / contenders would see this effect with 80% power
+    word: str  # better, worse or undecided
     reason: str  # why it is undecided; empty otherwise
 
 
@@ -88,11 +87,6 @@ class Judgement:
     times: list[Times]
     predictions: list[Prediction]
 
-    def words(self, contender: str, value: str = "last") -> list[str]:
-        """The words of a contender by a value, one for each cell."""
-        found = (verdict for table in self.tables if table.value == value for verdict in table.verdicts)
-        return [verdict.word for verdict in found if verdict.contender == contender]
-
 
 def judge(
     rows: Sequence[RaceRow], curves: Sequence[RaceCurve] = (), replacement: dict[str, float] | None = None
@@ -133,7 +127,7 @@ def compare(rows: Sequence[RaceRow], value: str) -> Table | None:
         difference, p = differences[name], corrected.get(name)
         reason = _undecided(difference, p, spread.sd)
         word = "undecided" if reason else "better" if difference.mean < 0 else "worse"
-        needed = None if difference is None else seeds_needed(difference.effect)
+        needed = None if difference is None else seeds_needed(difference.effect, ALPHA / max(1, len(tested)))
         verdicts.append(Verdict(name, estimate(list(mine.values())), difference, p, needed, word, reason))
     return Table(rows[0].cell, value, spread, verdicts)
 

@@ -159,9 +159,8 @@ def _is_done(path: Path, shards: Shards) -> bool:
             removal(path),
         )
         return True
-    near = meta.near.count if meta.near else 0
-    if near < shards.near:
-        logger.warning("%s holds %d near codes of a token, not %d; it is made again", path, near, shards.near)
+    if meta.num_near < shards.near:
+        logger.warning("%s holds %d near codes of a token, not %d; it is made again", path, meta.num_near, shards.near)
         return False
     if not _is_made_by(found.config, shards, path):
         return False
