@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import start  # noqa: F401  # isort: skip
 import numpy as np
 from jobs import Job, default_workers, run_jobs
 from pipeline import PlannedRun, RunsConfig, make_inputs, make_tree, sample_job, script, train_job

@@ -35,6 +35,7 @@ from masc.runtime.run import locked
 logger = logging.getLogger(__name__)
 FORMAT, VERSION = "masc-text-features", 1
 FILES = ("features.npy", "offsets.npy", "captions.json")
+LONGEST = 8192  # tokens of a caption that an encoder may keep
 SHARD = 1024  # captions; an interruption loses at most one shard a process
 
 # Shapes: M captions, B of a batch, P the encoder's most tokens of a caption, C its width, S the lengths of all captions
@@ -222,8 +223,10 @@ class TextFeatures:
                     f"{path}/meta.json"
                 )
             most = meta.config.get("max_tokens")
-            if not isinstance(meta.config.get("encoder"), str) or type(most) is not int or most < 1:
-                raise Damaged(f"{path}/meta.json does not name the encoder and its most tokens of a caption")
+            if not isinstance(meta.config.get("encoder"), str) or type(most) is not int or not 1 <= most <= LONGEST:
+                raise Damaged(
+                    f"{path}/meta.json does not name the encoder and its most tokens of a caption, at most {LONGEST}"
+                )
             bits = open_array(path / "features.npy", "u", meta.shape, mapped=True)
             offsets = open_array(path / "offsets.npy", "i", (None,))
             captions = read_json(path / "captions.json", Captions, at_most=CAPTIONS_AT_MOST)

@@ -137,7 +137,7 @@ def check_run(
     with advising(f"copy it back, or choose another directory with RUN_DIR=...; {path} keeps its checkpoints"):
         stored, old_parents = read_yaml(file), read_provenance(path).parents
     stored = upgrade_config(stored)
-    old, new = flatten(stored), flatten(config)
+    old, new = flatten(stored), flatten(upgrade_config(config))
     old |= {f"sha256 of the {name}": value[:12] for name, value in old_parents.items()}
     new |= {f"sha256 of the {name}": value[:12] for name, value in parents.items()}
     lines = differences(old, new, ignored)

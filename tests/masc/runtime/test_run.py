@@ -47,11 +47,17 @@ def test_the_metrics_log_drops_what_lies_beyond_the_checkpoint(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("head", "tree", "label"),
-    [("flat", None, "flat"), ("masc", "masc", "masc"), ("masc-two-level", "kmeans", "masc-two-level-on-kmeans")],
+    ("head", "tree", "loss", "label"),
+    [
+        ("flat", None, "ce", "flat"),
+        ("masc", "masc", None, "masc"),
+        ("masc-two-level", "kmeans", "ce", "masc-two-level-on-kmeans"),
+        ("flat", None, "soft-codes", "flat-with-soft-codes"),
+        ("flat", "kmeans", "cluster", "flat-on-kmeans-with-cluster"),
+    ],
 )
-def test_a_label_gives_head_and_tree_back(head, tree, label):
-    assert run_label(head, tree) == label and split_label(label) == (head, tree or "masc")
+def test_a_label_gives_head_tree_and_loss_back(head, tree, loss, label):
+    assert run_label(head, tree, loss) == label and split_label(label) == (head, tree or "masc", loss or "ce")
 
 
 SPOILED = {
