@@ -15,6 +15,7 @@ from masc.runtime.run import (
     read_provenance,
     run_label,
     split_label,
+    upgrade_config,
 )
 
 
@@ -23,8 +24,8 @@ def test_a_changed_config_is_refused_by_the_keys_that_differ(tmp_path):
     run, tree = tmp_path / "run", {"tree": "a" * 64}
     assert check_run(run, config, tree, ()) is None and not run.exists()
     begin_run(run, config, tree, ("tracking.",), "masc")
-    assert check_run(run, config, tree, ()) == config
-    assert check_run(run, config | {"tracking": {"mode": "disabled"}}, tree, ("tracking.",)) == config
+    assert check_run(run, config, tree, ()) == upgrade_config(config)
+    assert check_run(run, config | {"tracking": {"mode": "disabled"}}, tree, ("tracking.",)) == upgrade_config(config)
     with pytest.raises(InputError, match=r"rates.lr: 0.1 there, 0.2 now\n.*RUN_DIR") as error:
         check_run(run, config | {"rates": {"lr": 0.2}}, tree, ("tracking.",))
     assert "steps" not in str(error.value)
