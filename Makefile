@@ -253,7 +253,7 @@ bench-train:  ## tokens a second, memory and MFU of training against the release
 bench:  ## speed against LlamaGen's own code: ARGS="--llamagen /path/to/LlamaGen"
 	$(BENCH) benchmarks/speed.py $(ARGS)
 
-test:  ## the default tests, with the ten slowest: CPU, no network, about four minutes on two cores
+test:  ## the default tests, with the ten slowest: CPU, no network, about five minutes on two cores
 	$(PYTHON) -m pytest -q -n 2 --dist loadfile --durations=10 $(ARGS)
 
 test-all:  ## the slow tests as well: real sizes, compiled steps, other libraries live, several processes
