@@ -20,7 +20,7 @@ from llamagen.training.config import TrainConfig
 from masc.build import TreeConfig
 from masc.layout import Layout
 from masc.runtime.artifacts import Codebook
-from masc.runtime.codes import read_meta
+from masc.runtime.codes import has_codes
 from masc.runtime.errors import InputError, naming
 from masc.runtime.run import read_metrics
 from masc.tree import Partition, Tree
@@ -159,7 +159,7 @@ def make_inputs(tokenizer: str, data: str, artifacts: str, log: Path, near: int 
     codes = [layout.codes(data, split) for split in ("train", "val")]
 
     def is_made() -> bool:
-        return all((path / "meta.json").exists() and (not near or read_meta(path).num_near >= near) for path in codes)
+        return all(has_codes(path, near) for path in codes)
 
     for job in (
         Job("making the codebook", script("codebook", *choices), log, layout.codebook.exists),

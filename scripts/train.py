@@ -10,7 +10,7 @@ from worker import is_main, num_started
 
 from llamagen.train import check_run, train
 from llamagen.training.config import TrainConfig
-from masc.runtime.codes import read_meta
+from masc.runtime.codes import has_codes
 
 
 def make_inputs(config: TrainConfig) -> None:
@@ -21,7 +21,7 @@ def make_inputs(config: TrainConfig) -> None:
         return
     layout = config.layout
     paths = [layout.codes(config.data.name, split) for split in ("train", "val")]
-    if not (paths[1] / "meta.json").exists() or read_meta(paths[0]).num_near < config.loss.near:
+    if not has_codes(paths[1]) or (config.loss.near and not has_codes(paths[0], config.loss.near)):
         given = [override("tokenizer", config.tokenizer_name), override("artifacts", config.artifacts)]
         make_codebook(load_config("codebook", CodebookStage, given))
         stage = load_config("codes", CodesStage, given)

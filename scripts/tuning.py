@@ -4,10 +4,9 @@ The grid has a few values of a few keys. Of a grid that fits the budget every po
 by coordinates: from the first value of every key, one key after another takes the best of its values, the others stay;
 this is repeated until the budget is used or no neighbour of the best point is left. What is then left of the budget
 goes to the points with the fewest keys that differ from the best one, so every search of a grid takes as many points.
-A sweeper of a library (such as
-Hydra's for Optuna) is not used: the points here follow from the results alone, so they are the same for contenders with
-the same results, an interrupted race goes on from its run directories, and the points of all contenders share the
-cores."""
+A sweeper of a library (such as Hydra's for Optuna) is not used: the points here follow from the results alone, so they
+are the same for contenders with the same results, an interrupted race goes on from its run directories, and the points
+of all contenders share the cores."""
 
 import itertools
 import math

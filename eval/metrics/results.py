@@ -19,6 +19,7 @@ from metrics.stored import Evidence, StoredRow, check_sizes
 
 TOKENIZER_FILES = {"reconstruction": "tokenizer.json", "replacement": "replacement.json"}  # of a tokenizer's evaluation
 VERSION = 1
+FITTED_NATS = "held-out nats per token at a fitted temperature"  # a metric of eval/likelihood.json
 
 
 class Role(StrEnum):

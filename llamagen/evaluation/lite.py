@@ -18,11 +18,9 @@ from masc.layout import reference_file
 from masc.runtime.codes import Codes, read_meta
 from masc.runtime.device import build_accelerator
 from metrics.lite0 import ReferenceFeatures, load_extractor, load_reference, measure_images
-from metrics.results import Results, row
+from metrics.results import FITTED_NATS, Results, row
 from metrics.streams import Images
 from vq.readers import load_images
-
-FITTED = "held-out nats per token at a fitted temperature"
 
 
 @dataclass(kw_only=True)
@@ -61,7 +59,7 @@ def likelihood(run: Run) -> list[dict[str, Any]]:
     }
     return [
         row("held-out nats per token", float(nats.mean()), protocol),
-        row(FITTED, float(at_best.mean()), of_fitted),
+        row(FITTED_NATS, float(at_best.mean()), of_fitted),
     ]
 
 
@@ -90,7 +88,7 @@ def _unmeasured(config: EvalLiteConfig, run: Run, sets: list[tuple[SampleSet, Im
     if codes.exists():
         about_likelihood["codes_sha256"] = read_meta(codes).sha256
     file = directory / "likelihood.json"
-    is_there = {"likelihood": holds(file, about_likelihood) and FITTED in Results.load(file).by_metric}
+    is_there = {"likelihood": holds(file, about_likelihood) and FITTED_NATS in Results.load(file).by_metric}
     for samples, _, about in sets:
         is_there[samples.name] = holds(directory / f"{samples.name}.json", about, config.bootstrap)
     return [name for name, found in is_there.items() if not found]

@@ -17,7 +17,7 @@ from llamagen.conditions.images import (
 from llamagen.training.config import TrainConfig
 from llamagen.training.subset import PartOfConditions, divide_groups, part_of
 from masc.runtime.artifacts import Codebook
-from masc.runtime.codes import Codes, token_counts
+from masc.runtime.codes import Codes, has_codes, token_counts
 from masc.runtime.errors import MissingArtifact, naming
 from masc.runtime.groups import Groups
 from masc.tree import Clustering
@@ -62,7 +62,7 @@ def load_inputs(config: TrainConfig, codebook: Codebook | None = None) -> RunInp
     if codebook is None:
         missing.append(layout.missing_codebook())
     for split in ("train", "val"):
-        if not (layout.codes(config.data.name, split) / "meta.json").exists():
+        if not has_codes(layout.codes(config.data.name, split)):
             missing.append(layout.missing_codes(config.data.name, split))
     if config.uses_tree and codebook is not None:
         cuts = config.cuts(codebook.num_tokens)

@@ -253,6 +253,12 @@ def read_meta(path: Path) -> CodesMeta:
         return meta
 
 
+def has_codes(path: Path, near: int = 0) -> bool:
+    """Whether there are codes, of `near` near codes of each token or more. MissingArtifact if meta.json, which is read
+    for near codes only, is damaged."""
+    return (path / "meta.json").exists() and (not near or read_meta(path).num_near >= near)
+
+
 def load_codes(path: Path, codebook_sha256: str) -> Codes:
     """Open a directory of codes.
 

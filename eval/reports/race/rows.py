@@ -12,9 +12,8 @@ from typing import Any
 import numpy as np
 
 from masc.runtime.reading import Damaged, parse_json, read_text, reason
+from metrics.results import FITTED_NATS
 from reports.runs import NATS, Curve, RunRecord
-
-FITTED = "held-out nats per token at a fitted temperature"  # in eval/likelihood.json
 
 
 @dataclass(frozen=True)
@@ -105,7 +104,7 @@ def read_run(
     steps, seconds, nats = (curve[name][kept] for name in ("step", "seconds", NATS))
     best = int(np.argmin(nats))
     measured = run.results("likelihood") | run.results(samples)
-    distance, fitted = (measured.get(name, {}).get("value") for name in ("FD-lite0", FITTED))
+    distance, fitted = (measured.get(name, {}).get("value") for name in ("FD-lite0", FITTED_NATS))
     row = RaceRow(
         contender=contender,
         seed=run.seed,

@@ -6,12 +6,12 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 
-from llamagen.evaluation.lite import FITTED, EvalLiteConfig, evaluate_lite, unmeasured
+from llamagen.evaluation.lite import EvalLiteConfig, evaluate_lite, unmeasured
 from llamagen.runs import Run
 from llamagen.sampling.filters import SamplingConfig
 from llamagen.sampling.sets import SampleSet
 from llamagen.train import train
-from metrics.results import Results, row
+from metrics.results import FITTED_NATS, Results, row
 
 CPU = "cpu"
 
@@ -49,7 +49,7 @@ def config(samples):
     about = samples.protocol() | {"images_sha256": images.sha256}
     Results([row("FD-lite0", 1.0, about, interval)]).save(run.directory / "eval" / "default.json")
     about = {"weights_sha256": run.weights_sha256, "codes_sha256": run.inputs.held_out.sha256}
-    rows = [row("held-out nats per token", 1.0, about), row(FITTED, 0.9, about)]
+    rows = [row("held-out nats per token", 1.0, about), row(FITTED_NATS, 0.9, about)]
     Results(rows).save(run.directory / "eval" / "likelihood.json")
     return EvalLiteConfig(run=str(run.directory))
 
